@@ -1,0 +1,1 @@
+"""The parts that Shuoshu's commands share, each file a noun."""

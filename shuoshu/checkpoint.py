@@ -1,0 +1,209 @@
+"""Saving that survives a kill, loading that trusts nothing: files written aside, hashed, synced, and renamed when whole.
+
+out_dir holds the best model as a Hugging Face folder; out_dir/checkpoints/step-000500/ holds all that a run needs to go on.
+Everything is safetensors or JSON: nothing is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from model import GPT, GPTConfig
+from shuoshu.settings import UserError
+from shuoshu.tokenizer import Tokenizer
+
+FORMAT = 1
+KEEP = 2  # checkpoints of a run
+_DTYPES = {torch.float32: "F32", torch.float64: "F64", torch.bfloat16: "BF16", torch.float16: "F16", torch.int64: "I64", torch.uint8: "U8"}
+
+
+# ---------------------------------------------------------------- files, whole or not at all
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes renames in this folder last through a power cut, where the system can do that."""
+    if os.name == "posix":
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def write_whole(path: Path, write: Callable[[Path], None]) -> None:
+    """Lets `write` fill a file aside, then puts it in place by one atomic rename."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        write(aside)
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
+def write_text(path: Path, text: str) -> None:
+    """A small text file, synced."""
+    with path.open("w", encoding="utf-8", newline="\n") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """A safetensors file whose bytes depend on its content alone (the library shuffles the metadata), synced.
+
+    The metadata gains the sha256 of all that follows the header.
+    """
+    arrays = {name: t.detach().cpu().contiguous() for name, t in sorted(tensors.items())}
+    raw = {name: t.reshape(-1).view(torch.uint8).numpy() for name, t in arrays.items()}
+    digest = hashlib.sha256()
+    for piece in raw.values():
+        digest.update(piece)
+    header: dict[str, object] = {"__metadata__": {"format": "pt", **metadata, "sha256": digest.hexdigest()}}
+    offset = 0
+    for name, tensor in arrays.items():
+        end = offset + raw[name].nbytes
+        header[name] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for piece in raw.values():
+            file.write(piece)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """The metadata of a safetensors file; UserError if the file is not whole."""
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if not 2 <= length <= min(100_000_000, path.stat().st_size - 8):
+                raise ValueError("its header is cut off")
+            metadata = json.loads(file.read(length))["__metadata__"]
+            digest = hashlib.sha256()
+            while chunk := file.read(1 << 20):
+                digest.update(chunk)
+        if digest.hexdigest() != metadata["sha256"]:
+            raise ValueError("its content doesn't match its sha256")
+        return metadata
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        reason = getattr(error, "strerror", None) or (f"it lacks {error}" if isinstance(error, KeyError) else error)
+        raise UserError(f"{path} is damaged or no weights file of Shuoshu: {reason}") from None
+
+
+def sha256_of(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+# ---------------------------------------------------------------- the model folder
+
+
+def write_model_folder(out_dir: Path, config: GPTConfig, tokenizer: Tokenizer) -> None:
+    """All of a Hugging Face model folder but the weights."""
+    ids = {"eos_token_id": tokenizer.end, "pad_token_id": tokenizer.pad, "bos_token_id": None}
+    files = {
+        "config.json": json.dumps({**config.to_hf(), **ids}, indent=1),
+        "generation_config.json": json.dumps({**ids, "do_sample": True, "temperature": 0.8, "top_k": 200}, indent=1),
+        **tokenizer.files(config.block_size),
+    }
+    for name, text in files.items():
+        write_whole(out_dir / name, lambda path, text=text: write_text(path, text))
+
+
+def save_weights(out_dir: Path, model: GPT, step: int) -> None:
+    """Replaces the folder's model.safetensors."""
+    write_whole(out_dir / "model.safetensors", lambda path: write_tensors(path, model.tensors(), {"step": str(step)}))
+
+
+def load_model(folder: str | Path, device: torch.device | str = "cpu", **changes: object) -> tuple[GPT, Tokenizer, int]:
+    """(model, tokenizer, step) of a model folder; every way in which it can be wrong has its UserError."""
+    folder = Path(folder)
+    if not (folder / "config.json").is_file() or not (folder / "model.safetensors").is_file():
+        raise UserError(f"there is no trained model in {folder}: train one with\n  python train.py --out_dir={folder}")
+    metadata = read_metadata(folder / "model.safetensors")
+    tokenizer = Tokenizer.load(folder)
+    try:
+        model = GPT.from_pretrained(folder, **changes)
+    except (ValueError, TypeError, KeyError, OSError, RuntimeError, RecursionError, SafetensorError) as error:
+        raise UserError(f"the model in {folder} can't be loaded: {error}") from None
+    if model.config.vocab_size < tokenizer.n_vocab:
+        raise UserError(f"{folder}: the tokenizer has {tokenizer.n_vocab:,} entries, the model only {model.config.vocab_size:,}: they don't belong together")
+    return model.to(device).eval(), tokenizer, int(metadata.get("step", 0))
+
+
+# ---------------------------------------------------------------- checkpoints
+
+
+def save_checkpoint(out_dir: Path, step: int, model: GPT, optimizer: dict[str, Tensor], state: dict) -> Path:
+    """checkpoints/step-…/, complete before it gets its name; older ones go only after it stands."""
+    home = out_dir / "checkpoints"
+    home.mkdir(parents=True, exist_ok=True)
+    folder = home / f"step-{step:06d}"
+    aside = home / f".{folder.name}.{os.getpid()}"
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir()
+    try:
+        write_tensors(aside / "model.safetensors", model.tensors(), {"step": str(step)})
+        write_tensors(aside / "optimizer.safetensors", optimizer, {"step": str(step)})
+        write_text(aside / "state.json", json.dumps({"format": FORMAT, "step": step, **state}, ensure_ascii=False, indent=1))
+        hashes = {path.name: sha256_of(path) for path in sorted(aside.iterdir())}
+        write_text(aside / "manifest.json", json.dumps({"format": FORMAT, "sha256": hashes}, indent=1))
+        sync_folder(aside)
+        if folder.exists():  # from a run that was resumed further back
+            shutil.rmtree(folder)
+        aside.rename(folder)
+        sync_folder(home)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    for old in sorted(home.glob("step-*"))[:-KEEP]:
+        shutil.rmtree(old, ignore_errors=True)
+    return folder
+
+
+def newest_checkpoint(out_dir: Path) -> tuple[Path | None, list[str]]:
+    """The newest valid checkpoint, and what was wrong with those that are newer."""
+    wrong = []
+    for folder in sorted((out_dir / "checkpoints").glob("step-*"), reverse=True):
+        problem = _problem_of(folder)
+        if problem is None:
+            return folder, wrong
+        wrong.append(f"{folder}: {problem}")
+    return None, wrong
+
+
+def _problem_of(folder: Path) -> str | None:
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        if manifest["format"] != FORMAT:
+            return f"it has format {manifest['format']}, this version reads {FORMAT}"
+        if set(manifest["sha256"]) != {"model.safetensors", "optimizer.safetensors", "state.json"}:
+            return "its manifest names other files"
+        for name, digest in manifest["sha256"].items():
+            if sha256_of(folder / name) != digest:
+                return f"{name} is damaged"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        return f"it is incomplete ({type(error).__name__}: {error})"
+    return None
+
+
+def load_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], dict]:
+    """(weights, optimiser state, state) of a checkpoint that `newest_checkpoint` found valid."""
+    state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+    return load_file(folder / "model.safetensors"), load_file(folder / "optimizer.safetensors"), state

@@ -1,0 +1,194 @@
+"""Sampling: KV-cached, batched, streaming; always valid UTF-8, and the same text alone or in a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from model import GPT, KVCache
+from shuoshu.tokenizer import WHOLE, TextStream, Tokenizer, utf8_transitions
+
+
+@dataclass
+class Sampling:
+    max_new_tokens: int = 300
+    temperature: float = 0.8  # 0: greedy
+    top_k: int | None = 200
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    stop: tuple[str, ...] = ()
+
+
+@dataclass
+class Finished:
+    text: str
+    tokens: int
+    reason: str  # "end": the model's own end, "stop": a stop string, "length", "interrupted"
+
+
+class Utf8Mask:
+    """Which tokens may come next, so that the text is valid UTF-8 and ends on a whole character."""
+
+    def __init__(self, tokenizer: Tokenizer, vocab_size: int, device: torch.device) -> None:
+        after, finishes = utf8_transitions(tokenizer, vocab_size)
+        self.after = torch.from_numpy(after).to(device).long()  # (states, V)
+        self.forbidden = self.after < 0
+        self.may_not_finish = ~torch.from_numpy(finishes).to(device)
+
+
+class Writer:
+    """The text of one row as it grows: decodes, watches for stop strings, holds back what may be the start of one."""
+
+    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str]) -> None:
+        self._stream, self._stop = TextStream(tokenizer), [s for s in stop if s]
+        self.text, self.told, self.tokens, self.reason = "", 0, 0, ""
+
+    def push(self, token: int) -> str:
+        """Takes a token, returns the new text that is certain to stay."""
+        self.tokens += 1
+        self.text += self._stream.push(token)
+        found = [at for s in self._stop if (at := self.text.find(s, max(0, self.told - len(s)))) >= 0]
+        if found:
+            self.text, self.reason = self.text[: min(found)], "stop"
+        return self._tell(0 if found else self._held_back())
+
+    def finish(self, reason: str) -> str:
+        self.reason = self.reason or reason
+        return self._tell(0)
+
+    def _tell(self, held: int) -> str:
+        upto = max(self.told, len(self.text) - held)
+        new, self.told = self.text[self.told : upto], upto
+        return new
+
+    def _held_back(self) -> int:
+        """The longest end of the text that begins a stop string."""
+        return max((n for s in self._stop for n in range(1, len(s)) if self.text.endswith(s[:n])), default=0)
+
+
+@torch.inference_mode()
+def stream(
+    model: GPT,
+    tokenizer: Tokenizer,
+    prompts: Sequence[Sequence[int]],
+    sampling: Sampling,
+    seeds: Sequence[int],
+    mask: Utf8Mask | None = None,
+    should_stop: Callable[[], object] = lambda: False,
+) -> Iterator[list[str] | list[Finished]]:
+    """Continues each prompt (ids of whole characters); yields the rows' new texts step by step, at last a list of Finished.
+
+    Row i draws from a generator seeded with seeds[i]: its text doesn't depend on the other rows.
+    """
+    device, dtype, block = model.lm_head.weight.device, model.lm_head.weight.dtype, model.config.block_size
+    mask = mask or Utf8Mask(tokenizer, model.config.vocab_size, device)
+    rows = range(len(prompts))
+    histories = [list(prompt) or [tokenizer.end] for prompt in prompts]
+    writers = [Writer(tokenizer, sampling.stop) for _ in rows]
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    state = torch.full((len(prompts),), WHOLE, device=device)
+    seen = torch.zeros(len(prompts), model.config.vocab_size, dtype=torch.bool, device=device)
+    for row in rows:
+        seen[row, histories[row]] = True
+    cache = KVCache(model.config, len(prompts), device, dtype)
+    logits = prefill(model, cache, [_fitting(history, block) for history in histories])
+
+    step, interrupted = 0, False
+    while not all(writer.reason for writer in writers):
+        draws = torch.stack([torch.rand((), generator=g) for g in generators]).to(device)
+        allowed = penalise(logits, seen, sampling.repetition_penalty)
+        allowed = allowed.masked_fill(mask.forbidden[state], -torch.inf)
+        if step >= sampling.max_new_tokens or interrupted:  # only to let a character finish
+            allowed = allowed.masked_fill(mask.may_not_finish[state] & (state != WHOLE)[:, None], -torch.inf)
+        tokens = pick(allowed, sampling, draws)
+        state = mask.after[state, tokens]
+        seen[torch.arange(len(prompts), device=device), tokens] = True
+        news, whole = [""] * len(prompts), (state == WHOLE).tolist()
+        interrupted = interrupted or bool(should_stop())
+        for row, token in enumerate(tokens.tolist()):
+            if writers[row].reason:
+                continue
+            histories[row].append(token)
+            if token == tokenizer.end:
+                news[row] = writers[row].finish("end")
+                continue
+            news[row] = writers[row].push(token)
+            if whole[row] and (step + 1 >= sampling.max_new_tokens or interrupted) and not writers[row].reason:
+                news[row] += writers[row].finish("interrupted" if interrupted else "length")
+        yield news
+        step += 1
+        if not all(writer.reason for writer in writers):
+            logits = advance(model, cache, tokens, histories)
+    yield [Finished(writer.text, writer.tokens, writer.reason) for writer in writers]
+
+
+def complete(model: GPT, tokenizer: Tokenizer, prompts: Sequence[Sequence[int]], sampling: Sampling, seeds: Sequence[int], **more: object) -> list[Finished]:
+    """The finished texts alone."""
+    *_, finished = stream(model, tokenizer, prompts, sampling, seeds, **more)
+    return finished
+
+
+def _fitting(history: Sequence[int], block: int) -> Sequence[int]:
+    """What of a history is read again when the block is full: its last half block."""
+    return history if len(history) < block else history[-(block // 2) :]
+
+
+def prefill(model: GPT, cache: KVCache, prompts: Sequence[Sequence[int]]) -> Tensor:
+    """Reads ragged prompts, padded on the right; logits (B, V) after each one's last token."""
+    lengths = [len(prompt) for prompt in prompts]
+    ids = torch.zeros(len(prompts), max(lengths), dtype=torch.long)
+    for row, prompt in enumerate(prompts):
+        ids[row, : len(prompt)] = torch.as_tensor(prompt)
+    logits = model.next_logits(ids.to(cache.k.device), [length - 1 for length in lengths], cache)
+    cache.lengths = lengths  # what the padding wrote lies beyond and is written over
+    return logits
+
+
+def advance(model: GPT, cache: KVCache, tokens: Tensor, histories: Sequence[Sequence[int]]) -> Tensor:
+    """One token a row → logits (B, V). Rows whose block is full read the last half of it again first."""
+    block = model.config.block_size
+    full = [row for row, length in enumerate(cache.lengths) if length == block]
+    if not full:
+        return model.next_logits(tokens[:, None], [0] * len(tokens), cache)
+    for row in full:
+        cache.lengths[row] = 0  # so that the others can go on; its own position 0 is written over below
+    logits = model.next_logits(tokens[:, None], [0] * len(tokens), cache)
+    aside = KVCache(model.config, len(full), cache.k.device, cache.k.dtype)
+    logits[full] = prefill(model, aside, [_fitting(histories[row], block) for row in full])
+    cache.k[:, full], cache.v[:, full] = aside.k, aside.v
+    for row, length in zip(full, aside.lengths, strict=True):
+        cache.lengths[row] = length
+    return logits
+
+
+def penalise(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
+    """The logits with what stands in the context made less likely, whatever their sign."""
+    if penalty == 1.0:
+        return logits
+    return torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
+
+
+def pick(logits: Tensor, sampling: Sampling, draws: Tensor) -> Tensor:
+    """One token a row: temperature, then top-k, top-p and min-p, then the token at which the probabilities pass draws[b]."""
+    if sampling.temperature == 0 or sampling.top_k == 1:
+        return logits.argmax(dim=-1)
+    logits = (logits - logits.amax(dim=-1, keepdim=True)) / sampling.temperature  # first the maximum: a tiny temperature can't overflow
+    order = None
+    if sampling.top_k and sampling.top_k < logits.shape[-1]:
+        logits, order = logits.topk(sampling.top_k)
+    elif sampling.top_p < 1:
+        logits, order = logits.sort(descending=True)
+    p = logits.softmax(dim=-1)
+    if sampling.top_p < 1:
+        p = p.masked_fill(p.cumsum(dim=-1) - p >= sampling.top_p, 0)  # the first one always stays
+    if sampling.min_p > 0:
+        p = p.masked_fill(p < sampling.min_p * p.amax(dim=-1, keepdim=True), 0)
+    sums = p.cumsum(dim=-1)
+    total = sums[:, -1:]
+    threshold = torch.minimum(draws[:, None] * total, torch.nextafter(total, torch.zeros_like(total)))
+    at = torch.searchsorted(sums, threshold, right=True)
+    return (order.gather(1, at) if order is not None else at)[:, 0]

@@ -1,0 +1,242 @@
+"""The training loop: batches in order, one step after another, evaluated and saved on the way."""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor
+
+from shuoshu import checkpoint, report, runtime
+from shuoshu.generate import Sampling, complete
+from shuoshu.optim import rate_factor, set_rates, state_tensors
+from shuoshu.pace import Pace
+from shuoshu.run import Run
+from shuoshu.scoring import score_tokens
+from shuoshu.settings import TrainSettings, UserError
+
+
+def train(settings: TrainSettings) -> int:
+    """Trains as the settings say; the exit code."""
+    runtime.keep_memory()
+    processes = runtime.Processes()
+    device = runtime.pick_device(settings.device, processes.local_rank)
+    processes.start(device)
+    try:
+        if settings.threads:
+            torch.set_num_threads(settings.threads)
+        run = Run(settings, processes, device)
+        return dry_run(run) if settings.dry_run else loop(run)
+    finally:
+        processes.stop()
+
+
+def loop(run: Run) -> int:
+    """Steps until the plan, the user or the patience ends it; the exit code."""
+    state, settings = run.state, run.settings
+    pace = Pace(settings, run.steps_per_epoch, run.processes, run.device)
+    if run.processes.is_first:
+        run.open_out_dir()
+        introduce(run)
+    pace.begin(state)
+    feed = batches_from(run, state.step)
+    loss_sum, loss_steps = torch.zeros((), device=run.device), 0
+    visited = state.step or None  # a resumed run begins at a step that is evaluated and saved already
+    bar = report.Progress(state.plan.max_iters if state.plan else 0, state.step, show=run.processes.is_first)
+    run.raw.train()
+    with runtime.StopFlag() as stop:
+        while True:
+            plan = state.plan
+            is_last = plan is not None and state.step >= plan.max_iters
+            evaluating = is_last or state.step == 0 or (plan is not None and state.step % plan.eval_interval == 0)
+            saving = is_last or (plan is not None and state.step > 0 and state.step % plan.save_interval == 0)
+            if (evaluating or saving) and state.step != visited:
+                with pace.pause():
+                    if evaluating:
+                        evaluate(run, pace, bar, stop)
+                    if saving:
+                        state.seconds = pace.elapsed()
+                        run.save()
+                visited = state.step
+            stopped = run.processes.agree_on_signal(stop.raised, run.device)
+            out_of_patience = settings.patience is not None and state.worse_evals >= settings.patience
+            if is_last or stopped or out_of_patience:
+                break
+            loss_sum, loss_steps = loss_sum + train_step(run, feed), loss_steps + 1
+            state.step += 1
+            state.plan = pace.plan_after(state)
+            if state.step % settings.log_interval == 0:
+                tell(run, pace, bar, run.processes.sum([loss_sum.item()], run.device)[0] / loss_steps)
+                loss_sum, loss_steps = torch.zeros_like(loss_sum), 0
+        state.seconds = pace.elapsed()
+        if not is_last:
+            run.save()
+    bar.close()
+    if run.processes.is_first:
+        conclude(run, stopped, out_of_patience)
+    return 128 + stopped if stopped else 0
+
+
+def batches_from(run: Run, step: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """This process's micro-batches from `step` on, on their way to the device."""
+    mine, size = run.rows_per_step // run.processes.world, run.settings.batch_size
+    pinned = run.device.type == "cuda"
+    while True:
+        first = step * run.rows_per_step + run.processes.rank * mine
+        for start in range(0, mine, size):
+            rows = run.data.rows(first + start, min(size, mine - start), run.block, run.settings.seed)
+            ids, targets = (torch.from_numpy(part) for part in rows)
+            if pinned:
+                ids, targets = ids.pin_memory(), targets.pin_memory()
+            yield ids.to(run.device, non_blocking=pinned), targets.to(run.device, non_blocking=pinned)
+        step += 1
+
+
+def train_step(run: Run, feed: Iterator[tuple[Tensor, Tensor]]) -> Tensor:
+    """One optimiser step; this process's part of the mean loss, left on the device."""
+    step, processes = run.state.step, run.processes
+    runtime.seed_step(run.settings.seed, step, processes.rank)
+    set_rates(run.optimizers, rate_factor(step, run.state.plan, run.settings), step)
+    micro_steps = math.ceil(run.rows_per_step // processes.world / run.settings.batch_size)
+    total = torch.zeros((), device=run.device)
+    for micro in range(micro_steps):
+        ids, targets = next(feed)
+        is_quiet = processes.world > 1 and micro < micro_steps - 1  # gradients travel once a step
+        with run.forward.no_sync() if is_quiet else nullcontext():
+            with runtime.autocast(run.device, run.dtype):
+                loss = run.forward(ids, targets, reduction="sum") / run.tokens_per_step
+            run.scaler.scale(loss * processes.world).backward()  # DDP takes the mean of the processes, we want their sum
+        total += loss.detach()
+    for optimizer in run.optimizers:
+        run.scaler.unscale_(optimizer)
+    if run.settings.grad_clip:
+        torch.nn.utils.clip_grad_norm_(run.raw.parameters(), run.settings.grad_clip)
+    for optimizer in run.optimizers:
+        run.scaler.step(optimizer)
+        optimizer.zero_grad(set_to_none=True)
+    run.scaler.update()
+    return total
+
+
+def evaluate(run: Run, pace: Pace, bar: report.Progress, stop: runtime.StopFlag) -> None:
+    """Scores the validation text, keeps the model if it is the best so far, samples, redraws the curves."""
+    state, settings = run.state, run.settings
+    facts: dict[str, float] = {}
+    is_best = True
+    if len(run.val):
+        tokens = run.val.tokens[: settings.eval_tokens]
+        score = score_tokens(run.model, run.raw, tokens, run.tokenizer.end, settings.batch_size, run.dtype, run.processes)
+        facts["val_loss"] = score.loss
+        if settings.eval_tokens is None:
+            facts["bits_per_char"] = score.bits_per(run.val.characters)
+        is_best = state.best_loss is None or score.loss < state.best_loss
+        state.worse_evals = 0 if is_best else state.worse_evals + 1
+        if is_best:
+            state.best_loss, state.best_step = score.loss, state.step
+    if not run.processes.is_first:
+        return
+    if is_best:
+        checkpoint.save_weights(run.out_dir, run.raw, state.step)
+    told = f"step {state.step:,}" + (f": val loss {facts['val_loss']:.4f}" if facts else "")
+    told += f", {facts['bits_per_char']:.3f} bits per character" if "bits_per_char" in facts else ""
+    told += ", the best so far" if is_best and facts else ""
+    bar.say(told)
+    run.log.write("eval", step=state.step, **facts, seconds=round(pace.elapsed(), 2))
+    if settings.sample_tokens:
+        take_sample(run, told, stop)
+    report.draw_curves(run.log, run.out_dir / "loss.png")
+
+
+def take_sample(run: Run, title: str, stop: runtime.StopFlag) -> None:
+    """Continues the run's prompt, the same each time, into samples.md."""
+    prompt = run.settings.sample_prompt
+    if prompt is None:
+        source = run.val.tokens if len(run.val) else run.data.tokens
+        prompt = run.tokenizer.decode(source[:64].tolist()).lstrip().partition("\n")[0][:24].rstrip("�")
+    ids = run.tokenizer.encode(prompt)[-run.block // 2 :]
+    sampling = Sampling(max_new_tokens=run.settings.sample_tokens)
+    run.raw.eval()
+    with runtime.autocast(run.device, run.dtype):
+        text = complete(run.raw, run.tokenizer, [ids], sampling, [run.settings.seed], should_stop=lambda: stop.raised)[0].text
+    run.raw.train()
+    run.log.write("sample", step=run.state.step, title=title, prompt=prompt, text=text)
+    report.write_samples(run.log, run.out_dir / "samples.md")
+
+
+# ---------------------------------------------------------------- what the user reads
+
+
+def introduce(run: Run) -> None:
+    total, inner = run.raw.count_parameters()
+    guess = math.log(run.tokenizer.n_vocab)
+    rates: dict[float, int] = {}
+    for group in (group for optimizer in run.optimizers for group in optimizer.param_groups):
+        rates[group["full_lr"]] = rates.get(group["full_lr"], 0) + sum(p.numel() for p in group["params"])
+    compiled = ", compiled" if run.machine["compiled"] else ""
+    print(f"model      {total:,} parameters, {inner:,} of them outside embedding and head; a blind guess would have a loss of {guess:.2f}")
+    print(f"optimiser  {run.settings.optimizer}: " + ", ".join(f"{count:,} parameters at {rate:g}" for rate, count in rates.items()))
+    print(f"data       {run.data.folder}: {len(run.data):,} training and {len(run.val):,} validation tokens, {run.steps_per_epoch:.1f} steps an epoch")
+    print(f"machine    {run.device}, {run.settings.dtype}, torch {run.machine['torch']}{compiled}")
+
+
+def tell(run: Run, pace: Pace, bar: report.Progress, loss: float) -> None:
+    """The loss of the last steps and the speed, to the bar and the log."""
+    state = run.state
+    lr = run.optimizers[0].param_groups[0]["lr"]
+    if not math.isfinite(loss):
+        raise UserError(f"the loss became {loss} before step {state.step}: lower --learning_rate (now {lr:g}); --resume goes on from the last checkpoint")
+    rate = pace.recent_steps_per_second(state.step) * run.tokens_per_step
+    peak = runtime.peak_flops(run.device)
+    mfu = rate * run.raw.flops_per_token() / (peak * run.processes.world) if peak else None
+    left = pace.seconds_left(state)
+    told = [f"loss {loss:.3f}", f"lr {lr:.2g}", f"{rate:,.0f} tok/s"]
+    told[1:1] = [f"best val {state.best_loss:.3f}"] if state.best_loss is not None else []
+    told += [f"MFU {mfu:.0%}"] if mfu else []
+    told += [f"{report.duration(left)} left"] if left is not None else []
+    bar.update(state.step, state.plan.max_iters if state.plan else 0, "  ".join(told))
+    if run.processes.is_first:
+        epoch = round(state.step / run.steps_per_epoch, 3)
+        speed = {"tokens_per_second": round(rate)} | ({"mfu": round(mfu, 4)} if mfu else {})
+        run.log.write("step", step=state.step, epoch=epoch, loss=loss, lr=lr, **speed)
+
+
+def conclude(run: Run, stopped: int | None, out_of_patience: bool) -> None:
+    state, settings = run.state, run.settings
+    if stopped:
+        again = " ".join(["python train.py", *settings.configs, f"--out_dir={settings.out_dir}", "--resume"])
+        print(f"stopped by {signal.Signals(stopped).name} after step {state.step:,}; everything is saved. Go on with\n  {again}")
+        return
+    early = f", stopped early after {state.worse_evals} evaluations without a better one" if out_of_patience else ""
+    print(f"done       {state.step:,} steps, {state.step / run.steps_per_epoch:.2f} epochs in {report.duration(state.seconds)}{early}")
+    if state.best_loss is not None:
+        print(f"best       val loss {state.best_loss:.4f} at step {state.best_step:,}: that model is in {run.out_dir}, its curve in loss.png")
+    print(f'next       python sample.py --out_dir={settings.out_dir} --start="…"')
+
+
+def dry_run(run: Run) -> int:
+    """Size, memory, time and disk, measured on a few real steps; writes nothing."""
+    feed = batches_from(run, 0)
+    run.raw.train()
+    seconds = []
+    for _ in range(8):
+        began = time.perf_counter()
+        train_step(run, feed)
+        runtime.synchronise(run.device)
+        seconds.append(time.perf_counter() - began)
+    per_step = sorted(seconds[3:])[2]
+    steps = Pace(run.settings, run.steps_per_epoch, run.processes, run.device).steps_at(per_step)
+    total, inner = run.raw.count_parameters()
+    kept = [*run.raw.tensors().values(), *state_tensors(run.raw, run.optimizers).values()]
+    disk = sum(tensor.numel() * tensor.element_size() for tensor in kept)
+    if run.processes.is_first:
+        rows = f"{run.rows_per_step} rows x {run.block} = {run.tokens_per_step:,} tokens"
+        print(f"parameters   {total:,}, {inner:,} of them outside embedding and head; vocabulary {run.raw.config.vocab_size:,}")
+        print(f"step         {rows} in {per_step:.3f} s, {run.tokens_per_step / per_step:,.0f} tokens/s")
+        print(f"run          {steps:,} steps, {steps / run.steps_per_epoch:.2f} epochs, {report.duration(steps * per_step)} and the evaluations")
+        print(f"memory       {report.size(runtime.peak_memory(run.device))} at the peak, on {run.device} in {run.settings.dtype}")
+        print(f"disk         {report.size(disk)} a checkpoint, {checkpoint.KEEP} are kept; {report.size(4 * total)} the model")
+    return 0

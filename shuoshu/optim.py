@@ -1,0 +1,150 @@
+"""Muon for the block matrices, AdamW for the rest; the schedule of their rates."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from shuoshu.settings import OptimSettings
+
+# Polar Express (Amsel, Persson, Musco, Gower 2025, arXiv 2505.16932): five odd quintics whose composition drives singular
+# values from [0.001, 1] to 1. All but the last are made safe against bf16's rounding by taking x / 1.01 for x.
+_QUINTICS = (
+    (8.28721201814563, -23.595886519098837, 17.300387312530933),
+    (4.107059111542203, -2.9478499167379106, 0.5448431082926601),
+    (3.9486908534822946, -2.908902115962949, 0.5518191394370137),
+    (3.3184196573706015, -2.488488024314874, 0.51004894012372),
+    (2.300652019954817, -1.6689039845747493, 0.4188073119525673),
+)
+POLAR_EXPRESS = tuple((a / 1.01, b / 1.01**3, c / 1.01**5) for a, b, c in _QUINTICS[:-1]) + _QUINTICS[-1:]
+
+
+def orthogonalise(matrices: Tensor, dtype: torch.dtype) -> Tensor:
+    """Each matrix of (n, rows, columns) with its singular values driven to about 1."""
+    tall = matrices.shape[-2] > matrices.shape[-1]
+    x = (matrices.mT if tall else matrices).to(dtype)
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) * 1.01 + 1e-7)
+    for a, b, c in POLAR_EXPRESS:
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x.mT if tall else x
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum, orthogonalised: the update of a matrix has all singular values near 1, times sqrt(max(1, rows / columns)).
+
+    Matrices of one shape are orthogonalised together. Newton-Schulz runs in `dtype`: bfloat16 is fast, float32 reproducible
+    across numbers of processes.
+    """
+
+    def __init__(self, params: list[nn.Parameter], lr: float, weight_decay: float, dtype: torch.dtype) -> None:
+        shapes = sorted({tuple(p.shape) for p in params})
+        groups = [{"params": [p for p in params if tuple(p.shape) == shape]} for shape in shapes]
+        super().__init__(groups, {"lr": lr, "weight_decay": weight_decay, "momentum": 0.95})
+        self.dtype = dtype
+
+    @torch.no_grad()
+    def step(self) -> None:
+        for group in self.param_groups:
+            params, momentum = group["params"], group["momentum"]
+            for p in params:
+                if not self.state[p]:
+                    self.state[p]["momentum"] = torch.zeros_like(p)
+            buffers = [self.state[p]["momentum"] for p in params]
+            grads = [p.grad for p in params]
+            torch._foreach_lerp_(buffers, grads, 1 - momentum)
+            ahead = torch._foreach_lerp(grads, buffers, momentum)  # Nesterov: look where the momentum leads
+            updates = orthogonalise(torch.stack(ahead), self.dtype).to(params[0].dtype)
+            rows, columns = params[0].shape
+            if group["weight_decay"]:
+                torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
+            torch._foreach_add_(params, list(updates.unbind()), alpha=-group["lr"] * math.sqrt(max(1, rows / columns)))
+
+
+def build_optimizers(model: nn.Module, settings: OptimSettings, device: torch.device, muon_dtype: torch.dtype) -> list[torch.optim.Optimizer]:
+    """The optimisers with every parameter in just one group; each group's full rate stands in `full_lr`."""
+    named = dict(model.named_parameters())
+    tied = "lm_head.weight" not in named
+    blocks = [p for name, p in named.items() if ".layers." in name and p.ndim == 2]
+    embedding, head = [named["model.embed_tokens.weight"]], [] if tied else [named["lm_head.weight"]]
+    gains = [p for p in named.values() if p.ndim == 1]
+    if settings.optimizer == "adamw":
+        rate = 0.001 if settings.learning_rate is None else settings.learning_rate
+        groups = [(blocks + embedding + head, rate, settings.weight_decay), (gains, rate, 0.0)]
+        optimizers: list[torch.optim.Optimizer] = []
+    else:
+        embedding_lr = settings.embedding_lr if settings.embedding_lr is not None else 0.008 if tied else 0.1
+        groups = [(embedding, embedding_lr, 0.0), (head, settings.head_lr, settings.weight_decay), (gains, settings.gain_lr, 0.0)]
+        rate = 0.02 if settings.learning_rate is None else settings.learning_rate
+        optimizers = [Muon(blocks, rate, settings.weight_decay, muon_dtype)]
+    adamw = torch.optim.AdamW(
+        [{"params": params, "lr": lr, "weight_decay": decay} for params, lr, decay in groups if params],
+        betas=(settings.beta1, settings.beta2),
+        eps=1e-10,
+        fused=device.type in ("cuda", "cpu"),
+    )
+    optimizers.append(adamw)
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["full_lr"] = group["lr"]
+    return optimizers
+
+
+@dataclass
+class Plan:
+    """How long a run is and when its rates fall: settled once, saved with every checkpoint."""
+
+    max_iters: int
+    decay_start: int  # wsd: the step at which the decay begins
+    decay_from: float  # wsd: the factor it begins with
+    eval_interval: int
+    save_interval: int
+
+
+def rate_factor(step: int, plan: Plan | None, settings: OptimSettings) -> float:
+    """The share of the full rates that step `step` (from 0) uses; without a plan the end is far."""
+    warm = min(1.0, (step + 1) / (settings.warmup_iters + 1))
+    low = settings.min_lr_fraction
+    if settings.schedule == "constant" or plan is None:
+        return warm
+    if settings.schedule == "cosine":
+        done = min(1.0, step / max(1, plan.max_iters))
+        return warm * (low + (1 - low) * 0.5 * (1 + math.cos(math.pi * done)))
+    if step < plan.decay_start:
+        return warm
+    done = min(1.0, (step - plan.decay_start) / max(1, plan.max_iters - plan.decay_start))
+    return warm * (plan.decay_from + (min(low, plan.decay_from) - plan.decay_from) * done)
+
+
+def set_rates(optimizers: list[torch.optim.Optimizer], factor: float, step: int) -> None:
+    """Sets every group's rate; Muon's momentum grows from 0.85 to 0.95 over the first 200 steps."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = group["full_lr"] * factor
+            if isinstance(optimizer, Muon):
+                group["momentum"] = 0.85 + 0.10 * min(1.0, step / 200)
+
+
+def state_tensors(model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> dict[str, Tensor]:
+    """All that the optimisers remember, by parameter: `<parameter>/<what>`."""
+    return {
+        f"{name}/{what}": value
+        for name, parameter in model.named_parameters()
+        for optimizer in optimizers
+        for what, value in optimizer.state.get(parameter, {}).items()
+    }
+
+
+def load_state_tensors(model: nn.Module, optimizers: list[torch.optim.Optimizer], tensors: dict[str, Tensor]) -> None:
+    """Puts back what `state_tensors` gave; ValueError if it doesn't fit the parameters."""
+    owner = {id(p): optimizer for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
+    named = dict(model.named_parameters())
+    for key, value in tensors.items():
+        name, _, what = key.rpartition("/")
+        if name not in named or (value.ndim and value.shape != named[name].shape):
+            raise ValueError(f"optimiser state {key} fits no parameter of this model")
+        device = named[name].device if value.ndim or named[name].device.type != "cpu" else torch.device("cpu")
+        owner[id(named[name])].state[named[name]][what] = value.to(device, copy=True)

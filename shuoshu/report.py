@@ -1,0 +1,166 @@
+"""What a run tells: tables, the progress bar, log.jsonl, the curves, the samples."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+import unicodedata
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def width(text: str) -> int:
+    """Columns that a terminal gives to a text: two for a Chinese character."""
+    return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
+
+
+def pad(text: str, columns: int, right: bool = False) -> str:
+    space = " " * max(0, columns - width(text))
+    return space + text if right else text + space
+
+
+def table(rows: Sequence[Sequence[object]], left: int = 1) -> str:
+    """Rows in aligned columns, the first one a header; the first `left` columns flush left, numbers flush right."""
+    texts = [[f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row] for row in rows]
+    columns = [max(width(row[i]) for row in texts) for i in range(len(texts[0]))]
+    lines = ["  " + "  ".join(pad(cell, columns[i], right=i >= left) for i, cell in enumerate(row)).rstrip() for row in texts]
+    lines.insert(1, "  " + "  ".join("─" * c for c in columns))
+    return "\n".join(lines)
+
+
+def shorten(text: str, columns: int) -> str:
+    """The text, or as much of its beginning as fits, with an ellipsis."""
+    if width(text) <= columns:
+        return text
+    while text and width(text) > columns - 1:
+        text = text[:-1]
+    return text + "…"
+
+
+def duration(seconds: float) -> str:
+    """3.2 s, 4 min 05 s, 2 h 10 min."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    if seconds < 3600:
+        return f"{int(seconds // 60)} min {int(seconds % 60):02d} s"
+    return f"{int(seconds // 3600)} h {int(seconds % 3600 // 60):02d} min"
+
+
+def size(count: float) -> str:
+    """12 kB, 3.4 MB."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000 or unit == "GB":
+            return f"{count:.0f} {unit}" if count >= 100 or unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    raise AssertionError
+
+
+class Log:
+    """log.jsonl: one object a line, flushed as it is written; the single source of the curves."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def write(self, kind: str, **values: object) -> None:
+        line = json.dumps({"kind": kind, "time": round(time.time(), 3), **values}, ensure_ascii=False)
+        with self.path.open("a", encoding="utf-8", newline="\n") as file:
+            file.write(line + "\n")
+
+    def read(self, kind: str | None = None) -> list[dict]:
+        """Its records in order; a line torn by a crash is left out."""
+        if not self.path.is_file():
+            return []
+        records = []
+        for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
+            try:
+                record = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(record, dict) and kind in (None, record.get("kind")):
+                records.append(record)
+        return records
+
+    def rewind(self, step: int) -> None:
+        """Drops what lies after `step`, so that a resumed run doesn't tell those steps twice."""
+        kept = [record for record in self.read() if record.get("step", 0) <= step]
+        text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in kept)
+        aside = self.path.with_suffix(".tmp")
+        aside.write_text(text, encoding="utf-8", newline="\n")
+        aside.replace(self.path)
+
+
+def write_samples(log: Log, path: Path) -> None:
+    """samples.md: what each evaluation's model made of one prompt."""
+    parts = ["# Samples\n"]
+    for record in log.read("sample"):
+        lines = (record["prompt"] + "▸" + record["text"]).splitlines()
+        parts.append(f"## {record['title']}\n\n" + "\n".join(f"> {line}" for line in lines) + "\n")
+    aside = path.with_suffix(".tmp")
+    aside.write_text("\n".join(parts), encoding="utf-8", newline="\n")
+    aside.replace(path)
+
+
+class Progress:
+    """A bar on a terminal, a plain line now and then in a file; silent where `show` is false."""
+
+    def __init__(self, total: int, start: int = 0, show: bool = True, every: float = 10.0) -> None:
+        self.total, self.show, self.every = total, show, every
+        self.bar, self._last_line = None, 0.0
+        if show and sys.stderr.isatty():
+            from tqdm import tqdm
+
+            self.bar = tqdm(total=total, initial=start, dynamic_ncols=True, smoothing=0.05, unit="step")
+
+    def update(self, step: int, total: int, facts: str) -> None:
+        """Tells that `step` of `total` is done."""
+        if self.bar is not None:
+            self.bar.total = total
+            self.bar.set_postfix_str(facts, refresh=False)
+            self.bar.update(step - self.bar.n)
+        elif self.show and (time.monotonic() - self._last_line > self.every or step == total):
+            self._last_line = time.monotonic()
+            print(f"step {step:,}/{total:,}  {facts}", flush=True)
+
+    def say(self, line: str) -> None:
+        """A line above the bar."""
+        if self.bar is not None:
+            self.bar.write(line)
+        elif self.show:
+            print(line, flush=True)
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+
+def draw_curves(log: Log, path: Path) -> None:
+    """loss.png: training and validation loss over the steps, the best evaluation marked, the rate below."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    steps = [r for r in log.read("step") if r.get("loss") is not None]
+    evals = [r for r in log.read("eval") if r.get("val_loss") is not None]
+    if not steps and not evals:
+        return
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    FigureCanvasAgg(figure)
+    losses, rates = figure.subplots(2, 1, sharex=True, height_ratios=(5, 1))
+    if steps:
+        losses.plot([r["step"] for r in steps], [r["loss"] for r in steps], color="#9aa7b5", linewidth=0.8, label="training loss")
+        rates.plot([r["step"] for r in steps], [r["lr"] for r in steps], color="#9aa7b5", linewidth=1)
+    if evals:
+        best = min(evals, key=lambda r: r["val_loss"])
+        losses.plot([r["step"] for r in evals], [r["val_loss"] for r in evals], color="#b3362c", marker="o", markersize=3, label="validation loss")
+        losses.annotate(
+            f"best {best['val_loss']:.3f}", (best["step"], best["val_loss"]), textcoords="offset points", xytext=(0, -14), ha="center", color="#b3362c"
+        )
+    losses.set_ylabel("nats per token")
+    losses.legend(frameon=False)
+    losses.grid(alpha=0.25)
+    rates.set_ylabel("rate")
+    rates.set_xlabel("step")
+    rates.grid(alpha=0.25)
+    aside = path.with_suffix(".tmp.png")
+    figure.savefig(aside, dpi=110)
+    aside.replace(path)

@@ -1,0 +1,166 @@
+"""What a training run consists of: data, tokenizer, model, optimisers, its folder; begun, restored, saved."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import torch
+from torch.nn.parallel import DistributedDataParallel
+
+from model import GPT, GPTConfig
+from shuoshu import batches, checkpoint, report, runtime
+from shuoshu.optim import Plan, build_optimizers, load_state_tensors, state_tensors
+from shuoshu.settings import LENGTHS, ModelSettings, TrainSettings, UserError
+from shuoshu.tokenizer import Tokenizer
+
+OWN_FILES = ("settings.json", "log.jsonl", "loss.png", "samples.md", "eval.json", "model.safetensors", "config.json")
+OWN_FILES += ("generation_config.json", "tokenizer.json", "tokenizer_config.json", "checkpoints")
+LOCKED = {field.name for field in fields(ModelSettings)} - {"dropout"} | {"dataset", "seed", "batch_size", "gradient_accumulation_steps"}
+REPLANS = {*LENGTHS, "decay_fraction", "eval_interval", "save_interval"}  # change one of these on resuming, and the rest of the run is planned anew
+
+
+@dataclass
+class RunState:
+    """What a checkpoint remembers beside weights and optimiser."""
+
+    step: int = 0
+    seconds: float = 0.0  # of training so far, evaluation and saving included
+    best_loss: float | None = None
+    best_step: int = 0
+    worse_evals: int = 0  # since the best one
+    scale: float = 65536.0  # of the loss in fp16
+    plan: Plan | None = None  # none: a time budget that is still measuring
+
+
+class Run:
+    """One run in one out_dir, ready to go on from `state.step`."""
+
+    def __init__(self, settings: TrainSettings, processes: runtime.Processes, device: torch.device) -> None:
+        self.settings, self.processes, self.device = settings, processes, device
+        self.out_dir = Path(settings.out_dir)
+        folder = batches.resolve(settings.dataset)
+        self.data, self.val = batches.TokenFile(folder, "train"), batches.TokenFile(folder, "val")
+        self.tokenizer = Tokenizer.load(folder)
+        if self.tokenizer.hash != self.data.meta["tokenizer"]["hash"]:
+            raise UserError(f"{folder}/tokenizer.json is not the tokenizer that made the data: run prepare.py again")
+
+        earlier = self._earlier_checkpoint()
+        settings.dtype = str(runtime.pick_dtype(settings.dtype, device)).removeprefix("torch.")
+        self.dtype = getattr(torch, settings.dtype)
+        self.raw = self._build_model().to(device)
+        self._check_sizes()
+        muon_dtype = torch.float32 if self.dtype == torch.float32 else torch.bfloat16
+        self.optimizers = build_optimizers(self.raw, settings, device, muon_dtype)
+        self.state = RunState()
+        if earlier:
+            self._restore(earlier)
+        self.scaler = torch.amp.GradScaler(device.type, init_scale=self.state.scale, enabled=self.dtype == torch.float16)
+        wants_compile = settings.compile == "true" or (settings.compile == "auto" and runtime.can_compile(device))
+        self.model = torch.compile(self.raw) if wants_compile else self.raw
+        self.forward = DistributedDataParallel(self.model) if processes.world > 1 else self.model
+        self.log = report.Log(self.out_dir / "log.jsonl")
+
+    def _earlier_checkpoint(self) -> Path | None:
+        """The checkpoint to go on from, if any; refuses to write over an earlier run unasked."""
+        settings = self.settings
+        if settings.dry_run or not self.out_dir.exists():
+            return None
+        if not self.out_dir.is_dir():
+            raise UserError(f"out_dir {self.out_dir} is a file")
+        if settings.resume:
+            folder, wrong = checkpoint.newest_checkpoint(self.out_dir)
+            for problem in wrong if self.processes.is_first else ():
+                print(f"skipped {problem}")
+            if folder is None and (wrong or (self.out_dir / "model.safetensors").exists()):
+                raise UserError(f"{self.out_dir} holds no valid checkpoint to resume from; --overwrite starts anew")
+            return folder
+        if settings.overwrite:
+            self.processes.wait()  # nobody deletes while another still looks
+            if self.processes.is_first:
+                for name in OWN_FILES:
+                    path = self.out_dir / name
+                    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        elif any(self.out_dir.iterdir()):
+            raise UserError(f"{self.out_dir} is not empty: --resume goes on with its run, --overwrite replaces it, --out_dir=NEW leaves it alone")
+        return None
+
+    def _build_model(self) -> GPT:
+        settings = self.settings
+        torch.manual_seed(settings.seed)
+        shape = {field.name: getattr(settings, field.name) for field in fields(ModelSettings)}
+        if settings.init_from == "scratch":
+            vocab_size = math.ceil(self.tokenizer.n_vocab / 64) * 64  # matrix units like round numbers; sampling masks the padding
+            return GPT(GPTConfig(vocab_size=vocab_size, **shape))
+        model, tokenizer, _ = checkpoint.load_model(settings.init_from, dropout=settings.dropout, block_size=settings.block_size)
+        if tokenizer.hash != self.tokenizer.hash:
+            raise UserError(f"{settings.init_from} has another tokenizer than {settings.dataset}: prepare the data with --tokenizer={settings.init_from}")
+        for name in shape:  # the weights say how large the model is
+            setattr(settings, name, getattr(model.config, name))
+        return model.train()
+
+    def _check_sizes(self) -> None:
+        """The rows of a step, and whether data and processes can give them."""
+        settings = self.settings
+        self.block = self.raw.config.block_size
+        self.rows_per_step = settings.batch_size * settings.gradient_accumulation_steps
+        if self.rows_per_step % self.processes.world:
+            raise UserError(
+                f"batch_size x gradient_accumulation_steps = {self.rows_per_step} rows a step can't be shared evenly by {self.processes.world} processes"
+            )
+        if len(self.data) <= self.block:
+            shorter = f"set --block_size={len(self.data) // 2}" if len(self.data) >= 16 else "nothing can be learnt from so little"
+            raise UserError(f"the training text has {len(self.data):,} tokens, no more than one block of {self.block:,}: add text, or {shorter}")
+        self.tokens_per_step = self.rows_per_step * self.block
+        self.steps_per_epoch = self.data.windows(self.block) / self.rows_per_step
+
+    def _restore(self, folder: Path) -> None:
+        weights, optimizer, saved = checkpoint.load_checkpoint(folder)
+        if saved["data"] != self.data.sha256 or saved["tokenizer"] != self.tokenizer.hash:
+            raise UserError(f"{folder} was trained on other data than {self.settings.dataset}: restore that data, or start anew with --overwrite")
+        before, now = saved["settings"], asdict(self.settings)
+        changed = {name for name in before if name in now and before[name] != now[name]} - {"resume", "overwrite", "configs"}
+        if locked := sorted(changed & LOCKED):
+            told = ", ".join(f"{name}={now[name]} (was {before[name]})" for name in locked)
+            raise UserError(f"a resumed run keeps its shape and its data: {told}; drop these, or start anew with --overwrite or another --out_dir")
+        try:
+            self.raw.load_tensors(weights)
+            load_state_tensors(self.raw, self.optimizers, optimizer)
+        except ValueError as error:
+            raise UserError(f"{folder} doesn't fit: {error}") from None
+        plan = saved["run"].pop("plan")
+        self.state = RunState(**saved["run"], plan=Plan(**plan) if plan and not changed & REPLANS else None)
+        if self.processes.is_first:
+            print(f"resuming from {folder}" + (f"; changed: {', '.join(sorted(changed))}" if changed else ""))
+
+    def open_out_dir(self) -> None:
+        """The folder, its model files and the head of its log: enough to repeat the run."""
+        try:
+            self.out_dir.mkdir(parents=True, exist_ok=True)
+            checkpoint.write_model_folder(self.out_dir, self.raw.config, self.tokenizer)
+        except OSError as error:
+            raise UserError(f"can't write to {self.out_dir}: {error.strerror}") from None
+        self.machine = runtime.describe(self.device)
+        self.machine |= {"device": str(self.device), "dtype": self.settings.dtype, "compiled": self.model is not self.raw}
+        head = {
+            "settings": asdict(self.settings),
+            "machine": {**self.machine, "processes": self.processes.world},
+            "data": {"folder": str(self.data.folder), "train": self.data.sha256, "val": self.val.sha256, "tokenizer": self.tokenizer.hash},
+        }
+        text = json.dumps(head, ensure_ascii=False, indent=1)
+        checkpoint.write_whole(self.out_dir / "settings.json", lambda path: checkpoint.write_text(path, text))
+        self.log.rewind(self.state.step)
+        self.log.write("start", step=self.state.step, **head)
+
+    def save(self) -> None:
+        """A checkpoint; without validation text also the model itself, since no evaluation chooses it."""
+        if self.scaler.is_enabled():
+            self.state.scale = self.scaler.get_scale()
+        if self.processes.is_first:
+            saved = {"run": asdict(self.state), "settings": asdict(self.settings), "data": self.data.sha256, "tokenizer": self.tokenizer.hash}
+            checkpoint.save_checkpoint(self.out_dir, self.state.step, self.raw, state_tensors(self.raw, self.optimizers), saved)
+            if not len(self.val):
+                checkpoint.save_weights(self.out_dir, self.raw, self.state.step)

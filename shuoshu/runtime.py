@@ -1,0 +1,243 @@
+"""The machine: device, precision, memory, processes, seeds, signals."""
+
+from __future__ import annotations
+
+import ctypes
+import datetime
+import os
+import platform
+import signal
+import subprocess
+import sys
+import time
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from shuoshu.settings import HOUSE, UserError
+
+
+def keep_memory() -> None:
+    """Stops glibc from giving every large tensor back to the system after each step: the page faults cost up to 40% of it.
+
+    Call before the first tensor. Elsewhere than on glibc nothing happens.
+    """
+    if sys.platform != "linux":
+        return
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return
+    M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
+    for option, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1), (M_TOP_PAD, 256 << 20)):
+        mallopt(option, value)
+
+
+def pick_device(name: str, local_rank: int = 0) -> torch.device:
+    """CUDA, else Apple's MPS, else CPU; or what the user asked for, if it is there."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"--device={name}: choose auto, cpu, cuda, cuda:1 or mps") from None
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise UserError("--device=cuda: torch sees no NVIDIA GPU (a CPU build of torch, or no driver); use --device=cpu")
+        device = torch.device("cuda", local_rank if device.index is None else device.index)
+        if device.index >= torch.cuda.device_count():
+            raise UserError(f"--device={name}: there are {torch.cuda.device_count()} GPUs, numbered from 0")
+        torch.cuda.set_device(device)
+    elif device.type == "mps" and not torch.backends.mps.is_available():
+        raise UserError("--device=mps: this is no Mac with an Apple GPU; use --device=cpu")
+    elif device.type not in ("cpu", "mps"):
+        raise UserError(f"--device={name}: choose auto, cpu, cuda, cuda:1 or mps")
+    return device
+
+
+def pick_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The precision of the matrix products: bf16 where the hardware has it, else fp16 on older GPUs, else fp32."""
+    if name != "auto":
+        return getattr(torch, name)
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.get_device_capability(device)[0] >= 8 else torch.float16
+    if device.type == "cpu" and _seconds_of_product(torch.bfloat16) * 1.5 < _seconds_of_product(torch.float32):
+        return torch.bfloat16
+    return torch.float32
+
+
+def _seconds_of_product(dtype: torch.dtype, n: int = 384) -> float:
+    """The best time of a matrix product of n x n on this CPU."""
+    a = torch.ones(n, n, dtype=dtype)
+    best = float("inf")
+    for _ in range(5):
+        began = time.perf_counter()
+        a @ a
+        best = min(best, time.perf_counter() - began)
+    return best
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager:
+    return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
+
+
+PEAKS = {  # dense bf16 (fp16 where there is no bf16) FLOP/s with fp32 sums, from the vendors' data sheets; first match counts
+    "B200": 2250e12,
+    "H200": 989e12,
+    "H100 PCIe": 756e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "L4": 121e12,
+    "A10": 125e12,
+    "V100": 125e12,
+    "T4": 65e12,
+    "RTX 5090": 209e12,
+    "RTX 4090": 165e12,
+    "RTX 3090": 71e12,
+}
+
+
+def peak_flops(device: torch.device) -> float | None:
+    """What the device can do at most, where that is known."""
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((peak for key, peak in PEAKS.items() if key in name), None)
+
+
+def can_compile(device: torch.device) -> bool:
+    """Whether torch.compile pays here: on CUDA with Triton."""
+    if device.type != "cuda":
+        return False
+    try:
+        import triton  # noqa: F401
+    except ImportError:
+        return False
+    return torch.cuda.get_device_capability(device)[0] >= 7
+
+
+def synchronise(device: torch.device) -> None:
+    """Waits for the device, so that a clock read next is right."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def seed_step(seed: int, step: int, rank: int) -> None:
+    """Dropout's randomness in this step is a function of these three alone."""
+    torch.manual_seed((seed * 1_000_003 + step) * 4099 + rank)
+
+
+# ---------------------------------------------------------------- processes
+
+
+class Processes:
+    """This process among those that torchrun started; alone if none."""
+
+    def __init__(self) -> None:
+        self.rank, self.world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        self.local_rank = int(os.environ.get("LOCAL_RANK", 0))
+        self.is_first = self.rank == 0
+
+    def start(self, device: torch.device) -> None:
+        if self.world > 1 and not dist.is_initialized():
+            dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=datetime.timedelta(minutes=10))
+
+    def sum(self, values: list[float], device: torch.device) -> list[float]:
+        """The sums over all processes, in float64."""
+        if self.world == 1:
+            return values
+        total = torch.tensor(values, dtype=torch.float64, device=device if device.type == "cuda" else "cpu")
+        dist.all_reduce(total)
+        return total.tolist()
+
+    def agree(self, value: object) -> object:
+        """What the first process says."""
+        if self.world == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+    def agree_on_signal(self, number: int | None, device: torch.device) -> int | None:
+        """The signal that any of the processes got."""
+        if self.world == 1:
+            return number
+        flag = torch.tensor(number or 0, device=device if device.type == "cuda" else "cpu")
+        dist.all_reduce(flag, op=dist.ReduceOp.MAX)
+        return flag.item() or None
+
+    def wait(self) -> None:
+        if self.world > 1:
+            dist.barrier()
+
+    def stop(self) -> None:
+        if self.world > 1 and dist.is_initialized():
+            dist.destroy_process_group()
+
+
+class StopFlag:
+    """Ctrl-C or SIGTERM raises a flag that the loop looks at; a second Ctrl-C interrupts at once."""
+
+    def __init__(self) -> None:
+        self.raised: int | None = None
+        self._before: dict[int, object] = {}
+
+    def __enter__(self) -> StopFlag:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._before[number] = signal.signal(number, self._catch)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _catch(self, number: int, frame: object) -> None:
+        if self.raised and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.raised = number
+
+
+# ---------------------------------------------------------------- what a log says of the machine
+
+
+def describe(device: torch.device) -> dict[str, str]:
+    """Versions, machine and commit: a log that begins with them can be repeated."""
+    facts = {"python": platform.python_version(), "torch": torch.__version__, "system": platform.platform(terse=True)}
+    facts["cpu"] = f"{_cpu_name()}, {torch.get_num_threads()} threads"
+    if device.type == "cuda":
+        facts["gpu"] = torch.cuda.get_device_name(device)
+        facts["cuda"] = torch.version.cuda or "?"
+    try:
+        commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=HOUSE, capture_output=True, text=True, timeout=5)
+        changed = subprocess.run(["git", "status", "--porcelain", "-uno"], cwd=HOUSE, capture_output=True, text=True, timeout=5)
+        if commit.returncode == 0:
+            facts["commit"] = commit.stdout.strip() + (" (changed)" if changed.stdout.strip() else "")
+    except (OSError, subprocess.TimeoutExpired):
+        pass
+    return facts
+
+
+def _cpu_name() -> str:
+    try:
+        with Path("/proc/cpuinfo").open(encoding="utf-8") as file:
+            return next(line.partition(":")[2].strip() for line in file if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes that this process has held at most, on the GPU if it uses one."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+
+        used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    except ImportError:  # Windows
+        return 0
+    return used if sys.platform == "darwin" else used * 1024

@@ -1,0 +1,41 @@
+"""Trains a GPT: pretraining on novels, or fine-tuning on questions and answers.
+
+python train.py [config/FILE.py ...] [--key=value ...]
+Without a config it does what config/pretrain.py says. Later configs and the command line win.
+The loop itself is in shuoshu/loop.py.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from shuoshu.settings import TrainSettings, UserError, command, parse
+
+
+@command
+def main(argv: Sequence[str]) -> int:
+    settings = parse(TrainSettings, argv, __doc__, default_config="config/pretrain.py")
+    if settings.resume and (saved := saved_settings(Path(settings.out_dir))):
+        settings = parse(TrainSettings, argv, __doc__, base=saved)
+    from shuoshu.loop import train  # torch takes seconds to import: not before the settings are known to be right
+
+    return train(settings)
+
+
+def saved_settings(out_dir: Path) -> dict | None:
+    """What the run in this folder was started with."""
+    path = out_dir / "settings.json"
+    if not path.is_file():
+        return None
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))["settings"]
+        return {**settings, "resume": False, "overwrite": False, "dry_run": False}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UserError(f"{path} is damaged ({error}): remove it, and give --resume the settings that the run began with") from None
+
+
+if __name__ == "__main__":
+    sys.exit(main())
