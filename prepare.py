@@ -18,7 +18,8 @@ from pathlib import Path
 import numpy as np
 
 from shuoshu import batches, report
-from shuoshu.settings import HOUSE, PrepareSettings, UserError, command, parse
+from shuoshu.commandline import HOUSE, UserError, command, parse
+from shuoshu.settings import PrepareSettings
 from shuoshu.text import Book, Section, find_books
 from shuoshu.tokenizer import Tokenizer, character_tokenizer, gpt2_tokenizer, train_bpe
 
@@ -32,7 +33,7 @@ def main(argv: Sequence[str]) -> None:
     began = time.perf_counter()
     inputs = settings.inputs or (str(HOUSE / "data" / "novella"),)
     folder = Path(settings.out or Path("data") / Path(inputs[0]).resolve().stem)
-    bundled = HOUSE / "data" / "novella"
+    bundled = (HOUSE / "data" / "novella").resolve()
     if settings.inputs and folder.resolve() == bundled and any(Path(name).resolve() != bundled for name in inputs):
         raise UserError(f"{folder} belongs to the bundled novella: choose another name with --out=data/NAME")
 
@@ -41,12 +42,15 @@ def main(argv: Sequence[str]) -> None:
         book.survey()
         book.cut(settings.val_fraction)
     tokenizer, why = choose_tokenizer(settings, books)
-    with batches.DatasetWriter(folder, tokenizer) as writer:
-        encode(books, tokenizer, writer, settings.threads or os.cpu_count() or 1)
-        meta = writer.finish(
-            books=[{"title": b.title, "source": b.path.name, "characters": b.characters} for b in books],
-            settings={"tokenizer": settings.tokenizer, "val_fraction": settings.val_fraction, "seed": settings.seed},
-        )
+    try:
+        with batches.DatasetWriter(folder, tokenizer) as writer:
+            encode(books, tokenizer, writer, settings.threads or os.cpu_count() or 1)
+            meta = writer.finish(
+                books=[{"title": b.title, "source": b.path.name, "characters": b.characters} for b in books],
+                settings={"tokenizer": settings.tokenizer, "val_fraction": settings.val_fraction, "seed": settings.seed},
+            )
+    except OSError as error:
+        raise UserError(f"can't write to {folder}: {error.strerror}; nothing there has changed") from None
     print(summary(books, meta, tokenizer, why, folder, time.perf_counter() - began))
 
 

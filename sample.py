@@ -10,7 +10,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from shuoshu.settings import SampleSettings, UserError, command, parse
+from shuoshu.commandline import UserError, command, parse
+from shuoshu.settings import SampleSettings
 
 
 @command

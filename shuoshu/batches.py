@@ -6,11 +6,12 @@ import hashlib
 import json
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 
-from shuoshu.settings import UserError
+from shuoshu.commandline import UserError
 from shuoshu.tokenizer import Tokenizer
 
 FORMAT = 1
@@ -51,6 +52,8 @@ class DatasetWriter:
         for file in self.files.values():
             file.close()
         shutil.rmtree(self.aside, ignore_errors=True)
+        with suppress(OSError):
+            self.folder.rmdir()  # if it was made for nothing
 
     def add(self, split: str, ids: np.ndarray, characters: int = 0, n_bytes: int = 0) -> None:
         raw = ids.astype(self.dtype).tobytes()
@@ -145,8 +148,10 @@ def read_meta(folder: Path) -> dict:
         meta = json.loads(path.read_text(encoding="utf-8"))
         if meta["format"] != FORMAT:
             raise UserError(f"{path} has format {meta['format']}, this version reads {FORMAT}: run prepare.py again")
-        if meta["dtype"] not in ("uint16", "uint32") or not all({"tokens", "sha256"} <= meta["splits"][s].keys() for s in SPLITS):
-            raise KeyError("splits")
+        counts = [meta["splits"][split][name] for split in SPLITS for name in ("tokens", "characters", "bytes")]
+        hashes = [meta["splits"][split]["sha256"] for split in SPLITS]
+        if meta["dtype"] not in ("uint16", "uint32") or {type(c) for c in counts} != {int} or {type(h) for h in hashes} != {str}:
+            raise ValueError("not what prepare.py writes")
         return meta
     except (OSError, ValueError, KeyError, TypeError, RecursionError, AttributeError) as error:
         raise UserError(f"{path} can't be read ({type(error).__name__}: {error}): run prepare.py again") from None

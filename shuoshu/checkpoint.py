@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import shutil
+import typing
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from model import GPT, GPTConfig
-from shuoshu.settings import UserError
+from shuoshu.commandline import UserError
 from shuoshu.tokenizer import Tokenizer
 
 FORMAT = 1
@@ -62,19 +63,20 @@ def write_text(path: Path, text: str) -> None:
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
     """A safetensors file whose bytes depend on its content alone (the library shuffles the metadata), synced.
 
-    The metadata gains the sha256 of all that follows the header.
+    The metadata gains a sha256 over the rest of the header and all that follows it.
     """
     arrays = {name: t.detach().cpu().contiguous() for name, t in sorted(tensors.items())}
     raw = {name: t.reshape(-1).view(torch.uint8).numpy() for name, t in arrays.items()}
-    digest = hashlib.sha256()
-    for piece in raw.values():
-        digest.update(piece)
-    header: dict[str, object] = {"__metadata__": {"format": "pt", **metadata, "sha256": digest.hexdigest()}}
+    header: dict[str, typing.Any] = {"__metadata__": {"format": "pt", **metadata}}
     offset = 0
     for name, tensor in arrays.items():
         end = offset + raw[name].nbytes
         header[name] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [offset, end]}
         offset = end
+    digest = hashlib.sha256(json.dumps(header).encode())
+    for piece in raw.values():
+        digest.update(piece)
+    header["__metadata__"]["sha256"] = digest.hexdigest()
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     with path.open("wb") as file:
@@ -92,14 +94,16 @@ def read_metadata(path: Path) -> dict[str, str]:
             length = int.from_bytes(file.read(8), "little")
             if not 2 <= length <= min(100_000_000, path.stat().st_size - 8):
                 raise ValueError("its header is cut off")
-            metadata = json.loads(file.read(length))["__metadata__"]
-            digest = hashlib.sha256()
+            header = json.loads(file.read(length))
+            metadata = header["__metadata__"]
+            expected = metadata.pop("sha256")
+            digest = hashlib.sha256(json.dumps(header).encode())
             while chunk := file.read(1 << 20):
                 digest.update(chunk)
-        if digest.hexdigest() != metadata["sha256"]:
+        if digest.hexdigest() != expected:
             raise ValueError("its content doesn't match its sha256")
         return metadata
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         reason = getattr(error, "strerror", None) or (f"it lacks {error}" if isinstance(error, KeyError) else error)
         raise UserError(f"{path} is damaged or no weights file of Shuoshu: {reason}") from None
 

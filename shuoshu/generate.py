@@ -26,7 +26,7 @@ class Sampling:
 @dataclass
 class Finished:
     text: str
-    tokens: int
+    ids: list[int]  # the end token left out
     reason: str  # "end": the model's own end, "stop": a stop string, "length", "interrupted"
 
 
@@ -45,11 +45,11 @@ class Writer:
 
     def __init__(self, tokenizer: Tokenizer, stop: Sequence[str]) -> None:
         self._stream, self._stop = TextStream(tokenizer), [s for s in stop if s]
-        self.text, self.told, self.tokens, self.reason = "", 0, 0, ""
+        self.text, self.told, self.ids, self.reason = "", 0, [], ""
 
     def push(self, token: int) -> str:
         """Takes a token, returns the new text that is certain to stay."""
-        self.tokens += 1
+        self.ids.append(token)
         self.text += self._stream.push(token)
         found = [at for s in self._stop if (at := self.text.find(s, max(0, self.told - len(s)))) >= 0]
         if found:
@@ -123,7 +123,7 @@ def stream(
         step += 1
         if not all(writer.reason for writer in writers):
             logits = advance(model, cache, tokens, histories)
-    yield [Finished(writer.text, writer.tokens, writer.reason) for writer in writers]
+    yield [Finished(writer.text, writer.ids, writer.reason) for writer in writers]
 
 
 def complete(model: GPT, tokenizer: Tokenizer, prompts: Sequence[Sequence[int]], sampling: Sampling, seeds: Sequence[int], **more: object) -> list[Finished]:
@@ -184,7 +184,7 @@ def pick(logits: Tensor, sampling: Sampling, draws: Tensor) -> Tensor:
         logits, order = logits.sort(descending=True)
     p = logits.softmax(dim=-1)
     if sampling.top_p < 1:
-        p = p.masked_fill(p.cumsum(dim=-1) - p >= sampling.top_p, 0)  # the first one always stays
+        p = p.masked_fill(p.cumsum(dim=-1) - p >= max(sampling.top_p, 1e-9), 0)  # the first one always stays
     if sampling.min_p > 0:
         p = p.masked_fill(p < sampling.min_p * p.amax(dim=-1, keepdim=True), 0)
     sums = p.cumsum(dim=-1)

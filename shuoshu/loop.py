@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from shuoshu import checkpoint, report, runtime
+from shuoshu.commandline import UserError
 from shuoshu.generate import Sampling, complete
 from shuoshu.optim import rate_factor, set_rates, state_tensors
 from shuoshu.pace import Pace
 from shuoshu.run import Run
 from shuoshu.scoring import score_tokens
-from shuoshu.settings import TrainSettings, UserError
+from shuoshu.settings import TrainSettings
 
 
 def train(settings: TrainSettings) -> int:
@@ -130,7 +131,7 @@ def evaluate(run: Run, pace: Pace, bar: report.Progress, stop: runtime.StopFlag)
     if len(run.val):
         tokens = run.val.tokens[: settings.eval_tokens]
         score = score_tokens(run.model, run.raw, tokens, run.tokenizer.end, settings.batch_size, run.dtype, run.processes)
-        facts["val_loss"] = score.loss
+        facts["val_loss"] = finite(run, score.loss)
         if settings.eval_tokens is None:
             facts["bits_per_char"] = score.bits_per(run.val.characters)
         is_best = state.best_loss is None or score.loss < state.best_loss
@@ -183,12 +184,21 @@ def introduce(run: Run) -> None:
     print(f"machine    {run.device}, {run.settings.dtype}, torch {run.machine['torch']}{compiled}")
 
 
+def finite(run: Run, loss: float) -> float:
+    """The loss; UserError if there is none any more."""
+    if not math.isfinite(loss):
+        rate = run.optimizers[0].param_groups[0]["full_lr"]
+        raise UserError(
+            f"the loss became {loss} before step {run.state.step:,}: lower --learning_rate (it is {rate:g}); earlier checkpoints are intact, --resume uses them"
+        )
+    return loss
+
+
 def tell(run: Run, pace: Pace, bar: report.Progress, loss: float) -> None:
     """The loss of the last steps and the speed, to the bar and the log."""
     state = run.state
+    loss = finite(run, loss)
     lr = run.optimizers[0].param_groups[0]["lr"]
-    if not math.isfinite(loss):
-        raise UserError(f"the loss became {loss} before step {state.step}: lower --learning_rate (now {lr:g}); --resume goes on from the last checkpoint")
     rate = pace.recent_steps_per_second(state.step) * run.tokens_per_step
     peak = runtime.peak_flops(run.device)
     mfu = rate * run.raw.flops_per_token() / (peak * run.processes.world) if peak else None
@@ -211,6 +221,7 @@ def conclude(run: Run, stopped: int | None, out_of_patience: bool) -> None:
         print(f"stopped by {signal.Signals(stopped).name} after step {state.step:,}; everything is saved. Go on with\n  {again}")
         return
     early = f", stopped early after {state.worse_evals} evaluations without a better one" if out_of_patience else ""
+    run.log.write("end", step=state.step, best_step=state.best_step, best_loss=state.best_loss, seconds=round(state.seconds, 2))
     print(f"done       {state.step:,} steps, {state.step / run.steps_per_epoch:.2f} epochs in {report.duration(state.seconds)}{early}")
     if state.best_loss is not None:
         print(f"best       val loss {state.best_loss:.4f} at step {state.best_step:,}: that model is in {run.out_dir}, its curve in loss.png")

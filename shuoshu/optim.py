@@ -111,11 +111,11 @@ def rate_factor(step: int, plan: Plan | None, settings: OptimSettings) -> float:
     if settings.schedule == "constant" or plan is None:
         return warm
     if settings.schedule == "cosine":
-        done = min(1.0, step / max(1, plan.max_iters))
+        done = min(1.0, (step + 1) / plan.max_iters)
         return warm * (low + (1 - low) * 0.5 * (1 + math.cos(math.pi * done)))
     if step < plan.decay_start:
         return warm
-    done = min(1.0, (step - plan.decay_start) / max(1, plan.max_iters - plan.decay_start))
+    done = min(1.0, (step + 1 - plan.decay_start) / max(1, plan.max_iters - plan.decay_start))  # the last step has the lowest rate
     return warm * (plan.decay_from + (min(low, plan.decay_from) - plan.decay_from) * done)
 
 

@@ -67,20 +67,22 @@ class Pace:
         """The plan to follow from here: the same, or in a time budget a first or a mended one."""
         if self.budget is None:
             return state.plan
-        if state.plan is None:
-            return self._first_plan(state)
-        every = max(5, state.plan.max_iters // 40)
-        if state.step % every or state.step >= state.plan.max_iters:
-            return state.plan
-        return self.processes.agree(self._mended(state) if self.processes.is_first else None)
-
-    def _first_plan(self, state: RunState) -> Plan | None:
-        """None until enough steps are measured."""
         done = state.step - self._first_step - UNMEASURED
         if done == 0:
             runtime.synchronise(self.device)
             self._window = (state.step, self.working())
-        if done <= 0 or done % MEASURED:  # the processes talk only now and then
+        if done <= 0:
+            return state.plan
+        if state.plan is None:
+            return self._first_plan(state, done)
+        every = max(5, state.plan.max_iters // 100)
+        if state.step % every or state.step >= state.plan.max_iters:
+            return state.plan
+        return self.processes.agree(self._mended(state) if self.processes.is_first else None)
+
+    def _first_plan(self, state: RunState, measured: int) -> Plan | None:
+        """None until enough steps are measured."""
+        if measured % MEASURED:  # the processes talk only now and then
             return None
         plan = None
         if self.processes.is_first:

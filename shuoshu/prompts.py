@@ -13,8 +13,9 @@ import torch
 
 from model import GPT
 from shuoshu import checkpoint, runtime
+from shuoshu.commandline import UserError
 from shuoshu.generate import Finished, Sampling, Utf8Mask, complete, stream
-from shuoshu.settings import SampleSettings, UserError
+from shuoshu.settings import SampleSettings
 from shuoshu.tokenizer import Tokenizer
 
 COLUMNS = ("prompt", "question", "instruction", "start", "text")  # where a file's prompts stand, the first that is there

@@ -64,15 +64,17 @@ class Log:
 
     def write(self, kind: str, **values: object) -> None:
         line = json.dumps({"kind": kind, "time": round(time.time(), 3), **values}, ensure_ascii=False)
-        with self.path.open("a", encoding="utf-8", newline="\n") as file:
-            file.write(line + "\n")
+        with self.path.open("a+b") as file:
+            if file.tell() and (file.seek(-1, 2), file.read(1))[1] != b"\n":
+                file.write(b"\n")  # a crash tore the line before
+            file.write((line + "\n").encode())
 
     def read(self, kind: str | None = None) -> list[dict]:
         """Its records in order; a line torn by a crash is left out."""
         if not self.path.is_file():
             return []
         records = []
-        for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
+        for line in self.path.read_text(encoding="utf-8", errors="replace").split("\n"):
             try:
                 record = json.loads(line)
             except ValueError:
@@ -106,7 +108,7 @@ class Progress:
 
     def __init__(self, total: int, start: int = 0, show: bool = True, every: float = 10.0) -> None:
         self.total, self.show, self.every = total, show, every
-        self.bar, self._last_line = None, 0.0
+        self.bar, self._last_line = None, -every
         if show and sys.stderr.isatty():
             from tqdm import tqdm
 

@@ -13,8 +13,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from model import GPT, GPTConfig
 from shuoshu import batches, checkpoint, report, runtime
+from shuoshu.commandline import UserError
 from shuoshu.optim import Plan, build_optimizers, load_state_tensors, state_tensors
-from shuoshu.settings import LENGTHS, ModelSettings, TrainSettings, UserError
+from shuoshu.settings import LENGTHS, ModelSettings, TrainSettings
 from shuoshu.tokenizer import Tokenizer
 
 OWN_FILES = ("settings.json", "log.jsonl", "loss.png", "samples.md", "eval.json", "model.safetensors", "config.json")

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from shuoshu.settings import HOUSE, UserError
+from shuoshu.commandline import HOUSE, UserError
 
 
 def keep_memory() -> None:

@@ -9,9 +9,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from shuoshu.settings import UserError
+from shuoshu.commandline import UserError
 
-BLOCK = 1 << 20  # bytes read at once; also about the longest section
+BLOCK = 1 << 17  # bytes read at once; also about the longest section
 
 # A line that is a chapter's heading: 第一回 …, 第12章, Chapter 12, CHAPTER XII. Whatever follows the number is set off from it.
 HEADING = re.compile(
@@ -83,14 +83,12 @@ def find_books(inputs: Sequence[str]) -> list[Book]:
     found: dict[Path, Book] = {}
     for name in inputs:
         path = Path(name)
-        if path.is_dir():
-            files = sorted(p for p in path.rglob("*") if p.suffix.lower() == ".txt" and p.is_file())
+        try:
+            files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.suffix.lower() == ".txt" and p.is_file())
             if not files:
-                raise UserError(f"the folder {path} holds no .txt file")
-        elif path.is_file():
-            files = [path]
-        else:
-            raise UserError(f"there is no file or folder {path}")
+                raise UserError(f"the folder {path} holds no .txt file" if path.is_dir() else f"there is no file or folder {path}")
+        except OSError as error:
+            raise UserError(f"can't look into {path}: {error.strerror}") from None
         for file in files:
             found.setdefault(file.resolve(), Book(file, file.stem))
     return list(found.values())
@@ -138,8 +136,7 @@ def _last_line_start(text: str) -> int:
     """Where the last line begins that is complete before it and not blank itself; 0 if there is none."""
     end = len(text)
     while (newline := text.rfind("\n", 0, end)) >= 0:
-        following = text[newline + 1 : newline + 2]
-        if following and not following.isspace():
+        if text[newline + 1 : end].strip():
             return newline + 1
         end = newline
     return 0

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import tiktoken
 
-from shuoshu.settings import UserError
+from shuoshu.commandline import UserError
 
 END, SYSTEM, USER, ASSISTANT, PAD = SPECIALS = ("<|endoftext|>", "<|system|>", "<|user|>", "<|assistant|>", "<|pad|>")
 
@@ -24,6 +24,7 @@ END, SYSTEM, USER, ASSISTANT, PAD = SPECIALS = ("<|endoftext|>", "<|system|>", "
 WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 CHARACTERS = r"[\s\S]"  # every character by itself
 
+PROBE = "雨夜 It's 12\n\n　é🙂—。\t!\r\n \u0301\0"
 Ranks = dict[bytes, int]
 
 
@@ -160,9 +161,14 @@ class Tokenizer:
             raise ValueError("its ids are not 0, 1, 2 … without a gap")
         spelt = [[bytes(letters[c] for c in part) for part in (pair.split(" ") if isinstance(pair, str) else pair)] for pair in document["model"]["merges"]]
         order = [ranks[left + right] for left, right in spelt]
-        if order != sorted(order):
-            raise ValueError("its merges are not in the order of their ids")
-        return cls(ranks, specials, pattern, "chars" if pattern == CHARACTERS else "bpe")
+        if not all(bytes([byte]) in ranks for byte in range(256)):
+            raise ValueError("it has no token for some byte")
+        if order != sorted(rank for token, rank in ranks.items() if len(token) > 1):
+            raise ValueError("its merges don't make its vocabulary in the order of the ids")
+        made = cls(ranks, specials, pattern, "chars" if pattern == CHARACTERS else "bpe")
+        if made.decode(made.encode(PROBE)) != PROBE:
+            raise ValueError("its pattern leaves text out")
+        return made
 
 
 # ---------------------------------------------------------------- making one
@@ -177,7 +183,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     cut = pre_tokenizers.Split(Regex(WORDS), "isolated")
     model.pre_tokenizer = pre_tokenizers.Sequence([cut, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
     alphabet = byte_letters()
-    trainer = trainers.BpeTrainer(vocab_size=vocab_size - len(SPECIALS), min_frequency=2, initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(vocab_size=vocab_size - len(SPECIALS), min_frequency=2, initial_alphabet=alphabet, max_token_length=32, show_progress=False)
     model.train_from_iterator(texts, trainer)
     bytes_of = {letter: byte for byte, letter in enumerate(alphabet)}
     vocab = sorted(model.get_vocab().items(), key=lambda item: item[1])
@@ -256,9 +262,9 @@ class TextStream:
 
 
 # Where a UTF-8 decoder can stand: between characters, n continuation bytes before the end, or after a lead byte
-# whose next byte is restricted (no overlong forms, no surrogates, nothing above U+10FFFF).
-WHOLE, LEFT1, LEFT2, LEFT3, AFTER_E0, AFTER_ED, AFTER_F0, AFTER_F4 = range(8)
-STATES = 8
+# whose next byte is restricted: no overlong forms, no surrogates, nothing above U+10FFFF, and not U+FFFD, the � itself.
+WHOLE, LEFT1, LEFT2, LEFT3, AFTER_E0, AFTER_ED, AFTER_F0, AFTER_F4, AFTER_EF, AFTER_EFBF = range(10)
+STATES = 10
 
 
 def utf8_automaton() -> np.ndarray:
@@ -268,7 +274,7 @@ def utf8_automaton() -> np.ndarray:
     table[WHOLE, 0xC2:0xE0] = LEFT1
     table[WHOLE, 0xE0:0xF0] = LEFT2
     table[WHOLE, 0xF0:0xF5] = LEFT3
-    table[WHOLE, [0xE0, 0xED, 0xF0, 0xF4]] = [AFTER_E0, AFTER_ED, AFTER_F0, AFTER_F4]
+    table[WHOLE, [0xE0, 0xED, 0xEF, 0xF0, 0xF4]] = [AFTER_E0, AFTER_ED, AFTER_EF, AFTER_F0, AFTER_F4]
     table[LEFT1, 0x80:0xC0] = WHOLE
     table[LEFT2, 0x80:0xC0] = LEFT1
     table[LEFT3, 0x80:0xC0] = LEFT2
@@ -276,6 +282,10 @@ def utf8_automaton() -> np.ndarray:
     table[AFTER_ED, 0x80:0xA0] = LEFT1
     table[AFTER_F0, 0x90:0xC0] = LEFT2
     table[AFTER_F4, 0x80:0x90] = LEFT2
+    table[AFTER_EF, 0x80:0xC0] = LEFT1
+    table[AFTER_EF, 0xBF] = AFTER_EFBF
+    table[AFTER_EFBF, 0x80:0xC0] = WHOLE
+    table[AFTER_EFBF, 0xBD] = -1
     return table
 
 

@@ -1,0 +1,147 @@
+"""What the tests share: a small book of our own, a tokenizer trained on it, and damage done to JSON."""
+
+from __future__ import annotations
+
+import copy
+import os
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+
+import prepare
+import train
+from model import GPT
+from shuoshu import checkpoint
+from shuoshu.tokenizer import Tokenizer, train_bpe
+
+torch.set_num_threads(1)  # exact results, and no two threads waiting for each other on a busy machine
+
+settings.register_profile("here", deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("ci", parent=settings.get_profile("here"), max_examples=25, derandomize=True)
+settings.load_profile("ci" if os.environ.get("CI") else "here")
+
+PEOPLE = ["沈砚", "柳青禾", "赵铁匠", "白先生", "阿蛮", "顾三娘", "陆小舟", "老船夫", "韩秀才", "孟婆婆"]
+PLACES = ["渡口", "城南的茶楼", "山神庙", "旧书铺", "石桥边", "药铺", "后院", "码头", "竹林深处", "驿站"]
+TIMES = ["清晨", "黄昏时分", "三更天", "雨停之后", "第二天", "入冬以来", "那年春天", "午后"]
+DEEDS = [
+    "点起一盏油灯",
+    "把信折好收进袖中",
+    "数了数铜钱",
+    "推开半扇木门",
+    "望着河面出神",
+    "磨着一方旧砚",
+    "解开缆绳",
+    "沏了一壶粗茶",
+    "写下两行小字",
+    "牵马过桥",
+]
+SAYINGS = [
+    "你终究还是来了",
+    "这雨怕是停不了",
+    "账要一笔一笔地算",
+    "书里没有写这一页",
+    "明日再走也不迟",
+    "船票只剩两张",
+    "The lamp is still lit",
+    "他说的话，只能信一半",
+    "记住：NO. 7",
+]
+CLOSES = [
+    "谁也没有再说话。",
+    "远处传来几声犬吠。",
+    "风把门吹得轻轻作响……",
+    "茶已经凉了。",
+    "灯花“啪”地爆了一下。",
+    "他在纸上记下 3 月 12 日，共 48 文。",
+    "天边只剩一线红。",
+]
+NUMERALS = "一二三四五六七八九十"
+
+
+@pytest.fixture(scope="session")
+def text() -> str:
+    """About 30,000 characters of a novel that nobody wrote, in ten chapters."""
+    draw = random.Random(7)
+    lines = []
+    for numeral in NUMERALS:
+        lines += [f"第{numeral}回　{draw.choice(PEOPLE)}夜访{draw.choice(PLACES)}　{draw.choice(PEOPLE)}{draw.choice(DEEDS)}", ""]
+        for _ in range(28):
+            sentences = []
+            for _ in range(draw.randint(2, 4)):
+                who, other = draw.sample(PEOPLE, 2)
+                sentences.append(
+                    f"{draw.choice(TIMES)}，{who}在{draw.choice(PLACES)}{draw.choice(DEEDS)}，{other}说：“{draw.choice(SAYINGS)}{draw.choice('。！？')}”"
+                )
+            lines.append("　　" + "".join(sentences) + draw.choice(CLOSES))
+        lines.append("")
+    return "\n".join(lines)
+
+
+@pytest.fixture(scope="session")
+def tokenizer(text: str) -> Tokenizer:
+    return train_bpe([text], 512)
+
+
+@pytest.fixture(scope="session")
+def damage() -> Callable[[st.DataObject, object], object]:
+    """damage(data, document): a copy of a JSON document with one thing in it lost, replaced or misspelt."""
+    scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
+    junk = scalars | st.lists(scalars, max_size=3) | st.dictionaries(st.text(max_size=4), scalars, max_size=3)
+
+    def hurt(data: st.DataObject, document: object) -> object:
+        whole = {"root": copy.deepcopy(document)}
+        node, key = whole, "root"
+        while isinstance(node[key], (dict, list)) and node[key] and data.draw(st.integers(0, 7)):
+            node = node[key]
+            key = data.draw(st.sampled_from(list(node) if isinstance(node, dict) else range(len(node))))
+        how = data.draw(st.sampled_from(["replace", "lose", "misspell"] if node is not whole else ["replace"]))
+        if how == "replace":
+            node[key] = data.draw(junk)
+        elif how == "lose":
+            del node[key]
+        elif isinstance(node, dict):
+            node[data.draw(st.text(max_size=4))] = node.pop(key)
+        else:
+            node[key] = [node[key]]
+        return whole["root"]
+
+    return hurt
+
+
+# ---------------------------------------------------------------- trained once, used by many
+
+TINY = ["--n_layer=2", "--n_head=2", "--n_embd=64", "--block_size=64", "--batch_size=4", "--dtype=float32", "--device=cpu", "--threads=1"]
+
+
+@pytest.fixture(scope="session")
+def dataset(text: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The book, prepared."""
+    folder = tmp_path_factory.mktemp("data")
+    (folder / "book.txt").write_text(text, encoding="utf-8")
+    assert prepare.main([str(folder / "book.txt"), f"--out={folder / 'book'}", "--vocab_size=512"]) == 0
+    return folder / "book"
+
+
+@pytest.fixture(scope="session")
+def tiny(dataset: Path) -> list[str]:
+    """The command line of a run that takes seconds; add a length and an out_dir."""
+    return [f"--dataset={dataset}", *TINY]
+
+
+@pytest.fixture(scope="session")
+def pretrained(tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model trained for 150 steps."""
+    out_dir = tmp_path_factory.mktemp("runs") / "out-pretrain"
+    assert train.main([*tiny, f"--out_dir={out_dir}", "--max_iters=150", "--eval_interval=50", "--sample_tokens=20"]) == 0
+    return out_dir
+
+
+@pytest.fixture(scope="session")
+def pretrained_model(pretrained: Path) -> tuple[GPT, Tokenizer]:
+    model, tokenizer, _ = checkpoint.load_model(pretrained)
+    return model, tokenizer

@@ -1,0 +1,81 @@
+"""shuoshu/checkpoint.py: whole files or none, damage noticed, the newest valid checkpoint found."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from shuoshu import checkpoint
+from shuoshu.commandline import UserError
+
+TENSORS = {"b": torch.arange(6).reshape(2, 3).float(), "a": torch.ones(3, dtype=torch.bfloat16), "c": torch.tensor(7.0), "n": torch.arange(3)}
+
+
+def test_the_library_reads_what_we_write(tmp_path):
+    checkpoint.write_tensors(tmp_path / "x.safetensors", TENSORS, {"step": "5"})
+    read = load_file(tmp_path / "x.safetensors")
+    assert read.keys() == TENSORS.keys() and all(torch.equal(read[k], v) and read[k].dtype == v.dtype for k, v in TENSORS.items())
+    with safe_open(tmp_path / "x.safetensors", "pt") as file:
+        assert file.metadata()["format"] == "pt" and file.metadata()["step"] == "5"
+
+
+def test_the_bytes_depend_on_the_content_alone(tmp_path):
+    checkpoint.write_tensors(tmp_path / "x", TENSORS, {"step": "5"})
+    checkpoint.write_tensors(tmp_path / "y", dict(reversed(TENSORS.items())), {"step": "5"})
+    assert (tmp_path / "x").read_bytes() == (tmp_path / "y").read_bytes()
+
+
+def test_one_flipped_bit_or_a_cut_is_noticed(pretrained, tmp_path):
+    whole = (pretrained / "model.safetensors").read_bytes()
+    folder = shutil.copytree(pretrained, tmp_path / "model", ignore=shutil.ignore_patterns("checkpoints"))
+    header = int.from_bytes(whole[:8], "little")
+    at = [*range(0, 8 + header, 97), 8 + header - 9, len(whole) // 2, len(whole) - 1]
+    damaged = [whole[:i] + bytes([whole[i] ^ 1]) + whole[i + 1 :] for i in at] + [whole[:n] for n in (0, 7, 100, len(whole) - 1)]
+    for content in damaged:
+        (folder / "model.safetensors").write_bytes(content)
+        with pytest.raises(UserError, match=r"damaged|can't be loaded"):
+            checkpoint.load_model(folder)
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
+    checkpoint.write_whole(tmp_path / "x.txt", lambda path: checkpoint.write_text(path, "old"))
+
+    def fail(path):
+        path.write_text("ne", encoding="utf-8")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        checkpoint.write_whole(tmp_path / "x.txt", fail)
+    assert [p.name for p in tmp_path.iterdir()] == ["x.txt"] and (tmp_path / "x.txt").read_text(encoding="utf-8") == "old"
+
+
+def test_two_checkpoints_are_kept_and_the_newest_valid_one_is_found(pretrained, tmp_path):
+    model, _, _ = checkpoint.load_model(pretrained)
+    for step in (10, 20, 30):
+        checkpoint.save_checkpoint(tmp_path, step, model, {"m": torch.ones(2)}, {"fact": step})
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["step-000020", "step-000030"]
+    newest, wrong = checkpoint.newest_checkpoint(tmp_path)
+    assert newest.name == "step-000030" and not wrong
+    weights, optimizer, state = checkpoint.load_checkpoint(newest)
+    assert state["fact"] == 30 and torch.equal(optimizer["m"], torch.ones(2)) and torch.equal(weights["lm_head.weight"], model.lm_head.weight)
+
+    (newest / "optimizer.safetensors").write_bytes(b"cut")
+    older, wrong = checkpoint.newest_checkpoint(tmp_path)
+    assert older.name == "step-000020" and "optimizer.safetensors is damaged" in wrong[0]
+    (older / "manifest.json").unlink()
+    none, wrong = checkpoint.newest_checkpoint(tmp_path)
+    assert none is None and len(wrong) == 2
+
+
+def test_a_model_that_lacks_something_is_told_in_one_message(pretrained, tmp_path):
+    with pytest.raises(UserError, match=r"no trained model(?s:.)*python train\.py"):
+        checkpoint.load_model(tmp_path)
+    folder = shutil.copytree(pretrained, tmp_path / "model", ignore=shutil.ignore_patterns("checkpoints"))
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    for change, told in (({"model_type": "gpt2"}, "gpt2"), ({"hidden_size": 72}, "shape"), ({"num_hidden_layers": 3}, "missing"), ({"hidden_size": "x"}, "")):
+        (folder / "config.json").write_text(json.dumps(config | change), encoding="utf-8")
+        with pytest.raises(UserError, match=f"can't be loaded.*{told}"):
+            checkpoint.load_model(folder)

@@ -1,0 +1,175 @@
+"""shuoshu/generate.py: valid text whatever the model says, the same alone and in a batch, stopping where it should."""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from model import GPT, GPTConfig
+from shuoshu.generate import Sampling, Writer, complete, penalise, pick, stream
+
+
+@pytest.fixture(scope="module")
+def wild(tokenizer):
+    """An untrained model with large logits: it proposes anything, bytes in the middle of characters included."""
+    torch.manual_seed(0)
+    config = GPTConfig(vocab_size=math.ceil(tokenizer.n_vocab / 64) * 64 + 64, block_size=48, n_layer=1, n_head=2, n_embd=16)
+    model = GPT(config).eval()
+    with torch.no_grad():
+        model.lm_head.weight.normal_(std=1.0)
+    return model
+
+
+def strict(tokenizer, finished):
+    return b"".join(tokenizer.token_bytes[i] for i in finished.ids).decode("utf-8")  # raises unless it is valid and whole
+
+
+def test_no_text_of_100_000_tokens_holds_a_broken_character(wild, tokenizer):
+    tokens = 0
+    for sampling in (Sampling(250, 1.5, None), Sampling(250, 1.5, 1), Sampling(250, 1.5, 5), Sampling(250, 1.5, None, 0.9, 0.01, 1.3)):
+        for result in complete(wild, tokenizer, [[tokenizer.end]] * 130, sampling, range(130)):
+            assert strict(tokenizer, result) == result.text
+            assert "�" not in result.text
+            assert result.reason in ("end", "length")
+            assert len(result.ids) <= sampling.max_new_tokens + 3  # a character may finish
+            tokens += len(result.ids)
+    assert tokens > 100_000
+
+
+def test_without_the_mask_such_a_model_does_break_characters(wild, tokenizer):
+    ids = torch.randint(0, len(tokenizer.ranks), (2000,), generator=torch.Generator().manual_seed(0)).tolist()
+    assert "�" in tokenizer.decode(ids)
+
+
+def test_a_length_limit_lets_the_character_finish(wild, tokenizer):
+    seen = set()
+    for result in complete(wild, tokenizer, [[tokenizer.end]] * 200, Sampling(1, 1.5, None), range(200)):
+        assert strict(tokenizer, result) == result.text
+        seen.add(len(result.ids))
+    assert max(seen) > 1  # it happened
+
+
+def test_same_seed_same_text_alone_or_in_a_batch(pretrained_model):
+    model, tokenizer = pretrained_model
+    prompts = [tokenizer.encode(text) for text in ("清晨，沈砚在渡口", "赵", "第二天", "黄昏时分，柳青禾")]
+    sampling = Sampling(90, 1.0, 50)  # past the block of 64: rows slide each at its own time
+    together = complete(model, tokenizer, prompts, sampling, [1, 2, 3, 4])
+    alone = [complete(model, tokenizer, [prompt], sampling, [seed])[0] for prompt, seed in zip(prompts, [1, 2, 3, 4], strict=True)]
+    assert [r.ids for r in together] == [r.ids for r in alone]
+    assert len({r.text for r in complete(model, tokenizer, [prompts[0]] * 4, sampling, [1, 2, 3, 4])}) == 4
+
+
+def test_greedy_text_is_what_uncached_logits_say_up_to_the_block(pretrained_model):
+    model, tokenizer = pretrained_model
+    prompt = tokenizer.encode("清晨，沈砚在渡口")
+    ids = complete(model, tokenizer, [prompt], Sampling(40, 0.0), [0])[0].ids
+    state = list(prompt)
+    for token in ids:
+        assert token == model(torch.tensor([state]))[0, -1, : tokenizer.n_vocab - 5].argmax().item()
+        state.append(token)
+
+
+def test_past_the_block_the_last_half_is_read_again(pretrained_model):
+    model, tokenizer = pretrained_model
+    block = model.config.block_size
+    history = tokenizer.encode("清晨，沈砚在渡口望着河面出神。" * 10)
+    whole = complete(model, tokenizer, [history], Sampling(8, 0.0), [0])[0].ids
+    tail = complete(model, tokenizer, [history[-(block // 2) :]], Sampling(8, 0.0), [0])[0].ids
+    assert whole == tail
+
+
+def test_the_pieces_of_a_stream_join_to_the_text(pretrained_model):
+    model, tokenizer = pretrained_model
+    prompts = [tokenizer.encode("沈砚"), tokenizer.encode("赵铁匠说：")]
+    pieces = ["", ""]
+    for news in stream(model, tokenizer, prompts, Sampling(60), [5, 6]):
+        if isinstance(news[0], str):
+            pieces = [a + b for a, b in zip(pieces, news, strict=True)]
+        else:
+            assert [r.text for r in news] == pieces
+
+
+def test_a_stop_string_ends_the_text_before_it_and_is_never_shown(pretrained_model):
+    model, tokenizer = pretrained_model
+    prompt = tokenizer.encode("清晨，沈砚在渡口")
+    free = complete(model, tokenizer, [prompt], Sampling(60, 0.0), [0])[0].text
+    stop = free[10:13]
+    shown = ""
+    for news in stream(model, tokenizer, [prompt], Sampling(60, 0.0, stop=(stop,)), [0]):
+        if isinstance(news[0], str):
+            shown += news[0]
+        else:
+            assert news[0].reason == "stop" and news[0].text == shown == free[: free.index(stop)]
+
+
+@given(pieces=st.lists(st.text("ab", max_size=3), max_size=20), stop=st.text("ab", min_size=1, max_size=4))
+def test_a_writer_shows_just_what_stands_before_the_first_stop_string(pieces, stop, tokenizer):
+    writer = Writer(tokenizer, (stop,))
+    shown = ""
+    for token in [tokenizer.ranks[c.encode()] for c in "".join(pieces)]:
+        shown += writer.push(token)
+        assert stop not in shown
+        if writer.reason:
+            break
+    shown += writer.finish("length")
+    assert shown == "".join(pieces).partition(stop)[0]
+
+
+def test_end_of_text_ends_it(pretrained_model):
+    model, tokenizer = pretrained_model
+    eager = GPT(dataclasses.replace(model.config)).eval()
+    eager.load_tensors({**model.tensors(), "lm_head.weight": torch.zeros_like(model.lm_head.weight)})  # all alike: the end token's turn comes
+    results = complete(eager, tokenizer, [[tokenizer.end]] * 64, Sampling(600, 1.0, None), range(64))
+    ended = [r for r in results if r.reason == "end"]
+    assert ended and all(tokenizer.end not in r.ids for r in ended)
+
+
+def test_an_interruption_ends_on_a_whole_character(wild, tokenizer):
+    calls = iter(range(1000))
+    result = complete(wild, tokenizer, [[tokenizer.end]], Sampling(500, 1.5, None), [3], should_stop=lambda: next(calls) >= 20)[0]
+    assert result.reason in ("interrupted", "end") and strict(tokenizer, result) == result.text and len(result.ids) <= 24
+
+
+# ---------------------------------------------------------------- choosing a token
+
+
+LOGITS = torch.tensor([[2.0, 1.0, 0.0, -1.0, -torch.inf]])
+
+
+def share(sampling: Sampling, draws: int = 4000) -> list[float]:
+    """How often each token comes, over evenly spread draws."""
+    u = (torch.arange(draws) + 0.5) / draws
+    return [float(x) for x in torch.bincount(pick(LOGITS.expand(draws, -1), sampling, u), minlength=5) / draws]
+
+
+def test_tokens_come_as_often_as_their_probabilities_say():
+    assert share(Sampling(temperature=1.0, top_k=None)) == pytest.approx(LOGITS.softmax(-1)[0].tolist(), abs=1e-3)
+    assert share(Sampling(temperature=0.5, top_k=None)) == pytest.approx((LOGITS / 0.5).softmax(-1)[0].tolist(), abs=1e-3)
+    assert share(Sampling(temperature=1.0, top_k=2)) == pytest.approx([*LOGITS[0, :2].softmax(-1).tolist(), 0, 0, 0], abs=1e-3)
+
+
+def test_top_p_and_min_p_keep_the_likeliest():
+    p = LOGITS.softmax(-1)[0]
+    assert share(Sampling(temperature=1.0, top_k=None, top_p=float(p[0]) - 0.01)) == [1, 0, 0, 0, 0]
+    assert share(Sampling(temperature=1.0, top_k=None, top_p=float(p[0]) + 0.01))[2:] == [0, 0, 0]
+    assert share(Sampling(temperature=1.0, top_k=None, min_p=0.2))[2:] == [0, 0, 0]  # e^-2 < 0.2 < e^-1
+    assert share(Sampling(temperature=1.0, top_k=None, top_p=0.0)) == [1, 0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1e-30, 1e-3])
+def test_a_vanishing_temperature_is_greedy(temperature):
+    assert share(Sampling(temperature=temperature, top_k=None)) == [1, 0, 0, 0, 0]
+
+
+@given(st.floats(0, 1, exclude_max=True, width=32), st.floats(0.01, 100), st.integers(1, 6), st.floats(0, 1), st.floats(0, 1))
+def test_a_forbidden_token_never_comes(u, temperature, top_k, top_p, min_p):
+    token = pick(LOGITS, Sampling(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p), torch.tensor([u]))
+    assert 0 <= token.item() < 4
+
+
+def test_the_repetition_penalty_lowers_every_seen_logit_whatever_its_sign():
+    seen = torch.tensor([[True, False, False, True, False]])
+    assert penalise(LOGITS, seen, 2.0)[0].tolist() == [1.0, 1.0, 0.0, -2.0, -torch.inf]

@@ -1,0 +1,91 @@
+"""shuoshu/pace.py: a run's length, and a time budget that is kept on a machine of any and of changing speed."""
+
+from itertools import pairwise
+
+import pytest
+import torch
+
+from shuoshu import pace as pace_module
+from shuoshu.optim import rate_factor
+from shuoshu.pace import Pace
+from shuoshu.run import RunState
+from shuoshu.runtime import Processes
+from shuoshu.settings import TrainSettings
+
+
+class Clock:
+    now = 0.0
+
+    def perf_counter(self):
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(pace_module, "time", clock)
+    return clock
+
+
+def simulate(clock, settings, step_seconds, pause_seconds=0.5, state=None, until=None):
+    """Runs the plan on a machine whose step takes step_seconds(now); (state, rates, evaluations)."""
+    pace, state = Pace(settings, 100.0, Processes(), torch.device("cpu")), state or RunState()
+    pace.begin(state)
+    rates, evaluations = [], 0
+    while True:
+        plan = state.plan
+        done = plan is not None and state.step >= plan.max_iters
+        if done or state.step == 0 or (plan and state.step % plan.eval_interval == 0):
+            with pace.pause():
+                clock.now += pause_seconds
+            evaluations += 1
+        if done or state.step == until:
+            state.seconds = pace.elapsed()
+            return state, rates, evaluations
+        rates.append(rate_factor(state.step, state.plan, settings))
+        clock.now += step_seconds(clock.now) * (20 if state.step - pace._first_step < 2 else 1)  # the first steps compile
+        state.step += 1
+        state.plan = pace.plan_after(state)
+
+
+@pytest.mark.parametrize("seconds", [0.002, 0.05, 0.7])
+def test_a_time_budget_is_kept_and_the_rates_end_decayed(clock, seconds):
+    settings = TrainSettings(max_minutes=2)
+    state, rates, evaluations = simulate(clock, settings, lambda now: seconds)
+    assert 0.85 * 120 <= state.seconds <= 1.05 * 120
+    assert rates[-1] == pytest.approx(0.02) and max(rates) == 1.0
+    assert 3 <= evaluations <= 14
+
+
+@pytest.mark.parametrize("slowdown", [1.5, 3, 10])
+@pytest.mark.parametrize("when", [30, 80, 110])
+def test_a_machine_that_slows_down_ends_decayed_and_at_most_a_tenth_late(clock, slowdown, when):
+    settings = TrainSettings(max_minutes=2)
+    state, rates, _ = simulate(clock, settings, lambda now: 0.05 * (slowdown if now > when else 1))
+    assert state.seconds <= 1.10 * 120
+    assert rates[-1] == pytest.approx(0.02)
+    assert all(b <= a + 1e-9 for a, b in pairwise(rates[20:]))  # the rates never rise again
+
+
+def test_a_slow_start_does_not_cut_the_run_short(clock):
+    state, _, _ = simulate(clock, TrainSettings(max_minutes=2), lambda now: 0.2 if now < 15 else 0.05)
+    assert state.seconds >= 0.85 * 120
+
+
+def test_a_budget_holds_across_a_resume(clock):
+    settings = TrainSettings(max_minutes=2)
+    state, _, _ = simulate(clock, settings, lambda now: 0.05, until=800)
+    clock.now += 10_000  # the machine was off
+    state, rates, _ = simulate(clock, settings, lambda now: 0.05, state=state)
+    assert 0.85 * 120 <= state.seconds <= 1.1 * 120 and rates[-1] == pytest.approx(0.02)
+
+
+def test_costly_evaluations_are_made_rarer(clock):
+    state, _, evaluations = simulate(clock, TrainSettings(max_minutes=2), lambda now: 0.05, pause_seconds=8)
+    assert evaluations <= 5 and state.seconds <= 1.1 * 120
+
+
+@pytest.mark.parametrize("settings, steps", [(TrainSettings(max_iters=70), 70), (TrainSettings(max_epochs=1.5), 150)])
+def test_steps_and_epochs_are_exact(clock, settings, steps):
+    state, rates, evaluations = simulate(clock, settings, lambda now: 1.0)
+    assert state.step == len(rates) == steps and evaluations == 11 and state.plan.decay_start == steps // 2

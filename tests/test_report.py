@@ -1,0 +1,202 @@
+"""What a run tells: columns under Chinese text, durations, sizes, the log, the bar, the curves."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shuoshu.report import Log, Progress, draw_curves, duration, pad, shorten, size, table, width
+
+
+@pytest.mark.parametrize(("text", "columns"), [("", 0), ("abc", 3), ("说书", 4), ("a书，", 5), ("e\u0301", 1), ("“…”", 3), ("１２", 4), ("한", 2)])
+def test_a_chinese_character_is_two_columns_wide(text: str, columns: int) -> None:
+    assert width(text) == columns
+
+
+@given(text=st.text(max_size=20), columns=st.integers(0, 40), right=st.booleans())
+def test_padding_fills_up_and_loses_nothing(text: str, columns: int, right: bool) -> None:
+    padded = pad(text, columns, right)
+    assert width(padded) == max(width(text), columns)
+    assert padded.endswith(text) if right else padded.startswith(text)
+
+
+@given(text=st.text(max_size=20), columns=st.integers(1, 40))
+def test_a_shortened_text_fits(text: str, columns: int) -> None:
+    short = shorten(text, columns)
+    assert width(short) <= columns
+    assert short == text or (short.endswith("…") and text.startswith(short[:-1]))
+
+
+def test_a_tables_columns_stand_under_each_other() -> None:
+    lines = table([["book", "characters"], ["红楼梦", 1_234_567], ["Ulysses", 9]]).splitlines()
+    assert lines == ["  book     characters", "  ───────  ──────────", "  红楼梦    1,234,567", "  Ulysses           9"]
+    assert len({width(line) for line in lines}) == 1
+
+
+@pytest.mark.parametrize(
+    ("seconds", "told"),
+    [
+        (0, "0.0 s"),
+        (3.24, "3.2 s"),
+        (60, "1 min 00 s"),
+        (245.9, "4 min 05 s"),
+        (3599.9, "59 min 59 s"),
+        (3600, "1 h 00 min"),
+        (7800, "2 h 10 min"),
+        (360_000, "100 h 00 min"),
+    ],
+)
+def test_durations(seconds: float, told: str) -> None:
+    assert duration(seconds) == told
+
+
+@pytest.mark.parametrize(("count", "told"), [(0, "0 B"), (999, "999 B"), (12_000, "12.0 kB"), (123_456, "123 kB"), (3_400_000, "3.4 MB"), (5.5e12, "5500 GB")])
+def test_sizes(count: float, told: str) -> None:
+    assert size(count) == told
+
+
+# ---------------------------------------------------------------- log.jsonl
+
+VALUES = st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False) | st.text()
+
+
+@given(records=st.lists(st.dictionaries(st.text(min_size=1).filter(lambda name: name not in ("kind", "time", "self")), VALUES, max_size=4), max_size=5))
+def test_what_is_logged_is_read_again(tmp_path_factory: pytest.TempPathFactory, records: list[dict]) -> None:
+    log = Log(tmp_path_factory.getbasetemp() / "any.jsonl")
+    log.path.unlink(missing_ok=True)
+    for record in records:
+        log.write("step", **record)
+    assert [{key: value for key, value in record.items() if key not in ("kind", "time")} for record in log.read("step")] == records
+
+
+@pytest.mark.parametrize("character", ["\n", "\r", "\x0b", "\x0c", "\x1c", "\x85", "\u2028", "\u2029"])
+def test_a_strange_line_end_in_a_text_does_not_tear_its_record(tmp_path: Path, character: str) -> None:
+    log = Log(tmp_path / "log.jsonl")
+    log.write("sample", text=f"雨{character}夜")
+    assert [record["text"] for record in log.read("sample")] == [f"雨{character}夜"]
+
+
+def test_records_are_read_by_kind_and_in_order(tmp_path: Path) -> None:
+    log = Log(tmp_path / "log.jsonl")
+    for step in range(3):
+        log.write("step", step=step)
+        log.write("eval", step=step)
+    assert [record["step"] for record in log.read("eval")] == [0, 1, 2]
+    assert [record["kind"] for record in log.read()] == ["step", "eval"] * 3
+
+
+def test_there_is_nothing_in_a_log_that_was_not_begun(tmp_path: Path) -> None:
+    assert Log(tmp_path / "log.jsonl").read() == []
+
+
+@pytest.mark.parametrize("cut", range(1, 12))
+def test_a_torn_last_line_is_left_out(tmp_path: Path, cut: int) -> None:
+    log = Log(tmp_path / "log.jsonl")
+    log.write("step", step=1)
+    log.write("step", step=2, text="雨夜")
+    log.path.write_bytes(log.path.read_bytes()[: -cut - 1])
+    assert [record["step"] for record in log.read()] == [1]
+    log.rewind(1)
+    log.write("step", step=2)
+    assert [record["step"] for record in log.read()] == [1, 2]
+
+
+def test_a_torn_last_line_takes_no_later_record_with_it(tmp_path: Path) -> None:
+    log = Log(tmp_path / "log.jsonl")
+    log.write("step", step=1)
+    log.path.write_bytes(log.path.read_bytes()[:-5])
+    log.write("step", step=2)
+    assert [record["step"] for record in log.read()] == [2]
+
+
+def test_rewinding_drops_what_lies_after_the_step(tmp_path: Path) -> None:
+    log = Log(tmp_path / "log.jsonl")
+    log.write("run", note="开始")
+    for step in (1, 2, 3, 4):
+        log.write("step", step=step, loss=1.5)
+    before = log.path.read_text(encoding="utf-8").splitlines()
+    log.rewind(2)
+    assert log.path.read_text(encoding="utf-8").splitlines() == before[:3]
+    assert [path.name for path in tmp_path.iterdir()] == ["log.jsonl"]
+
+
+def test_every_line_is_an_object_with_its_kind_and_time(tmp_path: Path) -> None:
+    log = Log(tmp_path / "log.jsonl")
+    log.write("step", step=1)
+    record = json.loads(log.path.read_text(encoding="utf-8"))
+    assert record["kind"] == "step" and record["time"] > 1.7e9 and record["step"] == 1
+
+
+# ---------------------------------------------------------------- curves
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+@pytest.mark.parametrize("kinds", [("step",), ("eval",), ("step", "eval")])
+def test_curves_are_a_png(tmp_path: Path, kinds: tuple[str, ...]) -> None:
+    log = Log(tmp_path / "log.jsonl")
+    for step in range(1, 4):
+        for kind in kinds:
+            log.write(kind, step=step, lr=0.1 / step, loss=3 / step, val_loss=4 / step)
+    draw_curves(log, tmp_path / "loss.png")
+    assert (tmp_path / "loss.png").read_bytes().startswith(PNG)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["log.jsonl", "loss.png"]
+
+
+def test_no_curves_are_drawn_of_nothing(tmp_path: Path) -> None:
+    log = Log(tmp_path / "log.jsonl")
+    draw_curves(log, tmp_path / "loss.png")
+    log.write("run", note="开始")
+    log.write("eval", step=1, val_loss=None)
+    draw_curves(log, tmp_path / "loss.png")
+    assert not (tmp_path / "loss.png").exists()
+
+
+# ---------------------------------------------------------------- progress
+
+
+def test_progress_is_plain_lines_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    bar = Progress(2000, every=0.0)
+    bar.update(1000, 2000, "loss 3.2")
+    bar.say("已保存")
+    bar.update(2000, 2000, "loss 3.1")
+    bar.close()
+    told = capsys.readouterr()
+    assert told.out == "step 1,000/2,000  loss 3.2\n已保存\nstep 2,000/2,000  loss 3.1\n"
+    assert told.err == ""
+
+
+def test_plain_lines_come_now_and_then_and_at_the_end(capsys: pytest.CaptureFixture[str]) -> None:
+    bar = Progress(50, every=3600.0)
+    for step in range(1, 51):
+        bar.update(step, 50, "")
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) <= 2 and lines[-1].startswith("step 50/50")
+
+
+def test_silent_progress_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    bar = Progress(5, show=False)
+    bar.update(5, 5, "loss 1")
+    bar.say("line")
+    bar.close()
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    bar = Progress(10, start=4)
+    bar.update(7, 20, "loss 2.5")
+    assert (bar.bar.n, bar.bar.total) == (7, 20)
+    bar.close()
+    assert "7/20" in terminal.getvalue() and "loss 2.5" in terminal.getvalue()

@@ -1,0 +1,405 @@
+"""Settings: layers, the command line's spellings, every mistake told at once, help."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from shuoshu.commandline import HOUSE, UserError, command, parse
+from shuoshu.settings import PrepareSettings, SampleSettings, TrainSettings
+
+COMMANDS = {"train": TrainSettings, "sample": SampleSettings, "prepare": PrepareSettings}
+
+
+@pytest.fixture(autouse=True)
+def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def config(name: str, source: str) -> str:
+    Path(name).write_text(source, encoding="utf-8")
+    return name
+
+
+def train(*argv: str, base: dict | None = None) -> TrainSettings:
+    return parse(TrainSettings, argv, "about", base=base)
+
+
+def mistakes(*argv: str, cls: type = TrainSettings) -> list[str]:
+    """The lines of the error, without the last one, which points to --help."""
+    with pytest.raises(UserError) as error:
+        parse(cls, argv, "about")
+    *lines, hint = str(error.value).split("\n")
+    assert "--help" in hint
+    return lines
+
+
+# ---------------------------------------------------------------- layers
+
+
+def test_without_arguments_the_defaults_hold() -> None:
+    assert train() == TrainSettings()
+
+
+def test_configs_lie_over_defaults_from_left_to_right_and_flags_over_all() -> None:
+    first = config("first.py", "n_layer = 5\nn_head = 6\nn_embd = 96")
+    second = config("second.py", "n_head = 3\nn_embd = 48")
+    settings = train(first, "--n_embd=24", second)
+    assert (settings.n_layer, settings.n_head, settings.n_embd) == (5, 3, 24)
+    assert settings.batch_size == TrainSettings.batch_size
+    assert settings.configs == (first, second)
+
+
+def test_a_saved_base_lies_between_defaults_and_configs() -> None:
+    base = {"n_layer": 7, "n_head": 6, "n_embd": 96, "unknown_to_this_version": 1, "configs": ["old.py"]}
+    settings = train(config("c.py", "n_head = 2"), "--n_embd=48", base=base)
+    assert (settings.n_layer, settings.n_head, settings.n_embd) == (7, 2, 48)
+    assert settings.configs == ("c.py",)
+
+
+def test_the_default_config_is_read_only_where_none_is_given() -> None:
+    config("default.py", "n_layer = 9")
+    assert parse(TrainSettings, [], "about", default_config="default.py").n_layer == 9
+    assert parse(TrainSettings, [config("other.py", "n_head = 2")], "about", default_config="default.py").n_layer == TrainSettings.n_layer
+
+
+def test_a_config_may_compute_and_import() -> None:
+    settings = train(config("c.py", "import math\n_half = 3\ndef double(n):\n    return 2 * n\nn_layer = double(_half) + math.floor(1.5)\n"))
+    assert settings.n_layer == 7
+
+
+def test_the_house_configs_are_found_from_any_folder() -> None:
+    assert train("config/pretrain.py").configs == ("config/pretrain.py",)
+
+
+@pytest.mark.parametrize("path", sorted((HOUSE / "config").glob("*.py")), ids=lambda path: path.name)
+def test_every_config_of_the_house_holds_no_mistake(path: Path) -> None:
+    train(str(path))
+
+
+# ---------------------------------------------------------------- the command line's spellings
+
+
+@pytest.mark.parametrize("argv", [["--n_layer=6"], ["--n_layer", "6"], ["--n-layer", "6"], ["--n-layer=6"], ["--n_layer=2", "--n_layer=6"], ["--n_layer=6e0"]])
+def test_a_value_may_be_written_as(argv: list[str]) -> None:
+    assert train(*argv).n_layer == 6
+
+
+@pytest.mark.parametrize(
+    ("argv", "resume"),
+    [
+        (["--resume"], True),
+        (["--resume=true"], True),
+        (["--resume", "yes"], True),
+        (["--resume=false"], False),
+        (["--resume", "OFF"], False),
+        (["--resume", "--resume=0"], False),
+        (["--resume", "--n_layer=2"], True),
+    ],
+)
+def test_a_switch_may_be_written_as(argv: list[str], resume: bool) -> None:
+    assert train(*argv).resume is resume
+
+
+def test_a_switch_leaves_the_config_after_it_alone() -> None:
+    settings = train("--resume", config("c.py", "n_layer = 9"))
+    assert settings.resume and settings.n_layer == 9
+
+
+def test_a_negative_number_is_a_value_not_a_flag() -> None:
+    assert mistakes("--seed", "-1") == mistakes("--seed=-1") == ["seed=-1: must be at least 0"]
+    assert parse(SampleSettings, ["--start", "-5 degrees"], "about").start == ("-5 degrees",)
+
+
+def test_a_value_may_hold_equals_signs_dashes_and_nothing() -> None:
+    assert parse(SampleSettings, ["--start=a=b", "--start==", "--start=--c", "--start="], "about").start == ("a=b", "=", "--c", "")
+
+
+def test_an_aliased_setting_goes_by_its_alias_alone() -> None:
+    settings = parse(SampleSettings, ["--in=a.csv", "--out", "b.csv"], "about")
+    assert (settings.infile, settings.outfile) == ("a.csv", "b.csv")
+    assert len(mistakes("--infile=a.csv", cls=SampleSettings)) == 1
+
+
+def test_numbers_are_read_with_their_type() -> None:
+    settings = train("--max_iters=1e3", "--dropout=0", "--learning_rate=1e-3")
+    assert (settings.max_iters, settings.dropout, settings.learning_rate) == (1000, 0.0, 0.001)
+    assert type(settings.max_iters) is int and type(settings.dropout) is float
+
+
+def test_a_config_may_give_an_int_for_a_float() -> None:
+    settings = train(config("c.py", "dropout = 0\ngrad_clip = 2"))
+    assert settings.grad_clip == 2.0 and type(settings.grad_clip) is float and type(settings.dropout) is float
+
+
+def test_none_is_a_value_of_an_optional_setting_only() -> None:
+    saved = config("c.py", "max_minutes = 3\nhead_dim = 32")
+    settings = train(saved, "--max_minutes=none", "--head_dim", "None")
+    assert settings.max_minutes is None and settings.head_dim is None
+    assert train(saved, config("d.py", "head_dim = None")).head_dim is None
+    assert parse(SampleSettings, ["--top_k=none"], "about").top_k is None
+    assert mistakes("--n_layer=none") == ["--n_layer: 'none' is not a number"]
+
+
+def test_a_config_may_say_true_where_auto_is_a_third_choice() -> None:
+    assert train(config("c.py", "compile = False")).compile == "false"
+
+
+def test_what_is_no_flag_is_an_input_of_prepare() -> None:
+    settings = parse(PrepareSettings, ["a.txt", "--vocab_size", "300", "b"], "about")
+    assert settings.inputs == ("a.txt", "b") and settings.vocab_size == 300
+
+
+# ---------------------------------------------------------------- mistakes
+
+
+def test_every_mistake_is_told_at_once() -> None:
+    wrong = config("wrong.py", "n_layers = 3\nn_head = 'two'\nbatch_size = 0\n")
+    broken = config("broken.py", "n_layer = 3\nn_embd = = 4\n")
+    found = mistakes(wrong, broken, "config/no_such_one.py", "--n_embdd=8", "--n_layer=x", "--dropout=2", "--optimizer=adam", "--block_size=9.5")
+    for piece in (
+        "wrong.py: n_layers: there is no such setting - did you mean n_layer?",
+        "wrong.py: n_head = 'two' should be a whole number, not str",
+        "batch_size=0: must be at least 1",
+        "broken.py, line 2: ",
+        "can't read the config file config/no_such_one.py",
+        "--n_embdd: there is no such setting - did you mean n_embd?",
+        "--n_layer: 'x' is not a number",
+        "dropout=2.0: must be at most 0.95",
+        "optimizer=adam: must be one of muon, adamw - did you mean adamw?",
+        "--block_size: '9.5' is not a whole number",
+    ):
+        assert sum(piece in line for line in found) == 1, piece
+    assert len(found) == 10
+
+
+def test_settings_that_do_not_fit_each_other_are_told_together() -> None:
+    found = "\n".join(mistakes("--n_head=6", "--n_kv_head=4", "--n_embd=100", "--resume", "--overwrite", "--max_iters=5", "--max_minutes=1"))
+    for piece in ("multiple of n_kv_head=4", "multiple of n_head=6", "resume and overwrite exclude each other", "max_iters and max_minutes are both set"):
+        assert piece in found
+
+
+@pytest.mark.parametrize(
+    ("argv", "told"),
+    [
+        (["--n_layer"], "--n_layer needs a value"),
+        (["--n_layer", "--resume"], "--n_layer needs a value"),
+        (["--resume=maybe"], "'maybe' is neither true nor false"),
+        (["--dropout=nan"], "'nan' is not a finite number"),
+        (["--n_layer=inf"], "'inf' is not a finite number"),
+        (["--max_iters=1e400"], "'1e400' is not a finite number"),
+        (["--n_layer="], "'' is not a number"),
+        (["--"], "there is no such setting"),
+        (["--configs=a.py"], "there is no such setting"),
+    ],
+)
+def test_a_wrong_flag_is_told(argv: list[str], told: str) -> None:
+    [line] = mistakes(*argv)
+    assert told in line
+
+
+@pytest.mark.parametrize("argv", [["--foo", "bar"], ["--foo", "-1"]])
+def test_the_value_of_an_unknown_flag_is_no_second_mistake(argv: list[str]) -> None:
+    assert len(mistakes(*argv)) == 1
+
+
+def test_a_stray_word_is_told_where_no_input_is_taken() -> None:
+    [line] = mistakes("prompt.txt", cls=SampleSettings)
+    assert "'prompt.txt'" in line and "--key=value" in line
+
+
+@pytest.mark.parametrize(
+    ("source", "told"),
+    [
+        ("n_layer = True", "should be a whole number, not bool"),
+        ("n_layer = 4.0", "should be a whole number, not float"),
+        ("n_layer = None", "should be a whole number, not NoneType"),
+        ("resume = 1", "should be True or False, not int"),
+        ("dropout = '0.1'", "should be a number, not str"),
+        ("dropout = float('nan')", "is not a finite number"),
+        ("head_lr = float('inf')", "is not a finite number"),
+        ("head_lr = 10**400", "head_lr"),
+        ("configs = ('other.py',)", "there is no such setting"),
+        ("1 / 0", "ZeroDivisionError"),
+        ("n_layer = 1\n  n_head = 2", "line 2: "),
+        ("n_layer = 1\nn_head = '\0'", "wrong.py"),
+    ],
+)
+def test_a_wrong_config_is_told(source: str, told: str) -> None:
+    [line] = mistakes(config("wrong.py", source))
+    assert line.startswith("wrong.py") and told in line
+
+
+def test_a_config_that_is_no_text_is_told() -> None:
+    Path("wrong.py").write_bytes("n_layer = 1  # 层".encode("gb18030"))
+    assert "wrong.py" in mistakes("wrong.py")[0]
+
+
+@pytest.mark.parametrize(
+    "path", ["missing.py", ".", "", "nul\0.py", "\udcff.py", "长" * 300], ids=["missing", "folder", "empty", "nul", "no utf-8", "too long"]
+)
+def test_a_config_that_cannot_be_read_is_told(path: str) -> None:
+    assert len(mistakes(path)) == 1
+
+
+def test_a_misspelt_config_of_the_house_is_guessed() -> None:
+    assert "did you mean config/pretrain.py?" in mistakes("config/pretrian.py")[0]
+
+
+@pytest.mark.parametrize("saved", [{"n_layer": "four"}, {"resume": 5}])
+def test_a_damaged_base_is_a_users_error(saved: dict) -> None:
+    with pytest.raises(UserError):
+        train(base=json.loads(json.dumps(saved)))
+
+
+# ---------------------------------------------------------------- the length of a run
+
+
+def lengths(settings: TrainSettings) -> tuple[int | None, float | None, float | None]:
+    return settings.max_iters, settings.max_epochs, settings.max_minutes
+
+
+def test_a_later_layer_replaces_the_length() -> None:
+    minutes, epochs = config("minutes.py", "max_minutes = 3"), config("epochs.py", "max_epochs = 2")
+    assert lengths(train(minutes)) == (None, None, 3.0)
+    assert lengths(train(minutes, epochs)) == (None, 2.0, None)
+    assert lengths(train(epochs, minutes)) == (None, None, 3.0)
+    assert lengths(train(minutes, epochs, "--max_iters=5")) == (5, None, None)
+    assert lengths(train(minutes, base={"max_iters": 9, "max_epochs": None, "max_minutes": None})) == (None, None, 3.0)
+
+
+def test_none_for_one_length_leaves_another_in_force() -> None:
+    assert lengths(train(config("minutes.py", "max_minutes = 3"), "--max_iters=none")) == (None, None, 3.0)
+
+
+def test_two_lengths_in_one_layer_are_refused() -> None:
+    told = "max_iters and max_minutes are both set"
+    assert told in mistakes("--max_iters=5", "--max_minutes=1")[0]
+    assert told in mistakes(config("both.py", "max_iters = 5\nmax_minutes = 1"))[0]
+    assert told in mistakes(config("epochs.py", "max_epochs = 2"), "--max_iters=5", "--max_minutes=1")[0]
+
+
+# ---------------------------------------------------------------- help
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_tells_every_setting_and_ends_well(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        importlib.import_module(name).main(["--help"])
+    assert end.value.code == 0
+    told = capsys.readouterr().out
+    for field in dataclasses.fields(COMMANDS[name]):
+        if not field.metadata.get("positional"):
+            [line] = [line for line in told.splitlines() if line.startswith(f"  --{field.metadata.get('alias', field.name)}=")]
+            assert field.metadata["help"] in line
+
+
+def test_help_shows_the_values_that_would_hold(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        train(config("c.py", "n_layer = 9"), "--n_embd=48", "-h")
+    told = capsys.readouterr().out
+    assert "--n_layer=9 " in told and "--n_embd=48 " in told and "--max_iters=none " in told
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_and_mistakes_do_not_wait_for_torch(name: str) -> None:
+    script = (
+        f"import sys, {name}\n"
+        f"try: {name}.main(['--help'])\n"
+        "except SystemExit as end: assert end.code == 0\n"
+        f"assert {name}.main(['--n_lyer=3']) == 2\n"
+        "assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=HOUSE, capture_output=True, timeout=60, encoding="utf-8")
+    assert done.returncode == 0, done.stderr
+
+
+# ---------------------------------------------------------------- what a command makes of an error
+
+
+@command
+def mistaken(argv: list[str]) -> None:
+    raise UserError("第一处\nand a second one")
+
+
+def test_a_users_mistake_is_one_message_and_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:
+    assert mistaken([]) == 2
+    told = capsys.readouterr()
+    assert told.err == "error: 第一处\nand a second one\n" and told.out == ""
+
+
+def test_debug_shows_the_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    assert mistaken(["--debug"]) == 2
+    told = capsys.readouterr().err
+    assert "Traceback" in told and told.endswith("error: 第一处\nand a second one\n")
+
+
+def test_debug_is_no_setting() -> None:
+    assert train("--debug", "--n_layer=2", "--debug").n_layer == 2
+
+
+def test_ctrl_c_is_130_and_the_end_is_0(capsys: pytest.CaptureFixture[str]) -> None:
+    @command
+    def interrupted(argv: list[str]) -> None:
+        raise KeyboardInterrupt
+
+    assert interrupted([]) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+    assert command(lambda argv: None)([]) == 0
+    assert command(lambda argv: 3)([]) == 3
+
+
+def test_a_bug_is_not_hidden() -> None:
+    @command
+    def broken(argv: list[str]) -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        broken([])
+
+
+# ---------------------------------------------------------------- whatever comes
+
+VALUES = (
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.sampled_from(["true", "none", "1e3", "-1", "１２", "1_0", "0x1", "+1", "1e999"])
+)
+NAMES = st.sampled_from([f.metadata.get("alias", f.name) for cls in COMMANDS.values() for f in dataclasses.fields(cls)] + ["help", "debug"])
+FLAGS = st.builds("--{}={}".format, NAMES | st.text(max_size=5), VALUES) | st.builds("--{}".format, NAMES) | VALUES.map(str)
+
+
+@given(argv=st.lists(FLAGS, max_size=6), cls=st.sampled_from(list(COMMANDS.values())))
+@example(argv=["--seed=" + "9" * 5000], cls=TrainSettings)
+@example(argv=["--n_layer", "-"], cls=TrainSettings)
+def test_any_arguments_give_settings_or_a_users_error(argv: list[str], cls: type) -> None:
+    try:
+        settings = parse(cls, argv, "about")
+    except UserError:
+        return
+    except SystemExit as end:
+        assert end.code == 0 and {"--help", "-h"} & set(argv)
+        return
+    assert isinstance(settings, cls)
+    for field in dataclasses.fields(cls):  # what was let through is in its bounds
+        value = getattr(settings, field.name)
+        if value is not None:
+            assert value >= field.metadata.get("low", value) and value <= field.metadata.get("high", value)
+            assert value in field.metadata.get("choices", (value,))
+
+
+@given(values=st.dictionaries(NAMES.filter(str.isidentifier).filter(lambda name: name != "in"), VALUES | st.lists(VALUES, max_size=2), max_size=6))
+def test_any_config_gives_settings_or_a_users_error(values: dict[str, object], tmp_path_factory: pytest.TempPathFactory) -> None:
+    path = tmp_path_factory.getbasetemp() / "any.py"
+    path.write_text("".join(f"{name} = {value!r}\n" for name, value in values.items()), encoding="utf-8", errors="replace")
+    try:
+        assert isinstance(train(str(path)), TrainSettings)
+    except UserError as error:
+        assert str(error)

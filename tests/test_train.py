@@ -1,0 +1,282 @@
+"""train.py and the loop: it learns, it keeps the best, it stops and goes on exactly."""
+
+import json
+import math
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+
+import prepare
+import train
+from shuoshu import checkpoint, loop, run
+from shuoshu.batches import TokenFile
+from shuoshu.commandline import HOUSE
+from shuoshu.report import Log
+from shuoshu.scoring import Score
+
+EXACT = ["--dropout=0.1", "--max_iters=60", "--eval_interval=30", "--save_interval=10", "--sample_tokens=0"]
+
+
+def evals(out_dir):
+    return Log(out_dir / "log.jsonl").read("eval")
+
+
+def weights(out_dir):
+    return checkpoint.sha256_of(out_dir / "model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tiny, tmp_path_factory):
+    out_dir = tmp_path_factory.mktemp("exact") / "out"
+    assert train.main([*tiny, *EXACT, f"--out_dir={out_dir}"]) == 0
+    return out_dir
+
+
+# ---------------------------------------------------------------- learning
+
+
+def test_training_beats_what_no_knowledge_of_order_can_reach(pretrained, dataset):
+    """The bound is the best that an untrained, shuffled or wrongly shifted model could do: the tokens' frequencies alone."""
+    train_file, val_file = TokenFile(dataset, "train"), TokenFile(dataset, "val")
+    counts = np.bincount(train_file.tokens, minlength=512) + 1
+    by_frequency = -np.log(counts / counts.sum())[val_file.tokens].mean()
+    assert evals(pretrained)[-1]["val_loss"] < by_frequency - 1
+    assert evals(pretrained)[0]["val_loss"] == pytest.approx(math.log(512), rel=0.05)
+
+
+def test_a_run_leaves_all_that_a_reader_wants(pretrained):
+    names = {path.name for path in pretrained.iterdir()}
+    assert names == {*run.OWN_FILES} - {"eval.json"}
+    head = json.loads((pretrained / "settings.json").read_text(encoding="utf-8"))
+    assert head["settings"]["n_embd"] == 64 and head["machine"]["torch"] == torch.__version__ and len(head["data"]["train"]) == 64
+    log = Log(pretrained / "log.jsonl")
+    assert [r["step"] for r in log.read("eval")] == [0, 50, 100, 150]
+    assert [r["step"] for r in log.read("step")] == list(range(10, 151, 10))
+    assert all({"loss", "lr", "tokens_per_second", "epoch"} <= r.keys() for r in log.read("step"))
+    assert log.read("eval")[-1]["bits_per_char"] > 0
+    samples = (pretrained / "samples.md").read_text(encoding="utf-8")
+    assert samples.count("## step") == 4 and "第十回" in samples
+    assert (pretrained / "loss.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_the_folder_holds_the_best_model_and_patience_ends_the_run(tiny, tmp_path, monkeypatch, capsys):
+    losses = iter([5.0, 4.0, 3.0, 3.5, 3.6, 3.7, 1.0])
+    monkeypatch.setattr(loop, "score_tokens", lambda *args: Score(next(losses) * 100, 100, 0.0))
+    assert train.main([*tiny, f"--out_dir={tmp_path / 'out'}", "--max_iters=60", "--eval_interval=5", "--patience=3", "--sample_tokens=0"]) == 0
+    assert checkpoint.read_metadata(tmp_path / "out" / "model.safetensors")["step"] == "10"
+    assert "25 steps" in (told := capsys.readouterr().out) and "stopped early" in told and "at step 10" in told
+    newest, _ = checkpoint.newest_checkpoint(tmp_path / "out")
+    assert newest.name == "step-000025"
+
+
+def test_accumulated_batches_train_as_one_large_batch(tiny, tmp_path):
+    losses = []
+    for name, size, steps in (("one", 8, 1), ("two", 4, 2), ("uneven", 3, 3)):
+        settings = [f"--batch_size={size}", f"--gradient_accumulation_steps={steps}", "--optimizer=adamw", "--dropout=0", "--max_iters=10", "--log_interval=1"]
+        assert train.main([*tiny, *settings, f"--out_dir={tmp_path / name}", "--sample_tokens=0"]) == 0
+        losses.append([r["loss"] for r in Log(tmp_path / name / "log.jsonl").read("step")])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    assert losses[0] != pytest.approx(losses[2], rel=1e-5)  # nine rows a step: other data
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one(tiny, tmp_path):
+    settings = [*tiny, "--optimizer=adamw", "--dropout=0", "--max_iters=10", "--log_interval=1", "--sample_tokens=0"]
+    assert train.main([*settings, f"--out_dir={tmp_path / 'one'}"]) == 0
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*torchrun, "train.py", *settings, f"--out_dir={tmp_path / 'two'}"], cwd=HOUSE, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    one, two = ([(r["step"], r["loss"]) for r in Log(tmp_path / name / "log.jsonl").read("step")] for name in ("one", "two"))
+    assert [s for s, _ in one] == [s for s, _ in two]
+    assert [loss for _, loss in one] == pytest.approx([loss for _, loss in two], rel=1e-5)
+    assert evals(tmp_path / "two")[-1]["val_loss"] == pytest.approx(evals(tmp_path / "one")[-1]["val_loss"], rel=1e-5)
+    assert done.stdout.count("model      ") == 1  # one process speaks
+
+
+def test_adamw_and_cosine_and_a_time_budget_run(tiny, tmp_path):
+    settings = ["--optimizer=adamw", "--schedule=cosine", "--max_minutes=0.05", "--tie_embeddings", "--n_kv_head=1"]
+    assert train.main([*tiny, *settings, f"--out_dir={tmp_path / 'out'}", "--sample_tokens=0"]) == 0
+    log = Log(tmp_path / "out" / "log.jsonl")
+    assert log.read("step")[-1]["lr"] < 0.15 * max(r["lr"] for r in log.read("step"))
+    assert log.read("eval")[-1]["val_loss"] < log.read("eval")[0]["val_loss"] - 1
+
+
+def test_without_validation_text_the_last_model_is_kept(text, tmp_path, tiny):
+    (tmp_path / "book.txt").write_text(text, encoding="utf-8")
+    assert prepare.main([str(tmp_path / "book.txt"), f"--out={tmp_path / 'data'}", "--val_fraction=0", "--vocab_size=400"]) == 0
+    assert train.main([*tiny, f"--dataset={tmp_path / 'data'}", f"--out_dir={tmp_path / 'out'}", "--max_iters=20", "--eval_interval=7"]) == 0
+    assert checkpoint.read_metadata(tmp_path / "out" / "model.safetensors")["step"] == "20"
+
+
+def test_init_from_begins_with_that_model(tiny, pretrained, tmp_path, text, capsys):
+    assert train.main([*tiny, f"--out_dir={tmp_path / 'out'}", f"--init_from={pretrained}", "--max_iters=1", "--sample_tokens=0"]) == 0
+    assert evals(tmp_path / "out")[0]["val_loss"] == pytest.approx(min(r["val_loss"] for r in evals(pretrained)), rel=1e-6)
+    (tmp_path / "other.txt").write_text(text[:5000], encoding="utf-8")
+    prepare.main([str(tmp_path / "other.txt"), f"--out={tmp_path / 'other'}", "--vocab_size=300"])
+    assert train.main([*tiny, f"--dataset={tmp_path / 'other'}", f"--out_dir={tmp_path / 'out2'}", f"--init_from={pretrained}"]) == 2
+    assert "another tokenizer" in capsys.readouterr().err and not (tmp_path / "out2").exists()
+
+
+# ---------------------------------------------------------------- stopping and going on
+
+
+def start(arguments):
+    return subprocess.Popen([sys.executable, "train.py", *arguments], cwd=HOUSE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def wait_for(path, process):
+    until = time.monotonic() + 60
+    while not path.exists():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < until
+        time.sleep(0.002)
+
+
+def test_killed_in_mid_epoch_and_resumed_it_ends_with_the_same_bytes(tiny, uninterrupted, tmp_path, dataset):
+    out_dir = tmp_path / "out"
+    command = [*tiny, *EXACT, f"--out_dir={out_dir}"]
+    process = start(command)
+    wait_for(out_dir / "checkpoints" / "step-000020", process)
+    process.kill()
+    process.wait()
+    assert (TokenFile(dataset, "train").windows(64) / 4) % 10  # no checkpoint falls on the end of an epoch
+    assert not (out_dir / "checkpoints" / "step-000060").exists()
+    assert train.main([*command, "--resume"]) == 0
+    assert weights(out_dir) == weights(uninterrupted)
+    assert [(r["step"], r["val_loss"]) for r in evals(out_dir)] == [(r["step"], r["val_loss"]) for r in evals(uninterrupted)]
+
+
+@pytest.mark.parametrize("left_out", ["nothing", "optimiser", "step"])
+def test_a_resumed_run_needs_the_optimisers_state_and_the_step(tiny, uninterrupted, tmp_path, monkeypatch, left_out):
+    out_dir = tmp_path / "out"
+    command = [*tiny, *EXACT, f"--out_dir={out_dir}"]
+    real_step, real_load = loop.train_step, run.load_state_tensors
+
+    def killed(this, feed):
+        if this.state.step == 25:
+            raise KeyboardInterrupt
+        return real_step(this, feed)
+
+    monkeypatch.setattr(loop, "train_step", killed)
+    assert train.main(command) == 130
+    monkeypatch.setattr(loop, "train_step", real_step)
+    if left_out == "optimiser":
+        monkeypatch.setattr(run, "load_state_tensors", lambda *args: None)
+    if left_out == "step":
+        monkeypatch.setattr(loop.runtime, "seed_step", lambda seed, step, rank: torch.manual_seed(seed))
+    assert train.main([*command, "--resume"]) == 0
+    monkeypatch.setattr(run, "load_state_tensors", real_load)
+    assert (weights(out_dir) == weights(uninterrupted)) == (left_out == "nothing")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Windows has no SIGTERM to send")
+@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_says_how_to_go_on_and_loses_no_step(tiny, uninterrupted, tmp_path, number, code):
+    out_dir = tmp_path / "out"
+    command = [*tiny, *EXACT, "--save_interval=1000", f"--out_dir={out_dir}"]
+    process = start(command)
+    wait_for(out_dir / "loss.png", process)
+    process.send_signal(number)
+    told = process.communicate(timeout=60)[0]
+    assert process.returncode == code, told
+    assert f"--out_dir={out_dir} --resume" in told
+    step = int(re.search(r"after step (\d+)", told)[1])
+    assert checkpoint.newest_checkpoint(out_dir)[0].name == f"step-{step:06d}"
+    assert train.main([*command, "--resume"]) == 0
+    assert weights(out_dir) == weights(uninterrupted)
+
+
+def test_a_second_interrupt_stops_at_once(monkeypatch):
+    from shuoshu.runtime import StopFlag
+
+    with StopFlag() as stop:
+        signal.raise_signal(signal.SIGINT)
+        assert stop.raised == signal.SIGINT
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_a_finished_run_resumes_to_nothing_or_to_a_longer_run(uninterrupted, tmp_path, tiny, capsys):
+    out_dir = shutil.copytree(uninterrupted, tmp_path / "out")
+    before = weights(out_dir)
+    assert train.main([f"--out_dir={out_dir}", "--resume"]) == 0  # the settings are the saved ones
+    assert weights(out_dir) == before
+    assert train.main([f"--out_dir={out_dir}", "--resume", "--max_epochs=3"]) == 0
+    told = capsys.readouterr().out
+    assert "changed: max_epochs, max_iters" in told
+    assert evals(out_dir)[-1]["step"] > 60
+
+
+def test_a_resumed_run_keeps_its_shape_and_its_data(uninterrupted, capsys):
+    assert train.main([f"--out_dir={uninterrupted}", "--resume", "--n_embd=32", "--seed=3"]) == 2
+    assert "n_embd=32 (was 64), seed=3 (was 1337)" in capsys.readouterr().err
+
+
+def test_a_damaged_newest_checkpoint_is_passed_over(uninterrupted, tmp_path, capsys):
+    out_dir = shutil.copytree(uninterrupted, tmp_path / "out")
+    (out_dir / "checkpoints" / "step-000060" / "model.safetensors").write_bytes(b"")
+    assert train.main([f"--out_dir={out_dir}", "--resume"]) == 0
+    told = capsys.readouterr().out
+    assert "step-000060: model.safetensors is damaged" in told and "step-000050" in told
+    assert weights(out_dir) == weights(uninterrupted)
+
+
+# ---------------------------------------------------------------- the user's mistakes
+
+
+def test_an_earlier_run_is_never_written_over_unasked(tiny, uninterrupted, tmp_path, capsys):
+    out_dir = shutil.copytree(uninterrupted, tmp_path / "out")
+    (out_dir / "notes.txt").write_text("mine", encoding="utf-8")
+    before = weights(out_dir)
+    assert train.main([*tiny, f"--out_dir={out_dir}", "--max_iters=2"]) == 2
+    assert "--resume" in capsys.readouterr().err and weights(out_dir) == before
+    assert train.main([*tiny, f"--out_dir={out_dir}", "--max_iters=2", "--overwrite"]) == 0
+    assert weights(out_dir) != before and (out_dir / "notes.txt").read_text(encoding="utf-8") == "mine"
+    assert sorted(p.name for p in (out_dir / "checkpoints").iterdir()) == ["step-000001", "step-000002"]
+
+
+@pytest.mark.parametrize(
+    "arguments, told",
+    [
+        (["--dataset=nowhere"], "python prepare.py"),
+        (["--block_size=100000"], "set --block_size="),
+        (["--device=cuda:99"], "cuda"),
+        (["--device=toaster"], "choose auto, cpu"),
+        (["--n_emdb=3"], "did you mean n_embd"),
+        (["--init_from=nowhere"], "no trained model in nowhere"),
+    ],
+)
+def test_a_mistake_is_one_message_and_nothing_is_written(tiny, tmp_path, capsys, arguments, told):
+    assert train.main([*tiny, f"--out_dir={tmp_path / 'out'}", *arguments]) == 2
+    err = capsys.readouterr().err
+    assert told in err and "Traceback" not in err and not (tmp_path / "out").exists()
+
+
+def test_a_loss_that_explodes_stops_with_advice(tiny, tmp_path, capsys):
+    code = train.main([*tiny, f"--out_dir={tmp_path / 'out'}", "--optimizer=adamw", "--learning_rate=1e30", "--grad_clip=0", "--max_iters=50"])
+    assert code == 2 and "lower --learning_rate" in capsys.readouterr().err
+
+
+def test_without_a_config_it_does_what_config_pretrain_says(monkeypatch):
+    given = []
+    monkeypatch.setattr(loop, "train", lambda settings: given.append(settings) or 0)
+    assert train.main([]) == train.main(["config/pretrain.py"]) == train.main(["--seed=5"]) == 0
+    assert given[0] == given[1] and given[0].dataset == "novella" and given[0].max_minutes
+    assert given[2].seed == 5 and given[2].n_embd == given[0].n_embd
+
+
+def test_a_dry_run_tells_the_size_and_writes_nothing(tiny, tmp_path, capsys):
+    assert train.main([*tiny, f"--out_dir={tmp_path / 'out'}", "--max_iters=100", "--dry_run"]) == 0
+    told = capsys.readouterr().out
+    assert not (tmp_path / "out").exists()
+    for fact in ("parameters", "4 rows x 64 = 256 tokens", "100 steps", "epochs", "memory", "disk"):
+        assert fact in told
