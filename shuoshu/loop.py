@@ -27,6 +27,8 @@ def train(settings: TrainSettings) -> int:
     processes = runtime.Processes()
     device = runtime.pick_device(settings.device, processes.local_rank)
     processes.start(device)
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")  # TF32 for what stays in fp32
     try:
         if settings.threads:
             torch.set_num_threads(settings.threads)

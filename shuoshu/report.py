@@ -155,12 +155,13 @@ def draw_curves(log: Log, path: Path) -> None:
         best = min(evals, key=lambda r: r["val_loss"])
         losses.plot([r["step"] for r in evals], [r["val_loss"] for r in evals], color="#b3362c", marker="o", markersize=3, label="validation loss")
         losses.annotate(
-            f"best {best['val_loss']:.3f}", (best["step"], best["val_loss"]), textcoords="offset points", xytext=(0, -14), ha="center", color="#b3362c"
+            f"best {best['val_loss']:.3f}", (best["step"], best["val_loss"]), textcoords="offset points", xytext=(0, 8), ha="right", color="#b3362c"
         )
     losses.set_ylabel("nats per token")
     losses.legend(frameon=False)
     losses.grid(alpha=0.25)
     rates.set_ylabel("rate")
+    rates.set_ylim(bottom=0)
     rates.set_xlabel("step")
     rates.grid(alpha=0.25)
     aside = path.with_suffix(".tmp.png")

@@ -1,0 +1,54 @@
+"""The house's own rules: imports run one way, rooms stay light and small."""
+
+import ast
+import subprocess
+import sys
+
+import pytest
+
+from shuoshu.commandline import HOUSE
+
+COMMANDS = {"prepare", "train", "sample"}
+LIGHT = ("settings", "commandline", "text", "tokenizer", "batches", "report")
+PRODUCT = sorted([*HOUSE.glob("*.py"), *HOUSE.glob("shuoshu/*.py"), *HOUSE.glob("config/*.py")])
+
+
+def imported(path):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    names = {alias.name.split(".")[0] for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    return names | {node.module.split(".")[0] for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+
+
+def test_no_part_imports_a_command():
+    for path in [*HOUSE.glob("shuoshu/*.py"), HOUSE / "model.py"]:
+        assert not imported(path) & COMMANDS, path
+
+
+def test_the_model_needs_torch_and_safetensors_only():
+    outside = imported(HOUSE / "model.py") - set(sys.stdlib_module_names)
+    assert outside == {"torch", "safetensors"}
+
+
+@pytest.mark.parametrize("room", LIGHT)
+def test_a_light_room_loads_without_torch(room):
+    check = f"import sys; import shuoshu.{room}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", check], cwd=HOUSE).returncode == 0
+
+
+def test_every_file_says_what_it_is_for():
+    for path in PRODUCT:
+        source = path.read_text(encoding="utf-8")
+        assert ast.get_docstring(ast.parse(source)) or source.startswith("#"), path
+
+
+def test_no_file_outgrows_a_sitting():
+    lengths = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in PRODUCT}
+    assert max(lengths.values()) <= 350, max(lengths, key=lengths.get)
+    assert sum(lengths.values()) < 5000
+
+
+def test_the_scripts_parse_and_ci_runs_the_tests_alone():
+    for script in ("quickstart.sh", "test.sh", "environment.sh", ".ci/run"):
+        subprocess.run(["bash", "-n", HOUSE / script], check=True)
+    lines = [line for line in (HOUSE / ".ci" / "run").read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
+    assert len(lines) == 1 and "test.sh" in lines[0]

@@ -1,0 +1,124 @@
+"""Both READMEs: every command in them runs (in a reduced form where it is slow), and they say the same."""
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import prepare
+import sample
+import train
+from shuoshu.commandline import HOUSE
+
+READMES = ("README.md", "README.zh.md")
+QUICK = ["--max_iters=2", "--sample_tokens=4", "--device=cpu", "--dtype=float32", "--threads=1"]
+SMALL = ["--n_layer=1", "--n_head=2", "--n_embd=32", "--block_size=64", "--batch_size=2", "--gradient_accumulation_steps=1"]
+
+
+def commands(readme: str) -> list[str]:
+    """The lines of the bash blocks."""
+    blocks = re.findall(r"^```bash\n(.*?)^```", (HOUSE / readme).read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    return [line for block in blocks for line in block.splitlines() if line.strip()]
+
+
+def test_both_readmes_have_the_same_commands_and_tables():
+    english, chinese = ((HOUSE / name).read_text(encoding="utf-8") for name in READMES)
+    assert [re.sub(r'"[^"]*"', "…", c) for c in commands("README.md")] == [re.sub(r'"[^"]*"', "…", c) for c in commands("README.zh.md")]
+    for pattern in (r"^#", r"^\|", r"^```", r"^\* "):
+        assert len(re.findall(pattern, english, re.MULTILINE)) == len(re.findall(pattern, chinese, re.MULTILINE)), pattern
+
+
+def python_command(line: str) -> int:
+    """`python X.py …` in this process, cut short."""
+    words = shlex.split(line)
+    main = {"prepare.py": prepare.main, "train.py": train.main, "sample.py": sample.main}[words[1]]
+    reduced = {"train.py": [*QUICK, *([] if "--resume" in words else SMALL)], "sample.py": ["--max_new_tokens=5", "--threads=1"]}.get(words[1], [])
+    if "--max_minutes=5" in words:
+        words.remove("--max_minutes=5")
+        reduced[0] = "--max_iters=4"
+    return main([*words[2:], *([] if "--help" in words else reduced)])
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory, text):
+    """A folder as a reader of the README would have it."""
+    folder = tmp_path_factory.mktemp("reader")
+    (folder / "my_novels").mkdir()
+    (folder / "my_novels" / "book.txt").write_text(text, encoding="utf-8")
+    (folder / "prompts.csv").write_text("prompt\n阿迟\n信\n", encoding="utf-8")
+    return folder
+
+
+@pytest.mark.parametrize("readme", READMES)
+def test_every_command_runs(readme, workplace, monkeypatch, capsys):
+    folder = workplace / readme
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    for name in ("my_novels", "prompts.csv"):
+        Path(name).symlink_to(workplace / name)
+    for line in commands(readme):
+        if line.startswith("python -m venv") or line.startswith("pip install"):
+            named = re.findall(r"requirements\S*", line)
+            assert all((HOUSE / name).is_file() for name in named)
+        elif line.startswith("bash "):  # the scripts run in full in CI and by hand; here they must parse
+            subprocess.run(["bash", "-n", HOUSE / line.split()[1]], check=True)
+        elif line.startswith("torchrun "):
+            pass  # below
+        elif line.endswith("--help"):
+            with pytest.raises(SystemExit):
+                python_command(line)
+        else:
+            assert python_command(line) == 0, (line, capsys.readouterr().err)
+    assert Path("data/novella/meta.json").is_file() and Path("out-mine/model.safetensors").is_file() and Path("continued.csv").is_file()
+
+
+@pytest.mark.slow
+def test_the_torchrun_command_runs_with_two_processes(dataset, tmp_path):
+    (line,) = [line for line in commands("README.md") if line.startswith("torchrun")]
+    words = shlex.split(line.replace("nproc_per_node=8", "nproc_per_node=2"))
+    command = [sys.executable, "-m", "torch.distributed.run", *words[1:], f"--dataset={dataset}", f"--out_dir={tmp_path / 'out'}", *QUICK, *SMALL]
+    done = subprocess.run(command, cwd=HOUSE, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out" / "model.safetensors").is_file()
+
+
+def test_the_python_lines_run(pretrained, monkeypatch):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    for readme in READMES:
+        (block,) = re.findall(r"^```python\n(from transformers.*?)^```", (HOUSE / readme).read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+        assert "AutoModelForCausalLM.from_pretrained" in block and "AutoTokenizer.from_pretrained" in block
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(pretrained), AutoTokenizer.from_pretrained(pretrained)
+    ids = tokenizer("清晨，沈砚", return_tensors="pt").input_ids
+    assert len(tokenizer.decode(model.generate(ids, max_new_tokens=5, do_sample=False)[0])) > 5
+
+
+def test_links_lead_somewhere():
+    for readme in READMES:
+        for target in re.findall(r"\]\((?!https?://)([^)]+)\)", (HOUSE / readme).read_text(encoding="utf-8")):
+            assert (HOUSE / target).exists(), (readme, target)
+
+
+def test_settings_named_in_the_readmes_and_formats_exist():
+    from dataclasses import fields
+
+    from shuoshu.settings import PrepareSettings, SampleSettings, TrainSettings
+
+    known = {f.metadata.get("alias", f.name) for cls in (PrepareSettings, SampleSettings, TrainSettings) for f in fields(cls)} | {"help", "debug"}
+    for name in (*READMES, "docs/FORMATS.md", "CONTRIBUTING.md"):
+        for flag in re.findall(r"`[^`]*?--([a-z_]+)", (HOUSE / name).read_text(encoding="utf-8")):
+            assert flag in known | {"global", "index", "standalone", "nproc_per_node"}, (name, flag)
+
+
+def test_formats_names_every_field_of_meta_and_log(dataset, pretrained):
+    told = (HOUSE / "docs" / "FORMATS.md").read_text(encoding="utf-8")
+    meta = json.loads((dataset / "meta.json").read_text(encoding="utf-8"))
+    records = [json.loads(line) for line in (pretrained / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    names = {*meta, *meta["splits"]["train"], *meta["books"][0], *meta["chapters"][0]}
+    names |= {key for record in records for key in record if record["kind"] != "start"} | {record["kind"] for record in records}
+    assert not {name for name in names if f"`{name}`" not in told and f".{name}`" not in told and f"{name}." not in told}
