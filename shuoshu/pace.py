@@ -109,7 +109,7 @@ class Pace:
         return self._plan(step, last, math.ceil(last / pauses) if pauses else None)
 
     def _mended(self, state: RunState) -> Plan:
-        """The plan, shortened or (before its decay) lengthened where the machine no longer keeps the pace it was made for."""
+        """The plan, shortened or lengthened where the machine no longer keeps the pace that it was made for."""
         plan = state.plan
         runtime.synchronise(self.device)
         if state.step == self._window[0]:
@@ -117,15 +117,14 @@ class Pace:
         step_seconds = self._step_seconds(state.step)
         left = self.budget - self.elapsed() - self.pause_seconds * (1 + (plan.max_iters - state.step) // plan.eval_interval)
         needed = (plan.max_iters - state.step) * step_seconds
-        is_decaying = state.step > plan.decay_start
-        if needed <= left + (LATE - 1) * self.budget and (is_decaying or needed >= left - (1 - EARLY) * self.budget):
+        if left - (1 - EARLY) * self.budget <= needed <= left + (LATE - 1) * self.budget:
             return plan
         last = state.step + max(1, int(left / step_seconds))
-        if not is_decaying:
+        if state.step <= plan.decay_start:
             return self._plan(state.step, last, plan.eval_interval)
         done = (state.step - plan.decay_start) / max(1, plan.max_iters - plan.decay_start)
         low = min(self.settings.min_lr_fraction, plan.decay_from)
-        factor = plan.decay_from + (low - plan.decay_from) * done  # go down to the end from where the rate is now
+        factor = plan.decay_from + (low - plan.decay_from) * done  # from where the rate is now down to the new end
         return Plan(last, state.step, factor, plan.eval_interval, plan.save_interval)
 
     def _plan(self, step: int, last: int, eval_interval: int | None = None) -> Plan:

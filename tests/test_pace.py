@@ -67,6 +67,14 @@ def test_a_machine_that_slows_down_ends_decayed_and_at_most_a_tenth_late(clock, 
     assert all(b <= a + 1e-9 for a, b in pairwise(rates[20:]))  # the rates never rise again
 
 
+@pytest.mark.parametrize("slow", [(20, 50), (50, 80), (70, 95)])
+def test_a_machine_that_is_busy_for_a_while_still_uses_its_budget(clock, slow):
+    state, rates, _ = simulate(clock, TrainSettings(max_minutes=2), lambda now: 0.25 if slow[0] < now < slow[1] else 0.05)
+    assert 0.85 * 120 <= state.seconds <= 1.1 * 120
+    assert rates[-1] == pytest.approx(0.02)
+    assert all(b <= a + 1e-9 for a, b in pairwise(rates[20:]))
+
+
 def test_a_slow_start_does_not_cut_the_run_short(clock):
     state, _, _ = simulate(clock, TrainSettings(max_minutes=2), lambda now: 0.2 if now < 15 else 0.05)
     assert state.seconds >= 0.85 * 120
