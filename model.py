@@ -70,8 +70,14 @@ class GPTConfig:
         if missing:
             raise ValueError(f"it lacks {', '.join(missing)}")
         values = {ours: config[theirs] for ours, theirs in HF_NAMES.items()}
-        theta = rope.get("rope_theta", config.get("rope_theta", 10000.0))
-        return cls(**values, rope_theta=theta, dropout=config.get("dropout", 0.0))
+        values |= {"rope_theta": rope.get("rope_theta", config.get("rope_theta", 10000.0)), "dropout": config.get("dropout", 0.0)}
+        for ours, value in values.items():
+            is_count = ours not in ("tie_embeddings", "norm_eps", "rope_theta", "dropout")
+            if (is_count and (type(value) is not int or not 0 < value < 10**7)) or not isinstance(value, (int, float)):
+                raise ValueError(f"{HF_NAMES.get(ours, ours)} is {value!r}")
+        if values["n_layer"] > 1000 or values["n_head"] % values["n_kv_head"] or values["head_dim"] % 2:
+            raise ValueError("its layers and heads don't make a model")
+        return cls(**values)
 
 
 HF_NAMES = {

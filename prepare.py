@@ -1,5 +1,7 @@
 """Novels in, tokens out: data/<name>/{train,val}.bin, tokenizer.json and meta.json.
 
+Reads .txt, .zip and .gz in any usual encoding, and takes out what doesn't belong to the story, with an account of it.
+
 python prepare.py [FILE|FOLDER ...] [--out=data/<name>] [--tokenizer=bpe|chars|gpt2|FOLDER] [--key=value ...]
 With no input it prepares the bundled novella.
 """
@@ -8,6 +10,7 @@ from __future__ import annotations
 
 import os
 import random
+import shlex
 import sys
 import time
 from collections import Counter, deque
@@ -20,7 +23,7 @@ import numpy as np
 from shuoshu import batches, report
 from shuoshu.commandline import HOUSE, UserError, command, parse
 from shuoshu.settings import PrepareSettings
-from shuoshu.text import Book, Section, find_books
+from shuoshu.text import Account, Book, Section, find_files, read_books, same_books
 from shuoshu.tokenizer import Tokenizer, character_tokenizer, gpt2_tokenizer, train_bpe
 
 SAMPLE_BYTES = 8_000_000  # of text that a tokenizer is trained on: more costs seconds and changes little
@@ -37,21 +40,52 @@ def main(argv: Sequence[str]) -> None:
     if settings.inputs and folder.resolve() == bundled and any(Path(name).resolve() != bundled for name in inputs):
         raise UserError(f"{folder} belongs to the bundled novella: choose another name with --out=data/NAME")
 
-    books = find_books(inputs)
-    for book in books:
-        book.survey()
-        book.cut(settings.val_fraction)
-    tokenizer, why = choose_tokenizer(settings, books)
+    if settings.threads:
+        os.environ["RAYON_NUM_THREADS"] = str(settings.threads)  # for the tokenizer's training
+    files = find_files(inputs)
     try:
-        with batches.DatasetWriter(folder, tokenizer) as writer:
+        with batches.DatasetWriter(folder) as writer:
+            books, bad = read_books(files, writer.aside, settings.encoding, settings.clean)
+            check_files(bad, len(files), settings.skip_bad, bool(books))
+            for book in books:
+                book.cut(settings.val_fraction)
+            tokenizer, why = choose_tokenizer(settings, books)
+            writer.open(tokenizer)
             encode(books, tokenizer, writer, settings.threads or os.cpu_count() or 1)
             meta = writer.finish(
-                books=[{"title": b.title, "source": b.path.name, "characters": b.characters} for b in books],
-                settings={"tokenizer": settings.tokenizer, "val_fraction": settings.val_fraction, "seed": settings.seed},
+                books=[book_facts(book) for book in books],
+                settings={name: getattr(settings, name) for name in ("tokenizer", "clean", "val_fraction", "seed")},
             )
     except OSError as error:
         raise UserError(f"can't write to {folder}: {error.strerror}; nothing there has changed") from None
-    print(summary(books, meta, tokenizer, why, folder, time.perf_counter() - began))
+    print(summary(books, meta, tokenizer, why, settings.show_removed))
+    for path, reason in bad:
+        print(f"  left out     {path}: {reason}")
+    named = folder.name if folder.parent == Path("data") else folder
+    print(f"  written to   {folder} in {report.duration(time.perf_counter() - began)}")
+    print(f"  next         python train.py {shlex.quote(f'--dataset={named}')}")
+
+
+def check_files(bad: list[tuple[Path, str]], count: int, skip_bad: bool, has_books: bool) -> None:
+    """UserError if files are no text, unless they are to be left out."""
+    if bad and not (skip_bad and has_books):
+        told = "\n".join(f"  {path}: {reason}" for path, reason in bad)
+        how = "mend or remove them, or leave them out with --skip_bad" if has_books else "nothing is left to read"
+        raise UserError(f"{len(bad)} of {count} files can't be read:\n{told}\n{how}; nothing was written")
+
+
+def book_facts(book: Book) -> dict:
+    """What meta.json says of a book."""
+    account = book.account
+    rules = {rule: [account.places[rule], account.removed[rule], account.added[rule]] for rule in account.places}
+    return {
+        "title": book.title,
+        "source": book.source,
+        "encoding": book.encoding,
+        "characters": book.characters,
+        "account": {"read": account.read, "kept": account.kept, "rules": rules},
+        "odd": {kind: count for kind, count in book.odd.items() if count},
+    }
 
 
 def choose_tokenizer(settings: PrepareSettings, books: list[Book]) -> tuple[Tokenizer, str]:
@@ -82,7 +116,7 @@ def training_text(books: list[Book]) -> Iterator[str]:
 
 def sample(books: list[Book], seed: int) -> Iterator[str]:
     """All of the training text, or random pieces of it that come to about SAMPLE_BYTES."""
-    share = SAMPLE_BYTES / max(1, sum(book.path.stat().st_size for book in books))
+    share = SAMPLE_BYTES / max(1, sum(book.file.stat().st_size for book in books))
     draw = random.Random(seed)
     for text in training_text(books):
         for start in range(0, len(text), SAMPLE_PIECE):
@@ -121,31 +155,60 @@ def in_order(pool: ThreadPoolExecutor, work, items: Iterable, ahead: int) -> Ite
         yield waiting.popleft().result()
 
 
-def summary(books: list[Book], meta: dict, tokenizer: Tokenizer, why: str, folder: Path, seconds: float) -> str:
-    """What was made, for a person to read."""
+def summary(books: list[Book], meta: dict, tokenizer: Tokenizer, why: str, show_removed: bool) -> str:
+    """What was read, what was done to it and what was made, for a person to read."""
     train, val = meta["splits"]["train"], meta["splits"]["val"]
-    rows: list[list[object]] = [["book", "chapters", "characters", "validation"]]
+    rows: list[list[object]] = [["book", "encoding", "chapters", "characters", "validation"]]
     shown = sorted(books, key=lambda book: -book.characters)[:12] if len(books) > 12 else books
-    rows += [[report.shorten(b.title, 40), len(b.chapters), b.characters, f"{1 - b.val_from / b.characters:.1%}"] for b in shown]
+    rows += [[report.shorten(b.title, 40), b.encoding, len(b.chapters), b.characters, f"{1 - b.val_from / b.characters:.1%}"] for b in shown]
     if len(books) > len(shown):
         rest = [b for b in books if b not in shown]
-        rows.append([f"{len(rest)} more", sum(len(b.chapters) for b in rest), sum(b.characters for b in rest), ""])
-    tokens = train["tokens"] + val["tokens"]
-    characters = train["characters"] + val["characters"]
+        rows.append([f"{len(rest)} more", "", sum(len(b.chapters) for b in rest), sum(b.characters for b in rest), ""])
     splits: list[list[object]] = [["split", "characters", "tokens", "documents"]]
     splits += [[name, part["characters"], part["tokens"], part["documents"]] for name, part in meta["splits"].items()]
+    per_token = (train["characters"] + val["characters"]) / max(1, train["tokens"] + val["tokens"])
     return "\n".join(
         [
-            report.table(rows),
+            report.table(rows, left=2),
             "",
+            *account_lines(books, show_removed),
             report.table(splits),
             "",
+            *notes(books),
             f"  vocabulary   {tokenizer.n_vocab:,} ({tokenizer.kind}; {why})",
-            f"  a token is   {characters / max(1, tokens):.2f} characters on average",
-            f"  written to   {folder} in {report.duration(seconds)}",
-            f"  next         python train.py --dataset={folder.name if folder.parent == Path('data') else folder}",
+            f"  a token is   {per_token:.2f} characters on average",
         ]
     )
+
+
+def account_lines(books: list[Book], show_removed: bool) -> list[str]:
+    """Where every character went; a sample, or all, of what was taken out."""
+    total = Account()
+    for book in books:
+        total.add(book.account)
+    rows: list[list[object]] = [["account", "places", "characters"], ["read", "", total.read]]
+    rows += [
+        [rule, total.places[rule], total.added[rule] - total.removed[rule]]
+        for rule in sorted(total.places, key=lambda rule: total.added[rule] - total.removed[rule])
+    ]
+    lines = [report.table([*rows, ["kept", "", total.kept]]), ""]
+    for rule, pieces in total.pieces.items():
+        texts = [" ".join(piece.split()) for piece in pieces]
+        if show_removed:
+            lines += [f"  {rule}", *(f"    {text}" for text in texts if text)]
+        elif any(texts):
+            sample = max(texts, key=lambda text: min(len(text), 60))
+            lines.append(f"  {report.pad(rule, 18)} {report.shorten(sample, 78)}")
+    return [*lines, ""] if total.pieces else lines
+
+
+def notes(books: list[Book]) -> list[str]:
+    """What a reader should know before training on this."""
+    told = [f"  note         {share:.0%} of {a.title} stand in {b.title} too: the same book twice?" for a, b, share in same_books(books)]
+    for book in books:
+        if odd := ", ".join(f"{count:,} {kind}" for kind, count in book.odd.items() if count):
+            told.append(f"  note         {book.title} has odd characters: {odd}")
+    return told[:12] + ([f"  note         and {len(told) - 12} more notes"] if len(told) > 12 else [])
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ if [ ! -f data/novella/meta.json ]; then
   "$python" prepare.py
 fi
 if ! grep -qs '"kind": "end"' out-pretrain/log.jsonl; then
-  say "Pretraining for a minute and a half"
+  say "Pretraining for half a minute"
   "$python" train.py --resume
 fi
 say "A sample of what it learned:"

@@ -2,6 +2,7 @@
 
 python train.py [config/FILE.py ...] [--key=value ...]
 Without a config it does what config/pretrain.py says. Later configs and the command line win.
+--resume goes on with the run in --out_dir, with the settings that it began with and what the command line changes.
 The loop itself is in shuoshu/loop.py.
 """
 
@@ -20,7 +21,7 @@ from shuoshu.settings import TrainSettings
 def main(argv: Sequence[str]) -> int:
     settings = parse(TrainSettings, argv, __doc__, default_config="config/pretrain.py")
     if settings.resume and (saved := saved_settings(Path(settings.out_dir))):
-        settings = parse(TrainSettings, argv, __doc__, base=saved)
+        settings = parse(TrainSettings, argv, __doc__, base=saved)  # the config files as they were when the run began
     from shuoshu.loop import train  # torch takes seconds to import: not before the settings are known to be right
 
     return train(settings)
@@ -33,7 +34,7 @@ def saved_settings(out_dir: Path) -> dict | None:
         return None
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))["settings"]
-        return {**settings, "resume": False, "overwrite": False, "dry_run": False}
+        return {**settings, "out_dir": str(out_dir), "resume": False, "overwrite": False, "dry_run": False}
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{path} is damaged ({error}): remove it, and give --resume the settings that the run began with") from None
 

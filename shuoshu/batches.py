@@ -8,6 +8,7 @@ import os
 import shutil
 from contextlib import suppress
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -32,21 +33,25 @@ def resolve(dataset: str) -> Path:
 class DatasetWriter:
     """Token files of a data folder, written aside and moved into place when all are whole."""
 
-    def __init__(self, folder: Path, tokenizer: Tokenizer) -> None:
-        self.folder, self.tokenizer = folder, tokenizer
-        self.dtype = np.dtype("<u2") if tokenizer.n_vocab <= 1 << 16 else np.dtype("<u4")
-        self.aside = folder / f".writing-{os.getpid()}"
-        self.counts = {split: {"tokens": 0, "characters": 0, "bytes": 0, "documents": 0} for split in SPLITS}
-        self.hashes = {split: hashlib.sha256() for split in SPLITS}
-        self.chapters: list[dict] = []
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.aside = folder, folder / f".writing-{os.getpid()}"
+        self.files: dict[str, BinaryIO] = {}
 
     def __enter__(self) -> DatasetWriter:
         try:
             self.aside.mkdir(parents=True, exist_ok=True)
-            self.files = {split: (self.aside / f"{split}.bin").open("wb") for split in SPLITS}
         except OSError as error:
             raise UserError(f"can't write to {self.folder}: {error.strerror}") from None
         return self
+
+    def open(self, tokenizer: Tokenizer) -> None:
+        """Begins the token files."""
+        self.tokenizer = tokenizer
+        self.dtype = np.dtype("<u2") if tokenizer.n_vocab <= 1 << 16 else np.dtype("<u4")
+        self.counts = {split: {"tokens": 0, "characters": 0, "bytes": 0, "documents": 0} for split in SPLITS}
+        self.hashes = {split: hashlib.sha256() for split in SPLITS}
+        self.chapters: list[dict] = []
+        self.files = {split: (self.aside / f"{split}.bin").open("wb") for split in SPLITS}
 
     def __exit__(self, *error: object) -> None:
         for file in self.files.values():
@@ -149,7 +154,7 @@ def read_meta(folder: Path) -> dict:
         if meta["format"] != FORMAT:
             raise UserError(f"{path} has format {meta['format']}, this version reads {FORMAT}: run prepare.py again")
         counts = [meta["splits"][split][name] for split in SPLITS for name in ("tokens", "characters", "bytes")]
-        hashes = [meta["splits"][split]["sha256"] for split in SPLITS]
+        hashes = [*(meta["splits"][split]["sha256"] for split in SPLITS), meta["tokenizer"]["hash"]]
         if meta["dtype"] not in ("uint16", "uint32") or {type(c) for c in counts} != {int} or {type(h) for h in hashes} != {str}:
             raise ValueError("not what prepare.py writes")
         return meta

@@ -176,15 +176,27 @@ def save_checkpoint(out_dir: Path, step: int, model: GPT, optimizer: dict[str, T
         sync_folder(home)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
-    for old in sorted(home.glob("step-*"))[:-KEEP]:
+    for old in checkpoints(out_dir)[:-KEEP]:
         shutil.rmtree(old, ignore_errors=True)
     return folder
+
+
+def checkpoints(out_dir: Path) -> list[Path]:
+    """All that have their name, the oldest first."""
+    named = (path for path in (out_dir / "checkpoints").glob("step-*") if path.name[5:].isdigit())
+    return sorted(named, key=lambda path: int(path.name[5:]))
+
+
+def sweep(out_dir: Path) -> None:
+    """Removes what a killed run left half written."""
+    for path in [*out_dir.glob(".*.safetensors.*"), *out_dir.glob(".*.json.*"), *(out_dir / "checkpoints").glob(".step-*")]:
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def newest_checkpoint(out_dir: Path) -> tuple[Path | None, list[str]]:
     """The newest valid checkpoint, and what was wrong with those that are newer."""
     wrong = []
-    for folder in sorted((out_dir / "checkpoints").glob("step-*"), reverse=True):
+    for folder in reversed(checkpoints(out_dir)):
         problem = _problem_of(folder)
         if problem is None:
             return folder, wrong

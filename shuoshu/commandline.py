@@ -30,7 +30,7 @@ def setting(default: object, help: str, **checks: object) -> typing.Any:
 
 
 def parse(cls: type, argv: Sequence[str], about: str, base: dict | None = None, default_config: str | None = None) -> typing.Any:
-    """The settings that `argv` asks for, on top of `base` (a saved run's) and config files; UserError lists every mistake."""
+    """The settings that `argv` asks for, on top of the config files, or of `base`, a saved run's; UserError lists every mistake."""
     fields = {f.name: f for f in dataclasses.fields(cls)}
     by_flag = {f.metadata.get("alias", name): name for name, f in fields.items() if not f.metadata.get("positional")}
     kinds = typing.get_type_hints(cls)
@@ -44,17 +44,19 @@ def parse(cls: type, argv: Sequence[str], about: str, base: dict | None = None, 
         if not (whole or type(values[name]) is kind or (values[name] is None and optional)):
             problems.append(f"{name} = {values.pop(name)!r} in the saved settings should be {_kind_name(kinds[name])}")
 
-    flags, rest, wants_help = _split(argv, by_flag, kinds, problems)
+    flags, rest, wants_help = _split(cls, argv, by_flag, kinds, problems)
     if rest and not positional:
         problems.append(f"don't know what to do with {rest[0]!r}: settings are given as --key=value")
-    if positional == "configs":
+    if positional == "configs" and base is None:
         rest = rest or ([default_config] if default_config else [])
         for path in rest:
-            _lay_over(values, _read_config(Path(path), by_flag, kinds, fields, problems), fields)
+            _lay_over(values, _read_config(cls, Path(path), by_flag, kinds, fields, problems), fields)
     given = {}
     for name, texts in flags.items():
         try:
             given[name] = _from_text(texts, kinds[name])
+            if str(given[name]).lower() in fields[name].metadata.get("choices", ()):
+                given[name] = given[name].lower()
         except ValueError as error:
             problems.append(f"--{_flag(fields[name])}: {error}")
     _lay_over(values, given, fields)
@@ -66,9 +68,8 @@ def parse(cls: type, argv: Sequence[str], about: str, base: dict | None = None, 
     if wants_help:
         print(_help(cls, values, about))
         raise SystemExit(0)
-    if not problems:
-        settings = cls(**values)
-        problems = [text for part in cls.__mro__ if "problems" in vars(part) for text in part.problems(settings)]
+    settings = cls(**{name: value for name, value in values.items() if not _out_of_bounds(value, fields[name].metadata)})
+    problems += [text for part in cls.__mro__ if "problems" in vars(part) for text in part.problems(settings)]
     if problems:
         raise UserError("\n".join(problems) + "\n(--help lists every setting)")
     return settings
@@ -82,7 +83,7 @@ def _lay_over(values: dict, layer: dict, fields: dict) -> None:
     values.update(layer)
 
 
-def _split(argv: Sequence[str], by_flag: dict[str, str], kinds: dict, problems: list[str]) -> tuple[dict[str, list[str]], list[str], bool]:
+def _split(cls: type, argv: Sequence[str], by_flag: dict[str, str], kinds: dict, problems: list[str]) -> tuple[dict[str, list[str]], list[str], bool]:
     """`--key=value`, `--key value`, `--key` for a switch → {name: [texts]}; what is no flag; whether help is wanted."""
     flags: dict[str, list[str]] = {}
     rest: list[str] = []
@@ -100,7 +101,7 @@ def _split(argv: Sequence[str], by_flag: dict[str, str], kinds: dict, problems: 
             key, equals, text = token[2:].partition("=")
             name = by_flag.get(key.replace("-", "_"))
             if name is None:
-                problems.append(_unknown(f"--{key}", key.replace("-", "_"), by_flag))
+                problems.append(_unknown(f"--{key}", key.replace("-", "_"), by_flag, cls))
                 if not equals and tokens and not tokens[0].startswith("--"):
                     tokens.pop(0)  # its value: no second complaint about it
                 continue
@@ -160,7 +161,7 @@ def _inner(kind: object) -> tuple[object, bool]:
     return kind, False
 
 
-def _read_config(path: Path, by_flag: dict[str, str], kinds: dict, fields: dict, problems: list[str]) -> dict[str, object]:
+def _read_config(cls: type, path: Path, by_flag: dict[str, str], kinds: dict, fields: dict, problems: list[str]) -> dict[str, object]:
     """The assignments of a config file, checked by name and type."""
     namespace: dict[str, object] = {}
     try:
@@ -185,7 +186,7 @@ def _read_config(path: Path, by_flag: dict[str, str], kinds: dict, fields: dict,
             continue
         name = by_flag.get(key)
         if name is None:
-            problems.append(_unknown(f"{path}: {key}", key, by_flag))
+            problems.append(_unknown(f"{path}: {key}", key, by_flag, cls))
             continue
         kind, optional = _inner(kinds[name])
         if isinstance(value, int) and not isinstance(value, bool) and kind is float:
@@ -217,7 +218,9 @@ def _out_of_bounds(value: object, checks: typing.Mapping) -> str | None:
     return None
 
 
-def _unknown(where: str, key: str, by_flag: dict[str, str]) -> str:
+def _unknown(where: str, key: str, by_flag: dict[str, str], cls: type) -> str:
+    if here := getattr(cls, "ELSEWHERE", {}).get(key):
+        return f"{where}: there is no such setting here; {here}"
     near = difflib.get_close_matches(key, by_flag, 1, 0.6)
     return f"{where}: there is no such setting" + (f" - did you mean {near[0]}?" if near else "")
 
@@ -270,5 +273,8 @@ def command(main: Callable[[Sequence[str]], None]) -> Callable[..., int]:
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             return 130
+        except BrokenPipeError:  # the reader of our output, `head` perhaps, has had enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 141
 
     return run

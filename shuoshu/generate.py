@@ -154,9 +154,11 @@ def advance(model: GPT, cache: KVCache, tokens: Tensor, histories: Sequence[Sequ
     full = [row for row, length in enumerate(cache.lengths) if length == block]
     if not full:
         return model.next_logits(tokens[:, None], [0] * len(tokens), cache)
-    for row in full:
-        cache.lengths[row] = 0  # so that the others can go on; its own position 0 is written over below
-    logits = model.next_logits(tokens[:, None], [0] * len(tokens), cache)
+    logits = torch.empty(len(tokens), model.config.vocab_size, device=cache.k.device)
+    if len(full) < len(tokens):
+        for row in full:
+            cache.lengths[row] = 0  # so that the others can go on; its own position 0 is written over below
+        logits = model.next_logits(tokens[:, None], [0] * len(tokens), cache)
     aside = KVCache(model.config, len(full), cache.k.device, cache.k.dtype)
     logits[full] = prefill(model, aside, [_fitting(histories[row], block) for row in full])
     cache.k[:, full], cache.v[:, full] = aside.k, aside.v

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 import signal
 import time
 from collections.abc import Iterator
@@ -59,10 +60,12 @@ def loop(run: Run) -> int:
             saving = is_last or (plan is not None and state.step > 0 and state.step % plan.save_interval == 0)
             if (evaluating or saving) and state.step != visited:
                 with pace.pause():
+                    if state.step == 0:
+                        run.save()  # so that a run killed at any moment can be resumed
                     if evaluating:
                         evaluate(run, pace, bar, stop)
                     if saving:
-                        state.seconds = pace.elapsed()
+                        pace.note(state)
                         run.save()
                 visited = state.step
             stopped = run.processes.agree_on_signal(stop.raised, run.device)
@@ -75,7 +78,7 @@ def loop(run: Run) -> int:
             if state.step % settings.log_interval == 0:
                 tell(run, pace, bar, run.processes.sum([loss_sum.item()], run.device)[0] / loss_steps)
                 loss_sum, loss_steps = torch.zeros_like(loss_sum), 0
-        state.seconds = pace.elapsed()
+        pace.note(state)
         if not is_last:
             run.save()
     bar.close()
@@ -134,7 +137,7 @@ def evaluate(run: Run, pace: Pace, bar: report.Progress, stop: runtime.StopFlag)
         tokens = run.val.tokens[: settings.eval_tokens]
         score = score_tokens(run.model, run.raw, tokens, run.tokenizer.end, settings.batch_size, run.dtype, run.processes)
         facts["val_loss"] = finite(run, score.loss)
-        if settings.eval_tokens is None:
+        if settings.eval_tokens is None and run.val.characters:
             facts["bits_per_char"] = score.bits_per(run.val.characters)
         is_best = state.best_loss is None or score.loss < state.best_loss
         state.worse_evals = 0 if is_best else state.worse_evals + 1
@@ -219,7 +222,7 @@ def tell(run: Run, pace: Pace, bar: report.Progress, loss: float) -> None:
 def conclude(run: Run, stopped: int | None, out_of_patience: bool) -> None:
     state, settings = run.state, run.settings
     if stopped:
-        again = " ".join(["python train.py", *settings.configs, f"--out_dir={settings.out_dir}", "--resume"])
+        again = f"python train.py --resume {shlex.quote(f'--out_dir={settings.out_dir}')}"
         print(f"stopped by {signal.Signals(stopped).name} after step {state.step:,}; everything is saved. Go on with\n  {again}")
         return
     early = f", stopped early after {state.worse_evals} evaluations without a better one" if out_of_patience else ""
@@ -227,7 +230,7 @@ def conclude(run: Run, stopped: int | None, out_of_patience: bool) -> None:
     print(f"done       {state.step:,} steps, {state.step / run.steps_per_epoch:.2f} epochs in {report.duration(state.seconds)}{early}")
     if state.best_loss is not None:
         print(f"best       val loss {state.best_loss:.4f} at step {state.best_step:,}: that model is in {run.out_dir}, its curve in loss.png")
-    print(f'next       python sample.py --out_dir={settings.out_dir} --start="…"')
+    print(f'next       python sample.py {shlex.quote(f"--out_dir={settings.out_dir}")} --start="…"')
 
 
 def dry_run(run: Run) -> int:

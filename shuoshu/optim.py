@@ -146,5 +146,7 @@ def load_state_tensors(model: nn.Module, optimizers: list[torch.optim.Optimizer]
         name, _, what = key.rpartition("/")
         if name not in named or (value.ndim and value.shape != named[name].shape):
             raise ValueError(f"optimiser state {key} fits no parameter of this model")
+        if what not in ({"momentum"} if isinstance(owner[id(named[name])], Muon) else {"exp_avg", "exp_avg_sq", "step"}):
+            raise ValueError(f"optimiser state {key} is another optimiser's")
         device = named[name].device if value.ndim or named[name].device.type != "cpu" else torch.device("cpu")
         owner[id(named[name])].state[named[name]][what] = value.to(device, copy=True)

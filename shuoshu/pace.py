@@ -36,10 +36,10 @@ class Pace:
             self.steps = math.ceil(settings.max_epochs * steps_per_epoch)
         has_length = self.steps is not None or settings.max_minutes is not None
         self.budget = 60 * (settings.max_minutes if has_length else DEFAULT_MINUTES) if self.steps is None else None
-        self.pause_seconds = 0.0  # of one evaluation and what comes with it, on average
         self.paused = 0.0  # all of them together
 
     def begin(self, state: RunState) -> None:
+        self.pause_seconds = state.pause_seconds  # of one evaluation and what comes with it, on average
         self._origin = time.perf_counter() - state.seconds
         self._first_step, self._began = state.step, self.elapsed()
         self._window = self._told = (state.step, self.working())
@@ -48,6 +48,10 @@ class Pace:
 
     def elapsed(self) -> float:
         return time.perf_counter() - self._origin
+
+    def note(self, state: RunState) -> None:
+        """What the state must remember of the clock, before it is saved."""
+        state.seconds, state.pause_seconds = self.elapsed(), self.pause_seconds
 
     def working(self) -> float:
         """The clock of the steps alone."""

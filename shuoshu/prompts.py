@@ -14,7 +14,7 @@ import torch
 from model import GPT
 from shuoshu import checkpoint, runtime
 from shuoshu.commandline import UserError
-from shuoshu.generate import Finished, Sampling, Utf8Mask, complete, stream
+from shuoshu.generate import Sampling, Utf8Mask, complete, stream
 from shuoshu.settings import SampleSettings
 from shuoshu.tokenizer import Tokenizer
 
@@ -25,8 +25,7 @@ def continue_prompts(settings: SampleSettings, out_dir: Path) -> int:
     """What sample.py does once its settings are known; the exit code."""
     if settings.infile:
         rows, prompts = read_file(Path(settings.infile))
-        if Path(settings.outfile).suffix.lower() not in WRITERS:
-            raise UserError(f"--out={settings.outfile}: answers are written to .csv or .jsonl")
+        check_target(Path(settings.outfile))
     else:
         prompts = list(command_line_prompts(settings))
     runtime.keep_memory()
@@ -37,9 +36,8 @@ def continue_prompts(settings: SampleSettings, out_dir: Path) -> int:
     wanted = "float32" if settings.dtype == "auto" and device.type != "cuda" else settings.dtype
     model = model.to(runtime.pick_dtype(wanted, device))
     if settings.infile:
-        write_answers(settings, model, tokenizer, rows, prompts)
-    else:
-        tell(settings, model, tokenizer, prompts)
+        return write_answers(settings, model, tokenizer, rows, prompts)
+    tell(settings, model, tokenizer, prompts)
     return 0
 
 
@@ -91,30 +89,50 @@ def tell(settings: SampleSettings, model: GPT, tokenizer: Tokenizer, prompts: li
 # ---------------------------------------------------------------- files
 
 
-def write_answers(settings: SampleSettings, model: GPT, tokenizer: Tokenizer, rows: list[dict], prompts: list[str]) -> None:
-    """Continues every prompt, like lengths side by side, and writes the rows with a column `answer` more (`answer_2` …)."""
+def check_target(path: Path) -> None:
+    """UserError if the answers could not be written there; better now than after an hour."""
+    if path.suffix.lower() not in WRITERS:
+        raise UserError(f"--out={path}: answers are written to .csv or .jsonl")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab"):
+            pass
+        if not path.stat().st_size:
+            path.unlink()
+    except OSError as error:
+        raise UserError(f"can't write {path}: {error.strerror}") from None
+
+
+def write_answers(settings: SampleSettings, model: GPT, tokenizer: Tokenizer, rows: list[dict], prompts: list[str]) -> int:
+    """Continues every prompt, like lengths side by side, and writes the rows with a column `answer` more (`answer_2` …).
+
+    Interrupted, it writes what is done. The exit code.
+    """
     mask = Utf8Mask(tokenizer, model.config.vocab_size, model.lm_head.weight.device)
     texts = [(tokenizer.encode(prompt), n) for n, prompt in enumerate(p for p in prompts for _ in range(settings.num_samples))]
     texts.sort(key=lambda item: len(item[0]))
-    finished: list[Finished | None] = [None] * len(texts)
-    for start in range(0, len(texts), settings.batch_size):
-        part = texts[start : start + settings.batch_size]
-        seeds = [row_seeds(settings, n, 1)[0] for _, n in part]
-        for (_, n), result in zip(part, complete(model, tokenizer, [ids for ids, _ in part], sampling_of(settings), seeds, mask=mask), strict=True):
-            finished[n] = result
-        print(f"\r{min(start + settings.batch_size, len(texts)):,}/{len(texts):,}", end="", file=sys.stderr, flush=True)
+    answers: dict[int, str] = {}
+    with runtime.StopFlag() as stop:
+        for start in range(0, len(texts), settings.batch_size):
+            part = texts[start : start + settings.batch_size]
+            seeds = [row_seeds(settings, n, 1)[0] for _, n in part]
+            results = complete(model, tokenizer, [ids for ids, _ in part], sampling_of(settings), seeds, mask=mask, should_stop=lambda: stop.raised)
+            if stop.raised:
+                break
+            answers |= {n: result.text for (_, n), result in zip(part, results, strict=True)}
+            print(f"\r{len(answers):,}/{len(texts):,}", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)
     column = "model_answer" if any("answer" in row for row in rows) else "answer"
     for number, row in enumerate(rows):
         for sample in range(settings.num_samples):
-            row[column if sample == 0 else f"{column}_{sample + 1}"] = finished[number * settings.num_samples + sample].text
+            row[column if sample == 0 else f"{column}_{sample + 1}"] = answers.get(number * settings.num_samples + sample, "")
     path = Path(settings.outfile)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         checkpoint.write_whole(path, lambda aside: WRITERS[path.suffix.lower()](aside, rows))
     except OSError as error:
         raise UserError(f"can't write {path}: {error.strerror}") from None
-    print(f"{len(finished):,} continuations in {path}")
+    print(f"{len(answers):,} of {len(texts):,} continuations in {path}")
+    return 128 + stop.raised if stop.raised else 0
 
 
 def read_file(path: Path) -> tuple[list[dict], list[str]]:
@@ -125,7 +143,7 @@ def read_file(path: Path) -> tuple[list[dict], list[str]]:
         raise UserError(f"can't read {path}: {getattr(error, 'strerror', None) or 'it is not UTF-8'}") from None
     suffix = path.suffix.lower()
     if suffix == ".txt":
-        rows: list[dict] = [{"prompt": line} for line in text.splitlines() if line.strip()]
+        rows: list[dict] = [{"prompt": line} for line in text.split("\n") if line.strip()]
     elif suffix == ".csv":
         try:
             rows = [dict(row) for row in csv.DictReader(io.StringIO(text, newline=""), restkey="more", restval="")]
@@ -133,7 +151,7 @@ def read_file(path: Path) -> tuple[list[dict], list[str]]:
             raise UserError(f"{path}: {error}") from None
     elif suffix == ".jsonl":
         rows = []
-        for number, line in enumerate(text.splitlines(), 1):
+        for number, line in enumerate(text.split("\n"), 1):
             try:
                 row = json.loads(line) if line.strip() else None
             except (ValueError, RecursionError) as error:
@@ -156,7 +174,7 @@ def read_file(path: Path) -> tuple[list[dict], list[str]]:
 
 def write_csv(path: Path, rows: list[dict]) -> None:
     with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]), extrasaction="ignore")
+        writer = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)), restval="")
         writer.writeheader()
         writer.writerows(rows)
 

@@ -122,7 +122,7 @@ class Progress:
             self.bar.update(step - self.bar.n)
         elif self.show and (time.monotonic() - self._last_line > self.every or step == total):
             self._last_line = time.monotonic()
-            print(f"step {step:,}/{total:,}  {facts}", flush=True)
+            print(f"step {step:,}" + (f"/{total:,}" if total else "") + f"  {facts}", flush=True)
 
     def say(self, line: str) -> None:
         """A line above the bar."""

@@ -20,7 +20,8 @@ from shuoshu.tokenizer import Tokenizer
 
 OWN_FILES = ("settings.json", "log.jsonl", "loss.png", "samples.md", "eval.json", "model.safetensors", "config.json")
 OWN_FILES += ("generation_config.json", "tokenizer.json", "tokenizer_config.json", "checkpoints")
-LOCKED = {field.name for field in fields(ModelSettings)} - {"dropout"} | {"dataset", "seed", "batch_size", "gradient_accumulation_steps"}
+LOCKED = {field.name for field in fields(ModelSettings)} - {"dropout"}  # a resumed run keeps these
+LOCKED |= {"seed", "batch_size", "gradient_accumulation_steps", "optimizer", "init_from"}
 REPLANS = {*LENGTHS, "decay_fraction", "eval_interval", "save_interval"}  # change one of these on resuming, and the rest of the run is planned anew
 
 
@@ -33,6 +34,7 @@ class RunState:
     best_loss: float | None = None
     best_step: int = 0
     worse_evals: int = 0  # since the best one
+    pause_seconds: float = 0.0  # that an evaluation takes
     scale: float = 65536.0  # of the loss in fp16
     plan: Plan | None = None  # none: a time budget that is still measuring
 
@@ -50,9 +52,9 @@ class Run:
             raise UserError(f"{folder}/tokenizer.json is not the tokenizer that made the data: run prepare.py again")
 
         earlier = self._earlier_checkpoint()
-        settings.dtype = str(runtime.pick_dtype(settings.dtype, device)).removeprefix("torch.")
+        settings.dtype = processes.agree(str(runtime.pick_dtype(settings.dtype, device)).removeprefix("torch."))
         self.dtype = getattr(torch, settings.dtype)
-        self.raw = self._build_model().to(device)
+        self.raw = self._build_model(is_resumed=earlier is not None).to(device)
         self._check_sizes()
         muon_dtype = torch.float32 if self.dtype == torch.float32 else torch.bfloat16
         self.optimizers = build_optimizers(self.raw, settings, device, muon_dtype)
@@ -78,22 +80,20 @@ class Run:
                 print(f"skipped {problem}")
             if folder is None and (wrong or (self.out_dir / "model.safetensors").exists()):
                 raise UserError(f"{self.out_dir} holds no valid checkpoint to resume from; --overwrite starts anew")
+            if folder is None and self.processes.is_first:
+                print(f"nothing to resume in {self.out_dir}: starting anew")
             return folder
-        if settings.overwrite:
-            self.processes.wait()  # nobody deletes while another still looks
-            if self.processes.is_first:
-                for name in OWN_FILES:
-                    path = self.out_dir / name
-                    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-        elif any(self.out_dir.iterdir()):
+        if not settings.overwrite and any(self.out_dir.iterdir()):
             raise UserError(f"{self.out_dir} is not empty: --resume goes on with its run, --overwrite replaces it, --out_dir=NEW leaves it alone")
         return None
 
-    def _build_model(self) -> GPT:
+    def _build_model(self, is_resumed: bool) -> GPT:
         settings = self.settings
+        if settings.overwrite and settings.init_from != "scratch" and Path(settings.init_from).resolve() == self.out_dir.resolve():
+            raise UserError(f"init_from={settings.init_from} would be overwritten: choose another --out_dir")
         torch.manual_seed(settings.seed)
         shape = {field.name: getattr(settings, field.name) for field in fields(ModelSettings)}
-        if settings.init_from == "scratch":
+        if settings.init_from == "scratch" or is_resumed:
             vocab_size = math.ceil(self.tokenizer.n_vocab / 64) * 64  # matrix units like round numbers; sampling masks the padding
             return GPT(GPTConfig(vocab_size=vocab_size, **shape))
         model, tokenizer, _ = checkpoint.load_model(settings.init_from, dropout=settings.dropout, block_size=settings.block_size)
@@ -113,14 +113,14 @@ class Run:
                 f"batch_size x gradient_accumulation_steps = {self.rows_per_step} rows a step can't be shared evenly by {self.processes.world} processes"
             )
         if len(self.data) <= self.block:
-            shorter = f"set --block_size={len(self.data) // 2}" if len(self.data) >= 16 else "nothing can be learnt from so little"
-            raise UserError(f"the training text has {len(self.data):,} tokens, no more than one block of {self.block:,}: add text, or {shorter}")
+            shorter = f", or set --block_size={len(self.data) // 2}" if len(self.data) >= 16 else ""
+            raise UserError(f"the training text has {len(self.data):,} tokens, no more than one block of {self.block:,}: add text{shorter}")
         self.tokens_per_step = self.rows_per_step * self.block
         self.steps_per_epoch = self.data.windows(self.block) / self.rows_per_step
 
     def _restore(self, folder: Path) -> None:
         weights, optimizer, saved = checkpoint.load_checkpoint(folder)
-        if saved["data"] != self.data.sha256 or saved["tokenizer"] != self.tokenizer.hash:
+        if saved["data"] != [self.data.sha256, self.val.sha256] or saved["tokenizer"] != self.tokenizer.hash:
             raise UserError(f"{folder} was trained on other data than {self.settings.dataset}: restore that data, or start anew with --overwrite")
         before, now = saved["settings"], asdict(self.settings)
         changed = {name for name in before if name in now and before[name] != now[name]} - {"resume", "overwrite", "configs"}
@@ -134,13 +134,20 @@ class Run:
             raise UserError(f"{folder} doesn't fit: {error}") from None
         plan = saved["run"].pop("plan")
         self.state = RunState(**saved["run"], plan=Plan(**plan) if plan and not changed & REPLANS else None)
+        if "eval_tokens" in changed:
+            self.state.best_loss = None  # it was another measure
         if self.processes.is_first:
             print(f"resuming from {folder}" + (f"; changed: {', '.join(sorted(changed))}" if changed else ""))
 
     def open_out_dir(self) -> None:
-        """The folder, its model files and the head of its log: enough to repeat the run."""
+        """The folder, its model files and the head of its log: enough to repeat the run. What an overwritten run left goes now."""
         try:
             self.out_dir.mkdir(parents=True, exist_ok=True)
+            if self.settings.overwrite:
+                for name in OWN_FILES:
+                    path = self.out_dir / name
+                    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+            checkpoint.sweep(self.out_dir)
             checkpoint.write_model_folder(self.out_dir, self.raw.config, self.tokenizer)
         except OSError as error:
             raise UserError(f"can't write to {self.out_dir}: {error.strerror}") from None
@@ -158,10 +165,13 @@ class Run:
 
     def save(self) -> None:
         """A checkpoint; without validation text also the model itself, since no evaluation chooses it."""
+        if not all(torch.isfinite(parameter).all() for parameter in self.raw.parameters()):
+            raise UserError(f"the weights are no longer finite after step {self.state.step:,}: lower --learning_rate; earlier checkpoints are intact")
         if self.scaler.is_enabled():
             self.state.scale = self.scaler.get_scale()
         if self.processes.is_first:
-            saved = {"run": asdict(self.state), "settings": asdict(self.settings), "data": self.data.sha256, "tokenizer": self.tokenizer.hash}
+            saved = {"run": asdict(self.state), "settings": asdict(self.settings), "tokenizer": self.tokenizer.hash}
+            saved["data"] = [self.data.sha256, self.val.sha256]
             checkpoint.save_checkpoint(self.out_dir, self.state.step, self.raw, state_tensors(self.raw, self.optimizers), saved)
             if not len(self.val):
                 checkpoint.save_weights(self.out_dir, self.raw, self.state.step)

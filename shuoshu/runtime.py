@@ -129,7 +129,7 @@ def synchronise(device: torch.device) -> None:
 
 def seed_step(seed: int, step: int, rank: int) -> None:
     """Dropout's randomness in this step is a function of these three alone."""
-    torch.manual_seed((seed * 1_000_003 + step) * 4099 + rank)
+    torch.manual_seed(((seed * 1_000_003 + step) * 4099 + rank) % 2**63)
 
 
 # ---------------------------------------------------------------- processes
@@ -181,14 +181,14 @@ class Processes:
 
 
 class StopFlag:
-    """Ctrl-C or SIGTERM raises a flag that the loop looks at; a second Ctrl-C interrupts at once."""
+    """Ctrl-C, SIGTERM or SIGHUP raises a flag that the loop looks at; a second Ctrl-C interrupts at once."""
 
     def __init__(self) -> None:
         self.raised: int | None = None
         self._before: dict[int, object] = {}
 
     def __enter__(self) -> StopFlag:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in {signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}:  # Windows has no SIGHUP
             self._before[number] = signal.signal(number, self._catch)
         return self
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from shuoshu.commandline import setting
 
@@ -91,6 +92,8 @@ class RunSettings:
 
     def problems(self) -> list[str]:
         found = ["resume and overwrite exclude each other"] if self.resume and self.overwrite else []
+        if self.init_from == "resume":
+            found.append("init_from=resume: to go on with a run, say --resume")
         given = [name for name in LENGTHS if getattr(self, name) is not None]
         if len(given) > 1:
             found.append(f"{' and '.join(given)} are both set: choose one length, and set the other to none")
@@ -99,6 +102,15 @@ class RunSettings:
 
 @dataclass
 class TrainSettings(RunSettings, DataSettings, OptimSettings, ModelSettings):
+    ELSEWHERE: ClassVar = {  # what nanoGPT's users look for
+        "min_lr": "the lowest rate is --min_lr_fraction of the full one",
+        "decay_lr": "the rates stay with --schedule=constant",
+        "lr_decay_iters": "the decay ends with the run; --decay_fraction says how long it takes",
+        "eval_iters": "all of the validation text is scored, or its first --eval_tokens",
+        "always_save_checkpoint": "the two newest checkpoints are always kept, beside the best model",
+        "backend": "nccl on CUDA, gloo on a CPU, by itself",
+        "bias": "the model has no biases",
+    }
     configs: tuple[str, ...] = setting((), "config/FILE.py", positional=True)
 
 
@@ -110,6 +122,10 @@ class PrepareSettings:
     out: str | None = setting(None, "the folder to write (none: data/<stem of the first input>)")
     tokenizer: str = setting("bpe", "bpe: trained on your text; chars: one token per character; gpt2; or a folder with a tokenizer.json")
     vocab_size: int | None = setting(None, "entries of the vocabulary (none: by the size of the text; chars: every character)", low=300, high=1_000_000)
+    clean: bool = setting(True, "take out advertisements, notices, contents lists, front matter, licences (false: only make the layout uniform)")
+    show_removed: bool = setting(False, "list all that was taken out")
+    encoding: str | None = setting(None, "of the files: utf-8, gb18030, big5, utf-16 … (none: by evidence, for each file)")
+    skip_bad: bool = setting(False, "leave files out that are no text, instead of stopping")
     val_fraction: float = setting(0.05, "share of each book's end kept for validation, cut at a chapter (0: none)", low=0.0, high=0.9)
     seed: int = setting(1337, "of the sample that the tokenizer is trained on", low=0)
     threads: int | None = setting(None, "CPU threads (none: all cores)", low=1)

@@ -1,26 +1,22 @@
-"""Reading novels: files → sections of text, cut at chapter headings, never more than a few megabytes in memory."""
+"""Novels as they are found → books: decoded, cleaned into a file aside, cut at their chapters, never more than a part in memory."""
 
 from __future__ import annotations
 
-import codecs
-import io
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import combinations
 from pathlib import Path
 
+import numpy as np
+
+from shuoshu.cleaning import HEADING, Account, clean
 from shuoshu.commandline import UserError
+from shuoshu.encodings import SUFFIXES, Decoder, last_line_start, raw_texts
 
-BLOCK = 1 << 17  # bytes read at once; also about the longest section
-
-# A line that is a chapter's heading: 第一回 …, 第12章, Chapter 12, CHAPTER XII. Whatever follows the number is set off from it.
-HEADING = re.compile(
-    r"^[ \t　]*("
-    r"第[0-9０-９零〇一二三四五六七八九十百千两]{1,9}[回章节卷集](?=[\s:：]|$).{0,60}"
-    r"|(?i:chapter)[ \t]+(?:\d{1,4}|[IVXLCivxlc]{1,8})(?=[\s.:]|$).{0,60}"
-    r")$",
-    re.MULTILINE,
-)
+BLOCK = 1 << 17  # characters of the longest section
+ODD = {"private-use": re.compile("[\ue000-\uf8ff]"), "unreadable (�)": re.compile("�"), "rare": re.compile("[\u3400-\u4dbf\uf900-\ufaff\U00020000-\U0003ffff]")}
 
 
 @dataclass
@@ -33,20 +29,16 @@ class Section:
 
 @dataclass
 class Book:
-    path: Path
     title: str
+    source: str  # the file's name, as it was found
+    encoding: str
+    file: Path  # the cleaned text, in UTF-8
+    account: Account = field(default_factory=Account)
     characters: int = 0
     chapters: list[tuple[str, int]] = field(default_factory=list)  # (title, where it begins in characters)
+    odd: Counter = field(default_factory=Counter)  # kinds of characters that a reader should know of
+    fingerprint: set[int] = field(default_factory=set)
     val_from: int = 0  # the character at which the validation text begins
-
-    def survey(self) -> None:
-        """Reads the book once, to learn its length and where its chapters begin."""
-        for section in sections(self.path):
-            if section.title is not None:
-                self.chapters.append((section.title, self.characters))
-            self.characters += len(section.text)
-        if not self.characters:
-            raise UserError(f"{self.path} is empty: remove it or give another file")
 
     def cut(self, val_fraction: float) -> None:
         """Puts the validation text at the chapter that comes nearest to leaving this share of the book.
@@ -64,7 +56,7 @@ class Book:
     def splits(self) -> Iterator[tuple[str, Section]]:
         """The book's sections in order, each with the split it belongs to."""
         position, split = 0, "train"
-        for section in sections(self.path):
+        for section in sections(self.file):
             end = position + len(section.text)
             if split == "train" and end > self.val_from:
                 at = self.val_from - position
@@ -78,27 +70,90 @@ class Book:
             position = end
 
 
-def find_books(inputs: Sequence[str]) -> list[Book]:
-    """The .txt files that the user names, folders searched through, each once and in order."""
-    found: dict[Path, Book] = {}
+# ---------------------------------------------------------------- finding and reading
+
+
+def find_files(inputs: Sequence[str]) -> list[Path]:
+    """The .txt, .zip and .gz files that the user names, folders searched through, each once and in order."""
+    found: dict[Path, Path] = {}
     for name in inputs:
         path = Path(name)
         try:
-            files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.suffix.lower() == ".txt" and p.is_file())
+            files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
             if not files:
-                raise UserError(f"the folder {path} holds no .txt file" if path.is_dir() else f"there is no file or folder {path}")
+                raise UserError(f"the folder {path} holds no {', '.join(SUFFIXES)} file" if path.is_dir() else f"there is no file or folder {path}")
         except OSError as error:
             raise UserError(f"can't look into {path}: {error.strerror}") from None
         for file in files:
-            found.setdefault(file.resolve(), Book(file, file.stem))
+            found.setdefault(file.resolve(), file)
     return list(found.values())
 
 
-def sections(path: Path) -> Iterator[Section]:
-    """The text of a file, line ends made \\n, cut at its chapter headings and at lines where it grows long."""
-    for block in _blocks(path):
+def read_books(files: Sequence[Path], aside: Path, encoding: str | None = None, remove: bool = True) -> tuple[list[Book], list[tuple[Path, str]]]:
+    """(books, each cleaned into a file in the folder `aside`; files that are no text, with the reason)."""
+    books: list[Book] = []
+    bad: list[tuple[Path, str]] = []
+    for path in files:
+        try:
+            for title, file in raw_texts(path):
+                books.append(_read_book(title, path, Decoder(file, encoding), aside / f"{len(books):06d}.txt", remove))
+        except UserError as error:
+            bad.append((path, str(error)))
+    return books, bad
+
+
+def _read_book(title: str, path: Path, decoder: Decoder, file: Path, remove: bool) -> Book:
+    book = Book(title, path.name, decoder.encoding, file)
+    with file.open("w", encoding="utf-8", errors="replace", newline="\n") as cleaned:
+        for part in decoder.parts():
+            text, account = clean(part, remove)
+            cleaned.write(text)
+            book.account.add(account)
+            book.chapters += [(" ".join(m[1].split()), book.characters + m.start()) for m in HEADING.finditer(text)]
+            book.characters += len(text)
+            book.odd.update({kind: len(pattern.findall(text)) for kind, pattern in ODD.items()})
+            book.fingerprint |= _fingerprint(text)
+    return book
+
+
+def _fingerprint(text: str) -> set[int]:
+    """About one in 64 of the spans of 8 letters, hashed: two copies of a book share most of them."""
+    codes = np.frombuffer("".join(filter(str.isalnum, text)).encode("utf-32-le", "replace"), dtype=np.uint32).astype(np.uint64)
+    if len(codes) < 8:
+        return set()
+    hashes = np.zeros(len(codes) - 7, dtype=np.uint64)
+    for k in range(8):
+        hashes = hashes * np.uint64(0x9E3779B97F4A7C15) + codes[k : k + len(hashes)]
+    hashes ^= hashes >> np.uint64(31)
+    return set(hashes[hashes % np.uint64(64) == 0].tolist())
+
+
+def same_books(books: Sequence[Book]) -> list[tuple[Book, Book, float]]:
+    """Pairs of which more than half of the shorter one stands in the other, with that share."""
+    owners: dict[int, list[int]] = {}
+    for number, book in enumerate(books):
+        for span in book.fingerprint:
+            owners.setdefault(span, []).append(number)
+    shared: Counter = Counter()
+    for numbers in owners.values():
+        if 1 < len(numbers) <= 20:  # what stands in more books than that is a formula
+            shared.update(combinations(numbers, 2))
+    pairs = []
+    for (a, b), count in sorted(shared.items()):
+        share = count / min(len(books[a].fingerprint), len(books[b].fingerprint))
+        if share > 0.5 and count >= 4:
+            pairs.append((books[a], books[b], share))
+    return pairs
+
+
+# ---------------------------------------------------------------- sections
+
+
+def sections(file: Path) -> Iterator[Section]:
+    """A cleaned text, cut at its chapter headings and at lines where it grows long."""
+    for block in _blocks(file):
         cuts = [match.start() for match in HEADING.finditer(block)]
-        titles = [" ".join(match.group(1).split()) for match in HEADING.finditer(block)]
+        titles: list[str | None] = [" ".join(match[1].split()) for match in HEADING.finditer(block)]
         if not cuts or cuts[0] > 0:
             cuts.insert(0, 0)
             titles.insert(0, None)
@@ -106,37 +161,15 @@ def sections(path: Path) -> Iterator[Section]:
             yield Section(title, block[start:end])
 
 
-def _blocks(path: Path) -> Iterator[str]:
-    """Text in blocks of about BLOCK bytes, each ending where a line ends, the next one beginning with a line that isn't blank."""
-    decoder = io.IncrementalNewlineDecoder(codecs.getincrementaldecoder("utf-8-sig")(), translate=True)
-    held, read = "", 0
-    try:
-        with path.open("rb") as file:
-            while chunk := file.read(BLOCK):
-                held += decoder.decode(chunk)
-                read += len(chunk)
-                cut = _last_line_start(held)
-                if not cut and len(held) > 4 * BLOCK:
-                    cut = len(held)  # one endless line
-                if cut:
-                    yield held[:cut]
-                    held = held[cut:]
-            held += decoder.decode(b"", final=True)
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{path} is not UTF-8: {error.reason} near byte {read:,}. Save it as UTF-8 (in an editor, or: iconv -f GB18030 -t UTF-8 OLD.txt > NEW.txt)"
-        ) from None
-    except OSError as error:
-        raise UserError(f"can't read {path}: {error.strerror}") from None
+def _blocks(file: Path) -> Iterator[str]:
+    """Text in blocks of about BLOCK characters, each ending where a line ends, the next one beginning with a line that isn't blank."""
+    held = ""
+    with file.open(encoding="utf-8", newline="\n") as text:
+        while chunk := text.read(BLOCK):
+            held += chunk
+            cut = last_line_start(held) or (len(held) if len(held) > 4 * BLOCK else 0)  # 0: one endless line
+            if cut:
+                yield held[:cut]
+                held = held[cut:]
     if held:
         yield held
-
-
-def _last_line_start(text: str) -> int:
-    """Where the last line begins that is complete before it and not blank itself; 0 if there is none."""
-    end = len(text)
-    while (newline := text.rfind("\n", 0, end)) >= 0:
-        if text[newline + 1 : end].strip():
-            return newline + 1
-        end = newline
-    return 0

@@ -165,7 +165,8 @@ class Tokenizer:
             raise ValueError("it has no token for some byte")
         if order != sorted(rank for token, rank in ranks.items() if len(token) > 1):
             raise ValueError("its merges don't make its vocabulary in the order of the ids")
-        made = cls(ranks, specials, pattern, "chars" if pattern == CHARACTERS else "bpe")
+        kind = "chars" if pattern == CHARACTERS else "bpe" if pattern == WORDS else "gpt2"
+        made = cls(ranks, specials, pattern, kind)
         if made.decode(made.encode(PROBE)) != PROBE:
             raise ValueError("its pattern leaves text out")
         return made

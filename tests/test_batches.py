@@ -24,7 +24,8 @@ TOKENS = {"train": 203, "val": 41}
 def written(folder: Path, n_vocab: int = 1000, tokens: dict[str, int] = TOKENS) -> Path:
     """A data folder with the ids 0, 1, 2 … in both splits, val's shifted by 500."""
     fake = SimpleNamespace(n_vocab=n_vocab, end=n_vocab - 1, kind="fake", hash="0" * 64, to_json=lambda: "{}")
-    with DatasetWriter(folder, fake) as writer:
+    with DatasetWriter(folder) as writer:
+        writer.open(fake)
         for split, count in tokens.items():
             writer.add(split, np.arange(count, dtype=np.uint32) + 500 * (split == "val"), count, 3 * count)
         writer.finish([], {})
@@ -211,10 +212,25 @@ def test_a_missing_dataset_is_told_how_to_make_it(tmp_path: Path, monkeypatch: p
 def test_nothing_is_left_of_a_writer_that_fails(copy: Path) -> None:
     before = {path.name: path.read_bytes() for path in copy.iterdir()}
     fake = SimpleNamespace(n_vocab=9, end=8, kind="fake", hash="", to_json=lambda: "{}")
-    with pytest.raises(ZeroDivisionError), DatasetWriter(copy, fake) as writer:
+    with pytest.raises(ZeroDivisionError), DatasetWriter(copy) as writer:
+        writer.open(fake)
         writer.add("train", np.arange(5))
         raise ZeroDivisionError
     assert {path.name: path.read_bytes() for path in copy.iterdir()} == before
+
+
+def test_nothing_is_left_of_a_writer_that_fails_before_it_has_a_tokenizer(copy: Path) -> None:
+    before = {path.name: path.read_bytes() for path in copy.iterdir()}
+    with pytest.raises(ZeroDivisionError), DatasetWriter(copy) as writer:
+        (writer.aside / "000000.txt").write_text("文\n", encoding="utf-8")  # what is read is put there too
+        raise ZeroDivisionError
+    assert {path.name: path.read_bytes() for path in copy.iterdir()} == before
+
+
+def test_folders_made_for_a_writer_that_fails_are_taken_away_again(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), DatasetWriter(tmp_path / "data" / "mine"):
+        raise ZeroDivisionError
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:

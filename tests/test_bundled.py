@@ -9,7 +9,7 @@ from itertools import pairwise
 import pytest
 
 from shuoshu.commandline import HOUSE
-from shuoshu.text import Book, find_books
+from shuoshu.text import Book, find_files, read_books
 
 FIELDS = {"question", "answer", "chapter", "evidence", "fact", "split"}
 # Two phrasings of one fact differ in at least 40% of the longer one's characters: below that they share a clause word for word
@@ -19,15 +19,16 @@ CLASSIC = 0.0015  # share of spans of 12 Chinese characters that occur more than
 
 
 @pytest.fixture(scope="module")
-def book() -> Book:
-    (book,) = find_books([str(HOUSE / "data" / "novella")])
-    book.survey()
+def book(tmp_path_factory) -> Book:
+    files = find_files([str(HOUSE / "data" / "novella")])
+    (book,), bad = read_books(files, tmp_path_factory.mktemp("aside"))
+    assert not bad
     return book
 
 
 @pytest.fixture(scope="module")
 def novel(book) -> str:
-    return book.path.read_text(encoding="utf-8")
+    return book.file.read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +57,12 @@ def test_the_book_is_long_enough_and_its_chapters_are_recognised(book, novel):
     for title, _ in book.chapters:
         assert re.fullmatch(r"第[一二三四五六七八九十]+回 (\S{7,8}) (\S{7,8})", title), title
     assert all(len(chapter) > 2_500 for chapter in chapters_of(novel, book))
+
+
+def test_the_book_passes_through_the_cleaning_unchanged(book, novel):
+    (found,) = find_files([str(HOUSE / "data" / "novella")])
+    assert novel == found.read_text(encoding="utf-8")
+    assert not book.account.places and not any(book.odd.values())
 
 
 def test_the_last_chapter_is_the_validation_text(book):

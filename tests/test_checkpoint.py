@@ -70,12 +70,22 @@ def test_two_checkpoints_are_kept_and_the_newest_valid_one_is_found(pretrained, 
     assert none is None and len(wrong) == 2
 
 
+def test_checkpoints_are_ordered_by_their_number(pretrained, tmp_path):
+    model, _, _ = checkpoint.load_model(pretrained)
+    for step in (999_000, 1_000_000, 1_001_000):
+        checkpoint.save_checkpoint(tmp_path, step, model, {}, {})
+    assert [path.name for path in checkpoint.checkpoints(tmp_path)] == ["step-1000000", "step-1001000"]
+    assert checkpoint.newest_checkpoint(tmp_path)[0].name == "step-1001000"
+
+
 def test_a_model_that_lacks_something_is_told_in_one_message(pretrained, tmp_path):
     with pytest.raises(UserError, match=r"no trained model(?s:.)*python train\.py"):
         checkpoint.load_model(tmp_path)
     folder = shutil.copytree(pretrained, tmp_path / "model", ignore=shutil.ignore_patterns("checkpoints"))
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    for change, told in (({"model_type": "gpt2"}, "gpt2"), ({"hidden_size": 72}, "shape"), ({"num_hidden_layers": 3}, "missing"), ({"hidden_size": "x"}, "")):
+    wrong = {"model_type": "gpt2", "num_hidden_layers": 10**9, "max_position_embeddings": 2.5, "rms_norm_eps": None}
+    cases = [({key: value}, str(value) if key == "model_type" else key) for key, value in wrong.items()]
+    for change, told in [*cases, ({"hidden_size": 72}, "shape"), ({"hidden_size": "x"}, "hidden_size"), ({"num_hidden_layers": 3}, "missing")]:
         (folder / "config.json").write_text(json.dumps(config | change), encoding="utf-8")
         with pytest.raises(UserError, match=f"can't be loaded.*{told}"):
             checkpoint.load_model(folder)

@@ -108,6 +108,8 @@ def test_state_goes_out_and_back_in_to_the_bit(name):
     trained(model, optimizers, range(3, 6))
     trained(again, others, range(3, 6))
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+    with pytest.raises(ValueError, match="another optimiser's"):
+        load_state_tensors(model, optimizers, {"model.layers.0.mlp.up_proj.weight/nonsense": torch.ones(128, 32)})
     with pytest.raises(ValueError, match="fits no parameter"):
         load_state_tensors(model, optimizers, {"model.norm.weight/exp_avg": torch.ones(3)})
 

@@ -40,7 +40,7 @@ def simulate(clock, settings, step_seconds, pause_seconds=0.5, state=None, until
                 clock.now += pause_seconds
             evaluations += 1
         if done or state.step == until:
-            state.seconds = pace.elapsed()
+            pace.note(state)
             return state, rates, evaluations
         rates.append(rate_factor(state.step, state.plan, settings))
         clock.now += step_seconds(clock.now) * (20 if state.step - pace._first_step < 2 else 1)  # the first steps compile
@@ -80,16 +80,20 @@ def test_a_slow_start_does_not_cut_the_run_short(clock):
     assert state.seconds >= 0.85 * 120
 
 
-def test_a_budget_holds_across_a_resume(clock):
+@pytest.mark.parametrize("until", [300, 700])
+@pytest.mark.parametrize("pause", [0.5, 1.7, 12])
+def test_a_resumed_run_keeps_its_plan_and_its_budget(clock, until, pause):
     settings = TrainSettings(max_minutes=2)
-    state, _, _ = simulate(clock, settings, lambda now: 0.05, until=800)
+    straight, _, _ = simulate(clock, settings, lambda now: 0.05, pause)
+    state, _, _ = simulate(clock, settings, lambda now: 0.05, pause, until=until)
     clock.now += 10_000  # the machine was off
-    state, rates, _ = simulate(clock, settings, lambda now: 0.05, state=state)
+    state, rates, _ = simulate(clock, settings, lambda now: 0.05, pause, state=state)
+    assert state.plan == straight.plan
     assert 0.85 * 120 <= state.seconds <= 1.1 * 120 and rates[-1] == pytest.approx(0.02)
 
 
 def test_costly_evaluations_are_made_rarer(clock):
-    state, _, evaluations = simulate(clock, TrainSettings(max_minutes=2), lambda now: 0.05, pause_seconds=8)
+    state, _, evaluations = simulate(clock, TrainSettings(max_minutes=2), lambda now: 0.05, 8)
     assert evaluations <= 5 and state.seconds <= 1.1 * 120
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
 import random
 import time
 from collections.abc import Iterator
@@ -50,6 +52,11 @@ def meta_of(folder: str) -> dict:
     return json.loads((Path(folder) / "meta.json").read_text(encoding="utf-8"))
 
 
+def laid_out(text: str) -> str:
+    """The shared book as it stands in the data: without indentation."""
+    return text.replace("　　", "")
+
+
 def documents(folder: str, split: str) -> list[str]:
     """The texts between the end tokens of a split, which must end with one."""
     tokenizer, tokens = Tokenizer.load(folder), TokenFile(Path(folder), split).tokens.tolist()
@@ -65,13 +72,13 @@ def documents(folder: str, split: str) -> list[str]:
 def test_every_character_lands_in_its_split_once(text: str, kind: str) -> None:
     assert made(book("雨夜.txt", text), f"--tokenizer={kind}") == 0
     [train], [val] = documents("data/雨夜", "train"), documents("data/雨夜", "val")
-    assert train + val == text
+    assert train + val == laid_out(text)
     assert val.startswith("第十回")
     assert sorted(contents("data/雨夜")) == FILES
 
 
 def test_each_book_is_a_document_and_its_end_is_validation_text(text: str) -> None:
-    one, other = text, text.replace("沈砚", "云娘")
+    one, other = laid_out(text), laid_out(text).replace("沈砚", "云娘")
     book("shelf/a.txt", one)
     book("shelf/deep/b.txt", other)
     assert made("shelf") == 0
@@ -98,9 +105,11 @@ def test_the_meta_counts_what_is_there(text: str) -> None:
             "sha256": hashlib.sha256(raw).hexdigest(),
         }
         assert len(raw) // 2 == len(texts) + sum(len(tokenizer.encode(piece)) for piece in texts)
-    assert [b["characters"] for b in meta["books"]] == [len(text), 4]
+    assert [b["characters"] for b in meta["books"]] == [len(laid_out(text)), 4]
     assert [b["source"] for b in meta["books"]] == ["a.txt", "b.txt"]
-    assert meta["settings"] == {"tokenizer": "bpe", "val_fraction": 0.05, "seed": 1337}
+    assert [b["encoding"] for b in meta["books"]] == ["utf-8", "utf-8"]
+    assert sum(b["characters"] for b in meta["books"]) == sum(meta["splits"][split]["characters"] for split in ("train", "val"))
+    assert meta["settings"] == {"tokenizer": "bpe", "clean": True, "val_fraction": 0.05, "seed": 1337}
 
 
 def test_a_chapters_offset_leads_to_its_title(text: str) -> None:
@@ -117,13 +126,14 @@ def test_a_chapters_offset_leads_to_its_title(text: str) -> None:
 
 def test_without_a_share_there_is_no_validation_text(text: str) -> None:
     assert made(book("a.txt", text), "--val_fraction=0") == 0
-    assert documents("data/a", "train") == [text] and documents("data/a", "val") == []
+    assert documents("data/a", "train") == [laid_out(text)] and documents("data/a", "val") == []
     assert meta_of("data/a")["splits"]["val"]["documents"] == 0
 
 
 def test_a_vocabulary_over_65536_takes_four_bytes_a_token(here: Path) -> None:
     fake = SimpleNamespace(n_vocab=70_000, end=69_999, kind="fake", hash="", to_json=lambda: "{}")
-    with DatasetWriter(here / "big", fake) as writer:
+    with DatasetWriter(here / "big") as writer:
+        writer.open(fake)
         writer.add("train", np.array([65_536, 69_000], dtype=np.uint32))
         writer.end_document("train")
         meta = writer.finish([], {})
@@ -166,16 +176,16 @@ def test_the_same_books_give_the_same_bytes(text: str, monkeypatch: pytest.Monke
 def test_a_second_run_replaces_the_first(text: str) -> None:
     assert made(book("a.txt", text)) == 0
     assert made(book("a.txt", text[:3000]), "--vocab_size=290") == 2  # a mistake leaves the first as it is
-    assert "".join(documents("data/a", "train") + documents("data/a", "val")) == text
+    assert "".join(documents("data/a", "train") + documents("data/a", "val")) == laid_out(text)
     assert made("a.txt", "--vocab_size=310") == 0
-    assert "".join(documents("data/a", "train") + documents("data/a", "val")) == text[:3000]
+    assert "".join(documents("data/a", "train") + documents("data/a", "val")) == laid_out(text[:3000]) + "\n"
     assert sorted(contents("data/a")) == FILES
 
 
 # ---------------------------------------------------------------- nothing half-written
 
 
-@pytest.mark.parametrize("raw", ["风起".encode("gb18030"), b""], ids=["no utf-8", "empty"])
+@pytest.mark.parametrize("raw", [bytes(range(256)) * 50, b""], ids=["no text", "empty"])
 def test_a_bad_book_leaves_nothing_behind(text: str, raw: bytes, capsys: pytest.CaptureFixture[str]) -> None:
     book("shelf/a.txt", text)
     Path("shelf/z.txt").write_bytes(raw)
@@ -185,22 +195,36 @@ def test_a_bad_book_leaves_nothing_behind(text: str, raw: bytes, capsys: pytest.
     assert not Path("data").exists()
 
 
-def test_a_book_that_turns_bad_while_it_is_read_leaves_the_earlier_data_alone(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("when", ["add", "finish"])
+def test_a_disk_that_fills_up_leaves_the_earlier_data_alone(text: str, when: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     book("shelf/a.txt", text)
-    book("shelf/z.txt", text)
     assert made("shelf") == 0
-    before, encode = contents("data/shelf"), prepare.encode
+    before = contents("data/shelf")
+
+    def full(*arguments: object, **more: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(DatasetWriter, when, full)
+    capsys.readouterr()
+    assert made("shelf", "--tokenizer=chars") == 2
+    told = capsys.readouterr()
+    assert os.strerror(errno.ENOSPC) in told.err and "Traceback" not in told.err and told.out == ""
+    assert contents("data/shelf") == before
+    assert made("shelf", "--out=data/new") == 2
+    assert not Path("data/new").exists()
+
+
+def test_a_book_that_changes_after_it_was_read_changes_nothing(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    book("shelf/a.txt", text)
+    encode = prepare.encode
 
     def encode_spoilt(*arguments: object) -> None:
-        Path("shelf/z.txt").write_bytes("风起".encode("gb18030"))
+        Path("shelf/a.txt").write_bytes(b"\0" * 100)
         encode(*arguments)
 
     monkeypatch.setattr(prepare, "encode", encode_spoilt)
-    assert made("shelf", "--tokenizer=chars") == 2
-    assert contents("data/shelf") == before
-    book("shelf/z.txt", text)
-    assert made("shelf", "--out=data/new") == 2
-    assert not Path("data/new").exists() or contents("data/new") == {}
+    assert made("shelf") == 0
+    assert "".join(documents("data/shelf", "train") + documents("data/shelf", "val")) == laid_out(text)
 
 
 # ---------------------------------------------------------------- the bundled novella
@@ -234,24 +258,24 @@ def test_the_summary_tells_the_counts(text: str, capsys: pytest.CaptureFixture[s
     assert made(book("雨夜.txt", text)) == 0
     lines, meta = capsys.readouterr().out.splitlines(), meta_of("data/雨夜")
     [row] = [line.split() for line in lines if line.startswith("  雨夜")]
-    share = meta["splits"]["val"]["characters"] / len(text)
-    assert row == ["雨夜", "10", f"{len(text):,}", f"{share:.1%}"]
+    share = meta["splits"]["val"]["characters"] / len(laid_out(text))
+    assert row == ["雨夜", "utf-8", "10", f"{len(laid_out(text)):,}", f"{share:.1%}"]
     for split in ("train", "val"):
         [row] = [line.split() for line in lines if line.startswith(f"  {split} ")]
         assert row == [split, *(f"{meta['splits'][split][name]:,}" for name in ("characters", "tokens", "documents"))]
     told = "\n".join(lines)
     tokens = sum(part["tokens"] for part in meta["splits"].values())
     assert "vocabulary   300 (bpe; as asked)" in told
-    assert f"a token is   {len(text) / tokens:.2f} characters" in told
+    assert f"a token is   {len(laid_out(text)) / tokens:.2f} characters" in told
     assert "python train.py --dataset=雨夜" in told
 
 
 def test_many_books_are_summed_up(text: str, capsys: pytest.CaptureFixture[str]) -> None:
     for n in range(15):
-        book(f"shelf/{n:02}.txt", text[: 1000 + n])
+        book(f"shelf/{n:02}.txt", laid_out(text)[: 1000 + n] + "\n")
     assert made("shelf") == 0
     [row] = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("  3 more")]
-    assert row == ["3", "more", "3", "3,003"]
+    assert row == ["3", "more", "3", "3,006"]
 
 
 @pytest.mark.parametrize("argv", [["missing.txt"], ["a.txt", "--tokenizer=nowhere"], ["a.txt", "--out=a.txt"], ["a.txt", "--vocab_sise=9"]])

@@ -4,11 +4,14 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 import prepare
 import sample
@@ -37,10 +40,7 @@ def python_command(line: str) -> int:
     """`python X.py …` in this process, cut short."""
     words = shlex.split(line)
     main = {"prepare.py": prepare.main, "train.py": train.main, "sample.py": sample.main}[words[1]]
-    reduced = {"train.py": [*QUICK, *([] if "--resume" in words else SMALL)], "sample.py": ["--max_new_tokens=5", "--threads=1"]}.get(words[1], [])
-    if "--max_minutes=5" in words:
-        words.remove("--max_minutes=5")
-        reduced[0] = "--max_iters=4"
+    reduced = {"train.py": [*QUICK, *SMALL], "sample.py": ["--max_new_tokens=5", "--threads=1"]}.get(words[1], [])
     return main([*words[2:], *([] if "--help" in words else reduced)])
 
 
@@ -62,12 +62,13 @@ def test_every_command_runs(readme, workplace, monkeypatch, capsys):
     for name in ("my_novels", "prompts.csv"):
         Path(name).symlink_to(workplace / name)
     for line in commands(readme):
-        if line.startswith("python -m venv") or line.startswith("pip install"):
-            named = re.findall(r"requirements\S*", line)
-            assert all((HOUSE / name).is_file() for name in named)
-        elif line.startswith("bash "):  # the scripts run in full in CI and by hand; here they must parse
-            subprocess.run(["bash", "-n", HOUSE / line.split()[1]], check=True)
-        elif line.startswith("torchrun "):
+        if line.startswith("python -m venv"):
+            subprocess.run([sys.executable, *line.split(" && ")[0].split()[1:], "--without-pip"], check=True)
+            assert Path(".venv/bin/activate").is_file() or Path(".venv/Scripts/activate").is_file()
+        elif line.startswith("pip install"):  # what it installs is here
+            for wanted in (HOUSE / line.split()[-1]).read_text(encoding="utf-8").splitlines():
+                assert Requirement(wanted).specifier.contains(version(Requirement(wanted).name), prereleases=True)
+        elif line.startswith("bash ") or line.startswith("torchrun "):
             pass  # below
         elif line.endswith("--help"):
             with pytest.raises(SystemExit):
@@ -75,6 +76,41 @@ def test_every_command_runs(readme, workplace, monkeypatch, capsys):
         else:
             assert python_command(line) == 0, (line, capsys.readouterr().err)
     assert Path("data/novella/meta.json").is_file() and Path("out-mine/model.safetensors").is_file() and Path("continued.csv").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="needs a shell script in the place of Python")
+@pytest.mark.parametrize("script", ["quickstart.sh", "test.sh"])
+def test_the_scripts_run(script, tmp_path):
+    """In a copy whose .venv is this environment, with a short training; the tests' own run is told, not done."""
+    house = tmp_path / "house 房子"
+    ignored = shutil.ignore_patterns(".venv", ".git", "out-*", ".*_cache", "*.bin", "meta.json", "tokenizer.json")
+    shutil.copytree(HOUSE, house, ignore=ignored)
+    (house / ".venv" / "bin").mkdir(parents=True)
+    python = house / ".venv" / "bin" / "python"
+    python.write_text(
+        f"""#!/bin/sh
+case "$*" in
+  *train.py*) exec {sys.executable} "$@" {" ".join([*QUICK, *SMALL])};;
+  "-m pytest"*|"-m ruff"*) echo "would run $*";;
+  *) exec {sys.executable} "$@";;
+esac
+""",
+        encoding="utf-8",
+    )
+    python.chmod(0o755)
+    (house / ".venv" / f"have-requirements{'-dev' * (script == 'test.sh')}.txt").write_bytes(
+        b"".join(path.read_bytes() for path in sorted(house.glob("requirements*.txt")))
+    )
+    arguments = [] if script == "quickstart.sh" else ["tests/test_model.py", "-k", "cached"]
+    runs = [subprocess.run(["bash", house / script, *arguments], capture_output=True, text=True, cwd="/") for _ in range(2)]
+    assert all(run.returncode == 0 for run in runs), runs[0].stderr
+    if script == "test.sh":
+        assert "would run -m pytest tests/test_model.py -k cached" in runs[0].stdout
+        return
+    assert "Preparing" in runs[0].stdout and "Pretraining" in runs[0].stdout and "A sample" in runs[0].stdout
+    assert "Preparing" not in runs[1].stdout and "Pretraining" not in runs[1].stdout  # what is done is skipped
+    assert subprocess.run(["bash", house / script, "--nonsense"], capture_output=True).returncode == 2 or script == "test.sh"
 
 
 @pytest.mark.slow
@@ -111,8 +147,8 @@ def test_settings_named_in_the_readmes_and_formats_exist():
 
     known = {f.metadata.get("alias", f.name) for cls in (PrepareSettings, SampleSettings, TrainSettings) for f in fields(cls)} | {"help", "debug"}
     for name in (*READMES, "docs/FORMATS.md", "CONTRIBUTING.md"):
-        for flag in re.findall(r"`[^`]*?--([a-z_]+)", (HOUSE / name).read_text(encoding="utf-8")):
-            assert flag in known | {"global", "index", "standalone", "nproc_per_node"}, (name, flag)
+        for flag in re.findall(r"`[^`\n]*?--([a-z_-]+)", (HOUSE / name).read_text(encoding="utf-8")):
+            assert flag.replace("-", "_") in known | {"global", "index_url", "standalone", "nproc_per_node"}, (name, flag)
 
 
 def test_formats_names_every_field_of_meta_and_log(dataset, pretrained):
@@ -121,4 +157,4 @@ def test_formats_names_every_field_of_meta_and_log(dataset, pretrained):
     records = [json.loads(line) for line in (pretrained / "log.jsonl").read_text(encoding="utf-8").splitlines()]
     names = {*meta, *meta["splits"]["train"], *meta["books"][0], *meta["chapters"][0]}
     names |= {key for record in records for key in record if record["kind"] != "start"} | {record["kind"] for record in records}
-    assert not {name for name in names if f"`{name}`" not in told and f".{name}`" not in told and f"{name}." not in told}
+    assert not {name for name in names if f"`{name}`" not in told and f".{name}`" not in told and f"{name}." not in told and f"`{name}[]`" not in told}

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import signal
 
 import pytest
 
@@ -69,6 +70,28 @@ def test_a_file_of_prompts_becomes_a_file_of_answers(ask, tmp_path, suffix):
         assert ask(f"--start={text}", "--temperature=0") == text + row[column] + "\n"
 
 
+def test_interrupted_it_writes_what_is_done(ask, tmp_path, monkeypatch, capsys, pretrained):
+    (tmp_path / "in.txt").write_text("\n".join("清晨黄昏"), encoding="utf-8")
+    real, calls = prompts.complete, []
+
+    def interrupted(*args, should_stop, **more):
+        calls.append(1)
+        if len(calls) == 2:
+            signal.raise_signal(signal.SIGINT)
+        return real(*args, should_stop=should_stop, **more)
+
+    monkeypatch.setattr(prompts, "complete", interrupted)
+    target = tmp_path / "o.jsonl"
+    assert sample.main([f"--out_dir={pretrained}", *QUICK, f"--in={tmp_path / 'in.txt'}", f"--out={target}", "--batch_size=2"]) == 130
+    rows = [json.loads(line) for line in target.read_text(encoding="utf-8").split("\n") if line]
+    assert len(rows) == 4 and sum(bool(row["answer"]) for row in rows) == 2
+
+
+def test_a_line_separator_inside_json_is_text(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"prompt": "a\u2028b\x85c"}\n', encoding="utf-8")
+    assert prompts.read_file(tmp_path / "a.jsonl")[1] == ["a\u2028b\x85c"]
+
+
 def test_without_a_folder_the_newest_model_is_taken(pretrained, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert sample.main(["--start=x"]) == 2 and "python train.py" in capsys.readouterr().err
@@ -81,6 +104,7 @@ def test_without_a_folder_the_newest_model_is_taken(pretrained, tmp_path, monkey
     [
         (["--in=x.csv"], "go together"),
         (["--in=x.csv", "--out=y.csv"], "can't read x.csv"),
+        (["--in=README.md", "--out=y.csv"], ".csv, .jsonl and .txt"),
         (["--start=FILE:nowhere.txt"], "nowhere.txt"),
         (["--temperature=-1"], "at least 0"),
         (["--top_k=0"], "at least 1"),

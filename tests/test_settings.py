@@ -59,10 +59,10 @@ def test_configs_lie_over_defaults_from_left_to_right_and_flags_over_all() -> No
     assert settings.configs == (first, second)
 
 
-def test_a_saved_base_lies_between_defaults_and_configs() -> None:
+def test_a_saved_base_takes_the_place_of_configs() -> None:
     base = {"n_layer": 7, "n_head": 6, "n_embd": 96, "unknown_to_this_version": 1, "configs": ["old.py"]}
     settings = train(config("c.py", "n_head = 2"), "--n_embd=48", base=base)
-    assert (settings.n_layer, settings.n_head, settings.n_embd) == (7, 2, 48)
+    assert (settings.n_layer, settings.n_head, settings.n_embd) == (7, 6, 48)
     assert settings.configs == ("c.py",)
 
 
@@ -274,7 +274,7 @@ def test_a_later_layer_replaces_the_length() -> None:
     assert lengths(train(minutes, epochs)) == (None, 2.0, None)
     assert lengths(train(epochs, minutes)) == (None, None, 3.0)
     assert lengths(train(minutes, epochs, "--max_iters=5")) == (5, None, None)
-    assert lengths(train(minutes, base={"max_iters": 9, "max_epochs": None, "max_minutes": None})) == (None, None, 3.0)
+    assert lengths(train("--max_minutes=3", base={"max_iters": 9, "max_epochs": None, "max_minutes": None})) == (None, None, 3.0)
 
 
 def test_none_for_one_length_leaves_another_in_force() -> None:

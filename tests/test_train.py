@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -179,19 +180,19 @@ def test_a_resumed_run_needs_the_optimisers_state_and_the_step(tiny, uninterrupt
 
 
 @pytest.mark.skipif(os.name != "posix", reason="Windows has no SIGTERM to send")
-@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_a_signal_saves_says_how_to_go_on_and_loses_no_step(tiny, uninterrupted, tmp_path, number, code):
-    out_dir = tmp_path / "out"
+    out_dir = tmp_path / "out put 书"
     command = [*tiny, *EXACT, "--save_interval=1000", f"--out_dir={out_dir}"]
     process = start(command)
     wait_for(out_dir / "loss.png", process)
     process.send_signal(number)
     told = process.communicate(timeout=60)[0]
     assert process.returncode == code, told
-    assert f"--out_dir={out_dir} --resume" in told
     step = int(re.search(r"after step (\d+)", told)[1])
     assert checkpoint.newest_checkpoint(out_dir)[0].name == f"step-{step:06d}"
-    assert train.main([*command, "--resume"]) == 0
+    (again,) = [line for line in told.splitlines() if line.startswith("  python train.py")]
+    assert train.main(shlex.split(again)[2:]) == 0  # just as it was printed
     assert weights(out_dir) == weights(uninterrupted)
 
 
@@ -203,6 +204,31 @@ def test_a_second_interrupt_stops_at_once(monkeypatch):
         assert stop.raised == signal.SIGINT
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
+
+
+def test_a_run_killed_before_its_first_step_is_resumed(tiny, uninterrupted, tmp_path, monkeypatch):
+    out_dir = tmp_path / "out"
+    monkeypatch.setattr(loop, "train_step", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+    assert train.main([*tiny, *EXACT, f"--out_dir={out_dir}"]) == 130
+    monkeypatch.undo()
+    (out_dir / ".model.safetensors.123").write_bytes(b"half")
+    (out_dir / "checkpoints" / ".step-000010.123").mkdir()
+    assert train.main([*tiny, *EXACT, f"--out_dir={out_dir}", "--resume"]) == 0
+    assert weights(out_dir) == weights(uninterrupted)
+    assert not list(out_dir.rglob(".*"))  # what the kill left is swept away
+
+
+def test_resuming_where_nothing_is_says_so_and_begins(tiny, tmp_path, capsys):
+    assert train.main([*tiny, f"--out_dir={tmp_path}", "--resume", "--max_iters=1", "--sample_tokens=0"]) == 0
+    assert "starting anew" in capsys.readouterr().out
+
+
+def test_a_run_from_another_model_is_resumed_without_it(tiny, pretrained, tmp_path):
+    source = shutil.copytree(pretrained, tmp_path / "source")
+    command = [*tiny, f"--init_from={source}", f"--out_dir={tmp_path / 'out'}", "--max_iters=4", "--save_interval=2", "--sample_tokens=0"]
+    assert train.main(command) == 0
+    shutil.rmtree(source)
+    assert train.main([f"--out_dir={tmp_path / 'out'}", "--resume", "--max_iters=6"]) == 0
 
 
 def test_a_finished_run_resumes_to_nothing_or_to_a_longer_run(uninterrupted, tmp_path, tiny, capsys):
@@ -217,8 +243,8 @@ def test_a_finished_run_resumes_to_nothing_or_to_a_longer_run(uninterrupted, tmp
 
 
 def test_a_resumed_run_keeps_its_shape_and_its_data(uninterrupted, capsys):
-    assert train.main([f"--out_dir={uninterrupted}", "--resume", "--n_embd=32", "--seed=3"]) == 2
-    assert "n_embd=32 (was 64), seed=3 (was 1337)" in capsys.readouterr().err
+    assert train.main([f"--out_dir={uninterrupted}", "--resume", "--n_embd=32", "--seed=3", "--optimizer=adamw"]) == 2
+    assert "n_embd=32 (was 64), optimizer=adamw (was muon), seed=3 (was 1337)" in capsys.readouterr().err
 
 
 def test_a_damaged_newest_checkpoint_is_passed_over(uninterrupted, tmp_path, capsys):
@@ -237,11 +263,13 @@ def test_an_earlier_run_is_never_written_over_unasked(tiny, uninterrupted, tmp_p
     out_dir = shutil.copytree(uninterrupted, tmp_path / "out")
     (out_dir / "notes.txt").write_text("mine", encoding="utf-8")
     before = weights(out_dir)
-    assert train.main([*tiny, f"--out_dir={out_dir}", "--max_iters=2"]) == 2
-    assert "--resume" in capsys.readouterr().err and weights(out_dir) == before
+    for mistake in (["--max_iters=2"], ["--overwrite", "--block_size=100000"], ["--overwrite", f"--init_from={out_dir}"], ["--overwrite", "--dataset=nowhere"]):
+        assert train.main([*tiny, f"--out_dir={out_dir}", *mistake]) == 2
+        assert weights(out_dir) == before
+    assert "--resume" in capsys.readouterr().err
     assert train.main([*tiny, f"--out_dir={out_dir}", "--max_iters=2", "--overwrite"]) == 0
     assert weights(out_dir) != before and (out_dir / "notes.txt").read_text(encoding="utf-8") == "mine"
-    assert sorted(p.name for p in (out_dir / "checkpoints").iterdir()) == ["step-000001", "step-000002"]
+    assert [path.name for path in checkpoint.checkpoints(out_dir)] == ["step-000001", "step-000002"]
 
 
 @pytest.mark.parametrize(
@@ -253,6 +281,8 @@ def test_an_earlier_run_is_never_written_over_unasked(tiny, uninterrupted, tmp_p
         (["--device=toaster"], "choose auto, cpu"),
         (["--n_emdb=3"], "did you mean n_embd"),
         (["--init_from=nowhere"], "no trained model in nowhere"),
+        (["--init_from=resume"], "say --resume"),
+        (["--lr_decay_iters=5"], "--decay_fraction"),
     ],
 )
 def test_a_mistake_is_one_message_and_nothing_is_written(tiny, tmp_path, capsys, arguments, told):
@@ -266,11 +296,28 @@ def test_a_loss_that_explodes_stops_with_advice(tiny, tmp_path, capsys):
     assert code == 2 and "lower --learning_rate" in capsys.readouterr().err
 
 
+def test_a_model_that_is_no_longer_finite_is_never_saved(tiny, tmp_path, monkeypatch, capsys):
+    real_step = loop.train_step
+
+    def poisoned(this, feed):
+        loss = real_step(this, feed)
+        if this.state.step == 5:
+            next(this.raw.parameters()).data[0, 0] = math.nan
+        return loss * 0 + 1
+
+    monkeypatch.setattr(loop, "train_step", poisoned)
+    assert train.main([*tiny, f"--out_dir={tmp_path / 'out'}", "--max_iters=50", "--save_interval=2", "--eval_interval=50"]) == 2
+    assert "no longer finite" in capsys.readouterr().err
+    newest, wrong = checkpoint.newest_checkpoint(tmp_path / "out")
+    assert newest.name == "step-000004" and not wrong
+    assert all(torch.isfinite(tensor).all() for tensor in checkpoint.load_checkpoint(newest)[0].values())
+
+
 def test_without_a_config_it_does_what_config_pretrain_says(monkeypatch):
     given = []
     monkeypatch.setattr(loop, "train", lambda settings: given.append(settings) or 0)
     assert train.main([]) == train.main(["config/pretrain.py"]) == train.main(["--seed=5"]) == 0
-    assert given[0] == given[1] and given[0].dataset == "novella" and given[0].max_minutes
+    assert given[0] == given[1] and given[0].dataset == "novella" and given[0].max_epochs
     assert given[2].seed == 5 and given[2].n_embd == given[0].n_embd
 
 

@@ -1,0 +1,144 @@
+"""Bytes as they are found → text: the encoding by evidence, archives opened, what can't be decoded counted."""
+
+from __future__ import annotations
+
+import codecs
+import gzip
+import zipfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from shuoshu.commandline import UserError
+
+SUFFIXES = (".txt", ".zip", ".gz")
+LARGEST = 4 << 30  # bytes that one file may unpack to
+SAMPLE = 400_000  # bytes that the choice between encodings looks at
+PART = 8_000_000  # characters of a text that are cleaned together
+UNREADABLE = 0.01  # share of characters above which a file is taken for no text of this encoding
+EVERYDAY = frozenset("，。：“”！？、的一不了是人我在有他这中大来上个国道说子之也得曰那里出去將将與与為为見见這個說來國們们時时")
+BOMS = (
+    (codecs.BOM_UTF8, "utf-8"),
+    (codecs.BOM_UTF32_LE, "utf-32-le"),
+    (codecs.BOM_UTF32_BE, "utf-32-be"),
+    (codecs.BOM_UTF16_LE, "utf-16-le"),
+    (codecs.BOM_UTF16_BE, "utf-16-be"),
+)
+
+
+def raw_texts(path: Path) -> Iterator[tuple[str, BinaryIO]]:
+    """(title, open file) of each text in a file: itself, or the .txt files in a .zip; UserError with the reason if it can't be read."""
+    try:
+        if path.suffix.lower() == ".zip":
+            with zipfile.ZipFile(path) as archive:
+                members = [m for m in archive.infolist() if m.filename.lower().endswith(".txt") and not m.is_dir()]
+                if not members:
+                    raise UserError("the archive holds no .txt file")
+                for member in members:
+                    with archive.open(member) as file:
+                        yield Path(_zip_name(member)).stem, file
+        elif path.suffix.lower() == ".gz":
+            with gzip.open(path) as file:
+                yield Path(path.stem).stem, file
+        else:
+            with path.open("rb") as file:
+                yield path.stem, file
+    except (zipfile.BadZipFile, zlib.error, EOFError, gzip.BadGzipFile) as error:
+        raise UserError(f"the archive is damaged ({error})") from None
+    except (RuntimeError, NotImplementedError) as error:  # zipfile's words for encrypted members and unknown methods
+        raise UserError(f"the archive can't be opened ({error})") from None
+    except OSError as error:
+        raise UserError(f"it can't be read ({error.strerror or error})") from None
+
+
+def _zip_name(member: zipfile.ZipInfo) -> str:
+    """A member's name; archives made on Chinese Windows write GBK without saying so."""
+    if member.flag_bits & 0x800:
+        return member.filename
+    try:
+        return member.filename.encode("cp437").decode("gb18030")
+    except UnicodeError:
+        return member.filename
+
+
+class Decoder:
+    """The text of an open file, part by part. `broken` counts the undecodable places, each of which becomes a �."""
+
+    def __init__(self, file: BinaryIO, forced: str | None = None) -> None:
+        self.file, self.broken, self.characters = file, 0, 0
+        self.head = file.read(SAMPLE)
+        self.encoding, self.skip = choose(self.head, is_whole=len(self.head) < SAMPLE)
+        if forced:
+            try:
+                self.encoding = codecs.lookup(forced).name
+            except LookupError:
+                raise UserError(f"there is no encoding called {forced!r} (utf-8, gb18030, big5, utf-16 …)") from None
+            self.skip = next((len(bom) for bom, name in BOMS if self.head.startswith(bom) and name.startswith(self.encoding)), 0)
+
+    def parts(self) -> Iterator[str]:
+        """Parts of at most about PART characters, each ending where a line ends; UserError if it is no text."""
+        decoder = codecs.getincrementaldecoder(self.encoding)("replace")
+        held, chunk, size = "", self.head[self.skip :], len(self.head)
+        own = "�".encode(self.encoding, "ignore") if self.encoding.startswith("utf") else None  # a � that the file itself has
+        blank = True
+        while chunk:
+            text = decoder.decode(chunk)
+            self.broken += max(0, text.count("�") - (chunk.count(own) if own else 0))
+            held += text
+            if len(held) > PART and (cut := last_line_start(held) or len(held) * (len(held) > 2 * PART)):
+                blank = False
+                yield self._checked(held[:cut])
+                held = held[cut:]
+            chunk = self.file.read(1 << 20)
+            size += len(chunk)
+            if size > LARGEST:
+                raise UserError(f"it unpacks to more than {LARGEST >> 30} GB")
+        held += decoder.decode(b"", final=True)
+        if blank and not held.strip():
+            raise UserError("it is empty")
+        if held:
+            yield self._checked(held)
+
+    def _checked(self, part: str) -> str:
+        if self.broken > max(3, UNREADABLE * len(part)):
+            raise UserError(f"{self.broken:,} places can't be read as {self.encoding}: it is no text, or name its --encoding")
+        if (nuls := part.count("\0")) > 0.1 * len(part):
+            raise UserError(f"{nuls:,} of {len(part):,} characters are NUL: it is no text, or name its --encoding")
+        return part
+
+
+def last_line_start(text: str) -> int:
+    """Where the last line begins that is complete before it and not blank itself; 0 if there is none."""
+    end = len(text)
+    while (newline := text.rfind("\n", 0, end)) >= 0:
+        if text[newline + 1 : end].strip():
+            return newline + 1
+        end = newline
+    return 0
+
+
+def choose(head: bytes, is_whole: bool) -> tuple[str, int]:
+    """(encoding, length of its byte order mark): by the mark; strict UTF-8; UTF-16's line ends; else what gives the more everyday characters."""
+    for bom, encoding in BOMS:
+        if head.startswith(bom):
+            return encoding, len(bom)
+    try:
+        codecs.getincrementaldecoder("utf-8")().decode(head, final=is_whole)
+        if b"\0" not in head:
+            return "utf-8", 0
+    except UnicodeDecodeError:
+        pass
+    newlines = head.count(b"\n")
+    for encoding, line_end in (("utf-16-le", b"\n\0"), ("utf-16-be", b"\0\n")):
+        aligned = sum(head[at : at + 2] == line_end for at in range(0, len(head) - 1, 2) if head[at] in (0, 10))
+        if aligned >= 2 and aligned > 0.3 * newlines:
+            return encoding, 0
+    return max(("utf-8", "gb18030", "big5hkscs", "utf-16-le", "utf-16-be"), key=lambda name: _likelihood(head, name)), 0
+
+
+def _likelihood(sample: bytes, encoding: str) -> float:
+    """Share of everyday characters among those beyond ASCII, less a penalty for what can't be decoded."""
+    text = codecs.decode(sample, encoding, "replace")[:-2]
+    beyond = [c for c in text if c > "\x7f"]
+    return sum(c in EVERYDAY for c in beyond) / max(1, len(beyond)) - 20 * text.count("�") / max(1, len(text))
