@@ -16,6 +16,6 @@ if ! grep -qs '"kind": "end"' out-pretrain/log.jsonl; then
   "$python" train.py --resume
 fi
 say "A sample of what it learned:"
-"$python" sample.py --out_dir=out-pretrain --max_new_tokens=150
+"$python" sample.py --out_dir=out-pretrain --start="阿迟" --temperature=0.7 --max_new_tokens=150
 say
 say "Next: .venv/bin/python sample.py --start=\"…\"    (on Windows .venv\\Scripts\\python), and README.md for your own novels"
