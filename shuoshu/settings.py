@@ -102,7 +102,7 @@ class RunSettings:
 
 @dataclass
 class TrainSettings(RunSettings, DataSettings, OptimSettings, ModelSettings):
-    ELSEWHERE: ClassVar = {  # what nanoGPT's users look for
+    ELSEWHERE: ClassVar[dict[str, str]] = {  # what nanoGPT's users look for
         "min_lr": "the lowest rate is --min_lr_fraction of the full one",
         "decay_lr": "the rates stay with --schedule=constant",
         "lr_decay_iters": "the decay ends with the run; --decay_fraction says how long it takes",
