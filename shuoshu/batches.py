@@ -38,6 +38,7 @@ class DatasetWriter:
         self.files: dict[str, BinaryIO] = {}
 
     def __enter__(self) -> DatasetWriter:
+        self.new = [path for path in (self.folder, *self.folder.parents) if not path.exists()]
         try:
             self.aside.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -58,7 +59,8 @@ class DatasetWriter:
             file.close()
         shutil.rmtree(self.aside, ignore_errors=True)
         with suppress(OSError):
-            self.folder.rmdir()  # if it was made for nothing
+            for path in self.new:  # if they were made for nothing
+                path.rmdir()
 
     def add(self, split: str, ids: np.ndarray, characters: int = 0, n_bytes: int = 0) -> None:
         raw = ids.astype(self.dtype).tobytes()
@@ -114,7 +116,7 @@ class TokenFile:
             what = "is missing" if found is None else f"has {found:,} bytes instead of {facts['tokens'] * dtype.itemsize:,}"
             raise UserError(f"{self.path} {what}: run prepare.py again")
         self.tokens = np.memmap(self.path, dtype=dtype, mode="r") if found else np.zeros(0, dtype)
-        if check_hash and _sha256(self.path) != facts["sha256"]:
+        if check_hash and sha256_of(self.path) != facts["sha256"]:
             raise UserError(f"{self.path} is not the file that meta.json describes (its sha256 differs): run prepare.py again")
         self.characters, self.bytes, self.sha256 = facts["characters"], facts["bytes"], facts["sha256"]
         self._order: tuple[tuple[int, int, int], int, np.ndarray] | None = None
@@ -162,7 +164,7 @@ def read_meta(folder: Path) -> dict:
         raise UserError(f"{path} can't be read ({type(error).__name__}: {error}): run prepare.py again") from None
 
 
-def _sha256(path: Path) -> str:
+def sha256_of(path: Path) -> str:
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(1 << 20):

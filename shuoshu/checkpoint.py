@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from model import GPT, GPTConfig
+from shuoshu.batches import sha256_of
 from shuoshu.commandline import UserError
 from shuoshu.tokenizer import Tokenizer
 
@@ -106,14 +107,6 @@ def read_metadata(path: Path) -> dict[str, str]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         reason = getattr(error, "strerror", None) or (f"it lacks {error}" if isinstance(error, KeyError) else error)
         raise UserError(f"{path} is damaged or no weights file of Shuoshu: {reason}") from None
-
-
-def sha256_of(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 # ---------------------------------------------------------------- the model folder

@@ -18,7 +18,7 @@ from shuoshu.wraps import rejoined
 # ---------------------------------------------------------------- headings
 
 NUMERALS = "0-9０-９零〇○一二两三四五六七八九十百千廿卅壹贰叁肆伍陆柒捌玖拾"
-NUMBER = rf"[{NUMERALS} \t　]{{1,12}}"
+NUMBER = rf"(?=[ \t　]*[{NUMERALS}])[{NUMERALS} \t　]{{1,12}}"
 # A line that is a chapter's heading: 第一回 …, 第 十二 章, 正文 第01节, Chapter 12, CHAPTER XII. What follows the number is set off from it.
 HEADING = re.compile(
     rf"^[ \t　]*(?:正文[ \t　]*)?(第{NUMBER}[回章节卷集部篇折](?=[\s:：、.．]|$).{{0,60}}"
@@ -98,7 +98,7 @@ def clean(text: str, remove: bool = True) -> tuple[str, Account]:
         text += "\n"  # so that the last line is always an empty one, which no rule removes
     text = uniform_characters(text, account)
     if remove:
-        text = without_markup(text, account)
+        text = _replace(TRAILING, "", without_markup(text, account), "blanks at line ends", account)
     lines = text.split("\n")
     if remove:
         lines = without_licence(lines, account)
@@ -118,8 +118,8 @@ def clean(text: str, remove: bool = True) -> tuple[str, Account]:
 
 INVISIBLE = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufeff]+")
 LINE_ENDS = re.compile("\r\n|[\r\x0b\x0c\x85\u2028\u2029]")
-TRAILING = re.compile("[ \t\u3000\xa0]+(?=\n|\\Z)")
-INDENT = re.compile("^[ \t\u3000\xa0]+(?=[\u2010-\uffff])", re.MULTILINE)
+TRAILING = re.compile("(?<![ \t\u3000\xa0])[ \t\u3000\xa0]+(?=\n|\\Z)")
+INDENT = re.compile("^[ \t\u3000\xa0]+(?=[\u2010-\U0010ffff])", re.MULTILINE)
 BLANK = re.compile("\n{3,}")
 
 
@@ -135,8 +135,10 @@ def uniform_layout(lines: list[str], account: Account) -> str:
     text = _replace(INDENT, "", "\n".join(lines), "indentation", account)
     text = _replace(BLANK, "\n\n", text, "blank lines", account)
     trimmed = text.strip("\n") + "\n"  # never longer: the text ends with a line end already
-    if trimmed != text:
+    if len(trimmed) < len(text):
         account.count("blank lines", len(text) - len(trimmed))
+    elif trimmed != text:  # nothing is left but the line end that every text has
+        account.count("line ends", 0, 1)
     return trimmed
 
 
@@ -153,7 +155,7 @@ def _replace(pattern: re.Pattern, after: str, text: str, rule: str, account: Acc
 COMMENT = re.compile(r"<!--.{0,300}?-->")
 SCRIPT = re.compile(r"<(script|style)\b[^<>]{0,200}>.{0,2000}?</\1>", re.IGNORECASE | re.DOTALL)
 TAG = re.compile(r"</?(br|p|div|h[1-6]|span|font|center|b|i|u|a|img|script|style|table|tr|td|li|ul|hr|strong|em)(?:\s[^<>\n]{0,200})?/?>", re.IGNORECASE)
-ENTITY = re.compile(r"&(?:#\d{2,6}|#x[0-9A-Fa-f]{2,5}|nbsp|lt|gt|amp|quot|apos|[lr][ds]quo|hellip|[mn]dash|middot|e[mn]sp|times);")
+ENTITY = re.compile(r"&(?:#\d{1,6}|#x[0-9A-Fa-f]{1,5}|nbsp|lt|gt|amp|quot|apos|[lr][ds]quo|hellip|[mn]dash|middot|e[mn]sp|times);")
 
 
 def without_markup(text: str, account: Account) -> str:
@@ -169,7 +171,7 @@ def without_markup(text: str, account: Account) -> str:
 
 def _visible(character: str) -> str:
     """What an entity stands for, unless it is one of the characters that are taken out everywhere."""
-    return " " if character.isspace() else "" if INVISIBLE.match(character) or unicodedata.category(character[0]) == "Cs" else character
+    return " " if character.isspace() else "" if not character or INVISIBLE.match(character) or unicodedata.category(character[0]) == "Cs" else character
 
 
 START = re.compile(r"^\*{3} ?START OF (?:THE|THIS) PROJECT GUTENBERG", re.IGNORECASE)
@@ -178,9 +180,14 @@ END = re.compile(r"^(?:\*{3} ?END OF (?:THE|THIS) PROJECT GUTENBERG|End of (?:th
 
 def without_licence(lines: list[str], account: Account) -> list[str]:
     """What stands outside Project Gutenberg's START and END lines goes, the lines themselves too."""
-    first = next((i for i, line in enumerate(lines) if START.match(line)), -1)
-    last = next((i for i, line in enumerate(lines) if i > first and END.match(line)), len(lines))
-    return _without(lines, dict.fromkeys([*range(first + 1), *range(last, len(lines) - 1)], "licence"), account)
+    marks = {i: bool(START.match(line)) for i, line in enumerate(lines) if START.match(line) or END.match(line)}
+    inside = not next(iter(marks.values()), False)
+    gone = {}
+    for i in range(len(lines) - 1):
+        if i in marks or not inside:
+            gone[i] = "licence"
+        inside = marks.get(i, inside)
+    return _without(lines, gone, account)
 
 
 STREWN = r"[\^*~_#@|+=♂♀★☆◎※→ -]{0,2}"  # signs strewn into a watermark
@@ -203,7 +210,7 @@ NOTICE = re.compile(
     re.IGNORECASE,
 )
 QUOTES = re.compile("[“”「」『』‘’]")
-SENTENCE = re.compile(r"(?<=[。！？…”』」!?])(?![。！？…”』」!?])")
+CLAUSE = re.compile(r"(?<=[，；。！？…”』」）》】!?])(?![，；。！？…”』」）》】!?])|(?=[（【])")
 
 
 def without_banners(lines: list[str], account: Account) -> list[str]:
@@ -212,7 +219,8 @@ def without_banners(lines: list[str], account: Account) -> list[str]:
     gone: dict[int, str] = {}
     for a, b in pairwise(rulers):
         between = "\n".join(lines[a + 1 : b])
-        if b - a <= 20 and a not in gone and (ADDRESS.search(between) or NOTICE.search(between)):
+        is_story = QUOTES.search(between) or HEADING.search(between)
+        if b - a <= 20 and a not in gone and not is_story and (ADDRESS.search(between) or NOTICE.search(between)):
             gone |= dict.fromkeys(range(a, b + 1), "banners")
     return _without(lines, gone, account)
 
@@ -223,23 +231,23 @@ def without_notices(lines: list[str], account: Account) -> list[str]:
     for line in lines:
         text = line.strip()
         address = ADDRESS.search(text) if MAY_BE_ADDRESS.search(text) else None
-        rest = text[: address.start()] + text[address.end() :] if address else ""
+        rest = ADDRESS.sub("", text) if address else ""
         if not text or HEADING.match(line):
             kept.append(line)
-        elif address and len(rest) <= 60 and (not rest.strip() or re.search("[一-鿿]", rest)) and not re.search(r"[“”「」『』‘’]|[。！？!?].", rest):
-            account.note("addresses", line + "\n")
-        elif address:
-            parts = SENTENCE.split(line)
-            kept.append("".join(account.note("addresses", part) if _is_watermark(part) else part for part in parts))
         elif len(text) <= 80 and NOTICE.search(text) and not QUOTES.search(text):
             account.note("notices", line + "\n")
+        elif address and len(rest) <= 60 and (not rest.strip() or SITE.search(rest)) and not re.search(r"[“”「」『』‘’]|[，。；！？!?].", rest):
+            account.note("addresses", line + "\n")
+        elif address:
+            parts = [account.note("addresses", part) if _is_watermark(part) else part for part in CLAUSE.split(line)]
+            kept.append(_replace(TRAILING, "", "".join(parts), "blanks at line ends", account))
         else:
             kept.append(line)
     return kept
 
 
-def _is_watermark(sentence: str) -> bool:
-    return bool(len(sentence) <= 80 and not re.search("[“”「」]", sentence) and ADDRESS.search(sentence) and SITE.search(ADDRESS.sub("", sentence)))
+def _is_watermark(clause: str) -> bool:
+    return bool(len(clause) <= 80 and not QUOTES.search(clause) and ADDRESS.search(clause) and SITE.search(ADDRESS.sub("", clause)))
 
 
 def with_plain_headings(lines: list[str], account: Account) -> list[str]:
@@ -248,7 +256,8 @@ def with_plain_headings(lines: list[str], account: Account) -> list[str]:
         if "正文" in line and HEADING.match(line):
             lines[i] = re.sub(r"^([ \t　]*)(正文[ \t　]*)", lambda m: m[1] + account.note("正文", m[2]), line)
     where = [i for i, line in enumerate(lines) if HEADING.match(line)]
-    again = Counter(heading_key(lines[i]) for i in where)
+    keys = {i: heading_key(lines[i]) for i in where}
+    again = Counter(keys.values())
     runs: list[list[int]] = []  # headings with nothing between them
     for i in where:
         if runs and not any(lines[j].strip() for j in range(runs[-1][-1] + 1, i)):
@@ -257,18 +266,32 @@ def with_plain_headings(lines: list[str], account: Account) -> list[str]:
             runs.append([i])
     gone: dict[int, str] = {}
     for run in runs:
-        repeated = [i for i in run if again[heading_key(lines[i])] > 1]
-        if len(run) >= 5 and len(repeated) >= 0.8 * (len(run) - 1):
-            for i in repeated:
-                if again[heading_key(lines[i])] > 1:  # the last of its kind stays
-                    again[heading_key(lines[i])] -= 1
-                    gone[i] = "contents"
-            continue
-        for a, b in pairwise(run):
-            titles = _title(lines[a]), _title(lines[b])
-            if heading_key(lines[a]) == heading_key(lines[b]) and max(titles, key=len).startswith(min(titles, key=len)):
-                gone[b if len(titles[0]) >= len(titles[1]) else a] = "doubled headings"
+        if listed := _contents([keys[i] for i in run], again):
+            gone |= dict.fromkeys((run[n] for n in listed), "contents")
+            again.subtract(keys[run[n]] for n in listed)
+            run = [i for i in run if i not in gone]
+        for b in range(1, len(run)):
+            stays, other = sorted(run[b - 1 : b + 1], key=lambda i: -len(_title(lines[i])))
+            if keys[stays] == keys[other] and _title(lines[stays]).startswith(_title(lines[other])):
+                gone[other] = "doubled headings"
+                run[b] = stays
     return _without(lines, gone, account)
+
+
+def _contents(run: list[tuple[str, str]], everywhere: Counter) -> list[int]:
+    """Places in a run of headings that are a table of contents; the last three may be where the text begins already."""
+    best: list[int] = []
+    best_share = 0.0
+    for end in range(len(run), max(4, len(run) - 4), -1):
+        others = everywhere - Counter(run[:end])
+        listed = []
+        for n, key in enumerate(run[:end]):
+            if others[key] > 0:
+                others[key] -= 1
+                listed.append(n)
+        if len(listed) / end >= 0.8 and len(listed) / end > best_share:
+            best, best_share = listed, len(listed) / end
+    return best
 
 
 def _title(heading: str) -> str:

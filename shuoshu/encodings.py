@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import codecs
 import gzip
+import lzma
 import zipfile
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -29,10 +31,10 @@ BOMS = (
 
 def raw_texts(path: Path) -> Iterator[tuple[str, BinaryIO]]:
     """(title, open file) of each text in a file: itself, or the .txt files in a .zip; UserError with the reason if it can't be read."""
-    try:
+    with _reasons():
         if path.suffix.lower() == ".zip":
             with zipfile.ZipFile(path) as archive:
-                members = [m for m in archive.infolist() if m.filename.lower().endswith(".txt") and not m.is_dir()]
+                members = [m for m in archive.infolist() if m.filename.lower().endswith(".txt") and not m.is_dir() and "__MACOSX/" not in m.filename]
                 if not members:
                     raise UserError("the archive holds no .txt file")
                 for member in members:
@@ -44,7 +46,14 @@ def raw_texts(path: Path) -> Iterator[tuple[str, BinaryIO]]:
         else:
             with path.open("rb") as file:
                 yield path.stem, file
-    except (zipfile.BadZipFile, zlib.error, EOFError, gzip.BadGzipFile) as error:
+
+
+@contextmanager
+def _reasons() -> Iterator[None]:
+    """What goes wrong while a file is opened or read, as a UserError with the reason."""
+    try:
+        yield
+    except (zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, lzma.LZMAError, EOFError, ValueError) as error:
         raise UserError(f"the archive is damaged ({error})") from None
     except (RuntimeError, NotImplementedError) as error:  # zipfile's words for encrypted members and unknown methods
         raise UserError(f"the archive can't be opened ({error})") from None
@@ -67,14 +76,12 @@ class Decoder:
 
     def __init__(self, file: BinaryIO, forced: str | None = None) -> None:
         self.file, self.broken, self.characters = file, 0, 0
-        self.head = file.read(SAMPLE)
-        self.encoding, self.skip = choose(self.head, is_whole=len(self.head) < SAMPLE)
-        if forced:
-            try:
-                self.encoding = codecs.lookup(forced).name
-            except LookupError:
-                raise UserError(f"there is no encoding called {forced!r} (utf-8, gb18030, big5, utf-16 …)") from None
-            self.skip = next((len(bom) for bom, name in BOMS if self.head.startswith(bom) and name.startswith(self.encoding)), 0)
+        self.head = self._read(SAMPLE)
+        self.encoding, self.skip = _forced(forced, self.head) if forced else choose(self.head, is_whole=len(self.head) < SAMPLE)
+
+    def _read(self, size: int) -> bytes:
+        with _reasons():
+            return self.file.read(size)
 
     def parts(self) -> Iterator[str]:
         """Parts of at most about PART characters, each ending where a line ends; UserError if it is no text."""
@@ -90,22 +97,37 @@ class Decoder:
                 blank = False
                 yield self._checked(held[:cut])
                 held = held[cut:]
-            chunk = self.file.read(1 << 20)
+            chunk = self._read(1 << 20)
             size += len(chunk)
             if size > LARGEST:
                 raise UserError(f"it unpacks to more than {LARGEST >> 30} GB")
-        held += decoder.decode(b"", final=True)
+        rest = decoder.decode(b"", final=True)
+        self.broken += rest.count("�")
+        held += rest
         if blank and not held.strip():
             raise UserError("it is empty")
         if held:
             yield self._checked(held)
 
     def _checked(self, part: str) -> str:
-        if self.broken > max(3, UNREADABLE * len(part)):
+        self.characters += len(part)
+        if self.broken > max(3, UNREADABLE * self.characters):
             raise UserError(f"{self.broken:,} places can't be read as {self.encoding}: it is no text, or name its --encoding")
         if (nuls := part.count("\0")) > 0.1 * len(part):
             raise UserError(f"{nuls:,} of {len(part):,} characters are NUL: it is no text, or name its --encoding")
         return part
+
+
+def _forced(name: str, head: bytes) -> tuple[str, int]:
+    """(encoding, length of its byte order mark) for the name that the user gives; utf-16 and utf-32 look at the mark."""
+    try:
+        encoding = codecs.lookup(name).name.removesuffix("-sig")
+        if encoding in ("utf-16", "utf-32"):
+            encoding = next((known for bom, known in BOMS if head.startswith(bom) and known.startswith(encoding)), f"{encoding}-le")
+        b"\x80 a".decode(encoding, "replace")
+    except (LookupError, ValueError):
+        raise UserError(f"there is no encoding called {name!r} (utf-8, gb18030, big5, utf-16 …)") from None
+    return encoding, next((len(bom) for bom, known in BOMS if head.startswith(bom) and known == encoding), 0)
 
 
 def last_line_start(text: str) -> int:
@@ -138,7 +160,6 @@ def choose(head: bytes, is_whole: bool) -> tuple[str, int]:
 
 
 def _likelihood(sample: bytes, encoding: str) -> float:
-    """Share of everyday characters among those beyond ASCII, less a penalty for what can't be decoded."""
+    """Share of everyday characters (ASCII's are), less a penalty for what can't be decoded."""
     text = codecs.decode(sample, encoding, "replace")[:-2]
-    beyond = [c for c in text if c > "\x7f"]
-    return sum(c in EVERYDAY for c in beyond) / max(1, len(beyond)) - 20 * text.count("�") / max(1, len(text))
+    return (sum(" " <= c < "\x7f" or c in EVERYDAY for c in text) - 20 * text.count("�")) / max(1, len(text))

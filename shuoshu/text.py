@@ -60,8 +60,9 @@ class Book:
             end = position + len(section.text)
             if split == "train" and end > self.val_from:
                 at = self.val_from - position
-                if at > 0:  # inside a section: at the next line, or right here in a text without lines
-                    at = section.text.find("\n", at - 1) + 1 or at
+                if at > 0:  # inside a section: at the next line, or right here in the last one
+                    line = section.text.find("\n", at - 1) + 1
+                    at = line if line and (line < len(section.text) or end < self.characters) else at
                     yield "train", Section(section.title, section.text[:at])
                     section = Section(None, section.text[at:])
                 split = "val"
@@ -96,7 +97,10 @@ def read_books(files: Sequence[Path], aside: Path, encoding: str | None = None, 
     for path in files:
         try:
             for title, file in raw_texts(path):
-                books.append(_read_book(title, path, Decoder(file, encoding), aside / f"{len(books):06d}.txt", remove))
+                try:
+                    books.append(_read_book(title, path, Decoder(file, encoding), aside / f"{len(books):06d}.txt", remove))
+                except UserError as error:
+                    bad.append((path, f"{title}.txt in it: {error}" if path.suffix.lower() == ".zip" else str(error)))
         except UserError as error:
             bad.append((path, str(error)))
     return books, bad

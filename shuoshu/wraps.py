@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 PHRASE_END = re.compile(r"[。！？：；…!?.:;”’」』）)】》\"'—]$")
-FIRST_PIECE = re.compile(r"[A-Za-z0-9'’-]+|[“‘「『（《【]*.[，。！？：；、…”’」』）】》—,.!?:;)]*", re.DOTALL)
+FIRST_PIECE = re.compile(r"[\"'“‘(]*[A-Za-z0-9'’-]+[\"'”’,.!?:;)…—]*|[“‘「『（《【]*.[，。！？：；、…”’」』）】》—,.!?:;)]*", re.DOTALL)
 
 
 def columns(text: str) -> int:
@@ -21,7 +21,7 @@ class Line:
     at: int  # its index
     text: str  # without indentation
     width: int
-    is_indented: bool
+    indent: int  # its columns
     next_piece: int = 0  # columns of what can't be broken at the beginning of the next line
     gap: bool = True  # a blank line follows
 
@@ -37,7 +37,7 @@ def rejoined(lines: list[str], heading: re.Pattern) -> tuple[list[str], list[tup
         text = raw.strip(" \t　")
         if not text:
             continue
-        line = Line(i, text, columns(text), raw[:1] in " \t　")
+        line = Line(i, text, columns(text), columns(raw.rstrip(" \t　")) - columns(text))
         if line.width > 100 or heading.match(raw):
             stretches.append([])
         else:
@@ -70,6 +70,9 @@ def _joins(stretch: list[Line]) -> set[int]:
     """The lines of a stretch that the next one continues; none unless it is hard-wrapped."""
     if len(stretch) < 4:
         return set()
+    least = min(line.indent for line in stretch)
+    for line in stretch:
+        line.width = columns(line.text) + line.indent - least  # as wide as it was when it was wrapped
     for a, b in pairwise(stretch):
         a.gap, a.next_piece = b.at > a.at + 1, columns(FIRST_PIECE.match(b.text)[0])
     is_latin = sum(line.width < 1.3 * len(line.text) for line in stretch) > 0.5 * len(stretch)
@@ -97,14 +100,18 @@ def _joins(stretch: list[Line]) -> set[int]:
         return set()
     if sum(line.width + line.next_piece >= width - 4 for line in broken) < 0.9 * len(broken):
         return set()
-    some_indented = 0.02 < sum(line.is_indented for line in stretch) / len(stretch) < 0.6
+    some_indented = 0.02 < sum(line.indent > 0 for line in stretch) / len(stretch) < 0.6
     some_gaps = 0 < sum(line.gap for line in inner) < 0.7 * len(inner)
     found, is_first = set(), True
     for line, following in pairwise(stretch):
         limit = width - 4 if is_first and not some_indented else width  # a first line has lost its indentation
-        goes_on = line.width >= width - 6 and not PHRASE_END.search(line.text)
-        goes_on |= bool(PHRASE_END.search(line.text)) and line.width >= width - 10 and line.width + line.next_piece > limit
-        is_apart = (some_indented and following.is_indented) or (some_gaps and line.gap) or (is_latin and line.gap)
+        if is_latin:
+            goes_on = line.width + 1 + line.next_piece > width
+        elif PHRASE_END.search(line.text):
+            goes_on = line.width >= width - 10 and line.width + line.next_piece > limit
+        else:
+            goes_on = line.width >= width - 6
+        is_apart = (some_indented and following.indent) or (some_gaps and line.gap) or (is_latin and line.gap)
         is_first = not goes_on or is_apart
         if not is_first:
             found.add(line.at)

@@ -36,9 +36,11 @@ TRADITIONAL = """第一回　渡口夜雨
 ENGLISH = """CHAPTER I. The Quay
 
 The lamp was still lit when she came down to the quay, and nobody had
-said a word about the letter. "You are late," he told her; the ferry
+said a word about the letter. “You are late,” he told her; the ferry
 had gone at six, and the river was already over the third step.
 """
+RARE = "舟渡燈橋樓，\n硯霜雪露雲\n" * 20  # nothing that every text has
+PLAIN = ENGLISH.replace("“", '"').replace("”", '"')
 SCRIPTS = {"simplified": SIMPLIFIED, "traditional": TRADITIONAL}
 # (what a file is encoded with, what must be chosen)
 CODECS = {
@@ -110,8 +112,15 @@ def test_utf_16_without_a_mark_and_without_line_ends_is_recognised(script: str, 
 
 
 @pytest.mark.parametrize("codec", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
-def test_english_is_read(codec: str) -> None:
-    assert decoded(ENGLISH.encode(codec))[0] == ENGLISH
+@pytest.mark.parametrize("text", [ENGLISH, PLAIN], ids=["with quotes", "ascii alone"])
+def test_english_is_read(text: str, codec: str) -> None:
+    assert decoded(text.encode(codec))[0] == text
+
+
+@pytest.mark.parametrize("codec", ["utf-16-le", "utf-16-be"])
+def test_utf_16_is_known_by_its_line_ends_whatever_it_says(codec: str) -> None:
+    text = RARE.replace("，", "")
+    assert decoded(text.encode(codec))[0] == text
 
 
 @pytest.mark.parametrize("codec", ["utf-16-le", "utf-16-be"])
@@ -154,10 +163,11 @@ def test_bytes_that_end_in_mid_character_are_still_utf_8() -> None:
 
 
 def test_a_sample_that_ends_in_mid_character_is_no_evidence_against_utf_8(monkeypatch: pytest.MonkeyPatch) -> None:
-    for size in range(200, 212):
-        monkeypatch.setattr(encodings, "SAMPLE", size)
-        found, decoder = decoded(SIMPLIFIED.encode())
-        assert (found, decoder.encoding, decoder.broken) == (SIMPLIFIED, "utf-8", 0)
+    for text in (SIMPLIFIED, RARE):
+        for size in range(200, 212):
+            monkeypatch.setattr(encodings, "SAMPLE", size)
+            found, decoder = decoded(text.encode())
+            assert (found, decoder.encoding, decoder.broken) == (text, "utf-8", 0)
 
 
 # ---------------------------------------------------------------- forced

@@ -18,7 +18,7 @@ import torch
 import prepare
 import train
 from shuoshu import checkpoint, loop, run
-from shuoshu.batches import TokenFile
+from shuoshu.batches import TokenFile, sha256_of
 from shuoshu.commandline import HOUSE
 from shuoshu.report import Log
 from shuoshu.scoring import Score
@@ -31,7 +31,7 @@ def evals(out_dir):
 
 
 def weights(out_dir):
-    return checkpoint.sha256_of(out_dir / "model.safetensors")
+    return sha256_of(out_dir / "model.safetensors")
 
 
 @pytest.fixture(scope="module")

@@ -72,7 +72,7 @@ def ends(lines: list[str]) -> set[int]:
 def outcome(source: str, paragraphs: list[str]) -> tuple[float, float]:
     """(share of the wrapping's breaks that remain, share of the paragraphs' ends that are gone); the words are all there."""
     cleaned, account = clean(source)
-    assert account.is_exact()
+    assert account.is_exact() and clean(cleaned)[0] == cleaned
     found = [line for line in cleaned.split("\n") if line]
     assert "".join(found).replace(" ", "") == "".join(paragraphs).replace(" ", "")
     true, made, now = ends(paragraphs), ends(source.split("\n")), ends(found)
@@ -132,6 +132,19 @@ def test_chapters_wrapped_at_different_widths_and_not_wrapped_are_each_treated_a
         whole += [heading, *plain]
     remaining, merged = outcome(source, whole)
     assert remaining <= 0.02 and merged == 0
+
+
+@pytest.mark.parametrize("width", [24, 30])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_wrapped_passage_in_a_chapter_that_is_not_wrapped_is_rejoined(seed: int, width: int) -> None:
+    letter = "".join(prose(seed, 10))
+    before, after = ([p for p in prose(20 + n + seed) if len(p) > width + 4] for n in (0, 50))
+    lines = wrap(letter, width)
+    cleaned = clean("".join(f"　　{p}\n" for p in before) + "".join(f"{line}\n" for line in lines) + "".join(f"　　{p}\n" for p in after))[0]
+    found = cleaned.split("\n")[:-1]
+    assert found[: len(before)] == before and found[-len(after) :] == after
+    rest = found[len(before) : -len(after)]
+    assert "".join(rest) == letter and len(rest) <= 1 + 0.02 * len(lines)
 
 
 ENGLISH = """
@@ -216,6 +229,19 @@ def test_what_is_set_in_lines_stays_in_lines(name: str, gap: str) -> None:
     cleaned, account = clean(text)
     assert "wrapped lines" not in account.places
     assert [line for line in cleaned.split("\n") if line] == [line for line in SHEETS[name] if line]
+
+
+@pytest.mark.parametrize("gap", ["\n", "\n\n"])
+@pytest.mark.parametrize("indent", ["", "　　", "    "])
+def test_a_long_list_of_names_in_pairs_stays_in_lines(indent: str, gap: str) -> None:
+    draw, by = random.Random(4), ["铁臂", "夜渡", "听雨客", "半边船", "云里灯", "没影儿", "石桥老"]
+    names = [
+        f"{'天地'[n % 2]}{a}星{draw.choice(by)}{draw.choice(WHO[:7])}{'天地'[n % 2]}{b}星{draw.choice(by)}{draw.choice(WHO[:7])}"
+        for n, (a, b) in enumerate(zip("舟渡灯雨桥楼山河信账墨砚" * 4, "风霜雪露云雷星月夜晨春秋" * 4, strict=True))
+    ]
+    cleaned, account = clean("".join(f"{indent}{name}{gap}" for name in names))
+    assert "wrapped lines" not in account.places
+    assert [line for line in cleaned.split("\n") if line] == names
 
 
 @pytest.mark.parametrize("gap", ["\n", "\n\n"])
