@@ -198,6 +198,7 @@ ADDRESS = re.compile(
     rf"|(?<![{SIGN}@.])[{SIGN}][{SIGN}-]{{1,30}}(?:{DOT}[{SIGN}-]{{2,30}}){{0,2}}{DOT}(?:com|net|org|cc|cn|info|ｃｏｍ|ｎｅｔ|ｃｃ)(?![{SIGN}])",
     re.IGNORECASE,
 )
+STREWN_MARK = re.compile(rf"(?:\w[\^*~_#@|♂♀★☆◎※]){{1,12}}[\w…]{{0,3}}?(?:{ADDRESS.pattern})", re.IGNORECASE)
 MAY_BE_ADDRESS = re.compile("[.．。·][\\^*~_#@|+=♂♀★☆◎※→ -]?[a-zａ-ｚA-ZＡ-Ｚ]|http", re.IGNORECASE)
 RULER = re.compile(r"^[ \t　]*[=*_~#+＝－—─…·•※★☆-]{8,}$")
 SITE = re.compile("书库|书屋|书城|书吧|书网|文学|小.?说|下载|阅读|电子书|论坛|更新|首发|整理|提供|本站|网站|转载|txt", re.IGNORECASE)
@@ -226,9 +227,10 @@ def without_banners(lines: list[str], account: Account) -> list[str]:
 
 
 def without_notices(lines: list[str], account: Account) -> list[str]:
-    """Lines that are little but an address, and short lines with a site's phrase, go; of a longer line only the sentence with the address."""
+    """Lines that are little but an address, and short lines with a site's phrase, go; of a longer line only the clause with the address."""
     kept = []
-    for line in lines:
+    for raw in lines:
+        line = _without_strewn(raw, account) if MAY_BE_ADDRESS.search(raw) else raw
         text = line.strip()
         address = ADDRESS.search(text) if MAY_BE_ADDRESS.search(text) else None
         rest = ADDRESS.sub("", text) if address else ""
@@ -244,6 +246,16 @@ def without_notices(lines: list[str], account: Account) -> list[str]:
         else:
             kept.append(line)
     return kept
+
+
+def _without_strewn(line: str, account: Account) -> str:
+    """A watermark with signs strewn in that stands among a clause's own words goes by itself."""
+
+    def swap(mark: re.Match) -> str:
+        around = re.split("[，。；！？”」]", line[: mark.start()])[-1] + re.split("[，。；！？“「]", line[mark.end() :], maxsplit=1)[0]
+        return account.note("addresses", mark[0]) if sum(map(str.isalnum, around)) > 8 and SITE.search(mark[0]) else mark[0]
+
+    return STREWN_MARK.sub(swap, line)
 
 
 def _is_watermark(clause: str) -> bool:

@@ -47,23 +47,24 @@ def rejoined(lines: list[str], heading: re.Pattern) -> tuple[list[str], list[tup
         joins |= _joins(stretch)
     if not joins:
         return lines, []
-    result: list[str] = []
+    result: list[list[str]] = []  # the pieces of each line
     changes: list[tuple[int, int]] = []
     continues, between = False, 0
     for i, raw in enumerate(lines):
         if not continues:
-            result.append(raw)
+            result.append([raw])
         elif not raw:
             between += 1
             continue
         else:
             text = raw.lstrip(" \t　")
-            space = " " if result[-1][-1] < "\u0250" and text[0] < "\u0250" and not result[-1].endswith("-") else ""
+            last = result[-1][-1][-1]
+            space = " " if last < "\u0250" and text[0] < "\u0250" and last != "-" else ""
             changes.append((1 + between + len(raw) - len(text), len(space)))
-            result[-1] += space + text
+            result[-1].append(space + text)
             between = 0
         continues = i in joins
-    return result, changes
+    return ["".join(pieces) for pieces in result], changes
 
 
 def _joins(stretch: list[Line]) -> set[int]:

@@ -354,6 +354,13 @@ def test_an_advertisement_glued_to_a_paragraph_goes_and_the_paragraph_stays(wate
     assert kept(LONG + watermark + "天快黑了。") == LONG + "天快黑了。"
 
 
+def test_a_watermark_with_signs_strewn_in_goes_and_the_words_around_it_stay():
+    for mark in ("小^说^网ｗｗｗ．ａｂｃ．ｃｏｍ", "小*说*w*w*w.y*u*y*e.c*o*m", "小^说^…www.yuye.com"):
+        text, account = clean(f"沈砚推开木门{mark}走了进去，没有回头。\n")
+        assert text == "沈砚推开木门走了进去，没有回头。\n" and account.pieces["addresses"] == [mark] and account.is_exact()
+    assert clean("沈砚来了。\n小^说^…ＷＷＷ．ｘ^ｉ^ａ^ｏ．ｃｏｍ…更新最快\n")[0] == "沈砚来了。\n"
+
+
 @pytest.mark.parametrize("watermark", ["小^说^无广告www.yuye.com更新最快，", "雨夜书屋ｗｗｗ．ｙｕｙｅ．ｃｏｍ提供下载，", "最新小说尽在w^w^w.y^u^y^e.c^o^m，"])
 @pytest.mark.parametrize("around", ["", LONG])
 def test_of_a_sentence_with_a_watermark_in_it_the_rest_stays(watermark: str, around: str) -> None:
