@@ -57,7 +57,7 @@ def main(argv: Sequence[str]) -> None:
                 settings={name: getattr(settings, name) for name in ("tokenizer", "clean", "val_fraction", "seed")},
             )
     except OSError as error:
-        raise UserError(f"can't write to {folder}: {error.strerror}; nothing there has changed") from None
+        raise UserError(f"can't write to {folder}: {error.strerror}") from None
     print(summary(books, meta, tokenizer, why, settings.show_removed))
     for path, reason in bad:
         print(f"  left out     {path}: {reason}")
@@ -90,7 +90,7 @@ def book_facts(book: Book) -> dict:
 
 def choose_tokenizer(settings: PrepareSettings, books: list[Book]) -> tuple[Tokenizer, str]:
     """The tokenizer, and in a few words why its vocabulary has this size."""
-    characters = sum(book.val_from if settings.val_fraction else book.characters for book in books)
+    characters = sum(book.val_from for book in books)
     if settings.tokenizer == "bpe":
         by_size = 2048 if characters < 250_000 else 4096 if characters < 1_000_000 else 8192
         tokenizer = train_bpe(sample(books, settings.seed), settings.vocab_size or by_size)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import typing
 from collections.abc import Callable
@@ -182,7 +183,8 @@ def checkpoints(out_dir: Path) -> list[Path]:
 
 def sweep(out_dir: Path) -> None:
     """Removes what a killed run left half written."""
-    for path in [*out_dir.glob(".*.safetensors.*"), *out_dir.glob(".*.json.*"), *(out_dir / "checkpoints").glob(".step-*")]:
+    ours = re.compile(r"\.(model\.safetensors|(config|generation_config|tokenizer|tokenizer_config|settings)\.json|step-\d+)\.\d+")
+    for path in [path for folder in (out_dir, out_dir / "checkpoints") for path in folder.glob(".*") if ours.fullmatch(path.name)]:
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 

@@ -45,9 +45,9 @@ def sampling_of(settings: SampleSettings) -> Sampling:
     return Sampling(**{name: getattr(settings, name) for name in Sampling.__dataclass_fields__})
 
 
-def row_seeds(settings: SampleSettings, first: int, count: int) -> list[int]:
+def seed_of(settings: SampleSettings, number: int) -> int:
     """A seed for each text: they differ within a call, and don't depend on how texts are put into batches."""
-    return [(settings.seed * 1_000_003 + first + i) % 2**63 for i in range(count)]
+    return (settings.seed * 1_000_003 + number) % 2**63
 
 
 # ---------------------------------------------------------------- to the terminal
@@ -77,7 +77,7 @@ def tell(settings: SampleSettings, model: GPT, tokenizer: Tokenizer, prompts: li
             if len(texts) > 1:
                 print(f"{'' if number == 0 else chr(10)}--- {number + 1}/{len(texts)}", flush=True)
             print(prompt, end="", flush=True)
-            seeds = row_seeds(settings, number, 1)
+            seeds = [seed_of(settings, number)]
             for news in stream(model, tokenizer, [tokenizer.encode(prompt)], sampling_of(settings), seeds, mask, lambda: stop.raised):
                 if isinstance(news[0], str):
                     print(news[0], end="", flush=True)
@@ -115,7 +115,7 @@ def write_answers(settings: SampleSettings, model: GPT, tokenizer: Tokenizer, ro
     with runtime.StopFlag() as stop:
         for start in range(0, len(texts), settings.batch_size):
             part = texts[start : start + settings.batch_size]
-            seeds = [row_seeds(settings, n, 1)[0] for _, n in part]
+            seeds = [seed_of(settings, n) for _, n in part]
             results = complete(model, tokenizer, [ids for ids, _ in part], sampling_of(settings), seeds, mask=mask, should_stop=lambda: stop.raised)
             if stop.raised:
                 break

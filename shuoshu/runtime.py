@@ -171,10 +171,6 @@ class Processes:
         dist.all_reduce(flag, op=dist.ReduceOp.MAX)
         return flag.item() or None
 
-    def wait(self) -> None:
-        if self.world > 1:
-            dist.barrier()
-
     def stop(self) -> None:
         if self.world > 1 and dist.is_initialized():
             dist.destroy_process_group()
