@@ -1,7 +1,8 @@
-"""Text from a model: continues --start, streaming.
+"""Text from a model: continues --start, or answers it if the model is a fine-tuned one; streaming.
 
 python sample.py --start="…" [--out_dir=FOLDER] [--num_samples=3] [--key=value ...]
-python sample.py --in=prompts.csv --out=continued.csv
+python sample.py --chat
+python sample.py --in=questions.csv --out=answers.csv
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from shuoshu.commandline import UserError, command, parse
-from shuoshu.settings import SampleSettings
+from shuoshu.settings import SampleSettings, newest_out_dir
 
 
 @command
@@ -21,18 +22,12 @@ def main(argv: Sequence[str]) -> int:
         raise UserError("--in=FILE and --out=FILE go together")
     if settings.infile and settings.start:
         raise UserError("--start and --in exclude each other")
+    if settings.chat and (settings.infile or settings.start or settings.raw):
+        raise UserError("--chat asks for its questions one by one: drop --start, --in and --raw")
     out_dir = Path(settings.out_dir) if settings.out_dir else newest_out_dir()
     from shuoshu.prompts import continue_prompts  # torch takes seconds to import: not before the settings are known to be right
 
     return continue_prompts(settings, out_dir)
-
-
-def newest_out_dir() -> Path:
-    """The model that was trained last."""
-    found = [path for name in ("out-sft", "out-pretrain") if (path := Path(name) / "model.safetensors").is_file()]
-    if not found:
-        raise UserError("there is no model in out-sft or out-pretrain: train one with\n  python train.py\nor name its folder with --out_dir")
-    return max(found, key=lambda path: path.stat().st_mtime).parent
 
 
 if __name__ == "__main__":

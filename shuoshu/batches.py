@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -16,6 +17,8 @@ from shuoshu.commandline import UserError
 from shuoshu.tokenizer import Tokenizer
 
 FORMAT = 1
+IGNORE = -100  # the target of a position that is not trained, as cross_entropy has it
+AGAIN = "prepare the data again"
 SPLITS = ("train", "val")
 
 
@@ -25,19 +28,21 @@ def resolve(dataset: str) -> Path:
     folder = next((path for path in (named, Path(dataset)) if (path / "meta.json").is_file()), None)
     if folder is None:
         looked = f"{named} and {dataset}" if named != Path(dataset) else str(named)
-        how = "python prepare.py" if dataset == "novella" else f"python prepare.py YOUR_NOVEL.txt --out={named}"
+        known = {"novella": "python prepare.py", "novella_qa": "python prepare_sft.py"}
+        how = known.get(
+            dataset, f"python prepare.py YOUR_NOVEL.txt --out={named}\nor, of questions and answers,\n  python prepare_sft.py YOURS.json --out={named}"
+        )
         raise UserError(f"there is no prepared data in {looked}: make it with\n  {how}")
     return folder
 
 
-class DatasetWriter:
-    """Token files of a data folder, written aside and moved into place when all are whole."""
+class Aside:
+    """A place to write a data folder's files, which are then moved into it together, or not at all."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.aside = folder, folder / f".writing-{os.getpid()}"
-        self.files: dict[str, BinaryIO] = {}
 
-    def __enter__(self) -> DatasetWriter:
+    def __enter__(self) -> Aside:
         self.new = [path for path in (self.folder, *self.folder.parents) if not path.exists()]
         try:
             self.aside.mkdir(parents=True, exist_ok=True)
@@ -45,10 +50,41 @@ class DatasetWriter:
             raise UserError(f"can't write to {self.folder}: {error.strerror}") from None
         return self
 
+    def __exit__(self, *error: object) -> None:
+        shutil.rmtree(self.aside, ignore_errors=True)
+        with suppress(OSError):
+            for path in self.new:  # if they were made for nothing
+                path.rmdir()
+
+    def place(self, names: Sequence[str], tokenizer: Tokenizer, meta: dict) -> dict:
+        """Moves the named files into place, meta.json last: without it, or where it doesn't fit, nothing reads the others."""
+        head = {"format": FORMAT, "vocab_size": tokenizer.n_vocab, "tokenizer": {"kind": tokenizer.kind, "hash": tokenizer.hash}}
+        meta = head | meta
+        for name, text in (("tokenizer.json", tokenizer.to_json()), ("meta.json", json.dumps(meta, ensure_ascii=False, indent=1))):
+            (self.aside / name).write_text(text, encoding="utf-8", newline="\n")
+        for name in (*names, "tokenizer.json", "meta.json"):
+            with (self.aside / name).open("rb+") as file:
+                os.fsync(file.fileno())
+            (self.aside / name).replace(self.folder / name)
+        return meta
+
+
+def token_dtype(tokenizer: Tokenizer) -> np.dtype:
+    """uint16 while the vocabulary fits, else uint32."""
+    return np.dtype("<u2") if tokenizer.n_vocab <= 1 << 16 else np.dtype("<u4")
+
+
+class DatasetWriter(Aside):
+    """Token files of a data folder."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.files: dict[str, BinaryIO] = {}
+
     def open(self, tokenizer: Tokenizer) -> None:
         """Begins the token files."""
         self.tokenizer = tokenizer
-        self.dtype = np.dtype("<u2") if tokenizer.n_vocab <= 1 << 16 else np.dtype("<u4")
+        self.dtype = token_dtype(tokenizer)
         self.counts = {split: {"tokens": 0, "characters": 0, "bytes": 0, "documents": 0} for split in SPLITS}
         self.hashes = {split: hashlib.sha256() for split in SPLITS}
         self.chapters: list[dict] = []
@@ -57,10 +93,7 @@ class DatasetWriter:
     def __exit__(self, *error: object) -> None:
         for file in self.files.values():
             file.close()
-        shutil.rmtree(self.aside, ignore_errors=True)
-        with suppress(OSError):
-            for path in self.new:  # if they were made for nothing
-                path.rmdir()
+        super().__exit__(*error)
 
     def add(self, split: str, ids: np.ndarray, characters: int = 0, n_bytes: int = 0) -> None:
         raw = ids.astype(self.dtype).tobytes()
@@ -77,26 +110,16 @@ class DatasetWriter:
         self.counts[split]["documents"] += 1
 
     def finish(self, books: list[dict], settings: dict) -> dict:
-        """Moves the files into place, meta.json last: without it, or where it doesn't fit, nothing reads the others."""
         for file in self.files.values():
-            file.flush()
-            os.fsync(file.fileno())
             file.close()
         meta = {
-            "format": FORMAT,
-            "dtype": "uint16" if self.dtype.itemsize == 2 else "uint32",
-            "vocab_size": self.tokenizer.n_vocab,
-            "tokenizer": {"kind": self.tokenizer.kind, "hash": self.tokenizer.hash},
+            "dtype": self.dtype.name,
             "splits": {split: {**self.counts[split], "sha256": self.hashes[split].hexdigest()} for split in SPLITS},
             "books": books,
             "chapters": self.chapters,
             "settings": settings,
         }
-        (self.aside / "tokenizer.json").write_text(self.tokenizer.to_json(), encoding="utf-8", newline="\n")
-        (self.aside / "meta.json").write_text(json.dumps(meta, ensure_ascii=False, indent=1), encoding="utf-8", newline="\n")
-        for name in ("tokenizer.json", "train.bin", "val.bin", "meta.json"):
-            (self.aside / name).replace(self.folder / name)
-        return meta
+        return self.place([f"{split}.bin" for split in SPLITS], self.tokenizer, meta)
 
 
 class TokenFile:
@@ -110,14 +133,7 @@ class TokenFile:
         self.folder, self.path = folder, folder / f"{split}.bin"
         self.meta = read_meta(folder)
         facts = self.meta["splits"][split]
-        dtype = np.dtype({"uint16": "<u2", "uint32": "<u4"}[self.meta["dtype"]])
-        found = self.path.stat().st_size if self.path.is_file() else None
-        if found != facts["tokens"] * dtype.itemsize:
-            what = "is missing" if found is None else f"has {found:,} bytes instead of {facts['tokens'] * dtype.itemsize:,}"
-            raise UserError(f"{self.path} {what}: run prepare.py again")
-        self.tokens = np.memmap(self.path, dtype=dtype, mode="r") if found else np.zeros(0, dtype)
-        if check_hash and sha256_of(self.path) != facts["sha256"]:
-            raise UserError(f"{self.path} is not the file that meta.json describes (its sha256 differs): run prepare.py again")
+        self.tokens = open_array(self.path, self.meta["dtype"], facts["tokens"], facts["sha256"] if check_hash else None)
         self.characters, self.bytes, self.sha256 = facts["characters"], facts["bytes"], facts["sha256"]
         self._order: tuple[tuple[int, int, int], int, np.ndarray] | None = None
 
@@ -127,6 +143,10 @@ class TokenFile:
     def windows(self, block_size: int) -> int:
         """Rows in an epoch."""
         return len(self.tokens) // block_size
+
+    def targets(self, first: int, count: int, block_size: int, seed: int) -> int:
+        """How many tokens these rows train."""
+        return count * block_size
 
     def rows(self, first: int, count: int, block_size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
         """Rows first … first + count of the endless sequence of epochs: (ids, targets), each (count, block_size) of int64."""
@@ -148,20 +168,32 @@ class TokenFile:
         return self._order[1], self._order[2]
 
 
+def open_array(path: Path, dtype: str, count: int, sha256: str | None) -> np.ndarray:
+    """A file of `count` little-endian numbers, memory-mapped; UserError if it is not the one that meta.json describes."""
+    kind = np.dtype(dtype).newbyteorder("<")
+    found = path.stat().st_size if path.is_file() else None
+    if found != count * kind.itemsize:
+        what = "is missing" if found is None else f"has {found:,} bytes instead of {count * kind.itemsize:,}"
+        raise UserError(f"{path} {what}: {AGAIN}")
+    if sha256 is not None and sha256_of(path) != sha256:
+        raise UserError(f"{path} is not the file that meta.json describes (its sha256 differs): {AGAIN}")
+    return np.memmap(path, dtype=kind, mode="r") if found else np.zeros(0, kind)
+
+
 def read_meta(folder: Path) -> dict:
     """The folder's meta.json; UserError if it is damaged or of another version."""
     path = folder / "meta.json"
     try:
         meta = json.loads(path.read_text(encoding="utf-8"))
         if meta["format"] != FORMAT:
-            raise UserError(f"{path} has format {meta['format']}, this version reads {FORMAT}: run prepare.py again")
+            raise UserError(f"{path} has format {meta['format']}, this version reads {FORMAT}: {AGAIN}")
         counts = [meta["splits"][split][name] for split in SPLITS for name in ("tokens", "characters", "bytes")]
         hashes = [*(meta["splits"][split]["sha256"] for split in SPLITS), meta["tokenizer"]["hash"]]
         if meta["dtype"] not in ("uint16", "uint32") or {type(c) for c in counts} != {int} or {type(h) for h in hashes} != {str}:
             raise ValueError("not what prepare.py writes")
         return meta
     except (OSError, ValueError, KeyError, TypeError, RecursionError, AttributeError) as error:
-        raise UserError(f"{path} can't be read ({type(error).__name__}: {error}): run prepare.py again") from None
+        raise UserError(f"{path} can't be read ({type(error).__name__}: {error}): {AGAIN}") from None
 
 
 def sha256_of(path: Path) -> str:

@@ -125,13 +125,21 @@ def write_model_folder(out_dir: Path, config: GPTConfig, tokenizer: Tokenizer) -
         write_whole(out_dir / name, lambda path, text=text: write_text(path, text))
 
 
-def save_weights(out_dir: Path, model: GPT, step: int) -> None:
+def save_weights(out_dir: Path, model: GPT, step: int, turns: int = 0) -> None:
     """Replaces the folder's model.safetensors."""
-    write_whole(out_dir / "model.safetensors", lambda path: write_tensors(path, model.tensors(), {"step": str(step)}))
+    metadata = {"step": str(step), "turns": str(turns)}
+    write_whole(out_dir / "model.safetensors", lambda path: write_tensors(path, model.tensors(), metadata))
 
 
-def load_model(folder: str | Path, device: torch.device | str = "cpu", **changes: object) -> tuple[GPT, Tokenizer, int]:
-    """(model, tokenizer, step) of a model folder; every way in which it can be wrong has its UserError."""
+class Loaded(typing.NamedTuple):
+    model: GPT
+    tokenizer: Tokenizer
+    step: int
+    turns: int  # questions in a row that it learned to answer; 0: it continues text
+
+
+def load_model(folder: str | Path, device: torch.device | str = "cpu", **changes: object) -> Loaded:
+    """The model in a folder; every way in which it can be wrong has its UserError."""
     folder = Path(folder)
     if not (folder / "config.json").is_file() or not (folder / "model.safetensors").is_file():
         raise UserError(f"there is no trained model in {folder}: train one with\n  python train.py --out_dir={folder}")
@@ -143,7 +151,7 @@ def load_model(folder: str | Path, device: torch.device | str = "cpu", **changes
         raise UserError(f"the model in {folder} can't be loaded: {error}") from None
     if model.config.vocab_size < tokenizer.n_vocab:
         raise UserError(f"{folder}: the tokenizer has {tokenizer.n_vocab:,} entries, the model only {model.config.vocab_size:,}: they don't belong together")
-    return model.to(device).eval(), tokenizer, int(metadata.get("step", 0))
+    return Loaded(model.to(device).eval(), tokenizer, int(metadata.get("step", 0)), int(metadata.get("turns", 0)))
 
 
 # ---------------------------------------------------------------- checkpoints

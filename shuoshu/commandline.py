@@ -72,6 +72,7 @@ def parse(cls: type, argv: Sequence[str], about: str, base: dict | None = None, 
     problems += [text for part in cls.__mro__ if "problems" in vars(part) for text in part.problems(settings)]
     if problems:
         raise UserError("\n".join(problems) + "\n(--help lists every setting)")
+    settings.given = frozenset(values)  # what is no default
     return settings
 
 

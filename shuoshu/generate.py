@@ -21,6 +21,7 @@ class Sampling:
     min_p: float = 0.0
     repetition_penalty: float = 1.0
     stop: tuple[str, ...] = ()
+    keeps_prompt: bool = False  # when the block is full, the prompt is read again before the last half of what followed it
 
 
 @dataclass
@@ -70,6 +71,21 @@ class Writer:
         return max((n for s in self._stop for n in range(1, len(s)) if self.text.endswith(s[:n])), default=0)
 
 
+@dataclass
+class History:
+    """All ids of a row so far, of which the first `kept` are read again whenever the block is full."""
+
+    ids: list[int]
+    kept: int
+
+    def fitting(self, block: int) -> list[int]:
+        """All of it, or what of it is read again: its last half block, or the kept ones and the last half of the room beside them."""
+        if len(self.ids) < block:
+            return self.ids
+        kept = self.kept if self.kept <= block * 3 // 4 else 0
+        return self.ids[:kept] + self.ids[max(kept, len(self.ids) - (block - kept) // 2) :]
+
+
 @torch.inference_mode()
 def stream(
     model: GPT,
@@ -87,15 +103,15 @@ def stream(
     device, dtype, block = model.lm_head.weight.device, model.lm_head.weight.dtype, model.config.block_size
     mask = mask or Utf8Mask(tokenizer, model.config.vocab_size, device)
     rows = range(len(prompts))
-    histories = [list(prompt) or [tokenizer.end] for prompt in prompts]
+    histories = [History(list(prompt) or [tokenizer.end], len(prompt) if sampling.keeps_prompt else 0) for prompt in prompts]
     writers = [Writer(tokenizer, sampling.stop) for _ in rows]
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     state = torch.full((len(prompts),), WHOLE, device=device)
     seen = torch.zeros(len(prompts), model.config.vocab_size, dtype=torch.bool, device=device)
     for row in rows:
-        seen[row, histories[row]] = True
+        seen[row, histories[row].ids] = True
     cache = KVCache(model.config, len(prompts), device, dtype)
-    logits = prefill(model, cache, [_fitting(history, block) for history in histories])
+    logits = prefill(model, cache, [history.fitting(block) for history in histories])
 
     step, interrupted = 0, False
     while not all(writer.reason for writer in writers):
@@ -112,7 +128,7 @@ def stream(
         for row, token in enumerate(tokens.tolist()):
             if writers[row].reason:
                 continue
-            histories[row].append(token)
+            histories[row].ids.append(token)
             if token == tokenizer.end:
                 news[row] = writers[row].finish("end")
                 continue
@@ -132,9 +148,29 @@ def complete(model: GPT, tokenizer: Tokenizer, prompts: Sequence[Sequence[int]],
     return finished
 
 
-def _fitting(history: Sequence[int], block: int) -> Sequence[int]:
-    """What of a history is read again when the block is full: its last half block."""
-    return history if len(history) < block else history[-(block // 2) :]
+def complete_many(
+    model: GPT,
+    tokenizer: Tokenizer,
+    prompts: Sequence[Sequence[int]],
+    sampling: Sampling,
+    seeds: Sequence[int],
+    rows: int,
+    should_stop: Callable[[], object] = lambda: False,
+    tell: Callable[[int], None] = lambda done: None,
+) -> list[Finished | None]:
+    """The finished texts of many prompts, `rows` of like length side by side; None for what a stop left undone."""
+    mask = Utf8Mask(tokenizer, model.config.vocab_size, model.lm_head.weight.device)
+    results: list[Finished | None] = [None] * len(prompts)
+    order = sorted(range(len(prompts)), key=lambda n: len(prompts[n]))
+    for start in range(0, len(order), rows):
+        part = order[start : start + rows]
+        finished = complete(model, tokenizer, [prompts[n] for n in part], sampling, [seeds[n] for n in part], mask=mask, should_stop=should_stop)
+        if should_stop():
+            break
+        for n, result in zip(part, finished, strict=True):
+            results[n] = result
+        tell(start + len(part))
+    return results
 
 
 def prefill(model: GPT, cache: KVCache, prompts: Sequence[Sequence[int]]) -> Tensor:
@@ -148,7 +184,7 @@ def prefill(model: GPT, cache: KVCache, prompts: Sequence[Sequence[int]]) -> Ten
     return logits
 
 
-def advance(model: GPT, cache: KVCache, tokens: Tensor, histories: Sequence[Sequence[int]]) -> Tensor:
+def advance(model: GPT, cache: KVCache, tokens: Tensor, histories: Sequence[History]) -> Tensor:
     """One token a row → logits (B, V). Rows whose block is full read the last half of it again first."""
     block = model.config.block_size
     full = [row for row, length in enumerate(cache.lengths) if length == block]
@@ -160,7 +196,7 @@ def advance(model: GPT, cache: KVCache, tokens: Tensor, histories: Sequence[Sequ
             cache.lengths[row] = 0  # so that the others can go on; its own position 0 is written over below
         logits = model.next_logits(tokens[:, None], [0] * len(tokens), cache)
     aside = KVCache(model.config, len(full), cache.k.device, cache.k.dtype)
-    logits[full] = prefill(model, aside, [_fitting(histories[row], block) for row in full])
+    logits[full] = prefill(model, aside, [histories[row].fitting(block) for row in full])
     cache.k[:, full], cache.v[:, full] = aside.k, aside.v
     for row, length in zip(full, aside.lengths, strict=True):
         cache.lengths[row] = length

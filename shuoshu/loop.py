@@ -13,13 +13,18 @@ import torch
 from torch import Tensor
 
 from shuoshu import checkpoint, report, runtime
+from shuoshu.answers import answer
 from shuoshu.commandline import UserError
 from shuoshu.generate import Sampling, complete
+from shuoshu.metrics import exact_match, rouge_l
 from shuoshu.optim import rate_factor, set_rates, state_tensors
 from shuoshu.pace import Pace
 from shuoshu.run import Run
-from shuoshu.scoring import score_tokens
+from shuoshu.scoring import score
 from shuoshu.settings import TrainSettings
+
+EVALUATION_ROWS = 64  # questions answered side by side
+SAMPLES = 4  # of their answers in samples.md
 
 
 def train(settings: TrainSettings) -> int:
@@ -87,22 +92,24 @@ def loop(run: Run) -> int:
     return 128 + stopped if stopped else 0
 
 
-def batches_from(run: Run, step: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """This process's micro-batches from `step` on, on their way to the device."""
+def batches_from(run: Run, step: int) -> Iterator[tuple[Tensor, Tensor, int]]:
+    """This process's micro-batches from `step` on, on their way to the device, each with the number of targets in its whole step."""
     mine, size = run.rows_per_step // run.processes.world, run.settings.batch_size
     pinned = run.device.type == "cuda"
     while True:
-        first = step * run.rows_per_step + run.processes.rank * mine
+        first = step * run.rows_per_step
+        count = run.data.targets(first, run.rows_per_step, run.block, run.settings.seed)
+        first += run.processes.rank * mine
         for start in range(0, mine, size):
             rows = run.data.rows(first + start, min(size, mine - start), run.block, run.settings.seed)
             ids, targets = (torch.from_numpy(part) for part in rows)
             if pinned:
                 ids, targets = ids.pin_memory(), targets.pin_memory()
-            yield ids.to(run.device, non_blocking=pinned), targets.to(run.device, non_blocking=pinned)
+            yield ids.to(run.device, non_blocking=pinned), targets.to(run.device, non_blocking=pinned), count
         step += 1
 
 
-def train_step(run: Run, feed: Iterator[tuple[Tensor, Tensor]]) -> Tensor:
+def train_step(run: Run, feed: Iterator[tuple[Tensor, Tensor, int]]) -> Tensor:
     """One optimiser step; this process's part of the mean loss, left on the device."""
     step, processes = run.state.step, run.processes
     runtime.seed_step(run.settings.seed, step, processes.rank)
@@ -110,11 +117,11 @@ def train_step(run: Run, feed: Iterator[tuple[Tensor, Tensor]]) -> Tensor:
     micro_steps = math.ceil(run.rows_per_step // processes.world / run.settings.batch_size)
     total = torch.zeros((), device=run.device)
     for micro in range(micro_steps):
-        ids, targets = next(feed)
+        ids, targets, count = next(feed)
         is_quiet = processes.world > 1 and micro < micro_steps - 1  # gradients travel once a step
         with run.forward.no_sync() if is_quiet else nullcontext():
             with runtime.autocast(run.device, run.dtype):
-                loss = run.forward(ids, targets, reduction="sum") / run.tokens_per_step
+                loss = run.forward(ids, targets, reduction="sum") / count
             run.scaler.scale(loss * processes.world).backward()  # DDP takes the mean of the processes, we want their sum
         total += loss.detach()
     for optimizer in run.optimizers:
@@ -129,48 +136,73 @@ def train_step(run: Run, feed: Iterator[tuple[Tensor, Tensor]]) -> Tensor:
 
 
 def evaluate(run: Run, pace: Pace, bar: report.Progress, stop: runtime.StopFlag) -> None:
-    """Scores the validation text, keeps the model if it is the best so far, samples, redraws the curves."""
+    """Scores the validation data, keeps the model if it is the best so far, samples, redraws the curves."""
     state, settings = run.state, run.settings
     facts: dict[str, float] = {}
-    is_best = True
+    told, is_best, samples = "", True, []
     if len(run.val):
-        tokens = run.val.tokens[: settings.eval_tokens]
-        score = score_tokens(run.model, run.raw, tokens, run.tokenizer.end, settings.batch_size, run.dtype, run.processes)
-        facts["val_loss"] = finite(run, score.loss)
-        if settings.eval_tokens is None and run.val.characters:
-            facts["bits_per_char"] = score.bits_per(run.val.characters)
-        is_best = state.best_loss is None or score.loss < state.best_loss
+        result = score(run.model, run.raw, run.val_batches(), run.tokenizer.end, run.dtype, run.processes)
+        facts["val_loss"] = finite(run, result.loss)
+        told = f": val loss {result.loss:.4f}"
+        if run.val.characters and (run.turns or settings.eval_tokens is None):
+            facts["bits_per_char"] = result.bits_per(run.val.characters)
+            told += f", {facts['bits_per_char']:.3f} bits per character"
+        if run.questions:
+            measures, samples = answer_questions(run, stop)
+            facts |= measures
+            told += f", ROUGE-L {facts['val_rouge_l']:.3f}, {facts['val_exact_match']:.0%} of the answers exact"
+        now = -facts["val_rouge_l"] if run.selects_by_answers else result.loss
+        is_best = state.best is None or now < state.best
         state.worse_evals = 0 if is_best else state.worse_evals + 1
         if is_best:
-            state.best_loss, state.best_step = score.loss, state.step
+            state.best, state.best_step = now, state.step
+            told += ", the best so far"
     if not run.processes.is_first:
         return
     if is_best:
-        checkpoint.save_weights(run.out_dir, run.raw, state.step)
-    told = f"step {state.step:,}" + (f": val loss {facts['val_loss']:.4f}" if facts else "")
-    told += f", {facts['bits_per_char']:.3f} bits per character" if "bits_per_char" in facts else ""
-    told += ", the best so far" if is_best and facts else ""
+        run.keep_model()
+    told = f"step {state.step:,}{told}"
     bar.say(told)
     run.log.write("eval", step=state.step, **facts, seconds=round(pace.elapsed(), 2))
     if settings.sample_tokens:
-        take_sample(run, told, stop)
+        for sample in samples or [continue_prompt(run, stop)]:
+            run.log.write("sample", step=state.step, title=told, **sample)
+        report.write_samples(run.log, run.out_dir / "samples.md")
     report.draw_curves(run.log, run.out_dir / "loss.png")
 
 
-def take_sample(run: Run, title: str, stop: runtime.StopFlag) -> None:
-    """Continues the run's prompt, the same each time, into samples.md."""
+def answer_questions(run: Run, stop: runtime.StopFlag) -> tuple[dict[str, float], list[dict[str, str]]]:
+    """(measures of the answers to the validation questions, the first few of them); the processes share the questions."""
+    mine = run.questions[run.processes.rank :: run.processes.world]
+    run.raw.eval()
+    with runtime.autocast(run.device, run.dtype):
+        answers = answer(run.raw, run.tokenizer, mine, EVALUATION_ROWS, lambda: stop.raised)
+    run.raw.train()
+    done = [(question, finished) for question, finished in zip(mine, answers, strict=True) if finished]
+    sums = [len(done)]
+    sums.append(sum(rouge_l(finished.text, question.reference)[2] for question, finished in done))
+    sums.append(sum(exact_match(finished.text, question.reference) for question, finished in done))
+    sums.append(sum(finished.reason == "end" for _, finished in done))
+    count, *sums = run.processes.sum([float(value) for value in sums], run.device)
+    names = ("val_rouge_l", "val_exact_match", "val_stop_rate")
+    samples = [{"prompt": q.text, "text": finished.text, "reference": q.reference} for q, finished in done[:SAMPLES]]
+    return {name: value / max(1, count) for name, value in zip(names, sums, strict=True)}, samples
+
+
+def continue_prompt(run: Run, stop: runtime.StopFlag) -> dict[str, str]:
+    """What the model makes of the run's prompt, the same each time."""
     prompt = run.settings.sample_prompt
     if prompt is None:
-        source = run.val.tokens if len(run.val) else run.data.tokens
-        prompt = run.tokenizer.decode(source[:64].tolist()).lstrip().partition("\n")[0][:24].rstrip("�")
+        source = run.data if run.turns or not len(run.val) else run.val
+        first = source.row(0)[0] if run.turns else source.tokens[:64]
+        prompt = run.tokenizer.decode(first.tolist()).lstrip().partition("\n")[0][:24].rstrip("�")
     ids = run.tokenizer.encode(prompt)[-run.block // 2 :]
     sampling = Sampling(max_new_tokens=run.settings.sample_tokens)
     run.raw.eval()
     with runtime.autocast(run.device, run.dtype):
         text = complete(run.raw, run.tokenizer, [ids], sampling, [run.settings.seed], should_stop=lambda: stop.raised)[0].text
     run.raw.train()
-    run.log.write("sample", step=run.state.step, title=title, prompt=prompt, text=text)
-    report.write_samples(run.log, run.out_dir / "samples.md")
+    return {"prompt": prompt, "text": text}
 
 
 # ---------------------------------------------------------------- what the user reads
@@ -185,7 +217,8 @@ def introduce(run: Run) -> None:
     compiled = ", compiled" if run.machine["compiled"] else ""
     print(f"model      {total:,} parameters, {inner:,} of them outside embedding and head; a blind guess would have a loss of {guess:.2f}")
     print(f"optimiser  {run.settings.optimizer}: " + ", ".join(f"{count:,} parameters at {rate:g}" for rate, count in rates.items()))
-    print(f"data       {run.data.folder}: {len(run.data):,} training and {len(run.val):,} validation tokens, {run.steps_per_epoch:.1f} steps an epoch")
+    unit = "rows" if run.turns else "tokens"
+    print(f"data       {run.data.folder}: {len(run.data):,} training and {len(run.val):,} validation {unit}, {run.steps_per_epoch:.1f} steps an epoch")
     print(f"machine    {run.device}, {run.settings.dtype}, torch {run.machine['torch']}{compiled}")
 
 
@@ -205,11 +238,11 @@ def tell(run: Run, pace: Pace, bar: report.Progress, loss: float) -> None:
     loss = finite(run, loss)
     lr = run.optimizers[0].param_groups[0]["lr"]
     rate = pace.recent_steps_per_second(state.step) * run.tokens_per_step
-    peak = runtime.peak_flops(run.device)
+    peak = None if run.turns else runtime.peak_flops(run.device)  # of questions only a part of the work is counted
     mfu = rate * run.raw.flops_per_token() / (peak * run.processes.world) if peak else None
     left = pace.seconds_left(state)
     told = [f"loss {loss:.3f}", f"lr {lr:.2g}", f"{rate:,.0f} tok/s"]
-    told[1:1] = [f"best val {state.best_loss:.3f}"] if state.best_loss is not None else []
+    told[1:1] = [f"best val {abs(state.best):.3f}"] if state.best is not None else []
     told += [f"MFU {mfu:.0%}"] if mfu else []
     told += [f"{report.duration(left)} left"] if left is not None else []
     bar.update(state.step, state.plan.max_iters if state.plan else 0, "  ".join(told))
@@ -226,10 +259,12 @@ def conclude(run: Run, stopped: int | None, out_of_patience: bool) -> None:
         print(f"stopped by {signal.Signals(stopped).name} after step {state.step:,}; everything is saved. Go on with\n  {again}")
         return
     early = f", stopped early after {state.worse_evals} evaluations without a better one" if out_of_patience else ""
-    run.log.write("end", step=state.step, best_step=state.best_step, best_loss=state.best_loss, seconds=round(state.seconds, 2))
+    best = {} if state.best is None else {"best_rouge_l": -state.best} if run.selects_by_answers else {"best_loss": state.best}
+    run.log.write("end", step=state.step, best_step=state.best_step, **best, seconds=round(state.seconds, 2))
     print(f"done       {state.step:,} steps, {state.step / run.steps_per_epoch:.2f} epochs in {report.duration(state.seconds)}{early}")
-    if state.best_loss is not None:
-        print(f"best       val loss {state.best_loss:.4f} at step {state.best_step:,}: that model is in {run.out_dir}, its curve in loss.png")
+    for name, value in best.items():
+        what = name.removeprefix("best_").replace("rouge_l", "ROUGE-L")
+        print(f"best       val {what} {value:.4f} at step {state.best_step:,}: that model is in {run.out_dir}, its curve in loss.png")
     print(f'next       python sample.py {shlex.quote(f"--out_dir={settings.out_dir}")} --start="…"')
 
 
@@ -249,7 +284,7 @@ def dry_run(run: Run) -> int:
     kept = [*run.raw.tensors().values(), *state_tensors(run.raw, run.optimizers).values()]
     disk = sum(tensor.numel() * tensor.element_size() for tensor in kept)
     if run.processes.is_first:
-        rows = f"{run.rows_per_step} rows x {run.block} = {run.tokens_per_step:,} tokens"
+        rows = f"{run.rows_per_step} rows, {run.tokens_per_step:,.0f} trained tokens"
         print(f"parameters   {total:,}, {inner:,} of them outside embedding and head; vocabulary {run.raw.config.vocab_size:,}")
         print(f"step         {rows} in {per_step:.3f} s, {run.tokens_per_step / per_step:,.0f} tokens/s")
         print(f"run          {steps:,} steps, {steps / run.steps_per_epoch:.2f} epochs, {report.duration(steps * per_step)} and the evaluations")

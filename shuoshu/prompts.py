@@ -1,9 +1,10 @@
-"""Prompts from the command line, a pipe or a file; the model's continuations to the terminal or a file."""
+"""Prompts and questions from the command line, a pipe or a file; what the model makes of them to the terminal or a file."""
 
 from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 import sys
 from collections.abc import Iterator
@@ -11,14 +12,13 @@ from pathlib import Path
 
 import torch
 
-from model import GPT
-from shuoshu import checkpoint, runtime
+from shuoshu import checkpoint, report, runtime
+from shuoshu.answers import render_question
 from shuoshu.commandline import UserError
-from shuoshu.generate import Sampling, Utf8Mask, complete, stream
+from shuoshu.generate import Sampling, Utf8Mask, complete_many, stream
 from shuoshu.settings import SampleSettings
-from shuoshu.tokenizer import Tokenizer
 
-COLUMNS = ("prompt", "question", "instruction", "start", "text")  # where a file's prompts stand, the first that is there
+COLUMNS = ("prompt", "question", "instruction", "start", "text", "问题")  # where a file's prompts stand, the first that is there
 
 
 def continue_prompts(settings: SampleSettings, out_dir: Path) -> int:
@@ -26,23 +26,54 @@ def continue_prompts(settings: SampleSettings, out_dir: Path) -> int:
     if settings.infile:
         rows, prompts = read_file(Path(settings.infile))
         check_target(Path(settings.outfile))
-    else:
+    elif not settings.chat:
         prompts = list(command_line_prompts(settings))
     runtime.keep_memory()
     if settings.threads:
         torch.set_num_threads(settings.threads)
     device = runtime.pick_device(settings.device)
-    model, tokenizer, _ = checkpoint.load_model(out_dir, device)
-    wanted = "float32" if settings.dtype == "auto" and device.type != "cuda" else settings.dtype
-    model = model.to(runtime.pick_dtype(wanted, device))
+    speaker = Speaker(settings, checkpoint.load_model(out_dir, device), device)
+    if settings.chat:
+        return chat(speaker)
     if settings.infile:
-        return write_answers(settings, model, tokenizer, rows, prompts)
-    tell(settings, model, tokenizer, prompts)
+        return write_answers(speaker, rows, prompts)
+    tell(speaker, prompts)
     return 0
 
 
-def sampling_of(settings: SampleSettings) -> Sampling:
-    return Sampling(**{name: getattr(settings, name) for name in Sampling.__dataclass_fields__})
+class Speaker:
+    """A model, and how it is to continue or to answer what it is given."""
+
+    def __init__(self, settings: SampleSettings, loaded: checkpoint.Loaded, device: torch.device) -> None:
+        self.settings, self.tokenizer, self.turns = settings, loaded.tokenizer, loaded.turns
+        wanted = "float32" if settings.dtype == "auto" and device.type != "cuda" else settings.dtype
+        self.model = loaded.model.to(runtime.pick_dtype(wanted, device))
+        self.block = self.model.config.block_size
+        self.answers = bool(loaded.turns) and not settings.raw
+        if settings.chat and not self.answers:
+            raise UserError("this model continues text and answers no questions: fine-tune it (python train.py config/sft.py), or use --start")
+        chosen = {name: getattr(settings, name) for name in Sampling.__dataclass_fields__ if hasattr(settings, name)}
+        if settings.temperature is None:
+            chosen["temperature"] = 0.0 if self.answers else Sampling.temperature
+        self.sampling = Sampling(**chosen, keeps_prompt=self.answers)
+        self.mask = Utf8Mask(self.tokenizer, self.model.config.vocab_size, device)
+
+    def ids(self, text: str) -> list[int]:
+        """A prompt as the model reads it; of a question too long to be read whole, a line to the user."""
+        ids = render_question(self.tokenizer, [{"role": "user", "content": text.strip()}]) if self.answers else self.tokenizer.encode(text)
+        if self.answers and len(ids) >= self.block:
+            raise UserError(f"a question of {len(ids):,} tokens is longer than the {self.block:,} that this model reads: {report.shorten(text[:200], 60)}")
+        return ids
+
+    def say(self, ids: list[int], seed: int, stop: runtime.StopFlag) -> str:
+        """Streams one text to the terminal; returns it."""
+        said = ""
+        for news in stream(self.model, self.tokenizer, [ids], self.sampling, [seed], self.mask, lambda: stop.raised):
+            if isinstance(news[0], str):
+                print(news[0], end="", flush=True)
+                said += news[0]
+        print(flush=True)
+        return said
 
 
 def seed_of(settings: SampleSettings, number: int) -> int:
@@ -68,22 +99,50 @@ def command_line_prompts(settings: SampleSettings) -> Iterator[str]:
             yield start
 
 
-def tell(settings: SampleSettings, model: GPT, tokenizer: Tokenizer, prompts: list[str]) -> None:
+def tell(speaker: Speaker, prompts: list[str]) -> None:
     """Streams one text after the other; several are told apart by a line."""
-    mask = Utf8Mask(tokenizer, model.config.vocab_size, model.lm_head.weight.device)
-    texts = [prompt for prompt in prompts for _ in range(settings.num_samples)]
+    texts = [prompt for prompt in prompts for _ in range(speaker.settings.num_samples)]
     with runtime.StopFlag() as stop:
         for number, prompt in enumerate(texts):
             if len(texts) > 1:
-                print(f"{'' if number == 0 else chr(10)}--- {number + 1}/{len(texts)}", flush=True)
-            print(prompt, end="", flush=True)
-            seeds = [seed_of(settings, number)]
-            for news in stream(model, tokenizer, [tokenizer.encode(prompt)], sampling_of(settings), seeds, mask, lambda: stop.raised):
-                if isinstance(news[0], str):
-                    print(news[0], end="", flush=True)
-            print(flush=True)
+                asked = f"  {prompt}" if speaker.answers else ""
+                print(f"{'' if number == 0 else chr(10)}--- {number + 1}/{len(texts)}{asked}", flush=True)
+            if not speaker.answers:
+                print(prompt, end="", flush=True)
+            speaker.say(speaker.ids(prompt), seed_of(speaker.settings, number), stop)
             if stop.raised:
                 raise KeyboardInterrupt
+
+
+def chat(speaker: Speaker) -> int:
+    """Question by question; what was said before is kept as far as it fits, and as the model learned to follow it. The exit code."""
+    alone = "; it learned to answer questions one by one, so each stands alone" if speaker.turns == 1 else ""
+    print(f"Ask a question. /new forgets what was said, an empty line ends{alone}.")
+    history: list[dict[str, str]] = []
+    for number in itertools.count():
+        try:
+            question = input("\n> ").strip()
+        except (EOFError, KeyboardInterrupt):
+            question = ""
+        if not question:
+            return 0
+        if question == "/new":
+            history = []
+            continue
+        history.append({"role": "user", "content": question})
+        history = history[1 - 2 * speaker.turns :]
+        while len(history) > 1 and len(render_question(speaker.tokenizer, history)) > speaker.block // 2:
+            history = history[2:]
+        try:
+            speaker.ids(question)
+        except UserError as error:
+            print(error)
+            history.pop()
+            continue
+        with runtime.StopFlag() as stop:  # Ctrl-C ends an answer, not the conversation
+            said = speaker.say(render_question(speaker.tokenizer, history), seed_of(speaker.settings, number), stop)
+        history.append({"role": "assistant", "content": said})
+    return 0
 
 
 # ---------------------------------------------------------------- files
@@ -103,24 +162,26 @@ def check_target(path: Path) -> None:
         raise UserError(f"can't write {path}: {error.strerror}") from None
 
 
-def write_answers(settings: SampleSettings, model: GPT, tokenizer: Tokenizer, rows: list[dict], prompts: list[str]) -> int:
+def write_answers(speaker: Speaker, rows: list[dict], prompts: list[str]) -> int:
     """Continues every prompt, like lengths side by side, and writes the rows with a column `answer` more (`answer_2` …).
 
     Interrupted, it writes what is done. The exit code.
     """
-    mask = Utf8Mask(tokenizer, model.config.vocab_size, model.lm_head.weight.device)
-    texts = [(tokenizer.encode(prompt), n) for n, prompt in enumerate(p for p in prompts for _ in range(settings.num_samples))]
-    texts.sort(key=lambda item: len(item[0]))
-    answers: dict[int, str] = {}
+    settings = speaker.settings
+    texts = [speaker.ids(prompt) for prompt in prompts for _ in range(settings.num_samples)]
+    seeds = [seed_of(settings, number) for number in range(len(texts))]
     with runtime.StopFlag() as stop:
-        for start in range(0, len(texts), settings.batch_size):
-            part = texts[start : start + settings.batch_size]
-            seeds = [seed_of(settings, n) for _, n in part]
-            results = complete(model, tokenizer, [ids for ids, _ in part], sampling_of(settings), seeds, mask=mask, should_stop=lambda: stop.raised)
-            if stop.raised:
-                break
-            answers |= {n: result.text for (_, n), result in zip(part, results, strict=True)}
-            print(f"\r{len(answers):,}/{len(texts):,}", end="", file=sys.stderr, flush=True)
+        results = complete_many(
+            speaker.model,
+            speaker.tokenizer,
+            texts,
+            speaker.sampling,
+            seeds,
+            settings.batch_size,
+            lambda: stop.raised,
+            lambda done: print(f"\r{done:,}/{len(texts):,}", end="", file=sys.stderr, flush=True),
+        )
+    answers = {number: result.text for number, result in enumerate(results) if result}
     print(file=sys.stderr)
     column = "model_answer" if any("answer" in row for row in rows) else "answer"
     for number, row in enumerate(rows):
@@ -131,7 +192,7 @@ def write_answers(settings: SampleSettings, model: GPT, tokenizer: Tokenizer, ro
         checkpoint.write_whole(path, lambda aside: WRITERS[path.suffix.lower()](aside, rows))
     except OSError as error:
         raise UserError(f"can't write {path}: {error.strerror}") from None
-    print(f"{len(answers):,} of {len(texts):,} continuations in {path}")
+    print(f"{len(answers):,} of {len(texts):,} {'answers' if speaker.answers else 'continuations'} in {path}")
     return 128 + stop.raised if stop.raised else 0
 
 

@@ -93,11 +93,15 @@ class Log:
 
 
 def write_samples(log: Log, path: Path) -> None:
-    """samples.md: what each evaluation's model made of one prompt."""
-    parts = ["# Samples\n"]
+    """samples.md: what each evaluation's model made of one prompt, or answered to a few questions."""
+    parts, title = ["# Samples\n"], None
     for record in log.read("sample"):
-        lines = (record["prompt"] + "▸" + record["text"]).splitlines()
-        parts.append(f"## {record['title']}\n\n" + "\n".join(f"> {line}" for line in lines) + "\n")
+        if record["title"] != title:
+            title = record["title"]
+            parts.append(f"## {title}\n")
+        asked = "reference" in record  # a question
+        text = f"{record['prompt']}\n▸ {record['text']}\n✓ {record['reference']}" if asked else record["prompt"] + "▸" + record["text"]
+        parts.append("  \n".join(f"> {line}" for line in text.splitlines()) + "\n")
     aside = path.with_suffix(".tmp")
     aside.write_text("\n".join(parts), encoding="utf-8", newline="\n")
     aside.replace(path)
@@ -137,7 +141,7 @@ class Progress:
 
 
 def draw_curves(log: Log, path: Path) -> None:
-    """loss.png: training and validation loss over the steps, the best evaluation marked, the rate below."""
+    """loss.png: training and validation loss over the steps, the answers' ROUGE-L where questions are asked, the rate below."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -147,7 +151,9 @@ def draw_curves(log: Log, path: Path) -> None:
         return
     figure = Figure(figsize=(8, 5), layout="constrained")
     FigureCanvasAgg(figure)
-    losses, rates = figure.subplots(2, 1, sharex=True, height_ratios=(5, 1))
+    asked = [r for r in evals if r.get("val_rouge_l") is not None]
+    panels = figure.subplots(3 if asked else 2, 1, sharex=True, height_ratios=(5, 3, 1) if asked else (5, 1))
+    losses, rates = panels[0], panels[-1]
     if steps:
         losses.plot([r["step"] for r in steps], [r["loss"] for r in steps], color="#9aa7b5", linewidth=0.8, label="training loss")
         rates.plot([r["step"] for r in steps], [r["lr"] for r in steps], color="#9aa7b5", linewidth=1)
@@ -157,6 +163,14 @@ def draw_curves(log: Log, path: Path) -> None:
         losses.annotate(
             f"best {best['val_loss']:.3f}", (best["step"], best["val_loss"]), textcoords="offset points", xytext=(0, 8), ha="right", color="#b3362c"
         )
+    if asked:
+        answers, best = panels[1], max(asked, key=lambda r: r["val_rouge_l"])
+        for name, label, colour in (("val_rouge_l", "ROUGE-L of the answers", "#2c6db3"), ("val_exact_match", "exact answers", "#7aa874")):
+            answers.plot([r["step"] for r in asked], [r[name] for r in asked], color=colour, marker="o", markersize=3, label=label)
+        answers.annotate(f"best {best['val_rouge_l']:.3f}", (best["step"], best["val_rouge_l"]), textcoords="offset points", xytext=(0, -14), ha="right")
+        answers.set_ylim(0, 1.05)
+        answers.legend(frameon=False)
+        answers.grid(alpha=0.25)
     losses.set_ylabel("nats per token")
     losses.legend(frameon=False)
     losses.grid(alpha=0.25)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -13,12 +14,15 @@ from torch.nn.parallel import DistributedDataParallel
 
 from model import GPT, GPTConfig
 from shuoshu import batches, checkpoint, report, runtime
+from shuoshu.answers import read_questions
 from shuoshu.commandline import UserError
 from shuoshu.optim import Plan, build_optimizers, load_state_tensors, state_tensors
+from shuoshu.rows import Noise, RowFile
+from shuoshu.scoring import Batch, answer_batches, text_windows
 from shuoshu.settings import LENGTHS, ModelSettings, TrainSettings
 from shuoshu.tokenizer import Tokenizer
 
-OWN_FILES = ("settings.json", "log.jsonl", "loss.png", "samples.md", "eval.json", "model.safetensors", "config.json")
+OWN_FILES = ("settings.json", "log.jsonl", "loss.png", "samples.md", "eval.json", "eval_answers.jsonl", "report.html", "model.safetensors", "config.json")
 OWN_FILES += ("generation_config.json", "tokenizer.json", "tokenizer_config.json", "checkpoints")
 LOCKED = {field.name for field in fields(ModelSettings)} - {"dropout"}  # a resumed run keeps these
 LOCKED |= {"seed", "batch_size", "gradient_accumulation_steps", "optimizer", "init_from"}
@@ -31,7 +35,7 @@ class RunState:
 
     step: int = 0
     seconds: float = 0.0  # of training so far, evaluation and saving included
-    best_loss: float | None = None
+    best: float | None = None  # validation loss, or ROUGE-L of the answers
     best_step: int = 0
     worse_evals: int = 0  # since the best one
     pause_seconds: float = 0.0  # that an evaluation takes
@@ -45,11 +49,7 @@ class Run:
     def __init__(self, settings: TrainSettings, processes: runtime.Processes, device: torch.device) -> None:
         self.settings, self.processes, self.device = settings, processes, device
         self.out_dir = Path(settings.out_dir)
-        folder = batches.resolve(settings.dataset)
-        self.data, self.val = batches.TokenFile(folder, "train"), batches.TokenFile(folder, "val")
-        self.tokenizer = Tokenizer.load(folder)
-        if self.tokenizer.hash != self.data.meta["tokenizer"]["hash"]:
-            raise UserError(f"{folder}/tokenizer.json is not the tokenizer that made the data: run prepare.py again")
+        self._open_data(batches.resolve(settings.dataset))
 
         earlier = self._earlier_checkpoint()
         settings.dtype = processes.agree(str(runtime.pick_dtype(settings.dtype, device)).removeprefix("torch."))
@@ -66,6 +66,34 @@ class Run:
         self.model = torch.compile(self.raw) if wants_compile else self.raw
         self.forward = DistributedDataParallel(self.model) if processes.world > 1 else self.model
         self.log = report.Log(self.out_dir / "log.jsonl")
+
+    def _open_data(self, folder: Path) -> None:
+        """Token files of text, or rows of questions and answers; their tokenizer."""
+        settings = self.settings
+        meta = batches.read_meta(folder)
+        self.tokenizer = Tokenizer.load(folder)
+        if self.tokenizer.hash != meta["tokenizer"]["hash"]:
+            raise UserError(f"{folder}/tokenizer.json is not the tokenizer that made the data: {batches.AGAIN}")
+        self.rows_per_step = settings.batch_size * settings.gradient_accumulation_steps
+        self.turns = meta.get("turns", 0)
+        shares = (settings.question_drop, settings.question_swap, settings.answer_swap)
+        noise = Noise(self.tokenizer, *shares) if any(shares) else None
+        if self.turns:
+            self.data, self.val = RowFile(folder, "train", self.rows_per_step, noise), RowFile(folder, "val")
+            self.questions = read_questions(folder, "val", self.tokenizer)[: settings.eval_questions]
+        else:
+            self.data, self.val, self.questions = batches.TokenFile(folder, "train"), batches.TokenFile(folder, "val"), []
+        if not self.turns and (noise or settings.select_by == "rouge"):
+            raise UserError(
+                f"{folder} holds text: question_drop, question_swap, answer_swap and select_by=rouge go with questions and answers (prepare_sft.py)"
+            )
+        self.selects_by_answers = bool(self.questions) and settings.select_by != "loss"
+
+    def val_batches(self) -> Iterator[Batch]:
+        """What an evaluation scores."""
+        if self.turns:
+            return answer_batches(self.val, self.settings.batch_size)
+        return text_windows(self.val.tokens[: self.settings.eval_tokens], self.tokenizer.end, self.block, self.settings.batch_size)
 
     def _earlier_checkpoint(self) -> Path | None:
         """The checkpoint to go on from, if any; refuses to write over an earlier run unasked."""
@@ -96,27 +124,34 @@ class Run:
         if settings.init_from == "scratch" or is_resumed:
             vocab_size = math.ceil(self.tokenizer.n_vocab / 64) * 64  # matrix units like round numbers; sampling masks the padding
             return GPT(GPTConfig(vocab_size=vocab_size, **shape))
-        model, tokenizer, _ = checkpoint.load_model(settings.init_from, dropout=settings.dropout, block_size=settings.block_size)
+        may_change = {name: shape[name] for name in ("dropout", "block_size") if name in settings.given}
+        model, tokenizer, *_ = checkpoint.load_model(settings.init_from, **may_change)
         if tokenizer.hash != self.tokenizer.hash:
             raise UserError(f"{settings.init_from} has another tokenizer than {settings.dataset}: prepare the data with --tokenizer={settings.init_from}")
         for name in shape:  # the weights say how large the model is
-            setattr(settings, name, getattr(model.config, name))
+            its = getattr(model.config, name)
+            if name in settings.given and shape[name] not in (None, its):
+                raise UserError(f"{name}={shape[name]}: the model in {settings.init_from} has {its}; leave it out, or choose another --init_from")
+            setattr(settings, name, its)
         return model.train()
 
     def _check_sizes(self) -> None:
-        """The rows of a step, and whether data and processes can give them."""
-        settings = self.settings
+        """Whether data, block and processes fit together."""
         self.block = self.raw.config.block_size
-        self.rows_per_step = settings.batch_size * settings.gradient_accumulation_steps
         if self.rows_per_step % self.processes.world:
             raise UserError(
                 f"batch_size x gradient_accumulation_steps = {self.rows_per_step} rows a step can't be shared evenly by {self.processes.world} processes"
             )
-        if len(self.data) <= self.block:
+        if self.turns and not len(self.data):
+            raise UserError(f"{self.data.folder} has no training rows: prepare it with smaller --val_fraction and --test_fraction")
+        if self.turns and self.data.width - 1 > self.block:
+            raise UserError(f"the longest row has {self.data.width} tokens, the model reads {self.block}: let it grow with --block_size={self.data.width - 1}")
+        if not self.turns and len(self.data) <= self.block:
             shorter = f", or set --block_size={len(self.data) // 2}" if len(self.data) >= 16 else ""
             raise UserError(f"the training text has {len(self.data):,} tokens, no more than one block of {self.block:,}: add text{shorter}")
-        self.tokens_per_step = self.rows_per_step * self.block
-        self.steps_per_epoch = self.data.windows(self.block) / self.rows_per_step
+        windows = self.data.windows(self.block)
+        self.tokens_per_step = self.data.targets(0, windows, self.block, 0) / windows * self.rows_per_step  # trained ones, on average
+        self.steps_per_epoch = windows / self.rows_per_step
 
     def _restore(self, folder: Path) -> None:
         weights, optimizer, saved = checkpoint.load_checkpoint(folder)
@@ -134,8 +169,8 @@ class Run:
             raise UserError(f"{folder} doesn't fit: {error}") from None
         plan = saved["run"].pop("plan")
         self.state = RunState(**saved["run"], plan=Plan(**plan) if plan and not changed & REPLANS else None)
-        if "eval_tokens" in changed:
-            self.state.best_loss = None  # it was another measure
+        if changed & {"eval_tokens", "eval_questions", "select_by"}:
+            self.state.best = None  # it was another measure
         if self.processes.is_first:
             print(f"resuming from {folder}" + (f"; changed: {', '.join(sorted(changed))}" if changed else ""))
 
@@ -163,6 +198,10 @@ class Run:
         self.log.rewind(self.state.step)
         self.log.write("start", step=self.state.step, **head)
 
+    def keep_model(self) -> None:
+        """This step's model becomes the folder's."""
+        checkpoint.save_weights(self.out_dir, self.raw, self.state.step, self.turns)
+
     def save(self) -> None:
         """A checkpoint; without validation text also the model itself, since no evaluation chooses it."""
         if not all(torch.isfinite(parameter).all() for parameter in self.raw.parameters()):
@@ -174,4 +213,4 @@ class Run:
             saved["data"] = [self.data.sha256, self.val.sha256]
             checkpoint.save_checkpoint(self.out_dir, self.state.step, self.raw, state_tensors(self.raw, self.optimizers), saved)
             if not len(self.val):
-                checkpoint.save_weights(self.out_dir, self.raw, self.state.step)
+                self.keep_model()

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from model import GPT, IGNORE
+from model import GPT
+from shuoshu.batches import IGNORE
+from shuoshu.rows import RowFile, pack
 from shuoshu.runtime import Processes, autocast
 
 
@@ -17,6 +20,7 @@ class Score:
     nats: float  # over all tokens, end tokens included
     tokens: int
     text_nats: float  # without the end tokens: these are no part of any text
+    rows: np.ndarray  # (rows, 4) of this process: nats, tokens, and both without the end tokens
 
     @property
     def loss(self) -> float:
@@ -27,36 +31,47 @@ class Score:
         return self.text_nats / math.log(2) / count
 
 
-@torch.no_grad()
-def score_tokens(
-    model: torch.nn.Module,
-    raw: GPT,
-    tokens: np.ndarray,
-    end: int,
-    rows: int,
-    dtype: torch.dtype,
-    processes: Processes | None = None,
-) -> Score:
-    """Scores `tokens` in disjoint windows of a block, the first token after an end token; the processes share the windows.
+Batch = tuple[np.ndarray, np.ndarray]  # ids and targets (B, T)
 
-    `model` is `raw` or a compiled form of it.
-    """
-    device, block = raw.lm_head.weight.device, raw.config.block_size
-    processes = processes or Processes()
-    targets = np.full(math.ceil(len(tokens) / block) * block, IGNORE, dtype=np.int64)
-    targets[: len(tokens)] = tokens
-    ids = np.concatenate([[end], np.maximum(targets[:-1], 0)])
-    ids, targets = ids.reshape(-1, block)[processes.rank :: processes.world], targets.reshape(-1, block)[processes.rank :: processes.world]
-    nats = text_nats = 0.0
+
+def text_windows(tokens: np.ndarray, end: int, block: int, rows: int, stride: int | None = None) -> Iterator[Batch]:
+    """`tokens` in windows of a block, the first token after an end token. Each window begins `stride` after the one before
+    and scores only what that one has not (none: a block, so that windows are disjoint)."""
+    stride = stride or block
+    starts = np.arange(1 + math.ceil(max(0, len(tokens) - block) / stride)) * stride
+    for first in range(0, len(starts), rows):
+        part = starts[first : first + rows]
+        at = part[:, None] + np.arange(block)
+        last = len(tokens) - 1
+        is_new = (at <= last) & ((part == 0)[:, None] | (np.arange(block) >= block - stride))
+        targets = np.where(is_new, tokens[np.minimum(at, last)].astype(np.int64), IGNORE)
+        yield np.where(at == 0, end, tokens[np.clip(at - 1, 0, last)].astype(np.int64)), targets
+
+
+def answer_batches(file: RowFile, rows: int, limit: int | None = None) -> Iterator[Batch]:
+    """The rows of a file (or its first `limit`), like lengths together."""
+    order = np.argsort(file.lengths[:limit], kind="stable")
+    for first in range(0, len(order), rows):
+        yield pack([file.row(number) for number in order[first : first + rows]])
+
+
+@torch.no_grad()
+def score(model: torch.nn.Module, raw: GPT, batches: Iterable[Batch], end: int, dtype: torch.dtype, processes: Processes | None = None) -> Score:
+    """Scores every target that is not IGNORE; the processes share the batches. `model` is `raw` or a compiled form of it."""
+    device, processes = raw.lm_head.weight.device, processes or Processes()
+    rows = [np.zeros((0, 4))]
     was_training = raw.training
     raw.eval()
-    for start in range(0, len(ids), rows):
-        y = torch.from_numpy(targets[start : start + rows]).to(device)
+    for number, (ids, targets) in enumerate(batches):
+        if number % processes.world != processes.rank:
+            continue
+        y = torch.from_numpy(targets).to(device)
         with autocast(device, dtype):
-            losses = model(torch.from_numpy(ids[start : start + rows]).to(device), y, reduction="none")
-        losses = losses.cpu().double()
-        nats += losses.sum().item()
-        text_nats += losses[y.flatten().cpu() != end].sum().item()
+            losses = model(torch.from_numpy(ids).to(device), y, reduction="none")
+        losses = losses.view(targets.shape).cpu().double().numpy()
+        scored, spoken = targets != IGNORE, (targets != IGNORE) & (targets != end)
+        rows.append(np.stack([losses.sum(1), scored.sum(1), (losses * spoken).sum(1), spoken.sum(1)], axis=1))
     raw.train(was_training)
-    nats, text_nats = processes.sum([nats, text_nats], device)
-    return Score(nats, len(tokens), text_nats)
+    each = np.concatenate(rows)
+    nats, tokens, text_nats, _ = processes.sum(each.sum(axis=0).tolist(), device)
+    return Score(nats, int(tokens), text_nats, each)

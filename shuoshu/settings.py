@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
-from shuoshu.commandline import setting
+from shuoshu.commandline import UserError, setting
 
 
 @dataclass
@@ -57,10 +58,13 @@ class OptimSettings:
 class DataSettings:
     """data"""
 
-    dataset: str = setting("novella", "a folder that prepare.py made, or its name under data/")
+    dataset: str = setting("novella", "a folder that prepare.py or prepare_sft.py made, or its name under data/")
     batch_size: int = setting(16, "rows that go through the model at once", low=1)
     gradient_accumulation_steps: int = setting(1, "batches per step, over all processes", low=1)
     seed: int = setting(1337, "of the data's order, the initial weights and dropout", low=0)
+    question_drop: float = setting(0.0, "share of a question's characters left out in training, drawn anew in each epoch", low=0.0, high=0.9)
+    question_swap: float = setting(0.0, "share of its tokens then swapped for others, so that answers don't hang on every word", low=0.0, high=0.9)
+    answer_swap: float = setting(0.0, "share of the answer's earlier tokens swapped, so that the next is looked for in the question too", low=0.0, high=0.9)
 
 
 LENGTHS = ("max_iters", "max_epochs", "max_minutes")
@@ -71,12 +75,16 @@ class RunSettings:
     """run"""
 
     out_dir: str = setting("out-pretrain", "the folder of the model, its checkpoints, log and curves")
-    init_from: str = setting("scratch", "scratch, or the out-dir whose weights to start from")
+    init_from: str = setting("scratch", "scratch, or the out-dir whose model to start from")
     max_iters: int | None = setting(None, "length in steps", low=1, rivals=LENGTHS)
     max_epochs: float | None = setting(None, "length in passes over the data", low=0.001, rivals=LENGTHS)
     max_minutes: float | None = setting(None, "length in minutes, evaluation and saving included (none of the three: 10 minutes)", low=0.01, rivals=LENGTHS)
     eval_interval: int | None = setting(None, "steps between evaluations (none: a tenth of the run)", low=1)
-    eval_tokens: int | None = setting(None, "validate on the first N tokens only (none: on all)", low=1)
+    eval_tokens: int | None = setting(None, "validate on the first N tokens of text only (none: on all)", low=1)
+    eval_questions: int = setting(200, "validation questions that every evaluation answers", low=1)
+    select_by: str = setting(
+        "auto", "keep the model with the best val loss, or ROUGE-L of its answers; auto: rouge for questions", choices=("auto", "loss", "rouge")
+    )
     patience: int | None = setting(None, "stop after so many evaluations without a better one", low=1)
     save_interval: int | None = setting(None, "steps between checkpoints (none: at every evaluation)", low=1)
     log_interval: int = setting(10, "steps between lines of log.jsonl", low=1)
@@ -132,23 +140,79 @@ class PrepareSettings:
 
 
 @dataclass
+class PrepareSftSettings:
+    """prepare"""
+
+    inputs: tuple[str, ...] = setting((), "FILE|FOLDER", positional=True)
+    out: str | None = setting(None, "the folder to write (none: data/<stem of the first input>)")
+    tokenizer: str = setting("out-pretrain", "the out-dir of the model to fine-tune, or another folder with its tokenizer.json")
+    question: str | None = setting(None, 'how a question is put from the columns: "评论内容：{review} 这条评论是正面还是负面？"')
+    answer: str | None = setting(None, 'what is to be answered: "{label}"')
+    system: str | None = setting(None, "what is said before every question, with or without {columns}")
+    labels: str | None = setting(None, 'what the answers in a column mean: "1=正面,0=负面"')
+    group: str | None = setting(None, "a column: rows that agree in it stay in the same split")
+    too_long: str = setting("error", "what to do with pairs that don't fit", choices=("error", "drop", "cut_question", "window"))
+    block_size: int | None = setting(None, "tokens that a row may have (none: as many as the model beside the tokenizer reads, else 256)", low=16)
+    val_fraction: float = setting(0.1, "share kept for validation, where the files name no split", low=0.0, high=0.9)
+    test_fraction: float = setting(0.1, "share kept for the final test, likewise", low=0.0, high=0.9)
+    encoding: str | None = setting(None, "of the files: utf-8, gb18030 … (none: by evidence, for each file)")
+    show: int = setting(0, "print so many training rows as the model gets them, the trained part marked", low=0)
+    seed: int = setting(1337, "of the split", low=0)
+
+    def problems(self) -> list[str]:
+        return ["val_fraction and test_fraction leave nothing to train on"] if self.val_fraction + self.test_fraction >= 1 else []
+
+
+@dataclass
 class SampleSettings:
     """sampling"""
 
-    start: tuple[str, ...] = setting((), "the text to continue, or FILE:prompt.txt; may be given several times (none: standard input, else a new text)")
+    start: tuple[str, ...] = setting((), "the text to continue, of a fine-tuned model the question; or FILE:prompt.txt; may be given several times")
+    chat: bool = setting(False, "ask in turn, answer by answer (/new forgets what was said, an empty line ends)")
+    raw: bool = setting(False, "continue text with a fine-tuned model too")
     out_dir: str | None = setting(None, "the model's folder (none: the newest of out-sft, out-pretrain)")
     num_samples: int = setting(1, "texts per prompt", low=1)
     max_new_tokens: int = setting(300, "longest continuation in tokens", low=1)
-    temperature: float = setting(0.8, "0: the likeliest token every time; 1: as the model believes", low=0.0, high=100.0)
+    temperature: float | None = setting(
+        None, "0: the likeliest token every time; 1: as the model believes (none: 0 for answers, else 0.8)", low=0.0, high=100.0
+    )
     top_k: int | None = setting(200, "choose among the k likeliest tokens (none: all)", low=1)
     top_p: float = setting(1.0, "choose among the likeliest tokens that hold this share of probability", low=0.0, high=1.0)
     min_p: float = setting(0.0, "drop tokens less likely than this share of the likeliest", low=0.0, high=1.0)
     repetition_penalty: float = setting(1.0, "above 1: what stands in the context already becomes less likely", low=0.01, high=100.0)
     stop: tuple[str, ...] = setting((), "end a text before this string; may be given several times")
     seed: int = setting(1337, "same seed, same text", low=0)
-    infile: str | None = setting(None, "a .csv, .txt (a prompt per line) or .jsonl of prompts, for --out", alias="in")
+    infile: str | None = setting(None, "a .csv, .txt (one per line) or .jsonl of prompts or questions, for --out", alias="in")
     outfile: str | None = setting(None, "the file to write the answers to, beside their prompts", alias="out")
     batch_size: int = setting(16, "texts generated side by side", low=1)
     device: str = setting("auto", "auto, cpu, cuda, cuda:1, mps")
     dtype: str = setting("auto", "auto: bf16 on CUDA, else fp32", choices=("auto", "float32", "bfloat16", "float16"))
     threads: int | None = setting(None, "CPU threads (none: all cores)", low=1)
+
+
+@dataclass
+class EvalSettings:
+    """evaluation"""
+
+    out_dirs: tuple[str, ...] = setting((), "OUT_DIR", positional=True)
+    compare: tuple[str, ...] = setting((), "another model, to be set beside this one on the same rows; may be given several times")
+    data: str | None = setting(None, "a prepared folder, or its name under data/ (none: what the model was trained on)")
+    split: str | None = setting(None, "none: test, else val", choices=("train", "val", "test", "untaught", "all"))
+    limit: int | None = setting(None, "questions of each split, evenly chosen, or prompts to continue (none: all questions, 40 prompts)", low=1)
+    beta: float = setting(1.0, "weight of recall against precision in ROUGE-L", low=0.01, high=100.0)
+    rouge: str = setting("units", "units: Latin words and numbers stay whole, blanks don't count; chars: every character", choices=("units", "chars"))
+    stride: int | None = setting(None, "tokens from one window of a text to the next (none: half a block)", low=1)
+    max_new_tokens: int | None = setting(None, "longest answer or continuation (none: twice the longest reference; 100 for text)", low=1)
+    batch_size: int = setting(64, "texts side by side", low=1)
+    seed: int = setting(1337, "of the intervals, the continuations, and the random answers in the report", low=0)
+    device: str = setting("auto", "auto, cpu, cuda, cuda:1, mps")
+    dtype: str = setting("auto", "auto: bf16 on CUDA, else fp32", choices=("auto", "float32", "bfloat16", "float16"))
+    threads: int | None = setting(None, "CPU threads (none: all cores)", low=1)
+
+
+def newest_out_dir() -> Path:
+    """The model that was trained last, where none is named."""
+    found = [path for name in ("out-sft", "out-pretrain") if (path := Path(name) / "model.safetensors").is_file()]
+    if not found:
+        raise UserError("there is no model in out-sft or out-pretrain: train one with\n  python train.py\nor name its folder")
+    return max(found, key=lambda path: path.stat().st_mtime).parent

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import os
 import random
 from collections.abc import Callable
@@ -14,9 +15,11 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
 import prepare
+import prepare_sft
 import train
 from model import GPT
 from shuoshu import checkpoint
+from shuoshu.commandline import HOUSE
 from shuoshu.tokenizer import Tokenizer, train_bpe
 
 torch.set_num_threads(1)  # exact results, and no two threads waiting for each other on a busy machine
@@ -143,5 +146,53 @@ def pretrained(tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 @pytest.fixture(scope="session")
 def pretrained_model(pretrained: Path) -> tuple[GPT, Tokenizer]:
-    model, tokenizer, _ = checkpoint.load_model(pretrained)
+    model, tokenizer, *_ = checkpoint.load_model(pretrained)
     return model, tokenizer
+
+
+# ---------------------------------------------------------------- questions about the book
+
+PHRASINGS = {
+    "train": ("{who}在{where}做了什么？", "在{where}，{who}做什么？"),
+    "val": ("请问{who}在{where}做了什么？",),
+    "test": ("{who}到了{where}，做了什么呢？",),
+}
+ODD_QUESTIONS = [("<|endoftext|>是什么？", "一个记号。"), ("谁写了<|assistant|>？？", "没有人写。"), ("<|user|>说：？", "“你终究还是来了。”")]
+
+
+def facts_about_the_book() -> list[dict[str, str]]:
+    """24 facts in four phrasings each, and questions that spell special tokens; each with its split."""
+    draw = random.Random(3)
+    places = [(who, where) for who in PEOPLE for where in PLACES]
+    rows = []
+    for number, (who, where) in enumerate(draw.sample(places, 24)):
+        answer = f"{who}{DEEDS[number % len(DEEDS)]}。"
+        for split, phrasings in PHRASINGS.items():
+            rows += [{"question": phrasing.format(who=who, where=where), "answer": answer, "split": split, "fact": number} for phrasing in phrasings]
+    return rows + [{"question": question, "answer": answer, "split": "train"} for question, answer in ODD_QUESTIONS]
+
+
+@pytest.fixture(scope="session")
+def qa(pretrained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Questions about the book, prepared for the pretrained model."""
+    folder = tmp_path_factory.mktemp("qa")
+    (folder / "facts.json").write_text(json.dumps(facts_about_the_book(), ensure_ascii=False), encoding="utf-8")
+    assert prepare_sft.main([str(folder / "facts.json"), f"--out={folder / 'facts'}", f"--tokenizer={pretrained}"]) == 0
+    return folder / "facts"
+
+
+QUIET = ["--dtype=float32", "--device=cpu", "--threads=1", "--sample_tokens=0", "--question_drop=0", "--question_swap=0", "--dropout=0"]
+
+
+@pytest.fixture(scope="session")
+def sft(qa: Path, pretrained: Path) -> list[str]:
+    """The command line of a fine-tuning that takes seconds; add a length and an out_dir."""
+    return [str(HOUSE / "config" / "sft.py"), f"--dataset={qa}", f"--init_from={pretrained}", *QUIET]
+
+
+@pytest.fixture(scope="session")
+def tuned(sft: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that knows the answers to the training questions."""
+    out_dir = tmp_path_factory.mktemp("tuned") / "out-sft"
+    assert train.main([*sft, f"--out_dir={out_dir}", "--max_iters=120", "--eval_interval=40", "--sample_tokens=20"]) == 0
+    return out_dir

@@ -205,7 +205,7 @@ def test_a_missing_dataset_is_told_how_to_make_it(tmp_path: Path, monkeypatch: p
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=r"python prepare\.py$"):
         resolve("novella")
-    with pytest.raises(UserError, match=r"python prepare\.py YOUR_NOVEL\.txt --out=data.mine$"):
+    with pytest.raises(UserError, match=r"python prepare\.py YOUR_NOVEL\.txt --out=data.mine\n(?s:.*)python prepare_sft\.py YOURS\.json --out=data.mine$"):
         resolve("mine")
 
 

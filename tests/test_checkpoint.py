@@ -53,7 +53,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
 
 
 def test_two_checkpoints_are_kept_and_the_newest_valid_one_is_found(pretrained, tmp_path):
-    model, _, _ = checkpoint.load_model(pretrained)
+    model, *_ = checkpoint.load_model(pretrained)
     for step in (10, 20, 30):
         checkpoint.save_checkpoint(tmp_path, step, model, {"m": torch.ones(2)}, {"fact": step})
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["step-000020", "step-000030"]
@@ -71,7 +71,7 @@ def test_two_checkpoints_are_kept_and_the_newest_valid_one_is_found(pretrained, 
 
 
 def test_checkpoints_are_ordered_by_their_number(pretrained, tmp_path):
-    model, _, _ = checkpoint.load_model(pretrained)
+    model, *_ = checkpoint.load_model(pretrained)
     for step in (999_000, 1_000_000, 1_001_000):
         checkpoint.save_checkpoint(tmp_path, step, model, {}, {})
     assert [path.name for path in checkpoint.checkpoints(tmp_path)] == ["step-1000000", "step-1001000"]
@@ -89,3 +89,17 @@ def test_a_model_that_lacks_something_is_told_in_one_message(pretrained, tmp_pat
         (folder / "config.json").write_text(json.dumps(config | change), encoding="utf-8")
         with pytest.raises(UserError, match=f"can't be loaded.*{told}"):
             checkpoint.load_model(folder)
+
+
+def test_the_model_says_how_many_turns_it_learned_to_answer(pretrained, tuned):
+    assert checkpoint.load_model(pretrained).turns == 0
+    loaded = checkpoint.load_model(tuned)
+    assert loaded.turns == 1 and loaded.step > 0
+    assert checkpoint.read_metadata(tuned / "model.safetensors")["turns"] == "1"
+
+
+def test_a_model_saved_before_turns_were_counted_continues_text(pretrained, tmp_path):
+    folder = shutil.copytree(pretrained, tmp_path / "model", ignore=shutil.ignore_patterns("checkpoints"))
+    model = checkpoint.load_model(pretrained).model
+    checkpoint.write_tensors(folder / "model.safetensors", model.tensors(), {"step": "7"})
+    assert checkpoint.load_model(folder)[2:] == (7, 0)

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model import GPT, GPTConfig
-from shuoshu.generate import Sampling, Writer, complete, penalise, pick, stream
+from shuoshu.generate import History, Sampling, Utf8Mask, Writer, complete, complete_many, penalise, pick, stream
+from shuoshu.tokenizer import WHOLE
 
 
 @pytest.fixture(scope="module")
@@ -173,3 +174,86 @@ def test_a_forbidden_token_never_comes(u, temperature, top_k, top_p, min_p):
 def test_the_repetition_penalty_lowers_every_seen_logit_whatever_its_sign():
     seen = torch.tensor([[True, False, False, True, False]])
     assert penalise(LOGITS, seen, 2.0)[0].tolist() == [1.0, 1.0, 0.0, -2.0, -torch.inf]
+
+
+# ---------------------------------------------------------------- a prompt that stays
+
+
+@pytest.fixture(scope="module")
+def attentive(tokenizer):
+    """An untrained model whose every word hangs on all of its context."""
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(vocab_size=math.ceil(tokenizer.n_vocab / 64) * 64, block_size=64, n_layer=2, n_head=2, n_embd=32)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 2:
+                parameter.normal_(std=0.5)
+    return model
+
+
+@pytest.mark.parametrize("length", [1, 10, 33, 48, 50])
+def test_when_the_block_is_full_the_prompt_is_read_again_before_what_was_last_said(attentive, tokenizer, text, length):
+    """The ids are those that a model without a cache, given just that context, says step by step."""
+    model, block = attentive, attentive.config.block_size
+    prompt = tokenizer.encode(text[500:700])[:length]
+    mask, state = Utf8Mask(tokenizer, model.config.vocab_size, torch.device("cpu")), WHOLE
+    said, context, refills = [], list(prompt), []
+    kept = prompt if length <= 48 else []  # three quarters of the block
+    for _ in range(130):
+        logits = model(torch.tensor([context]))[0, -1].masked_fill(mask.forbidden[state], -torch.inf)
+        logits[tokenizer.end] = -torch.inf
+        token = int(logits.argmax())
+        state = int(mask.after[state, token])
+        said.append(token)
+        if len(context) == block:
+            context = [*kept, *(said if kept else [*prompt, *said])[-((block - len(kept)) // 2) :]]
+            refills.append(len(said))
+        else:
+            context.append(token)
+    assert len(refills) >= 3
+    found = complete(endless(model, tokenizer), tokenizer, [prompt], Sampling(130, 0.0, keeps_prompt=True), [0])[0]
+    assert found.ids[:130] == said
+    slid = complete(endless(model, tokenizer), tokenizer, [prompt], Sampling(130, 0.0), [0])[0]
+    assert slid.ids[: refills[0]] == said[: refills[0]] and (slid.ids[:130] == said) == (not kept)
+
+
+def endless(model, tokenizer):
+    """The model, which never ends a text."""
+
+    class Endless(GPT):
+        def next_logits(self, *arguments):
+            logits = super().next_logits(*arguments)
+            logits[:, tokenizer.end] = -torch.inf
+            return logits
+
+    made = Endless(model.config).eval()
+    made.load_tensors(model.tensors())
+    return made
+
+
+@pytest.mark.parametrize("kept, length, expected", [(10, 47, [*range(47)]), (10, 48, [*range(10), *range(29, 48)]), (10, 200, [*range(10), *range(181, 200)])])
+def test_a_history_that_fits_is_read_whole_else_the_kept_part_and_the_last_half_beside_it(kept, length, expected):
+    assert History(list(range(length)), kept).fitting(48) == expected
+
+
+@pytest.mark.parametrize("kept", [0, 37, 60, 100])
+def test_of_a_prompt_too_long_to_be_kept_the_last_half_block_is_read(kept):
+    assert History(list(range(120)), kept).fitting(48) == [*range(96, 120)]
+
+
+def test_many_prompts_come_back_in_their_order_whatever_the_batches(pretrained_model):
+    model, tokenizer = pretrained_model
+    prompts = [tokenizer.encode("清晨，沈砚在渡口望着河面出神。"[:n]) for n in (9, 1, 5, 12, 3, 7, 2)]
+    alone = [complete(model, tokenizer, [prompt], Sampling(12), [seed])[0].ids for seed, prompt in enumerate(prompts)]
+    told = []
+    found = complete_many(model, tokenizer, prompts, Sampling(12), range(7), 3, tell=told.append)
+    assert [result.ids for result in found] == alone and told == [3, 6, 7]
+    assert complete_many(model, tokenizer, [], Sampling(12), [], 3) == []
+
+
+def test_a_stop_leaves_undone_what_was_not_finished(pretrained_model):
+    model, tokenizer = pretrained_model
+    prompts = [tokenizer.encode(text) for text in ("清", "清晨，", "清晨，沈砚", "清晨，沈砚在渡口")]
+    done = []
+    found = complete_many(model, tokenizer, prompts, Sampling(6), range(4), 2, lambda: bool(done), done.append)
+    assert [bool(result) for result in found] == [True, True, False, False]

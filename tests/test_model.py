@@ -8,8 +8,9 @@ import torch
 from torch import nn
 from transformers import Qwen3ForCausalLM
 
-from model import GPT, IGNORE, GPTConfig, KVCache
+from model import GPT, GPTConfig, KVCache
 from shuoshu import checkpoint
+from shuoshu.batches import IGNORE
 from shuoshu.commandline import HOUSE, parse
 from shuoshu.settings import ModelSettings, TrainSettings
 

@@ -14,6 +14,7 @@ import pytest
 from packaging.requirements import Requirement
 
 import prepare
+import prepare_sft
 import sample
 import train
 from shuoshu.commandline import HOUSE
@@ -39,7 +40,7 @@ def test_both_readmes_have_the_same_commands_and_tables():
 def python_command(line: str) -> int:
     """`python X.py …` in this process, cut short."""
     words = shlex.split(line)
-    main = {"prepare.py": prepare.main, "train.py": train.main, "sample.py": sample.main}[words[1]]
+    main = {"prepare.py": prepare.main, "prepare_sft.py": prepare_sft.main, "train.py": train.main, "sample.py": sample.main}[words[1]]
     reduced = {"train.py": [*QUICK, *SMALL], "sample.py": ["--max_new_tokens=5", "--threads=1"]}.get(words[1], [])
     return main([*words[2:], *([] if "--help" in words else reduced)])
 
@@ -143,9 +144,12 @@ def test_links_lead_somewhere():
 def test_settings_named_in_the_readmes_and_formats_exist():
     from dataclasses import fields
 
-    from shuoshu.settings import PrepareSettings, SampleSettings, TrainSettings
+    from shuoshu.settings import PrepareSettings, PrepareSftSettings, SampleSettings, TrainSettings
 
-    known = {f.metadata.get("alias", f.name) for cls in (PrepareSettings, SampleSettings, TrainSettings) for f in fields(cls)} | {"help", "debug"}
+    known = {f.metadata.get("alias", f.name) for cls in (PrepareSettings, PrepareSftSettings, SampleSettings, TrainSettings) for f in fields(cls)} | {
+        "help",
+        "debug",
+    }
     for name in (*READMES, "docs/FORMATS.md", "CONTRIBUTING.md"):
         for flag in re.findall(r"`[^`\n]*?--([a-z_-]+)", (HOUSE / name).read_text(encoding="utf-8")):
             assert flag.replace("-", "_") in known | {"global", "index_url", "standalone", "nproc_per_node"}, (name, flag)

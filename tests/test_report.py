@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.figure import Figure
 
-from shuoshu.report import Log, Progress, draw_curves, duration, pad, shorten, size, table, width
+from shuoshu.report import Log, Progress, draw_curves, duration, pad, shorten, size, table, width, write_samples
 
 
 @pytest.mark.parametrize(("text", "columns"), [("", 0), ("abc", 3), ("说书", 4), ("a书，", 5), ("e\u0301", 1), ("“…”", 3), ("１２", 4), ("한", 2)])
@@ -156,6 +157,51 @@ def test_no_curves_are_drawn_of_nothing(tmp_path: Path) -> None:
     log.write("eval", step=1, val_loss=None)
     draw_curves(log, tmp_path / "loss.png")
     assert not (tmp_path / "loss.png").exists()
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+    """The figures that are saved."""
+    figures: list[Figure] = []
+    real = Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda self, *args, **more: (figures.append(self), real(self, *args, **more))[1])
+    return figures
+
+
+def test_the_answers_have_a_curve_of_their_own_beside_the_loss(tmp_path: Path, drawn: list[Figure]) -> None:
+    log = Log(tmp_path / "log.jsonl")
+    for step, loss, rouge, exact in ((0, 3.0, 0.1, 0.0), (10, 1.0, 0.5, 0.25), (20, 2.0, 0.9, 0.75)):
+        log.write("step", step=step, lr=0.1, loss=loss / 2)
+        log.write("eval", step=step, val_loss=loss, val_rouge_l=rouge, val_exact_match=exact)
+    draw_curves(log, tmp_path / "loss.png")
+    assert (tmp_path / "loss.png").read_bytes().startswith(PNG)
+    losses, answers, _ = drawn[0].axes
+    curves = {line.get_label(): (list(line.get_xdata()), list(line.get_ydata())) for axes in (losses, answers) for line in axes.lines}
+    assert curves["validation loss"] == ([0, 10, 20], [3.0, 1.0, 2.0])  # it rises while the answers improve
+    assert curves["ROUGE-L of the answers"] == ([0, 10, 20], [0.1, 0.5, 0.9])
+    assert curves["exact answers"] == ([0, 10, 20], [0.0, 0.25, 0.75])
+    assert [text.get_text() for axes in (losses, answers) for text in axes.texts] == ["best 1.000", "best 0.900"]
+
+
+def test_text_alone_has_no_curve_of_answers(tmp_path: Path, drawn: list[Figure]) -> None:
+    log = Log(tmp_path / "log.jsonl")
+    log.write("step", step=1, lr=0.1, loss=3)
+    log.write("eval", step=1, val_loss=4)
+    draw_curves(log, tmp_path / "loss.png")
+    assert len(drawn[0].axes) == 2
+
+
+def test_samples_of_text_and_of_answers(tmp_path: Path) -> None:
+    log = Log(tmp_path / "log.jsonl")
+    log.write("sample", step=0, title="step 0: val loss 4", prompt="清晨，", text="雨停了。\n谁")
+    for number in (1, 2):
+        log.write("sample", step=9, title="step 9: val loss 3", prompt=f"谁{number}？", text="沈砚", reference="赵铁匠")
+    write_samples(log, tmp_path / "samples.md")
+    parts = (tmp_path / "samples.md").read_text(encoding="utf-8").split("## ")
+    assert parts[0] == "# Samples\n\n" and len(parts) == 3
+    assert parts[1] == "step 0: val loss 4\n\n> 清晨，▸雨停了。  \n> 谁\n\n"
+    assert parts[2] == "step 9: val loss 3\n\n> 谁1？  \n> ▸ 沈砚  \n> ✓ 赵铁匠\n\n> 谁2？  \n> ▸ 沈砚  \n> ✓ 赵铁匠\n"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["log.jsonl", "samples.md"]
 
 
 # ---------------------------------------------------------------- progress

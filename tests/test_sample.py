@@ -3,12 +3,16 @@
 import csv
 import io
 import json
+import os
+import shutil
 import signal
+from types import SimpleNamespace
 
 import pytest
 
 import sample
-from shuoshu import prompts
+from shuoshu import generate, prompts
+from shuoshu.rows import read_pairs
 
 QUICK = ["--max_new_tokens=12", "--threads=1", "--device=cpu"]
 
@@ -72,7 +76,7 @@ def test_a_file_of_prompts_becomes_a_file_of_answers(ask, tmp_path, suffix):
 
 def test_interrupted_it_writes_what_is_done(ask, tmp_path, monkeypatch, capsys, pretrained):
     (tmp_path / "in.txt").write_text("\n".join("清晨黄昏"), encoding="utf-8")
-    real, calls = prompts.complete, []
+    real, calls = generate.complete, []
 
     def interrupted(*args, should_stop, **more):
         calls.append(1)
@@ -80,7 +84,7 @@ def test_interrupted_it_writes_what_is_done(ask, tmp_path, monkeypatch, capsys, 
             signal.raise_signal(signal.SIGINT)
         return real(*args, should_stop=should_stop, **more)
 
-    monkeypatch.setattr(prompts, "complete", interrupted)
+    monkeypatch.setattr(generate, "complete", interrupted)
     target = tmp_path / "o.jsonl"
     assert sample.main([f"--out_dir={pretrained}", *QUICK, f"--in={tmp_path / 'in.txt'}", f"--out={target}", "--batch_size=2"]) == 130
     rows = [json.loads(line) for line in target.read_text(encoding="utf-8").split("\n") if line]
@@ -133,3 +137,139 @@ def test_a_file_that_is_none_is_named(tmp_path, name, content, told):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(prompts.UserError, match=told):
         prompts.read_file(tmp_path / name)
+
+
+# ---------------------------------------------------------------- a model that answers
+
+
+@pytest.fixture
+def put(tuned, capsys):
+    """Puts a question to the fine-tuned model by the command line."""
+
+    def put(*arguments, code=0):
+        assert sample.main([f"--out_dir={tuned}", "--threads=1", "--device=cpu", *arguments]) == code
+        told = capsys.readouterr()
+        assert "Traceback" not in told.err
+        return told.err if code else told.out
+
+    return put
+
+
+@pytest.fixture(scope="module")
+def known(qa):
+    """{question: answer} of the training data."""
+    return {record["question"]: record["answer"] for record in read_pairs(qa, "train")}
+
+
+def test_a_fine_tuned_model_answers_the_question_and_says_nothing_else(put, known):
+    for question, answer in [*known.items()][:3] + [*known.items()][-3:]:  # the last ones spell special tokens
+        assert put(f"--start={question}") == f"{answer}\n"
+        assert put(f"--start=  {question}\n") == f"{answer}\n"
+
+
+def test_several_questions_are_told_apart(put, known):
+    (one, first), (two, second) = [*known.items()][:2]
+    assert put(f"--start={one}", f"--start={two}") == f"--- 1/2  {one}\n{first}\n\n--- 2/2  {two}\n{second}\n"
+
+
+def test_raw_continues_text_with_a_fine_tuned_model_too(put, ask, known):
+    question = next(iter(known))
+    raw = put("--raw", f"--start={question}", "--max_new_tokens=12")
+    assert raw.startswith(question) and known[question] not in raw
+    assert raw != put("--raw", f"--start={question}", "--max_new_tokens=12", "--seed=5")  # drawn, as text is
+
+
+def test_answers_are_the_likeliest_unless_a_temperature_is_given(put, known):
+    question = next(iter(known))
+    assert len({put(f"--start={question}", f"--seed={seed}") for seed in range(4)}) == 1
+    assert len({put(f"--start={question}", f"--seed={seed}", "--temperature=30", "--top_k=none", "--max_new_tokens=8") for seed in range(4)}) == 4
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "txt"])
+def test_a_file_of_questions_is_answered_whole(put, known, tmp_path, suffix):
+    path, questions = tmp_path / f"in.{suffix}", list(known)
+    if suffix == "csv":
+        with path.open("w", encoding="utf-8", newline="") as file:
+            csv.writer(file).writerows([["question", "answer"], *known.items()])
+    elif suffix == "jsonl":
+        path.write_text("\n".join(json.dumps({"question": question}) for question in questions), encoding="utf-8")
+    else:
+        path.write_text("\n".join(questions), encoding="utf-8")
+    told = put(f"--in={path}", f"--out={tmp_path / 'o.jsonl'}", "--batch_size=20")
+    assert f"{len(known)} of {len(known)} answers" in told
+    rows = [json.loads(line) for line in (tmp_path / "o.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [row["model_answer" if suffix == "csv" else "answer"] for row in rows] == list(known.values())
+
+
+def test_a_chat_answers_question_after_question_and_ends_with_an_empty_line(put, known, monkeypatch):
+    (one, first), (two, second) = [*known.items()][:2]
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"{one}\n{two}\n/new\n{'长' * 70}\n  {one} \n\n{two}\n"))
+    told = put("--chat")
+    _, *replies = told.split("\n> ")
+    assert "longer than the 64" in replies.pop(3)  # said, and the chat goes on
+    assert replies == [f"{first}\n", f"{second}\n", "", f"{first}\n", ""]
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"{one}\n"))  # the end of the file ends it too
+    assert put("--chat").count(first) == 1
+
+
+class Recorder:
+    """A speaker of so many turns with a block of 64 that notes what it is asked."""
+
+    def __init__(self, tokenizer, turns):
+        self.tokenizer, self.turns, self.block, self.asked = tokenizer, turns, 64, []
+        self.settings = SimpleNamespace(seed=1)
+
+    def ids(self, text):
+        return self.tokenizer.encode(text)
+
+    def say(self, ids, seed, stop):
+        self.asked.append(self.tokenizer.decode(ids))
+        return f"{len(self.asked)}。"
+
+
+@pytest.mark.parametrize(
+    "turns, expected", [(1, ["a", "b", "c", "d", "e"]), (2, ["a", "a1。b", "b2。c", "d", "d4。e"]), (9, ["a", "a1。b", "a1。b2。c", "d", "d4。e"])]
+)
+def test_a_chat_remembers_as_many_turns_as_were_learned_until_new(tokenizer, monkeypatch, turns, expected):
+    speaker = Recorder(tokenizer, turns)
+    monkeypatch.setattr("sys.stdin", io.StringIO("a\nb\nc\n/new\nd\ne\n\n"))
+    assert prompts.chat(speaker) == 0 and speaker.asked == expected
+
+
+def test_a_chats_oldest_turns_go_when_half_the_block_is_full(tokenizer, monkeypatch):
+    speaker = Recorder(tokenizer, 9)
+    monkeypatch.setattr("sys.stdin", io.StringIO("".join(f"{letter * 6}\n" for letter in "ABCDE")))
+    assert prompts.chat(speaker) == 0
+    assert speaker.asked[0] == "A" * 6 and "AAAAAA1。BBBBBB" in speaker.asked[1]
+    assert speaker.asked[4].endswith("DDDDDD4。EEEEEE") and "A" not in speaker.asked[4]
+
+
+@pytest.mark.parametrize(
+    "arguments, told",
+    [
+        (["--chat", "--start=x"], "drop --start, --in and --raw"),
+        (["--chat", "--raw"], "drop --start, --in and --raw"),
+        (["--start=" + "长" * 100], "longer than the 64 that this model reads"),
+        (["--start=x", "--in=x.csv", "--out=y.csv"], "exclude each other"),
+    ],
+)
+def test_a_mistake_with_a_fine_tuned_model_is_one_message(put, arguments, told):
+    assert told in put(*arguments, code=2)
+
+
+def test_a_pretrained_model_does_not_chat(pretrained, capsys):
+    assert sample.main([f"--out_dir={pretrained}", "--chat", "--threads=1"]) == 2
+    assert "config/sft.py" in capsys.readouterr().err
+
+
+def test_of_two_models_the_one_trained_last_answers(pretrained, tuned, tmp_path, monkeypatch, capsys, known):
+    question = next(iter(known))
+    monkeypatch.chdir(tmp_path)
+    for name, source, age in (("out-pretrain", pretrained, 100), ("out-sft", tuned, 0)):
+        shutil.copytree(source, tmp_path / name, ignore=shutil.ignore_patterns("checkpoints"))
+        os.utime(tmp_path / name / "model.safetensors", (1e9 - age, 1e9 - age))
+    assert sample.main([f"--start={question}", *QUICK, "--max_new_tokens=40"]) == 0
+    assert capsys.readouterr().out == known[question] + "\n"
+    os.utime(tmp_path / "out-pretrain" / "model.safetensors", (1e9 + 5, 1e9 + 5))
+    assert sample.main([f"--start={question}", *QUICK]) == 0
+    assert capsys.readouterr().out.startswith(question)

@@ -55,7 +55,7 @@ def test_training_beats_what_no_knowledge_of_order_can_reach(pretrained, dataset
 
 def test_a_run_leaves_all_that_a_reader_wants(pretrained):
     names = {path.name for path in pretrained.iterdir()}
-    assert names == {*run.OWN_FILES} - {"eval.json"}
+    assert names == {*run.OWN_FILES} - {"eval.json", "eval_answers.jsonl", "report.html"}  # these eval_metrics.py writes
     head = json.loads((pretrained / "settings.json").read_text(encoding="utf-8"))
     assert head["settings"]["n_embd"] == 64 and head["machine"]["torch"] == torch.__version__ and len(head["data"]["train"]) == 64
     log = Log(pretrained / "log.jsonl")
@@ -70,7 +70,7 @@ def test_a_run_leaves_all_that_a_reader_wants(pretrained):
 
 def test_the_folder_holds_the_best_model_and_patience_ends_the_run(tiny, tmp_path, monkeypatch, capsys):
     losses = iter([5.0, 4.0, 3.0, 3.5, 3.6, 3.7, 1.0])
-    monkeypatch.setattr(loop, "score_tokens", lambda *args: Score(next(losses) * 100, 100, 0.0))
+    monkeypatch.setattr(loop, "score", lambda *args: Score(next(losses) * 100, 100, 0.0, None))
     assert train.main([*tiny, f"--out_dir={tmp_path / 'out'}", "--max_iters=60", "--eval_interval=5", "--patience=3", "--sample_tokens=0"]) == 0
     assert checkpoint.read_metadata(tmp_path / "out" / "model.safetensors")["step"] == "10"
     assert "25 steps" in (told := capsys.readouterr().out) and "stopped early" in told and "at step 10" in told
@@ -326,5 +326,5 @@ def test_a_dry_run_tells_the_size_and_writes_nothing(tiny, tmp_path, capsys):
     assert train.main([*tiny, f"--out_dir={tmp_path / 'out'}", "--max_iters=100", "--dry_run"]) == 0
     told = capsys.readouterr().out
     assert not (tmp_path / "out").exists()
-    for fact in ("parameters", "4 rows x 64 = 256 tokens", "100 steps", "epochs", "memory", "disk"):
+    for fact in ("parameters", "4 rows, 256 trained tokens", "100 steps", "epochs", "memory", "disk"):
         assert fact in told

@@ -1,0 +1,29 @@
+"""Measures a model: perplexity, and of a fine-tuned one its answers: ROUGE-L, exact match, accuracy, F1, what it copied, beside look-ups.
+
+python eval_metrics.py [OUT_DIR] [--compare=OTHER] [--split=train|val|test|untaught|all] [--data=FOLDER] [--key=value ...]
+Writes eval.json, eval_answers.jsonl and report.html into the out-dir.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from shuoshu.commandline import UserError, command, parse
+from shuoshu.settings import EvalSettings, newest_out_dir
+
+
+@command
+def main(argv: Sequence[str]) -> int:
+    settings = parse(EvalSettings, argv, __doc__)
+    if len(settings.out_dirs) > 1:
+        raise UserError(f"one model is measured; set others beside it with --compare={settings.out_dirs[1]}")
+    out_dir = Path(settings.out_dirs[0]) if settings.out_dirs else newest_out_dir()
+    from shuoshu.evaluation import evaluate  # torch takes seconds to import: not before the settings are known to be right
+
+    return evaluate(settings, out_dir)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

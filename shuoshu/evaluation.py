@@ -1,0 +1,302 @@
+"""What eval_metrics.py does once its settings are known: scores, answers, compares, and writes it all down."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from shuoshu import batches, checkpoint, metrics, report, runtime
+from shuoshu.answers import Question, answer, label_scores, read_questions
+from shuoshu.commandline import UserError
+from shuoshu.document import report_html
+from shuoshu.figures import COPIED, Figures, TrainingText, saved_run
+from shuoshu.generate import Sampling, complete_many
+from shuoshu.rows import RowFile, pack
+from shuoshu.scoring import score, text_windows
+from shuoshu.settings import EvalSettings
+
+PROMPTS, PROMPT_TOKENS, CONTINUED = 40, 64, 100  # continuations of a text model: how many, of how much, for how long
+
+
+def evaluate(settings: EvalSettings, out_dir: Path) -> int:
+    """Measures the model in out_dir, and those to compare it with on the same rows; the exit code."""
+    began = time.perf_counter()
+    runtime.keep_memory()
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    device = runtime.pick_device(settings.device)
+    saved = saved_run(out_dir)
+    folder = batches.resolve(settings.data or saved.get("data", {}).get("folder") or "novella")
+    meta = batches.read_meta(folder)
+    subjects = [Subject(Path(name), settings, device, meta, folder) for name in (out_dir, *settings.compare)]
+    sources = TrainingText.find(out_dir)
+    measure = measure_answers if "width" in meta else measure_text
+    splits = splits_of(meta, settings.split)
+    results = {split: measure(settings, subjects, folder, split, sources) for split in splits}
+
+    first = subjects[0]
+    evaluation = {
+        "format": 1,
+        "model": str(out_dir),
+        "step": first.step,
+        "task": "answers" if "width" in meta else "text",
+        "date": time.strftime("%Y-%m-%d %H:%M"),
+        "data": {"folder": str(folder), **{split: meta["splits"][split]["sha256"] for split in splits}},
+        "settings": asdict(settings),
+        "training": saved.get("settings", {}),
+        "machine": runtime.describe(device) | {"device": str(device), "dtype": str(first.model.lm_head.weight.dtype).removeprefix("torch.")},
+        "definitions": {"rouge_l": metrics.definition(settings.beta, settings.rouge == "chars"), "copy_rate": f"share with {COPIED} characters or more"},
+        "measures": {split: result.measures[0] for split, result in results.items()},
+        "counts": {split: result.counts for split, result in results.items()},
+        "compare": [
+            {
+                "model": str(other.folder),
+                "measures": {split: result.measures[number] for split, result in results.items()},
+                "difference": {split: result.differences[number - 1] for split, result in results.items()},
+            }
+            for number, other in enumerate(subjects[1:], 1)
+        ],
+        "classes": {split: result.classes for split, result in results.items() if result.classes},
+    }
+    answers = [row for result in results.values() for row in result.rows]
+    runs = [(str(s.folder), report.Log(s.folder / "log.jsonl").read()) for s in subjects]
+    evaluation["seconds"] = round(time.perf_counter() - began, 1)
+    try:
+        write(out_dir / "eval.json", json.dumps(evaluation, ensure_ascii=False, indent=1))
+        write(out_dir / "eval_answers.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in answers))
+        write(out_dir / "report.html", report_html(evaluation, answers, runs, settings.seed))
+    except OSError as error:
+        raise UserError(f"can't write to {out_dir}: {error.strerror}") from None
+    print(told(evaluation, sources))
+    return 0
+
+
+def write(path: Path, text: str) -> None:
+    checkpoint.write_whole(path, lambda aside: checkpoint.write_text(aside, text))
+
+
+def splits_of(meta: dict, wanted: str | None) -> list[str]:
+    """The splits to measure; UserError if there is nothing in them."""
+    there = [split for split, facts in meta["splits"].items() if facts.get("rows", facts["tokens"])]
+    if wanted == "all":
+        chosen = [split for split in there if split != "train" or "width" in meta]
+    else:
+        chosen = [wanted or next((split for split in ("test", "val") if split in there), "val")]
+    if not chosen or chosen[0] not in there:
+        raise UserError(f"there is nothing in the split {wanted or 'val'}: the data has {', '.join(there)}; choose with --split")
+    return chosen
+
+
+class Subject:
+    """A model to be measured."""
+
+    def __init__(self, folder: Path, settings: EvalSettings, device: torch.device, meta: dict, data: Path) -> None:
+        self.folder = folder
+        model, self.tokenizer, self.step, self.turns = checkpoint.load_model(folder, device)
+        if self.tokenizer.hash != meta["tokenizer"]["hash"]:
+            raise UserError(f"{data} was prepared with another tokenizer than {folder}'s: prepare it with --tokenizer={folder}")
+        wanted = "float32" if settings.dtype == "auto" and device.type != "cuda" else settings.dtype
+        self.model = model.to(runtime.pick_dtype(wanted, device))
+
+
+class Result:
+    """One split: each model's measures, the differences to the first, rows for eval_answers.jsonl."""
+
+    def __init__(self, counts: dict) -> None:
+        self.counts, self.measures, self.differences, self.rows, self.classes = counts, [], [], [], {}
+
+
+# ---------------------------------------------------------------- text
+
+
+def measure_text(settings: EvalSettings, subjects: Sequence[Subject], folder: Path, split: str, sources: TrainingText | None) -> Result:
+    """Perplexity of a text, by overlapping and by disjoint windows, and continuations of prompts from it."""
+    file = batches.TokenFile(folder, split)
+    facts = file.meta["splits"][split]
+    result, figures = Result({name: facts[name] for name in ("tokens", "characters", "bytes")}), []
+    for number, subject in enumerate(subjects):
+        block = subject.model.config.block_size
+        stride = min(settings.stride or block // 2, block)
+        mine = Figures(settings.seed)
+        for suffix, step in (("", stride), ("_disjoint", block)):
+            windows = text_windows(file.tokens, subject.tokenizer.end, block, settings.batch_size, step)
+            mine.perplexities(score(subject.model, subject.model, windows, subject.tokenizer.end, torch.float32), file.characters, file.bytes, suffix)
+        texts = continuations(settings, subject, file)
+        for prefix, column in (("", 1), ("reference_", 2)):
+            mine.texts(prefix, [row[column] for row in texts], sources)
+        figures.append(mine)
+        result.measures.append(mine.measures)
+        if number == 0:
+            result.counts |= {"window": block, "stride": stride, "prompts": len(texts)}
+            result.rows = [text_row(split, n, prompt, reference, written, sources) for n, (prompt, written, reference) in enumerate(texts)]
+        else:
+            result.differences.append(figures[0].minus(mine))
+            for row, (_, written, _) in zip(result.rows, texts, strict=True):
+                row.setdefault("others", {})[str(subject.folder)] = written
+    return result
+
+
+def continuations(settings: EvalSettings, subject: Subject, file: batches.TokenFile) -> list[tuple[str, str, str]]:
+    """(prompt, what the model writes, how the text goes on) at evenly chosen places."""
+    length = settings.max_new_tokens or CONTINUED
+    head = min(PROMPT_TOKENS, subject.model.config.block_size // 2)
+    room = len(file) - head - length
+    count = min(settings.limit or PROMPTS, max(0, room // head))
+    starts = np.linspace(0, max(0, room), count, dtype=int).tolist()
+    cut = [file.tokens[start : start + head + length].tolist() for start in starts]
+    prompts = [subject.tokenizer.decode(ids[:head]).strip("�") for ids in cut]
+    sampling = Sampling(max_new_tokens=length)
+    seeds = [settings.seed + n for n in range(count)]
+    ids = [subject.tokenizer.encode(prompt) for prompt in prompts]
+    written = complete_many(subject.model, subject.tokenizer, ids, sampling, seeds, settings.batch_size, tell=teller(count))
+    return [(prompt, w.text, subject.tokenizer.decode(ids[head:]).strip("�")) for prompt, w, ids in zip(prompts, written, cut, strict=True)]
+
+
+def text_row(split: str, number: int, question: str, reference: str, written: str, sources: TrainingText | None) -> dict:
+    copied = sources.spans(written) if sources else []
+    return {"split": split, "row": number, "question": question, "reference": reference, "answer": written, "copied": copied}
+
+
+# ---------------------------------------------------------------- answers
+
+
+def measure_answers(settings: EvalSettings, subjects: Sequence[Subject], folder: Path, split: str, sources: TrainingText | None) -> Result:
+    """Perplexity of the reference answers, and all that can be said of the model's own."""
+    file, tokenizer = RowFile(folder, split), subjects[0].tokenizer
+    asked = read_questions(folder, split, tokenizer)
+    if settings.limit and settings.limit < len(asked):
+        asked = [asked[i] for i in np.linspace(0, len(asked) - 1, settings.limit, dtype=int)]
+    taught = read_questions(folder, "train", tokenizer)
+    pool = list(dict.fromkeys(q.reference for q in (*taught, *asked)))
+    references = [q.reference for q in asked]
+    labels = file.meta["labels"]
+    if labels and len({q.reference for q in taught}) < 2:
+        raise UserError(f"all training answers of {folder} are the same: there is nothing to tell apart")
+    result, figures = Result({"questions": len(asked), "tokens": int(sum(file.trained[n] for q in asked for n in q.rows))}), []
+    for number, subject in enumerate(subjects):
+        mine = Figures(settings.seed)
+        scored = score(subject.model, subject.model, row_batches(file, asked, settings.batch_size), tokenizer.end, torch.float32)
+        mine.perplexities(scored, sum(map(len, references)), sum(len(r.encode()) for r in references))
+        longest = settings.max_new_tokens
+        finished = answer(subject.model, tokenizer, asked, settings.batch_size, tell=teller(len(asked), split), longest=longest)
+        texts = [f.text for f in finished]
+        rouge = [metrics.rouge_l(text, r, settings.beta, settings.rouge == "chars") for text, r in zip(texts, references, strict=True)]
+        closer = metrics.closer_references(texts, references, pool)
+        for column, name in ((2, "rouge_l"), (0, "rouge_l_precision"), (1, "rouge_l_recall")):
+            mine.mean(name, [scores[column] for scores in rouge])
+        mine.mean("exact_match", [metrics.exact_match(text, r) for text, r in zip(texts, references, strict=True)])
+        mine.mean("char_f1", [metrics.char_f1(text, r) for text, r in zip(texts, references, strict=True)])
+        mine.mean("stop_rate", [f.reason == "end" for f in finished])
+        mine.mean("wrong_question_rate", [other is not None for other in closer])
+        mine.texts("", texts, sources)
+        chances = classify(mine, subject, asked, labels, settings.batch_size, result if number == 0 else None) if labels else None
+        figures.append(mine)
+        result.measures.append(mine.measures)
+        if number == 0:
+            mine.texts("reference_", references, sources)
+            look_up(mine, settings, taught, asked, labels)
+            for n, q in enumerate(asked):
+                row = text_row(split, q.rows[0], q.text, q.reference, texts[n], sources)
+                row |= {"rouge_l": rouge[n][2], "exact": metrics.exact_match(texts[n], q.reference), "char_f1": mine.by_row["char_f1"][n]}
+                row |= {"stop": finished[n].reason, "closer_to": closer[n]}
+                result.rows.append(row | ({"probabilities": dict(zip(labels, chances[n].tolist(), strict=True))} if labels else {}))
+        else:
+            result.differences.append(figures[0].minus(mine))
+            for row, text in zip(result.rows, texts, strict=True):
+                row.setdefault("others", {})[str(subject.folder)] = text
+    return result
+
+
+def row_batches(file: RowFile, asked: Sequence[Question], rows: int) -> object:
+    """The rows of the questions, like lengths together."""
+    numbers = sorted((n for q in asked for n in q.rows), key=lambda n: file.lengths[n])
+    return (pack([file.row(n) for n in numbers[start : start + rows]]) for start in range(0, len(numbers), rows))
+
+
+def classify(mine: Figures, subject: Subject, asked: Sequence[Question], labels: Sequence[str], rows: int, result: Result | None) -> np.ndarray:
+    """Accuracy and F1 where the answers are a closed set: the likeliest label counts. The labels' probabilities by question."""
+    scores = label_scores(subject.model, subject.tokenizer, asked, labels, rows)
+    chances = np.exp(scores - scores.max(axis=1, keepdims=True))
+    chances /= chances.sum(axis=1, keepdims=True)
+    predicted = np.array([labels[best] for best in scores.argmax(axis=1)])
+    whole = put_classes(mine, "", predicted, [q.reference for q in asked], labels)
+    if result is not None:
+        result.classes = {"labels": labels, "confusion": whole["confusion"], "per_class": whole["labels"]}
+    return chances
+
+
+def put_classes(mine: Figures, prefix: str, predicted: np.ndarray, actual: Sequence[str], labels: Sequence[str]) -> dict:
+    mine.mean(prefix + "accuracy", [p == a for p, a in zip(predicted, actual, strict=True)])
+    truth = np.array(actual)
+    macro = metrics.bootstrap_of(lambda r: metrics.classification(predicted[r], truth[r], labels)["macro_f1"], len(truth), mine.seed, 500)
+    mine.put(prefix + "macro_f1", macro)
+    return metrics.classification(predicted, truth, labels)
+
+
+def look_up(mine: Figures, settings: EvalSettings, taught: Sequence[Question], asked: Sequence[Question], labels: Sequence[str] | None) -> None:
+    """The baselines: what a look-up by characters answers, or of a closed set the commonest label and TF-IDF + logistic regression."""
+    known, answers = ["\n".join(m["content"] for m in q.messages) for q in taught], [q.reference for q in taught]
+    new, actual = ["\n".join(m["content"] for m in q.messages) for q in asked], [q.reference for q in asked]
+    for name, found in (("lookup_", metrics.lookup_nearest(known, answers, new)), ("lookup_joined_", metrics.lookup_joined(known, answers, new))):
+        scores = [metrics.rouge_l(text, r, settings.beta, settings.rouge == "chars")[2] for text, r in zip(found, actual, strict=True)]
+        mine.mean(name + "rouge_l", scores)
+        mine.put(f"above_{name}rouge_l", metrics.paired(mine.by_row["rouge_l"], scores, mine.seed))
+    if labels:
+        from sklearn.feature_extraction.text import TfidfVectorizer
+        from sklearn.linear_model import LogisticRegression
+
+        vectors = TfidfVectorizer(analyzer="char", ngram_range=(1, 3), sublinear_tf=True)
+        fitted = LogisticRegression(C=10, max_iter=1000).fit(vectors.fit_transform(known), answers)
+        put_classes(mine, "majority_", np.array([Counter(answers).most_common(1)[0][0]] * len(asked)), actual, labels)
+        put_classes(mine, "tfidf_", fitted.predict(vectors.transform(new)), actual, labels)
+
+
+# ---------------------------------------------------------------- what the reader sees
+
+
+def teller(total: int, what: str = "") -> Callable[[int], None]:
+    """Progress on a terminal."""
+    if not sys.stderr.isatty():
+        return lambda done: None
+    return lambda done: print(f"\r{what} {done:,}/{total:,}", end="\n" if done == total else "", file=sys.stderr, flush=True)
+
+
+def told(evaluation: dict, sources: TrainingText | None) -> str:
+    """The measures as a table of the terminal."""
+    columns = [(split, measures) for split, measures in evaluation["measures"].items()]
+    for other in evaluation["compare"]:
+        columns += [(f"{other['model']} {split}", measures) for split, measures in other["measures"].items()]
+        columns += [(f"difference {split}", measures) for split, measures in other["difference"].items()]
+    names = list(dict.fromkeys(name for _, measures in columns for name in measures))
+    per_table = 3
+    tables = []
+    for start in range(0, len(columns), per_table):
+        part = columns[start : start + per_table]
+        rows: list[list[object]] = [["measure", *(report.shorten(title, 24) for title, _ in part)]]
+        rows += [[name, *(shown(measures.get(name)) for _, measures in part)] for name in names if any(name in measures for _, measures in part)]
+        tables.append(report.table(rows))
+    counts = "; ".join(f"{split}: " + ", ".join(f"{value:,} {name}" for name, value in facts.items()) for split, facts in evaluation["counts"].items())
+    home = evaluation["model"]
+    lines = [*tables, f"  data         {evaluation['data']['folder']}; {counts}", f"  ROUGE-L      {evaluation['definitions']['rouge_l']}"]
+    lines.append(
+        f"  copies       from {sources.folder}" if sources else "  copies       not measured: the text that the model was pretrained on is no longer there"
+    )
+    lines.append(f"  written to   {home}/eval.json, eval_answers.jsonl, report.html in {report.duration(evaluation['seconds'])}")
+    return "\n".join(lines)
+
+
+def shown(entry: dict[str, float] | None) -> str:
+    """0.812 [0.76, 0.86]."""
+    if entry is None:
+        return ""
+    digits = 1 if abs(entry["value"]) >= 100 else 2 if abs(entry["value"]) >= 10 else 3
+    value = f"{entry['value']:,.{digits}f}"
+    return value + (f" [{entry['low']:,.{digits}f}, {entry['high']:,.{digits}f}]" if "low" in entry else "")

@@ -1,0 +1,109 @@
+"""What an evaluation is made of: figures with their intervals, and the text that a model may have copied from."""
+
+from __future__ import annotations
+
+import json
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+
+from shuoshu import batches, metrics
+from shuoshu.scoring import Score
+from shuoshu.tokenizer import Tokenizer
+
+COPIED = 20  # characters in succession that count as copied from the training text
+MARKED = 8  # characters in succession that the report marks
+Measures = dict[str, dict[str, float]]
+
+
+def saved_run(out_dir: Path) -> dict:
+    """What settings.json says of the run; empty for a folder without one."""
+    try:
+        saved = json.loads((out_dir / "settings.json").read_text(encoding="utf-8"))
+        return saved if isinstance(saved["settings"], dict) and isinstance(saved["data"], dict) else {}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return {}
+
+
+class TrainingText:
+    """What a model was pretrained on, as text: where its answers may be copied from."""
+
+    def __init__(self, folder: Path) -> None:
+        file, tokenizer = batches.TokenFile(folder, "train", check_hash=False), Tokenizer.load(folder)
+        begins = [(c["token"], c["title"]) for c in file.meta["chapters"] if c["split"] == "train"]
+        edges = sorted({0, *(token for token, _ in begins), len(file)})
+        titles, pieces, self.places, length = dict(begins), [], [], 0
+        for start, end in pairwise(edges):
+            self.places.append((length, titles.get(start)))
+            pieces.append(tokenizer.decode(file.tokens[start:end].tolist()))
+            length += len(pieces[-1])
+        self.folder, self.copies = folder, metrics.Copies("".join(pieces))
+
+    @classmethod
+    def find(cls, out_dir: Path) -> TrainingText | None:
+        """The text behind a model, back through the models that it was fine-tuned from; none where it is no longer there."""
+        for _ in range(8):
+            saved = saved_run(out_dir)
+            folder, before = Path(str(saved.get("data", {}).get("folder"))), saved.get("settings", {}).get("init_from", "scratch")
+            if (folder / "meta.json").is_file() and "width" not in batches.read_meta(folder):
+                return cls(folder)
+            if before == "scratch":
+                return None
+            out_dir = Path(before)
+        return None
+
+    def spans(self, text: str) -> list[tuple[int, int, str | None]]:
+        """(start, end, chapter) of what stands verbatim in it, MARKED characters or more."""
+        return [(start, end, self.places[bisect_right(self.places, at, key=lambda p: p[0]) - 1][1]) for start, end, at in self.copies.spans(text, MARKED)]
+
+
+# ---------------------------------------------------------------- figures with intervals
+
+
+class Figures:
+    """The measures of one model on one split; values by row are kept, so that models can be compared row by row."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed, self.measures, self.by_row = seed, {}, {}
+
+    def mean(self, name: str, values: Sequence[float]) -> None:
+        self.by_row[name] = np.asarray(values, dtype=np.float64)
+        self.put(name, metrics.bootstrap(self.by_row[name], self.seed))
+
+    def put(self, name: str, interval: tuple[float, float, float]) -> None:
+        self.measures[name] = dict(zip(("value", "low", "high"), map(float, interval), strict=True))
+
+    def perplexities(self, scored: Score, characters: int, n_bytes: int, suffix: str = "") -> None:
+        """Of all tokens, without end tokens, and per character and byte of the text."""
+        rows = scored.rows[scored.rows[:, 1] > 0]
+
+        def ratio(over: Callable[[np.ndarray], np.ndarray], nats: int, tokens: int) -> Callable[[np.ndarray], float]:
+            return lambda chosen: float(over(rows[chosen, nats].sum() / max(1.0, rows[chosen, tokens].sum())))
+
+        self.put("perplexity" + suffix, metrics.bootstrap_of(ratio(np.exp, 0, 1), len(rows), self.seed))
+        if not suffix:
+            self.put("perplexity_without_end", metrics.bootstrap_of(ratio(np.exp, 2, 3), len(rows), self.seed))
+        value, low, high = metrics.bootstrap_of(ratio(np.asarray, 2, 3), len(rows), self.seed)
+        for name, count in (("bits_per_char", characters), ("bits_per_byte", n_bytes)):
+            scale = scored.bits_per(count) / value if count and value else 0.0  # the same nats, over another count
+            self.put(name + suffix, (value * scale, low * scale, high * scale))
+
+    def texts(self, prefix: str, texts: Sequence[str], sources: TrainingText | None) -> None:
+        """What can be said of texts by themselves."""
+        self.mean(f"{prefix}length" if prefix else "mean_length", [len(text) for text in texts])
+        for n in (1, 2):
+            self.measures[f"{prefix}distinct_{n}"] = {"value": metrics.distinct(texts, n)}
+        self.mean(f"{prefix}repetition", [metrics.repetition(text) for text in texts])
+        if sources:
+            longest = [sources.copies.longest(text) for text in texts]
+            self.mean(f"{prefix}copy_longest", longest)
+            self.mean(f"{prefix}copy_rate", [length >= COPIED for length in longest])
+
+    def minus(self, other: Figures) -> Measures:
+        """The paired differences of what both have by row."""
+        both = [name for name in self.by_row if name in other.by_row and not name.startswith(("lookup_", "reference_"))]
+        pairs = {name: metrics.paired(self.by_row[name], other.by_row[name], self.seed) for name in both}
+        return {name: dict(zip(("value", "low", "high"), interval, strict=True)) for name, interval in pairs.items()}

@@ -1,0 +1,280 @@
+"""How good answers are: pure functions over strings and numbers, without torch."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Hashable, Sequence
+
+import numpy as np
+
+_LATIN, _DIGITS = "A-Za-zªºÀ-ÖØ-öø-ɏ\u0300-\u036fḀ-ỿＡ-Ｚａ-ｚ", "0-9０-９"
+_UNIT, _RUN = re.compile(rf"[{_LATIN}]+|[{_DIGITS}]+|\S"), re.compile(f"[{_LATIN}{_DIGITS}]")
+HOPEFUL = 64  # texts that are tried for the closest one
+
+# ---------------------------------------------------------------- one answer against its reference
+
+
+def units(text: str, chars: bool = False) -> list[str]:
+    """Every character by itself, but runs of Latin letters or of digits whole and white space left out; with `chars` simply every character."""
+    return list(_units(text, chars))
+
+
+def _units(text: str, chars: bool = False) -> Sequence[str]:
+    """The units as the sequence that is quickest made: a text without letters and digits needs only its blanks taken out."""
+    packed = text if chars else "".join(text.split())
+    return packed if chars or not _RUN.search(packed) else _UNIT.findall(text)
+
+
+def lcs_with(sequence: Sequence[Hashable]) -> Callable[[Sequence[Hashable]], int]:
+    """`lcs` with one sequence, whose table is made once for many others.
+
+    Each unit has an integer with a bit for every place it stands at; one addition does a whole row of the usual dynamic program (Hyyrö 2004).
+    """
+    table: dict[Hashable, int] = {}
+    bit = 1
+    for unit in sequence:
+        if (before := table.setdefault(unit, bit)) is not bit:
+            table[unit] = before | bit
+        bit += bit
+    full = bit - 1
+
+    def length(other: Sequence[Hashable]) -> int:
+        free = full
+        for places in map(table.get, other):
+            if places is not None:
+                taken = free & places
+                free = (free + taken) | (free - taken)
+        return (~free & full).bit_count()
+
+    return length
+
+
+def lcs(a: Sequence[Hashable], b: Sequence[Hashable]) -> int:
+    """The length of the longest common subsequence."""
+    return lcs_with(a)(b)
+
+
+def rouge_l(answer: str, reference: str, beta: float = 1.0, chars: bool = False) -> tuple[float, float, float]:
+    """Precision, recall and F of the longest common subsequence, upper and lower case apart; 1 where both texts are empty."""
+    a, r = _units(answer, chars), _units(reference, chars)
+    common = lcs(r, a)
+    if not common:
+        return (0.0, 0.0, 0.0) if a or r else (1.0, 1.0, 1.0)
+    precision, recall = common / len(a), common / len(r)
+    return precision, recall, (1 + beta**2) * precision * recall / (recall + beta**2 * precision)
+
+
+def definition(beta: float = 1.0, chars: bool = False) -> str:
+    """What `rouge_l` measures, in words to print beside its figures."""
+    over = "every character" if chars else "characters, runs of Latin letters or of digits whole, white space left out"
+    return f"ROUGE-L {'F1' if beta == 1 else f'F (β = {beta:.6g})'}: longest common subsequence over {over}; the answer alone, without its question"
+
+
+def exact_match(answer: str, reference: str) -> bool:
+    """Equal but for white space around them."""
+    return answer.strip() == reference.strip()
+
+
+def char_f1(answer: str, reference: str) -> float:
+    """F1 of the units whatever their order, each as often as it occurs; 1 where both texts are empty."""
+    a, r = _units(answer), _units(reference)
+    return _share(2 * (Counter(a) & Counter(r)).total(), len(a) + len(r), 1.0)
+
+
+def _share(part: int, whole: int, of_nothing: float = 0.0) -> float:
+    return part / whole if whole else of_nothing
+
+
+# ---------------------------------------------------------------- many answers
+
+
+def closer_references(answers: Sequence[str], references: Sequence[str], pool: Sequence[str]) -> list[str | None]:
+    """For each answer a text of `pool` that it has a higher ROUGE-L F1 with than with its own reference, or None: exactly if there is none.
+
+    The units two texts share, whatever their order, bound their F1 from above; it is computed only where that bound is high enough.
+    Of several closer texts the closest is named that is among the HOPEFUL highest bounds: enough to recognise an answer to another question.
+    """
+    texts = [_units(text) for text in pool]
+    lengths = np.array([len(text) for text in texts], dtype=np.int64)
+    listed = defaultdict(list)
+    for number, text in enumerate(texts):
+        for unit in _numbered(text):
+            listed[unit].append(number)
+    holders = {unit: np.array(numbers) for unit, numbers in listed.items()}
+    found: list[str | None] = []
+    for answer, reference in zip(answers, references, strict=True):
+        mine, own, closest = _units(answer), _units(reference), None
+        common, both = lcs_with(mine), lengths + len(mine)
+        best = _share(2 * common(own), len(mine) + len(own), 1.0)
+        if best < 1:
+            shared = np.concatenate([lengths[:0], *(holders[unit] for unit in _numbered(mine) if unit in holders)])
+            bounds = (2 * np.bincount(shared, minlength=len(texts)) + (both == 0)) / np.maximum(both, 1)
+            hopeful = np.flatnonzero(bounds > best)
+            for tried, i in enumerate(hopeful[np.argsort(-bounds[hopeful], kind="stable")].tolist()):
+                if bounds[i] <= best or (closest is not None and tried >= HOPEFUL):
+                    break
+                if (score := _share(2 * common(texts[i]), int(both[i]), 1.0)) > best:
+                    best, closest = score, pool[i]
+        found.append(closest)
+    return found
+
+
+def _numbered(sequence: Sequence[str]) -> list[tuple[str, int]]:
+    """The units, equal ones numbered: two texts have as many of these in common as units."""
+    return [(unit, i) for unit, count in Counter(sequence).items() for i in range(count)]
+
+
+def distinct(texts: Sequence[str], n: int) -> float:
+    """Distinct-n: different runs of n units / all of them, over all texts together; 0 where there is none."""
+    runs = [run for text in map(_units, texts) for run in zip(*(text[i:] for i in range(n)), strict=False)]
+    return _share(len(set(runs)), len(runs))
+
+
+def repetition(text: str) -> float:
+    """The share of a text's runs of four units that occurred in it before; 0 for a shorter text."""
+    return 1 - distinct([text], 4) if len(_units(text)) >= 4 else 0.0
+
+
+class Copies:
+    """Finds what stands verbatim in a text, by a sorted table with an entry of 8 bytes for each of its characters.
+
+    An entry holds the numbers of as many characters as fit, a few, and behind them their place, so that all places of a gram stand together.
+    """
+
+    def __init__(self, text: str) -> None:
+        codes, used = _codes(text), np.zeros(0x110000, np.uint32)
+        used[codes] = 1
+        self.numbers = used * np.cumsum(used, dtype=np.uint32)  # of each code point: 1, 2 …, 0 where the text lacks it
+        end = int(self.numbers.max()) + 1  # stands behind the text and in no answer
+        self.bits, self.place_bits = end.bit_length(), len(text).bit_length()
+        self.width = min(8, (64 - self.place_bits) // self.bits)
+        self.text = np.append(self.numbers[codes], np.full(self.width, end, np.uint32))
+        self.table = np.zeros(len(text), np.uint64)
+        for i in range(self.width):
+            self.table <<= self.bits
+            self.table |= self.text[i : i + len(text)]
+        self.table <<= self.place_bits
+        self.table |= np.arange(len(text), dtype=np.uint64)
+        self.table.sort()
+
+    def spans(self, answer: str, least: int = 8) -> list[tuple[int, int, int]]:
+        """(start, end, first place in the text) of what is copied, left to right: each as long as can be, none shorter than `least`."""
+        grams, start, found = self._grams(answer, min(self.width, least)), 0, []
+        while start + least <= len(answer):
+            length, place = self._longest_at(start, least, *grams)
+            if length:
+                found.append((start, start + length, place))
+            start += max(1, length)
+        return found
+
+    def longest(self, answer: str) -> int:
+        """The length of the longest span that stands in the text too."""
+        best = next((width for width in range(self.width, 0, -1) if any(self._grams(answer, width)[-1])), 0)
+        grams = self._grams(answer, self.width)
+        for start in range(len(answer)):
+            if self.width <= best < len(answer) - start:
+                best = max(best, self._longest_at(start, best + 1, *grams)[0])
+        return best
+
+    def _grams(self, answer: str, width: int) -> tuple[np.ndarray, int, list[int], list[int]]:
+        """(the answer's characters as numbers, width, where in the table each of its grams begins, how often each stands there)."""
+        numbers = self.numbers[_codes(answer)]
+        grams = np.zeros(max(0, len(answer) - width + 1), np.uint64)
+        for i in range(width):
+            grams = (grams << self.bits) | numbers[i : i + len(grams)]
+        rest = self.bits * (self.width - width) + self.place_bits
+        first, after = np.searchsorted(self.table, grams << rest), np.searchsorted(self.table, (grams + 1) << rest)
+        return numbers, width, first.tolist(), (after - first).tolist()
+
+    def _longest_at(self, start: int, least: int, numbers: np.ndarray, width: int, first: list[int], counts: list[int]) -> tuple[int, int]:
+        """(length, place) of the longest span from `start`, zeros if it is shorter than `least`; tries the places of the rarest gram in it."""
+        rarest = min(range(start, start + least - width + 1), key=counts.__getitem__)
+        entries = self.table[first[rarest] : first[rarest] + counts[rarest]]
+        places, length = (entries & ((1 << self.place_bits) - 1)).astype(np.int64) - (rarest - start), 0
+        places = places[places >= 0]
+        while start + length < len(numbers):
+            longer = places[self.text[places + length] == numbers[start + length]]
+            if not len(longer):
+                break
+            places, length = longer, length + 1
+        return (length, int(places.min())) if length >= least else (0, 0)
+
+
+def _codes(text: str) -> np.ndarray:
+    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
+
+
+# ---------------------------------------------------------------- how sure a figure is
+
+
+def bootstrap_of(statistic: Callable[[np.ndarray], float], n: int, seed: int = 0, rounds: int = 2000) -> tuple[float, float, float]:
+    """(value, low, high): statistic(numbers of all rows) and the 95% percentile interval over n rows drawn with replacement.
+
+    Zeros for no rows; for one row the interval is a point, which says nothing.
+    """
+    if not n:
+        return 0.0, 0.0, 0.0
+    random = np.random.default_rng(seed)
+    low, high = np.quantile([statistic(random.integers(0, n, n)) for _ in range(rounds)], [0.025, 0.975])
+    return float(statistic(np.arange(n))), float(low), float(high)
+
+
+def bootstrap(values: Sequence[float], seed: int = 0, rounds: int = 2000) -> tuple[float, float, float]:
+    """(mean, low, high) of one value a row."""
+    array = np.asarray(values, dtype=np.float64)
+    return bootstrap_of(lambda rows: array[rows].mean(), len(array), seed, rounds)
+
+
+def paired(a: Sequence[float], b: Sequence[float], seed: int = 0, rounds: int = 2000) -> tuple[float, float, float]:
+    """(mean, low, high) of a − b, two measures of the same rows."""
+    return bootstrap([x - y for x, y in zip(a, b, strict=True)], seed, rounds)
+
+
+# ---------------------------------------------------------------- what to compare with, and closed sets
+
+
+def lookup_nearest(train_questions: Sequence[str], train_answers: Sequence[str], questions: Sequence[str]) -> list[str]:
+    """The answer of the training question nearest by character 1–2-gram TF-IDF."""
+    return _look_up(train_questions, train_answers, questions, 2)
+
+
+def lookup_joined(train_questions: Sequence[str], train_answers: Sequence[str], questions: Sequence[str]) -> list[str]:
+    """The answer whose training questions, joined into one document, are nearest by character TF-IDF."""
+    joined: dict[str, list[str]] = defaultdict(list)
+    for question, answer in zip(train_questions, train_answers, strict=True):
+        joined[answer].append(question)
+    return _look_up(["\n".join(group) for group in joined.values()], list(joined), questions, 1)
+
+
+def _look_up(documents: Sequence[str], answers: Sequence[str], questions: Sequence[str], longest: int) -> list[str]:
+    """The answer of the document nearest to each question, the first of equals; "" where there is nothing to look in."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    if not any(documents) or not questions:
+        return [""] * len(questions)
+    vectors = TfidfVectorizer(analyzer="char", ngram_range=(1, longest), lowercase=False, sublinear_tf=True)
+    index = vectors.fit_transform(documents).T.tocsr()
+    asked, rows = vectors.transform(questions), max(1, 2**22 // len(documents))
+    return [answers[i] for start in range(0, len(questions), rows) for i in (asked[start : start + rows] @ index).toarray().argmax(axis=1)]
+
+
+def classification(predicted: Sequence[Hashable], actual: Sequence[Hashable], labels: Sequence[Hashable]) -> dict:
+    """Accuracy, macro-F1, each label's precision, recall, F1 and support, and the confusion matrix: a row an actual label, a column a predicted one.
+
+    `other` counts by row what was predicted and is none of the labels. What is undefined is 0.
+    """
+    cells, taken, support = Counter(zip(actual, predicted, strict=True)), Counter(predicted), Counter(actual)
+    by_label = {}
+    for label in labels:
+        right = cells[label, label]
+        f1 = _share(2 * right, taken[label] + support[label])
+        by_label[label] = {"precision": _share(right, taken[label]), "recall": _share(right, support[label]), "f1": f1, "support": support[label]}
+    confusion = [[cells[row, column] for column in labels] for row in labels]
+    return {
+        "accuracy": _share(sum(cells[label, label] for label in labels), len(actual)),
+        "macro_f1": sum(entry["f1"] for entry in by_label.values()) / max(1, len(labels)),
+        "labels": by_label,
+        "confusion": confusion,
+        "other": [support[label] - sum(row) for label, row in zip(labels, confusion, strict=True)],
+    }

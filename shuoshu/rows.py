@@ -1,0 +1,222 @@
+"""Rows of questions and answers: rendered with their mask, written, and read as batches that are a pure function of (seed, row number)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from shuoshu.batches import AGAIN, IGNORE, Aside, open_array, read_meta, sha256_of, token_dtype
+from shuoshu.commandline import UserError
+from shuoshu.pairs import SPLITS, Pair
+from shuoshu.tokenizer import Tokenizer
+
+POOL = 64  # steps whose rows are sorted by length together
+SHORTEST = 16  # tokens of an answer that a row must have room for beside a long question; characters of a question that must stay
+Row = tuple[list[int], list[int]]  # ids and mask
+
+
+# ---------------------------------------------------------------- a conversation as rows
+
+
+def windows(ids: list[int], mask: list[int], width: int) -> list[Row] | None:
+    """A conversation too long for one row, as several: each has all up to the last answer, some of the answer so far,
+    and trains the next part. None where what stands before the answer leaves no room for that."""
+    start = len(ids) - mask[::-1].index(0)  # of the last answer
+    room = width - start
+    if room < max(SHORTEST, width // 8):
+        return None
+    rows, done = [(ids[:width], mask[:width])], width
+    while done < len(ids):
+        context = min(done - start, room // 2)
+        end = min(len(ids), done + room - context)
+        rows.append((ids[:start] + ids[done - context : end], [0] * (start + context) + [1] * (end - done)))
+        done = end
+    return rows
+
+
+def cut_question(tokenizer: Tokenizer, messages: list[dict[str, str]], width: int) -> list[dict[str, str]] | None:
+    """The conversation with the middle of its longest question left out, so that it fits; None where that is not enough."""
+    longest = max((m for m in messages if m["role"] == "user"), key=lambda m: len(m["content"]))
+    text, low, high = longest["content"], SHORTEST, len(longest["content"])
+    best = None
+    while low < high:  # the most characters that may stay; of fewer than SHORTEST none knows what was asked
+        keep = (low + high) // 2
+        short = text[: (keep + 1) // 2] + "…" + text[len(text) - keep // 2 :]
+        cut = [{**m, "content": short} if m is longest else m for m in messages]
+        if len(tokenizer.render(cut)[0]) <= width:
+            best, low = cut, keep + 1
+        else:
+            high = keep
+    return best
+
+
+# ---------------------------------------------------------------- files
+
+
+def write_rows(folder: Path, tokenizer: Tokenizer, rendered: Sequence[tuple[Pair, list[Row]]], facts: dict) -> dict:
+    """Writes each split's rows, masks and readable pairs, and meta.json; returns its content."""
+    dtype, width = token_dtype(tokenizer), max(len(ids) for _, rows in rendered for ids, _ in rows)
+    splits: dict[str, dict] = {}
+    names: list[str] = []
+    with Aside(folder) as writer:
+        for split in SPLITS:
+            chosen = [(pair, rows) for pair, rows in rendered if pair.split == split]
+            if not chosen and split not in ("train", "val"):
+                continue
+            splits[split] = _write_split(writer.aside, split, chosen, dtype, width, tokenizer.pad)
+            names += [f"{split}.bin", f"{split}.mask.bin", f"{split}.jsonl"]
+        meta = writer.place(names, tokenizer, {"dtype": dtype.name, "width": width, "splits": splits, **facts})
+    for split in set(SPLITS) - set(splits):  # of an earlier preparation
+        for name in (f"{split}.bin", f"{split}.mask.bin", f"{split}.jsonl"):
+            (folder / name).unlink(missing_ok=True)
+    return meta
+
+
+def _write_split(aside: Path, split: str, chosen: list[tuple[Pair, list[Row]]], dtype: np.dtype, width: int, pad: int) -> dict:
+    rows = [row for _, rows in chosen for row in rows]
+    ids, mask = np.full((len(rows), width), pad, dtype), np.zeros((len(rows), width), np.uint8)
+    for number, (row_ids, row_mask) in enumerate(rows):
+        ids[number, : len(row_ids)], mask[number, : len(row_mask)] = row_ids, row_mask
+    ids.tofile(aside / f"{split}.bin")
+    mask.tofile(aside / f"{split}.mask.bin")
+    with (aside / f"{split}.jsonl").open("w", encoding="utf-8", newline="\n") as file:
+        first = 0
+        for pair, own in chosen:
+            file.write(json.dumps({**record_of(pair), "row": first, "rows": len(own)}, ensure_ascii=False) + "\n")
+            first += len(own)
+    answers = [m["content"] for pair, _ in chosen for m in pair.messages if m["role"] == "assistant"]
+    facts = {"pairs": len(chosen), "rows": len(rows), "tokens": ids.size, "answer_tokens": int(mask.sum())}
+    facts |= {"characters": sum(map(len, answers)), "bytes": sum(len(answer.encode()) for answer in answers)}
+    for key, name in (("sha256", f"{split}.bin"), ("mask_sha256", f"{split}.mask.bin"), ("pairs_sha256", f"{split}.jsonl")):
+        facts[key] = sha256_of(aside / name)
+    return facts
+
+
+def record_of(pair: Pair) -> dict:
+    """A pair as a line of train.jsonl shows it: question and answer where that is all, else the messages."""
+    is_plain = [message["role"] for message in pair.messages] == ["user", "assistant"]
+    said = {"question": pair.question, "answer": pair.answer} if is_plain else {"messages": pair.messages}
+    return {**pair.facts, **said, "split": pair.split, "source": pair.source}
+
+
+def read_pairs(folder: Path, split: str) -> list[dict]:
+    """The readable pairs of a split; each has `messages`."""
+    facts = read_meta(folder)["splits"].get(split)
+    path = folder / f"{split}.jsonl"
+    if not isinstance(facts, dict) or not path.is_file() or sha256_of(path) != facts.get("pairs_sha256"):
+        raise UserError(f"{path} is missing or not the file that meta.json describes: {AGAIN}")
+    records = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+    for record in records:
+        if not isinstance(record.get("messages"), list):
+            record["messages"] = [{"role": "user", "content": record["question"]}, {"role": "assistant", "content": record["answer"]}]
+    return records
+
+
+class Noise:
+    """What rows suffer in training. Questions: characters left out, then tokens swapped for any others, so that the answer doesn't hang on their every
+    word. The answer so far: tokens swapped, so that the next one is looked for in the question too; what is to be learned stays."""
+
+    def __init__(self, tokenizer: Tokenizer, drop: float, swap: float, answer_swap: float = 0.0) -> None:
+        self.tokenizer, self.drop, self.swap, self.answer_swap = tokenizer, drop, swap, answer_swap
+        self.special = np.isin(np.arange(tokenizer.n_vocab), list(tokenizer.specials.values()))
+        self.ordinary = np.flatnonzero(~self.special)
+
+    def answer(self, ids: np.ndarray, targets: np.ndarray, draw: np.random.Generator) -> None:
+        """Swaps tokens of the answers in a row's ids (its inputs), in place."""
+        said = np.flatnonzero(targets[:-1] != IGNORE) + 1
+        chosen = said[(draw.random(len(said)) < self.answer_swap) & ~self.special[ids[said]]]
+        ids[chosen] = draw.choice(self.ordinary, len(chosen))
+
+    def question(self, ids: np.ndarray, mask: np.ndarray, draw: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        parts, masks, done = [], [], 0
+        for start in np.flatnonzero(ids == self.tokenizer.user) + 1:
+            end = start + int(self.special[ids[start:]].argmax())  # an assistant's turn follows
+            text = self.tokenizer.decode(ids[start:end].tolist())
+            kept = "".join(c for c, chance in zip(text, draw.random(len(text)), strict=True) if chance >= self.drop)
+            new = np.array(self.tokenizer.encode(kept)[: end - start], dtype=ids.dtype)  # odd characters may take more tokens by themselves
+            new = np.where(draw.random(len(new)) < self.swap, draw.choice(self.ordinary, len(new)), new)
+            parts += [ids[done:start], new]
+            masks += [mask[done:start], np.zeros(len(new), mask.dtype)]
+            done = end
+        return np.concatenate([*parts, ids[done:]]), np.concatenate([*masks, mask[done:]])
+
+
+class RowFile:
+    """One split of questions and answers, memory-mapped, with batches whose content depends on (seed, row number) alone.
+
+    Each epoch visits every row once. Rows of like length go together: of POOL steps' rows at a time, drawn at random and
+    sorted by length, each `step_rows` in succession make a step; then the steps are shuffled.
+    """
+
+    def __init__(self, folder: Path, split: str, step_rows: int = 1, noise: Noise | None = None) -> None:
+        self.folder, self.meta = folder, read_meta(folder)
+        try:
+            self.width, facts = self.meta["width"], self.meta["splits"][split]
+            shape = facts["rows"], self.width
+            self.characters, self.bytes, self.sha256 = facts["characters"], facts["bytes"], facts["sha256"] + facts["mask_sha256"]
+            self.ids = open_array(folder / f"{split}.bin", self.meta["dtype"], facts["tokens"], facts["sha256"]).reshape(shape)
+            self.mask = open_array(folder / f"{split}.mask.bin", "uint8", facts["tokens"], facts["mask_sha256"]).reshape(shape)
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{folder / 'meta.json'} does not describe {split} rows ({type(error).__name__}: {error}): {AGAIN}") from None
+        self.step_rows, self.noise = step_rows, noise
+        self.trained = self.mask[:, 1:].sum(axis=1, dtype=np.int64)
+        self.lengths = self.width - self.mask[:, ::-1].argmax(axis=1)  # a row ends with a trained token
+        self._order: tuple[tuple[int, int], np.ndarray] | None = None
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def windows(self, block_size: int) -> int:
+        """Rows in an epoch."""
+        return len(self.ids)
+
+    def targets(self, first: int, count: int, block_size: int, seed: int) -> int:
+        """How many tokens these rows train."""
+        return int(self.trained[self._numbers(first, count, seed)].sum())
+
+    def rows(self, first: int, count: int, block_size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        """Rows first … first + count of the endless sequence of epochs: (ids, targets) of int64, as wide as the longest of them."""
+        made, noise = [], self.noise
+        draws = [np.random.default_rng([seed, 1, n]) for n in range(first, first + count)]
+        for draw, row in zip(draws, self._numbers(first, count, seed), strict=True):
+            ids, mask = self.row(row)
+            made.append(noise.question(ids, mask, draw) if noise else (ids, mask))
+        ids, targets = pack(made)
+        for number, draw in enumerate(draws if noise else ()):
+            noise.answer(ids[number], targets[number], draw)
+        return ids, targets
+
+    def row(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+        """(ids, mask) of one row, the padding left out."""
+        length = self.lengths[number]
+        return self.ids[number, :length].astype(np.int64), self.mask[number, :length]
+
+    def _numbers(self, first: int, count: int, seed: int) -> np.ndarray:
+        """Which of the file's rows these are."""
+        places = [divmod(n, len(self)) for n in range(first, first + count)]
+        return np.array([self._epoch(seed, epoch)[place] for epoch, place in places], dtype=np.int64)
+
+    def _epoch(self, seed: int, epoch: int) -> np.ndarray:
+        if self._order is None or self._order[0] != (seed, epoch):
+            draw, size = np.random.default_rng([seed, epoch]), self.step_rows
+            order = draw.permutation(len(self))
+            for start in range(0, len(order), POOL * size):
+                pool = order[start : start + POOL * size]
+                order[start : start + POOL * size] = pool[np.argsort(self.lengths[pool], kind="stable")]
+            whole = len(order) // size * size
+            order[:whole] = draw.permutation(order[:whole].reshape(-1, size)).reshape(-1)
+            self._order = (seed, epoch), order
+        return self._order[1]
+
+
+def pack(rows: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    """(ids, mask) of several rows → (ids, targets), padded to the longest; what is not trained has IGNORE for its target."""
+    longest = max(len(ids) for ids, _ in rows)
+    ids, targets = np.zeros((len(rows), longest), np.int64), np.full((len(rows), longest), IGNORE, np.int64)
+    for number, (row_ids, row_mask) in enumerate(rows):
+        ids[number, : len(row_ids)] = row_ids
+        targets[number, : len(row_ids)] = np.where(row_mask == 1, row_ids, IGNORE)
+    return ids[:, :-1], targets[:, 1:]

@@ -1,0 +1,255 @@
+"""The report as one page: complete in both languages, off the network, and safe from what its texts contain."""
+
+from __future__ import annotations
+
+import copy
+import re
+import subprocess
+import sys
+from html import unescape
+from html.parser import HTMLParser
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shuoshu.commandline import HOUSE
+from shuoshu.document import BESIDE, MEASURES, POINTS, SHOWN, chosen, marked, points, report_html, ticks
+
+HOSTILE = "</style></script><script>alert(1)</script><img src=x onerror=alert(2)>\"'&amp;\x00\x1b[31m\x85\ud800"
+
+
+def entry(value: float = 0.5) -> dict:
+    return {"value": value, "low": value - 0.05, "high": value + 0.05}
+
+
+EVALUATION = {
+    "format": 1,
+    "model": "out-sft",
+    "step": 1215,
+    "task": "answers",
+    "date": "2026-11-21 12:00",
+    "data": {"folder": "data/novella_qa"},
+    "settings": {"stride": 128},
+    "definitions": {"rouge_l": "longest common subsequence"},
+    "measures": {"train": {"rouge_l": entry(0.99)}, "test": {"rouge_l": entry(0.812), "lookup_joined_rouge_l": entry(0.729), "lookup_rouge_l": entry(0.52)}},
+    "counts": {"test": {"questions": 162}},
+    "compare": [{"model": "out-pretrain", "measures": {"test": {"rouge_l": entry(0.06)}}, "difference": {"test": {"rouge_l": entry(0.75)}}}],
+    "classes": {"test": {"labels": ["正面", "负面"], "confusion": [[51, 3], [4, 67]], "per_class": {"正面": {"precision": 0.927, "recall": 0.944}}}},
+}
+ANSWER = {
+    "split": "test",
+    "row": 0,
+    "question": "谁？",
+    "reference": "阿迟。",
+    "answer": "阿迟。",
+    "rouge_l": 1.0,
+    "char_f1": 1.0,
+    "exact": True,
+    "stop": "end",
+}
+ANSWERS = [{**ANSWER, "row": i, "question": f"第{i}问？", "rouge_l": i / 100, "copied": [[0, 2, "第一章"]]} for i in range(100)]
+RECORDS = [{"kind": "step", "step": i, "loss": 5 / i} for i in range(1, 50)]
+RECORDS += [{"kind": "eval", "step": i, "val_loss": 6 / (i + 1), "val_rouge_l": i / 50, "val_exact_match": i / 60} for i in range(0, 50, 10)]
+RUNS = [("out-sft", RECORDS)]
+
+
+class Page(HTMLParser):
+    """Tags that don't close in order, addresses, and the text that a reader sees."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.open, self.wrong, self.tags, self.links, self.seen = [], [], [], [], []
+        self.feed(page)
+        self.close()
+        self.wrong += self.open
+
+    def handle_starttag(self, tag: str, attributes: list) -> None:
+        self.tags.append(tag)
+        self.links += [value for name, value in attributes if name in ("src", "href", "action", "data", "srcset", "poster")]
+        if tag != "meta":
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attributes: list) -> None:
+        self.tags.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if not self.open or self.open.pop() != tag:
+            self.wrong.append(tag)
+
+    def handle_data(self, data: str) -> None:
+        if not {"style", "script"} & {*self.open}:
+            self.seen.append(data)
+
+    @property
+    def text(self) -> str:
+        return "".join(self.seen)
+
+
+def everywhere(value: object, hostile: str) -> object:
+    """The same structure with a hostile text in every text, keys, splits and stops left alone."""
+    if isinstance(value, dict):
+        return {key: everywhere(item, hostile) if key not in ("split", "kind", "stop") else item for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(everywhere(item, hostile) for item in value)
+    return value + hostile if isinstance(value, str) else value
+
+
+@pytest.fixture(scope="module")
+def page() -> str:
+    return report_html(EVALUATION, ANSWERS, RUNS)
+
+
+def test_the_page_needs_no_network(page: str) -> None:
+    assert not re.search(r"https?:|//|url\(|@import|src=|href=", page)
+    assert Page(page).links == [] and "default-src 'none'" in page
+
+
+def test_tags_close_in_the_order_they_were_opened(page: str) -> None:
+    assert Page(page).wrong == []
+
+
+def test_every_part_is_there(page: str) -> None:
+    told = Page(page).text
+    for part in ("ROUGE-L on test 0.812 [0.762–0.862], 0.083 above the strongest baseline", "+0.750 [+0.700, +0.800] against out-pretrain", "162 questions"):
+        assert part in told
+    for part in ("51 · 94%", "0.927", "stride", "longest common subsequence", "best 0.800 at step 40", "data/novella_qa", "▲ better"):
+        assert part in told
+    assert Page(page).tags.count("figure") == 3  # losses, answers, confusion
+
+
+def test_every_label_stands_in_both_languages(page: str) -> None:
+    assert len(re.findall(r'<span lang="zh">[^<]*</span><span lang="en">[^<]', page)) == page.count('<span lang="zh">') - 1  # the switch
+
+
+def test_every_measure_is_shown() -> None:
+    names = [*MEASURES, *(prefix + name for prefix in BESIDE for name in ("rouge_l", "accuracy", "distinct_1")), "unheard_of", "lookup_unheard_of"]
+    values = {name: {"value": 1000.5 + i} for i, name in enumerate(names)}
+    told = Page(report_html({**EVALUATION, "measures": {"test": values}, "compare": []}, [], [])).text
+    for name, value in values.items():
+        shown = [f"{value['value'] * 100:.1f}%", *(f"{value['value']:{form}}" for form in (",.2f", ".3f", ",.1f"))]
+        assert any(form in told for form in shown), name
+    assert "unheard_of" in told and "lookup_unheard_of" in told
+    for _, en, *_ in MEASURES.values():
+        assert en in told
+
+
+def test_the_verdict_owns_up_to_a_gap_within_the_interval() -> None:
+    near = {**EVALUATION, "measures": {"test": {"accuracy": entry(0.9), "majority_accuracy": entry(0.6), "tfidf_accuracy": entry(0.92)}}, "compare": []}
+    assert "Accuracy on test 90.0% [85.0%–95.0%], 2.0 points below the strongest baseline (TF-IDF" in (told := Page(report_html(near, [], [])).text)
+    assert "a gap within the interval" in told
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "name", "told"), [(0.1, 0.2, "loss", "worse"), (-0.1, 0.2, "loss", "not told apart"), (0.1, 0.2, "copy_rate", "differs")]
+)
+def test_a_difference_is_judged_by_its_interval_and_its_measure(low: float, high: float, name: str, told: str) -> None:
+    measures = {"test": {name: entry()}}
+    compare = [{"model": "other", "measures": measures, "difference": {"test": {name: {"value": 0.1, "low": low, "high": high}}}}]
+    assert told in Page(report_html({**EVALUATION, "measures": measures, "compare": compare}, [], [])).text
+
+
+@pytest.mark.parametrize("evaluation", [EVALUATION, {"model": "m", "measures": {}}, {"model": "m", "measures": {"val": {"loss": {"value": None}}}}])
+@pytest.mark.parametrize("answers", [[], ANSWERS[:1], [{**ANSWER, "answer": "", "rouge_l": None}]])
+@pytest.mark.parametrize("runs", [[], [("empty", [])], [("one", [{"kind": "eval", "step": 0, "val_loss": 0.0}])]])
+def test_what_is_missing_is_left_out(evaluation: dict, answers: list[dict], runs: list) -> None:
+    assert Page(report_html(evaluation, answers, runs)).wrong == []
+
+
+def test_continuations_are_shown_without_scores() -> None:
+    row = {"split": "val", "row": 3, "question": "夜深了，", "reference": "雨还在下。", "answer": "他还在走。", "stop": "length"}
+    told = Page(report_html({**EVALUATION, "task": "text", "measures": {"val": {"perplexity": {"value": 12.345}}}}, [row], [])).text
+    assert all(
+        part in told for part in ("Prompt", "True continuation", "他还在走。", "cut at the length limit", "Perplexity on validation 12.35", "1 at random")
+    )
+    assert "worst" not in told
+
+
+# ---------------------------------------------------------------- whatever the texts contain
+
+
+def test_hostile_text_is_shown_and_does_nothing(page: str) -> None:
+    answers = [{**row, "closer_to": "x", "probabilities": {"阿迟。": 0.5}, "others": {"other": "y"}} for row in ANSWERS[:30]]
+    safe = report_html(EVALUATION, answers, RUNS)
+    bad = report_html(*everywhere((EVALUATION, answers, RUNS), HOSTILE))
+    bad.encode("utf-8")
+    assert Page(bad).wrong == [] and Page(bad).tags == Page(safe).tags
+    assert "<script>alert(1)</script>" in Page(bad).text and bad.count("<script>") == 1
+    assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]", bad) and "␛[31m" in bad
+
+
+@settings(max_examples=40, deadline=None)
+@given(text=st.text(st.characters(exclude_categories=[])))
+def test_any_text_leaves_the_page_whole(text: str) -> None:
+    evaluation = copy.deepcopy(EVALUATION) | {"model": text, "settings": {text: [text]}, "measures": {text: {text: entry()}, "test": {"loss": entry()}}}
+    built = report_html(evaluation, [{**ANSWER, "answer": text, "copied": [[0, len(text), text]]}], [(text, RECORDS)])
+    built.encode("utf-8")
+    assert Page(built).wrong == []
+
+
+# ---------------------------------------------------------------- answers
+
+
+@given(text=st.text("阿迟<&\"'雨\n夜", max_size=30), cuts=st.lists(st.integers(0, 30), max_size=6))
+def test_copied_spans_are_marked_at_their_characters(text: str, cuts: list[int]) -> None:
+    cuts = sorted({min(cut, len(text)) for cut in cuts})
+    spans = [[a, b, None] for a, b in zip(cuts[::2], cuts[1::2], strict=False)]
+    body = marked(text, spans).removeprefix('<div class="text">').split("</div>")[0]
+    assert [unescape(part) for part in re.findall(r"<mark>(.*?)<sup>", body, re.DOTALL)] == [text[a:b] for a, b, _ in spans]
+    assert not text or unescape(re.sub(r"<sup>\d+</sup>|</?mark>", "", body)) == text
+
+
+def test_a_copied_span_says_where_it_stands() -> None:
+    assert "<mark>阿迟<sup>1</sup></mark>。" in (told := marked("阿迟。", [[0, 2, "迟雁记 · 第三章"]])) and "1 迟雁记 · 第三章" in told
+
+
+@pytest.mark.parametrize("spans", [[[2, 9, None], [0, 3, None]], [[-2, 99, None]], [[5, 2, None]]])
+def test_odd_spans_lose_no_text(spans: list) -> None:
+    body = marked("一二三四五", spans).split("</div>")[0]
+    assert re.sub(r"<sup>\d+</sup>|<[^>]*>", "", body) == "一二三四五"
+
+
+def test_the_worst_come_first_and_the_random_ones_are_others() -> None:
+    worst, others = chosen(ANSWERS[::-1], seed=1)
+    assert [answer["row"] for answer in worst] == list(range(SHOWN))
+    assert len(others) == SHOWN and not {answer["row"] for answer in others} & set(range(SHOWN))
+
+
+def test_the_random_answers_are_repeatable_by_seed() -> None:
+    assert chosen(ANSWERS, 1) == chosen(ANSWERS, 1) != chosen(ANSWERS, 2)
+    assert report_html(EVALUATION, ANSWERS, RUNS, seed=3) == report_html(EVALUATION, ANSWERS, RUNS, seed=3)
+
+
+def test_a_surely_wrong_class_is_worse_than_a_doubtful_one() -> None:
+    rows = [{**ANSWER, "row": i, "reference": "正", "probabilities": {"正": p, "负": 1 - p}} for i, p in enumerate((0.4, 0.9, 0.1))]
+    assert [answer["row"] for answer in chosen(rows, 0)[0]] == [2, 0, 1]
+
+
+# ---------------------------------------------------------------- curves
+
+
+def test_odd_values_are_left_out_of_a_curve() -> None:
+    odd = [None, float("nan"), float("inf"), "3", True, 1e300]
+    records = [{"kind": "step", "step": i, "loss": loss} for i, loss in enumerate([*odd, 2.0])] + [
+        {"kind": "step", "step": None, "loss": 1.0},
+        {"kind": "step"},
+    ]
+    assert points(records, "step", "loss") == [(6, 2.0)]
+
+
+def test_a_long_curve_is_thinned_and_keeps_ends_and_spikes() -> None:
+    records = [{"kind": "step", "step": i, "loss": 1 + i % 7} for i in range(20_000)]
+    records[12_345]["loss"] = 99.0
+    line = points(records, "step", "loss")
+    assert len(line) <= POINTS and line[0][0] == 0 and line[-1][0] == 19_999 and (12_345, 99.0) in line
+
+
+@given(values=st.lists(st.floats(-1e15, 1e15), min_size=1, max_size=5))
+def test_ticks_are_few_and_hold_every_value(values: list[float]) -> None:
+    marks, slack = ticks(values), 1e-9 * (abs(max(values)) + abs(min(values)) + 1)
+    assert 2 <= len(marks) <= 8 and marks[0] <= min(values) + slack and marks[-1] >= max(values) - slack
+
+
+def test_the_room_is_light() -> None:
+    check = "import sys; import shuoshu.document; sys.exit(bool({'torch', 'numpy', 'matplotlib'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", check], cwd=HOUSE).returncode == 0
