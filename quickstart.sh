@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# From a fresh machine to a model that tells stories: .venv, the bundled novella, a GPT pretrained on it, text from it.
+# From a fresh machine to a model that tells stories and answers questions: .venv, the bundled novella, a GPT pretrained on it,
+# fine-tuned on the bundled questions, and measured.
 # Run again, it skips what is done and goes on where it was interrupted.
 set -euo pipefail
 cd "$(dirname "$0")"
@@ -17,5 +18,20 @@ if ! grep -qs '"kind": "end"' out-pretrain/log.jsonl; then
 fi
 say "A sample of what it learned:"
 "$python" sample.py --out_dir=out-pretrain --start="阿迟" --temperature=0.7 --max_new_tokens=150
+if [ ! -f data/novella_qa/meta.json ]; then
+  say
+  say "Preparing the bundled questions"
+  "$python" prepare_sft.py
+fi
+if ! grep -qs '"kind": "end"' out-sft/log.jsonl; then
+  say "Fine-tuning for three minutes"
+  "$python" train.py config/sft.py --resume
+fi
+if [ ! -f out-sft/eval.json ]; then
+  say "Measuring its answers: to the questions it was taught, to the same in other words, and to others"
+  "$python" eval_metrics.py out-sft --split=all
+fi
+say "Two questions about the book:"
+"$python" sample.py --out_dir=out-sft --start="苗半帖是个什么样的人？" --start="墙倒的那一夜，阿迟得到了什么？"
 say
-say "Next: .venv/bin/python sample.py --start=\"…\"    (on Windows .venv\\Scripts\\python), and README.md for your own novels"
+say "Next: .venv/bin/python sample.py --chat    (on Windows .venv\\Scripts\\python), out-sft/report.html, and README.md for your own novels and questions"

@@ -64,12 +64,13 @@ def label_scores(model: GPT, tokenizer: Tokenizer, questions: Sequence[Question]
     """(questions, labels): the log-likelihood of each label, end token included, as the answer. The questions are read once for all labels."""
     device, dtype = model.lm_head.weight.device, model.lm_head.weight.dtype
     spelt = [[*tokenizer.encode(label), tokenizer.end] for label in labels]
+    room = max(1, model.config.block_size - max(map(len, spelt)) + 1)  # of a question that fits beside its own label alone, the end is read
     scores = np.zeros((len(questions), len(labels)))
     order = sorted(range(len(questions)), key=lambda n: len(questions[n].ids))
     for start in range(0, len(order), rows):
         part = order[start : start + rows]
         cache = KVCache(model.config, len(part), device, dtype)
-        first = prefill(model, cache, [questions[n].ids for n in part]).double().log_softmax(-1)
+        first = prefill(model, cache, [questions[n].ids[-room:] for n in part]).double().log_softmax(-1)
         lengths = list(cache.lengths)
         for column, ids in enumerate(spelt):
             cache.lengths = list(lengths)  # what the label before wrote is written over

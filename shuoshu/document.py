@@ -10,8 +10,7 @@ from html import escape
 
 from shuoshu.report import shorten
 
-SHOWN = 20  # worst answers, and random ones
-POINTS = 400  # of a curve, about
+SHOWN, POINTS = 20, 400  # worst answers, and as many random ones; points of a curve, about
 # name: (Chinese, English, format, +1 where more is better and −1 where less is, a note in Chinese, in English)
 MEASURES: dict[str, tuple[str, str, str, int, str, str]] = {
     "accuracy": ("准确率", "Accuracy", "%", 1, "", ""),
@@ -26,9 +25,10 @@ MEASURES: dict[str, tuple[str, str, str, int, str, str]] = {
     "perplexity": ("困惑度", "Perplexity", ",.2f", -1, "平均每个词元有几个同样可能的候选", "equally likely candidates per token, on average"),
     "perplexity_without_end": ("困惑度（不计结束符）", "Perplexity without end tokens", ",.2f", -1, "", ""),
     "perplexity_disjoint": ("困惑度（窗口不重叠）", "Perplexity, disjoint windows", ",.2f", -1, "", ""),
-    "loss": ("损失", "Loss", ".3f", -1, "奈特每词元", "nats per token"),
     "bits_per_char": ("每字比特", "Bits per character", ".3f", -1, "不同分词器之间可比", "comparable across tokenizers"),
     "bits_per_byte": ("每字节比特", "Bits per byte", ".3f", -1, "", ""),
+    "above_lookup_joined_rouge_l": ("高出查表（合并）", "Above the joined lookup", ".3f", 1, "成对之差", "paired difference"),
+    "above_lookup_rouge_l": ("高出查表（最近）", "Above the nearest lookup", ".3f", 1, "成对之差", "paired difference"),
     "mean_length": ("平均字数", "Mean length", ",.1f", 0, "字数", "characters"),
     "reference_length": ("参考文本的平均字数", "Mean length of the references", ",.1f", 0, "字数", "characters"),
     "distinct_1": ("Distinct-1", "Distinct-1", ".3f", 0, "不同的字占全部", "different units of all"),
@@ -293,7 +293,8 @@ def card(answer: dict) -> str:
     """One answer with all that is known of it."""
     signs = [both("第 {row} 行".format(**answer), "Row {row}".format(**answer))]
     signs += [f"{both(*MEASURES[key][:2])} {shown(answer, '.3f', key=key)}" for key in ("rouge_l", "char_f1") if number(answer.get(key)) is not None]
-    signs += [both("✓ 完全一致", "✓ exact")] * bool(answer.get("exact")) + [both(*STOPS.get(answer["stop"], (answer["stop"],) * 2))] * bool(answer.get("stop"))
+    stop = answer.get("stop")
+    signs += [both("✓ 完全一致", "✓ exact")] * bool(answer.get("exact")) + [both(*STOPS.get(stop, (stop, stop)))] * bool(stop)
     scored = "rouge_l" in answer or "probabilities" in answer
     asked, wanted = (("问题", "Question"), ("参考答案", "Reference")) if scored else (("开头", "Prompt"), ("原文", "True continuation"))
     lines = [(both(*asked), answer["question"]), (both(*wanted), answer["reference"]), (both("模型", "Model"), None)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import textwrap
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -24,6 +25,7 @@ from shuoshu.scoring import score, text_windows
 from shuoshu.settings import EvalSettings
 
 PROMPTS, PROMPT_TOKENS, CONTINUED = 40, 64, 100  # continuations of a text model: how many, of how much, for how long
+COLUMNS = 100  # of the terminal
 
 
 def evaluate(settings: EvalSettings, out_dir: Path) -> int:
@@ -33,10 +35,12 @@ def evaluate(settings: EvalSettings, out_dir: Path) -> int:
     if settings.threads:
         torch.set_num_threads(settings.threads)
     device = runtime.pick_device(settings.device)
+    subjects = [Subject(Path(name), settings, device) for name in (out_dir, *settings.compare)]
     saved = saved_run(out_dir)
-    folder = batches.resolve(settings.data or saved.get("data", {}).get("folder") or "novella")
+    folder = batches.resolve(settings.data or str(saved.get("data", {}).get("folder") or "novella"))
     meta = batches.read_meta(folder)
-    subjects = [Subject(Path(name), settings, device, meta, folder) for name in (out_dir, *settings.compare)]
+    for subject in subjects:
+        subject.check_fits(meta, folder)
     sources = TrainingText.find(out_dir)
     measure = measure_answers if "width" in meta else measure_text
     splits = splits_of(meta, settings.split)
@@ -66,7 +70,7 @@ def evaluate(settings: EvalSettings, out_dir: Path) -> int:
         ],
         "classes": {split: result.classes for split, result in results.items() if result.classes},
     }
-    answers = [row for result in results.values() for row in result.rows]
+    answers = [row for result in results.values() for row in sorted(result.rows, key=lambda row: row.get("rouge_l", 0.0))]  # the worst first
     runs = [(str(s.folder), report.Log(s.folder / "log.jsonl").read()) for s in subjects]
     evaluation["seconds"] = round(time.perf_counter() - began, 1)
     try:
@@ -98,13 +102,19 @@ def splits_of(meta: dict, wanted: str | None) -> list[str]:
 class Subject:
     """A model to be measured."""
 
-    def __init__(self, folder: Path, settings: EvalSettings, device: torch.device, meta: dict, data: Path) -> None:
+    def __init__(self, folder: Path, settings: EvalSettings, device: torch.device) -> None:
         self.folder = folder
-        model, self.tokenizer, self.step, self.turns = checkpoint.load_model(folder, device)
+        model, self.tokenizer, self.step, _ = checkpoint.load_model(folder, device)
+        self.model = model.to(getattr(torch, settings.dtype))
+
+    def check_fits(self, meta: dict, data: Path) -> None:
+        """UserError if this model can't read the data."""
         if self.tokenizer.hash != meta["tokenizer"]["hash"]:
-            raise UserError(f"{data} was prepared with another tokenizer than {folder}'s: prepare it with --tokenizer={folder}")
-        wanted = "float32" if settings.dtype == "auto" and device.type != "cuda" else settings.dtype
-        self.model = model.to(runtime.pick_dtype(wanted, device))
+            raise UserError(f"{data} was prepared with another tokenizer than {self.folder}'s: prepare it with --tokenizer={self.folder}")
+        if meta.get("width", 0) > (block := self.model.config.block_size) + 1:
+            raise UserError(
+                f"the longest row of {data} has {meta['width']:,} tokens, the model in {self.folder} reads {block:,}: prepare it with --tokenizer={self.folder}"
+            )
 
 
 class Result:
@@ -121,6 +131,7 @@ def measure_text(settings: EvalSettings, subjects: Sequence[Subject], folder: Pa
     """Perplexity of a text, by overlapping and by disjoint windows, and continuations of prompts from it."""
     file = batches.TokenFile(folder, split)
     facts = file.meta["splits"][split]
+    head = min(PROMPT_TOKENS, *(subject.model.config.block_size // 2 for subject in subjects))
     result, figures = Result({name: facts[name] for name in ("tokens", "characters", "bytes")}), []
     for number, subject in enumerate(subjects):
         block = subject.model.config.block_size
@@ -129,8 +140,8 @@ def measure_text(settings: EvalSettings, subjects: Sequence[Subject], folder: Pa
         for suffix, step in (("", stride), ("_disjoint", block)):
             windows = text_windows(file.tokens, subject.tokenizer.end, block, settings.batch_size, step)
             mine.perplexities(score(subject.model, subject.model, windows, subject.tokenizer.end, torch.float32), file.characters, file.bytes, suffix)
-        texts = continuations(settings, subject, file)
-        for prefix, column in (("", 1), ("reference_", 2)):
+        texts = continuations(settings, subject, file, head)
+        for prefix, column in (("", 1), ("reference_", 2)) if texts else ():
             mine.texts(prefix, [row[column] for row in texts], sources)
         figures.append(mine)
         result.measures.append(mine.measures)
@@ -144,12 +155,11 @@ def measure_text(settings: EvalSettings, subjects: Sequence[Subject], folder: Pa
     return result
 
 
-def continuations(settings: EvalSettings, subject: Subject, file: batches.TokenFile) -> list[tuple[str, str, str]]:
-    """(prompt, what the model writes, how the text goes on) at evenly chosen places."""
+def continuations(settings: EvalSettings, subject: Subject, file: batches.TokenFile, head: int) -> list[tuple[str, str, str]]:
+    """(prompt of `head` tokens, what the model writes, how the text goes on) at evenly chosen places; none in a text that is too short."""
     length = settings.max_new_tokens or CONTINUED
-    head = min(PROMPT_TOKENS, subject.model.config.block_size // 2)
     room = len(file) - head - length
-    count = min(settings.limit or PROMPTS, max(0, room // head))
+    count = min(settings.limit or PROMPTS, max(0, room // head + 1))
     starts = np.linspace(0, max(0, room), count, dtype=int).tolist()
     cut = [file.tokens[start : start + head + length].tolist() for start in starts]
     prompts = [subject.tokenizer.decode(ids[:head]).strip("�") for ids in cut]
@@ -177,14 +187,15 @@ def measure_answers(settings: EvalSettings, subjects: Sequence[Subject], folder:
     taught = read_questions(folder, "train", tokenizer)
     pool = list(dict.fromkeys(q.reference for q in (*taught, *asked)))
     references = [q.reference for q in asked]
-    labels = file.meta["labels"]
+    spoken = [m["content"] for q in asked for m in q.messages if m["role"] == "assistant"] + references  # of a conversation every turn is scored
+    labels = file.meta.get("labels")
     if labels and len({q.reference for q in taught}) < 2:
         raise UserError(f"all training answers of {folder} are the same: there is nothing to tell apart")
     result, figures = Result({"questions": len(asked), "tokens": int(sum(file.trained[n] for q in asked for n in q.rows))}), []
     for number, subject in enumerate(subjects):
         mine = Figures(settings.seed)
         scored = score(subject.model, subject.model, row_batches(file, asked, settings.batch_size), tokenizer.end, torch.float32)
-        mine.perplexities(scored, sum(map(len, references)), sum(len(r.encode()) for r in references))
+        mine.perplexities(scored, sum(map(len, spoken)), sum(len(text.encode()) for text in spoken))
         longest = settings.max_new_tokens
         finished = answer(subject.model, tokenizer, asked, settings.batch_size, tell=teller(len(asked), split), longest=longest)
         texts = [f.text for f in finished]
@@ -236,8 +247,7 @@ def classify(mine: Figures, subject: Subject, asked: Sequence[Question], labels:
 def put_classes(mine: Figures, prefix: str, predicted: np.ndarray, actual: Sequence[str], labels: Sequence[str]) -> dict:
     mine.mean(prefix + "accuracy", [p == a for p, a in zip(predicted, actual, strict=True)])
     truth = np.array(actual)
-    macro = metrics.bootstrap_of(lambda r: metrics.classification(predicted[r], truth[r], labels)["macro_f1"], len(truth), mine.seed, 500)
-    mine.put(prefix + "macro_f1", macro)
+    mine.of_all(prefix + "macro_f1", truth, lambda chosen: metrics.classification(predicted[chosen], truth[chosen], labels)["macro_f1"], rounds=500)
     return metrics.classification(predicted, truth, labels)
 
 
@@ -273,24 +283,36 @@ def told(evaluation: dict, sources: TrainingText | None) -> str:
     """The measures as a table of the terminal."""
     columns = [(split, measures) for split, measures in evaluation["measures"].items()]
     for other in evaluation["compare"]:
-        columns += [(f"{other['model']} {split}", measures) for split, measures in other["measures"].items()]
+        columns += [(f"{Path(other['model']).name} {split}", measures) for split, measures in other["measures"].items()]
         columns += [(f"difference {split}", measures) for split, measures in other["difference"].items()]
     names = list(dict.fromkeys(name for _, measures in columns for name in measures))
-    per_table = 3
     tables = []
-    for start in range(0, len(columns), per_table):
-        part = columns[start : start + per_table]
-        rows: list[list[object]] = [["measure", *(report.shorten(title, 24) for title, _ in part)]]
-        rows += [[name, *(shown(measures.get(name)) for _, measures in part)] for name in names if any(name in measures for _, measures in part)]
-        tables.append(report.table(rows))
-    counts = "; ".join(f"{split}: " + ", ".join(f"{value:,} {name}" for name, value in facts.items()) for split, facts in evaluation["counts"].items())
-    home = evaluation["model"]
-    lines = [*tables, f"  data         {evaluation['data']['folder']}; {counts}", f"  ROUGE-L      {evaluation['definitions']['rouge_l']}"]
-    lines.append(
-        f"  copies       from {sources.folder}" if sources else "  copies       not measured: the text that the model was pretrained on is no longer there"
-    )
-    lines.append(f"  written to   {home}/eval.json, eval_answers.jsonl, report.html in {report.duration(evaluation['seconds'])}")
-    return "\n".join(lines)
+    while columns:
+        count = 3
+        while max(map(report.width, (part := side_by_side(names, columns[:count])).split("\n"))) > COLUMNS and count > 1:
+            count -= 1
+        tables.append(part)
+        columns = columns[count:]
+    facts = [("data", evaluation["data"]["folder"])]
+    facts += [(split, ", ".join(f"{value:,} {name}" for name, value in counted.items())) for split, counted in evaluation["counts"].items()]
+    if evaluation["task"] == "answers":
+        facts += zip(("ROUGE-L", "", ""), textwrap.wrap(evaluation["definitions"]["rouge_l"], COLUMNS - 15), strict=False)
+    facts.append(("copies", f"from {sources.folder}" if sources else "not measured: the text that the model was pretrained on is no longer there"))
+    facts.append(("written to", f"{evaluation['model']}/eval.json, eval_answers.jsonl, report.html in {report.duration(evaluation['seconds'])}"))
+    return "\n".join([*tables, *(f"  {name:<12} {fact}" for name, fact in facts)])
+
+
+def side_by_side(names: Sequence[str], columns: Sequence[tuple[str, dict]]) -> str:
+    rows: list[list[object]] = [["measure", *(fitted(title, 24) for title, _ in columns)]]
+    rows += [[name, *(shown(measures.get(name)) for _, measures in columns)] for name in names if any(name in measures for _, measures in columns)]
+    return report.table(rows)
+
+
+def fitted(title: str, columns: int) -> str:
+    """The title, or its end: a split stands there."""
+    while report.width(title) > columns:
+        title = "…" + title.lstrip("…")[1:]
+    return title
 
 
 def shown(entry: dict[str, float] | None) -> str:

@@ -167,8 +167,11 @@ def draw_curves(log: Log, path: Path) -> None:
         answers, best = panels[1], max(asked, key=lambda r: r["val_rouge_l"])
         for name, label, colour in (("val_rouge_l", "ROUGE-L of the answers", "#2c6db3"), ("val_exact_match", "exact answers", "#7aa874")):
             answers.plot([r["step"] for r in asked], [r[name] for r in asked], color=colour, marker="o", markersize=3, label=label)
-        answers.annotate(f"best {best['val_rouge_l']:.3f}", (best["step"], best["val_rouge_l"]), textcoords="offset points", xytext=(0, -14), ha="right")
+        answers.annotate(
+            f"best {best['val_rouge_l']:.3f}", (best["step"], best["val_rouge_l"]), textcoords="offset points", xytext=(0, 8), ha="right", color="#2c6db3"
+        )
         answers.set_ylim(0, 1.05)
+        losses.set_yscale("log")  # from a few nats down to hundredths
         answers.legend(frameon=False)
         answers.grid(alpha=0.25)
     losses.set_ylabel("nats per token")

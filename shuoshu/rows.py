@@ -116,21 +116,14 @@ def read_pairs(folder: Path, split: str) -> list[dict]:
 
 
 class Noise:
-    """What rows suffer in training. Questions: characters left out, then tokens swapped for any others, so that the answer doesn't hang on their every
-    word. The answer so far: tokens swapped, so that the next one is looked for in the question too; what is to be learned stays."""
+    """What questions suffer in training, so that answers don't hang on their every word: characters left out, then tokens swapped for any others."""
 
-    def __init__(self, tokenizer: Tokenizer, drop: float, swap: float, answer_swap: float = 0.0) -> None:
-        self.tokenizer, self.drop, self.swap, self.answer_swap = tokenizer, drop, swap, answer_swap
+    def __init__(self, tokenizer: Tokenizer, drop: float, swap: float) -> None:
+        self.tokenizer, self.drop, self.swap = tokenizer, drop, swap
         self.special = np.isin(np.arange(tokenizer.n_vocab), list(tokenizer.specials.values()))
         self.ordinary = np.flatnonzero(~self.special)
 
-    def answer(self, ids: np.ndarray, targets: np.ndarray, draw: np.random.Generator) -> None:
-        """Swaps tokens of the answers in a row's ids (its inputs), in place."""
-        said = np.flatnonzero(targets[:-1] != IGNORE) + 1
-        chosen = said[(draw.random(len(said)) < self.answer_swap) & ~self.special[ids[said]]]
-        ids[chosen] = draw.choice(self.ordinary, len(chosen))
-
-    def question(self, ids: np.ndarray, mask: np.ndarray, draw: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    def __call__(self, ids: np.ndarray, mask: np.ndarray, draw: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         parts, masks, done = [], [], 0
         for start in np.flatnonzero(ids == self.tokenizer.user) + 1:
             end = start + int(self.special[ids[start:]].argmax())  # an assistant's turn follows
@@ -179,15 +172,11 @@ class RowFile:
 
     def rows(self, first: int, count: int, block_size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
         """Rows first … first + count of the endless sequence of epochs: (ids, targets) of int64, as wide as the longest of them."""
-        made, noise = [], self.noise
-        draws = [np.random.default_rng([seed, 1, n]) for n in range(first, first + count)]
-        for draw, row in zip(draws, self._numbers(first, count, seed), strict=True):
+        made = []
+        for n, row in zip(range(first, first + count), self._numbers(first, count, seed), strict=True):
             ids, mask = self.row(row)
-            made.append(noise.question(ids, mask, draw) if noise else (ids, mask))
-        ids, targets = pack(made)
-        for number, draw in enumerate(draws if noise else ()):
-            noise.answer(ids[number], targets[number], draw)
-        return ids, targets
+            made.append(self.noise(ids, mask, np.random.default_rng([seed, 1, n])) if self.noise else (ids, mask))
+        return pack(made)
 
     def row(self, number: int) -> tuple[np.ndarray, np.ndarray]:
         """(ids, mask) of one row, the padding left out."""

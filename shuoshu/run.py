@@ -76,17 +76,15 @@ class Run:
             raise UserError(f"{folder}/tokenizer.json is not the tokenizer that made the data: {batches.AGAIN}")
         self.rows_per_step = settings.batch_size * settings.gradient_accumulation_steps
         self.turns = meta.get("turns", 0)
-        shares = (settings.question_drop, settings.question_swap, settings.answer_swap)
-        noise = Noise(self.tokenizer, *shares) if any(shares) else None
+        is_noisy = settings.question_drop or settings.question_swap
+        noise = Noise(self.tokenizer, settings.question_drop, settings.question_swap) if is_noisy else None
         if self.turns:
             self.data, self.val = RowFile(folder, "train", self.rows_per_step, noise), RowFile(folder, "val")
             self.questions = read_questions(folder, "val", self.tokenizer)[: settings.eval_questions]
         else:
             self.data, self.val, self.questions = batches.TokenFile(folder, "train"), batches.TokenFile(folder, "val"), []
         if not self.turns and (noise or settings.select_by == "rouge"):
-            raise UserError(
-                f"{folder} holds text: question_drop, question_swap, answer_swap and select_by=rouge go with questions and answers (prepare_sft.py)"
-            )
+            raise UserError(f"{folder} holds text: question_drop, question_swap and select_by=rouge go with questions and answers (prepare_sft.py)")
         self.selects_by_answers = bool(self.questions) and settings.select_by != "loss"
 
     def val_batches(self) -> Iterator[Batch]:

@@ -64,7 +64,6 @@ class DataSettings:
     seed: int = setting(1337, "of the data's order, the initial weights and dropout", low=0)
     question_drop: float = setting(0.0, "share of a question's characters left out in training, drawn anew in each epoch", low=0.0, high=0.9)
     question_swap: float = setting(0.0, "share of its tokens then swapped for others, so that answers don't hang on every word", low=0.0, high=0.9)
-    answer_swap: float = setting(0.0, "share of the answer's earlier tokens swapped, so that the next is looked for in the question too", low=0.0, high=0.9)
 
 
 LENGTHS = ("max_iters", "max_epochs", "max_minutes")
@@ -206,7 +205,7 @@ class EvalSettings:
     batch_size: int = setting(64, "texts side by side", low=1)
     seed: int = setting(1337, "of the intervals, the continuations, and the random answers in the report", low=0)
     device: str = setting("auto", "auto, cpu, cuda, cuda:1, mps")
-    dtype: str = setting("auto", "auto: bf16 on CUDA, else fp32", choices=("auto", "float32", "bfloat16", "float16"))
+    dtype: str = setting("float32", "precision of the weights; figures to be compared want float32", choices=("float32", "bfloat16", "float16"))
     threads: int | None = setting(None, "CPU threads (none: all cores)", low=1)
 
 

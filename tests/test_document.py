@@ -141,7 +141,7 @@ def test_the_verdict_owns_up_to_a_gap_within_the_interval() -> None:
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "name", "told"), [(0.1, 0.2, "loss", "worse"), (-0.1, 0.2, "loss", "not told apart"), (0.1, 0.2, "copy_rate", "differs")]
+    ("low", "high", "name", "told"), [(0.1, 0.2, "perplexity", "worse"), (-0.1, 0.2, "perplexity", "not told apart"), (0.1, 0.2, "copy_rate", "differs")]
 )
 def test_a_difference_is_judged_by_its_interval_and_its_measure(low: float, high: float, name: str, told: str) -> None:
     measures = {"test": {name: entry()}}

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
+import eval_metrics
 import prepare
 import prepare_sft
 import sample
@@ -21,7 +22,7 @@ from shuoshu.commandline import HOUSE
 
 READMES = ("README.md", "README.zh.md")
 QUICK = ["--max_iters=2", "--sample_tokens=4", "--device=cpu", "--dtype=float32", "--threads=1"]
-SMALL = ["--n_layer=1", "--n_head=2", "--n_embd=32", "--block_size=64", "--batch_size=2", "--gradient_accumulation_steps=1"]
+SMALL = ["--n_layer=1", "--n_head=2", "--n_embd=32", "--block_size=128", "--batch_size=2", "--gradient_accumulation_steps=1"]
 
 
 def commands(readme: str) -> list[str]:
@@ -40,8 +41,11 @@ def test_both_readmes_have_the_same_commands_and_tables():
 def python_command(line: str) -> int:
     """`python X.py …` in this process, cut short."""
     words = shlex.split(line)
-    main = {"prepare.py": prepare.main, "prepare_sft.py": prepare_sft.main, "train.py": train.main, "sample.py": sample.main}[words[1]]
-    reduced = {"train.py": [*QUICK, *SMALL], "sample.py": ["--max_new_tokens=5", "--threads=1"]}.get(words[1], [])
+    mains = {"prepare": prepare.main, "prepare_sft": prepare_sft.main, "train": train.main, "sample": sample.main, "eval_metrics": eval_metrics.main}
+    main = mains[words[1].removesuffix(".py")]
+    reduced = {"train.py": [*QUICK, *SMALL], "sample.py": ["--max_new_tokens=5", "--threads=1"], "eval_metrics.py": ["--limit=3", "--threads=1"]}.get(
+        words[1], []
+    )
     return main([*words[2:], *([] if "--help" in words else reduced)])
 
 
@@ -52,6 +56,10 @@ def workplace(tmp_path_factory, text):
     (folder / "my_novels").mkdir()
     (folder / "my_novels" / "book.txt").write_text(text, encoding="utf-8")
     (folder / "prompts.csv").write_text("prompt\n阿迟\n信\n", encoding="utf-8")
+    (folder / "questions.csv").write_text("question\n阿迟是谁？\n信在哪里？\n", encoding="utf-8")
+    pairs = [{"question": f"第{n}封信是谁写的？", "answer": f"{who}写的。"} for n, who in enumerate("甲乙丙丁戊己庚辛壬癸" * 3)]
+    (folder / "my_questions.json").write_text(json.dumps(pairs, ensure_ascii=False), encoding="utf-8")
+    (folder / "reviews.csv").write_text("label,review\n" + "".join(f"{n % 2},房间{n}号\n" for n in range(40)), encoding="utf-8")
     return folder
 
 
@@ -60,7 +68,7 @@ def test_every_command_runs(readme, workplace, monkeypatch, capsys):
     folder = workplace / readme
     folder.mkdir()
     monkeypatch.chdir(folder)
-    for name in ("my_novels", "prompts.csv"):
+    for name in ("my_novels", "prompts.csv", "questions.csv", "my_questions.json", "reviews.csv"):
         Path(name).symlink_to(workplace / name)
     for line in commands(readme):
         if line.startswith("python -m venv"):
@@ -93,6 +101,7 @@ def test_the_scripts_run(script, tmp_path):
         f"""#!/bin/sh
 case "$*" in
   *train.py*) exec {sys.executable} "$@" {" ".join([*QUICK, *SMALL])};;
+  *eval_metrics.py*) exec {sys.executable} "$@" --limit=2 --max_new_tokens=8 --threads=1;;
   "-m pytest"*|"-m ruff"*) echo "would run $*";;
   *) exec {sys.executable} "$@";;
 esac

@@ -280,7 +280,7 @@ def test_noise_changes_the_users_words_alone(noisy: Noise, tokenizer) -> None:
     clean = rendered(tokenizer, "清晨，沈砚在渡口做了什么？", "点起一盏油灯。", "后来雨停了没有？", "没有停。", system="你是书里的老船夫。")
     before, changed = turns_of(*clean, tokenizer), [0, 0]
     for seed in range(60):
-        after = turns_of(*noisy.question(*clean, np.random.default_rng(seed)), tokenizer)
+        after = turns_of(*noisy(*clean, np.random.default_rng(seed)), tokenizer)
         assert [role for role, *_ in after] == ["system", "user", "assistant", "user", "assistant"]
         for number, (old, new) in enumerate(zip(before, after, strict=True)):
             if old[0] != "user":
@@ -294,12 +294,12 @@ def test_noise_changes_the_users_words_alone(noisy: Noise, tokenizer) -> None:
 def test_noise_is_as_strong_as_it_is_asked_to_be(tokenizer) -> None:
     ids, mask = rendered(tokenizer, "甲" * 300, "好。")  # three bytes each, no merges: every token is kept or swapped by itself
     clean = ids[1:901]
-    swapped, _ = Noise(tokenizer, 0, 0.25).question(ids, mask, np.random.default_rng(0))
+    swapped, _ = Noise(tokenizer, 0, 0.25)(ids, mask, np.random.default_rng(0))
     assert (swapped[1:901] != clean).mean() == pytest.approx(0.25, abs=0.05) and len(swapped) == len(ids)
-    dropped, its_mask = Noise(tokenizer, 0.25, 0).question(ids, mask, np.random.default_rng(0))
+    dropped, its_mask = Noise(tokenizer, 0.25, 0)(ids, mask, np.random.default_rng(0))
     assert (len(ids) - len(dropped)) / 3 / 300 == pytest.approx(0.25, abs=0.08)
     assert tokenizer.decode(dropped[its_mask == 0]).strip("甲") == "" and tokenizer.decode(dropped[its_mask == 1]) == "好。"
-    same, same_mask = Noise(tokenizer, 0, 0).question(ids, mask, np.random.default_rng(0))
+    same, same_mask = Noise(tokenizer, 0, 0)(ids, mask, np.random.default_rng(0))
     assert np.array_equal(same, ids) and np.array_equal(same_mask, mask)
 
 
@@ -326,26 +326,15 @@ def test_noise_never_makes_a_row_longer(tokenizer) -> None:
     ids, mask = rendered(tokenizer, whole, "好。")
     lengths = set()
     for seed in range(200):
-        new, new_mask = Noise(tokenizer, 0.3, 0).question(ids, mask, np.random.default_rng(seed))
+        new, new_mask = Noise(tokenizer, 0.3, 0)(ids, mask, np.random.default_rng(seed))
         assert len(new) == len(new_mask) and new[new_mask == 1].tolist() == ids[mask == 1].tolist()
         lengths.add(len(new) - len(ids))
     assert max(lengths) == 0
 
 
-def test_noise_on_the_answer_swaps_what_is_read_and_not_what_is_learned(qa: Path) -> None:
-    tokenizer = Tokenizer.load(qa)
-    clean = RowFile(qa, "train", 8)
-    noisy = RowFile(qa, "train", 8, Noise(tokenizer, 0, 0, 0.5))
-    (ids, targets), (swapped, same) = clean.rows(0, len(clean), 64, 7), noisy.rows(0, len(clean), 64, 7)
-    assert np.array_equal(targets, same)
-    said = np.zeros(ids.shape, bool)
-    said[:, 1:] = targets[:, :-1] != IGNORE
-    assert np.array_equal(ids[~said], swapped[~said]) and (ids != swapped)[said].mean() == pytest.approx(0.5, abs=0.08)
-
-
 def test_a_question_that_noise_empties_still_stands_before_its_answer(tokenizer) -> None:
     ids, mask = rendered(tokenizer, "甲", "好。")
-    made = [Noise(tokenizer, 0.9, 0).question(ids, mask, np.random.default_rng(seed)) for seed in range(20)]
+    made = [Noise(tokenizer, 0.9, 0)(ids, mask, np.random.default_rng(seed)) for seed in range(20)]
     shortest, its_mask = min(made, key=lambda row: len(row[0]))
     assert shortest.tolist() == [tokenizer.user, tokenizer.assistant, *tokenizer.encode("好。"), tokenizer.end]
     assert its_mask.tolist() == [0, 0, *[1] * (len(shortest) - 2)]
