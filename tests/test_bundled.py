@@ -33,7 +33,7 @@ def novel(book) -> str:
 
 @pytest.fixture(scope="module")
 def rows() -> list[dict]:
-    return [row for path in sorted((HOUSE / "data" / "novella_qa").glob("*.json")) for row in json.loads(path.read_text(encoding="utf-8"))]
+    return [row for path in sorted((HOUSE / "data" / "novella_qa").glob("chapters-*.json")) for row in json.loads(path.read_text(encoding="utf-8"))]
 
 
 @pytest.fixture(scope="module")
