@@ -88,12 +88,13 @@ def load_tokenizer(settings: PrepareSftSettings) -> tuple[Tokenizer, int]:
 
 def check_target(folder: Path, files: Sequence[Path]) -> None:
     """UserError where a file of the user's would be written over."""
-    ours = (folder / "meta.json").is_file()
+    is_whole = (folder / "meta.json").is_file()
+    ours = is_whole or (folder / "train.mask.bin").is_file()  # or what a killed preparation left
     targets = [folder / f"{split}{suffix}" for split in SPLITS for suffix in (".jsonl", ".bin", ".mask.bin")] + [folder / "tokenizer.json"]
     taken = [path for path in targets if path.exists() and (not ours or path.resolve() in {file.resolve() for file in files})]
     if taken:
         raise UserError(f"{taken[0]} would be written over: choose another folder with --out=data/NAME")
-    if ours and "width" not in batches.read_meta(folder):
+    if is_whole and "width" not in batches.read_meta(folder):
         raise UserError(f"{folder} holds prepared text: choose another folder with --out=data/NAME")
 
 

@@ -93,7 +93,7 @@ def test_every_command_runs(readme, workplace, monkeypatch, capsys):
 def test_the_scripts_run(script, tmp_path):
     """In a copy whose .venv is this environment, with a short training; the tests' own run is told, not done."""
     house = tmp_path / "house 房子"
-    ignored = shutil.ignore_patterns(".venv", ".git", "out-*", ".*_cache", "*.bin", "meta.json", "tokenizer.json")
+    ignored = shutil.ignore_patterns(".venv", ".git", "out-*", ".*_cache", "*.bin", "*.jsonl", "meta.json", "tokenizer.json")
     shutil.copytree(HOUSE, house, ignore=ignored)
     (house / ".venv" / "bin").mkdir(parents=True)
     python = house / ".venv" / "bin" / "python"
