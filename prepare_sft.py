@@ -68,8 +68,10 @@ def main(argv: Sequence[str]) -> None:
     print(f"  splits       {how}" + (f"; a closed set of {len(labels)} answers: {report.shorten('、'.join(labels), 60)}" if labels else ""))
     print(f"  written to   {folder} in {report.duration(time.perf_counter() - began)}")
     named = folder.name if folder.parent == Path("data") else folder
-    wanted = "" if str(named) == "novella_qa" else " " + shlex.quote(f"--dataset={named}")
-    print(f"  next         python train.py config/sft.py{wanted}")
+    wanted = [] if str(named) == "novella_qa" else [f"--dataset={named}"]
+    wanted += [] if settings.tokenizer == "out-pretrain" else [f"--init_from={settings.tokenizer}"]
+    wanted += [f"--block_size={settings.block_size}"] if settings.block_size else []
+    print(f"  next         {shlex.join(['python', 'train.py', 'config/sft.py', *wanted])}")
     if settings.show:
         show(folder, tokenizer, settings.show)
 
@@ -78,8 +80,8 @@ def load_tokenizer(settings: PrepareSftSettings) -> tuple[Tokenizer, int]:
     """The tokenizer, and how many tokens the model beside it reads."""
     home = Path(settings.tokenizer)
     if not (home / "tokenizer.json").is_file():
-        how = "pretrain a model first\n  python prepare.py\n  python train.py\n" if settings.tokenizer == "out-pretrain" else ""
-        raise UserError(f"there is no tokenizer in {home}: {how}or name the out-dir of the model to fine-tune with --tokenizer=FOLDER")
+        how = "pretrain a model first\n  python prepare.py\n  python train.py\nor " if settings.tokenizer == "out-pretrain" else ""
+        raise UserError(f"there is no tokenizer in {home}: {how}name the out-dir of the model to fine-tune with --tokenizer=FOLDER")
     block = 256
     with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):  # a folder with a tokenizer alone
         block = int(json.loads((home / "config.json").read_text(encoding="utf-8"))["max_position_embeddings"])
@@ -162,6 +164,8 @@ def leak_lines(used: Sequence[Pair]) -> list[str]:
             lines.append(f"leaks        {len(these):,} validation or test questions {what}, for example")
             short = [report.shorten(" ".join(pair.question.split()), 40) for pair in (these[0].pair, these[0].train)]
             lines.append(f"             {these[0].pair.split}: {short[0]}" + (f"  train: {short[1]}" if kind == "near" else ""))
+    if not any(pair.split in ("val", "test") for pair in used):
+        lines.append("note         no questions are held out: no checkpoint can be chosen by what it answers, and nothing measured")
     return lines or ["leaks        none: no held-out question is the same or nearly the same as a training question"]
 
 

@@ -152,10 +152,10 @@ def evaluate(run: Run, pace: Pace, bar: report.Progress, stop: runtime.StopFlag)
             facts |= measures
             told += f", ROUGE-L {facts['val_rouge_l']:.3f}, {facts['val_exact_match']:.0%} of the answers exact"
         now = -facts["val_rouge_l"] if run.selects_by_answers else result.loss
-        is_best = state.best is None or now < state.best
+        is_best = state.best is None or (now, result.loss) < (state.best, state.loss_at_best)
         state.worse_evals = 0 if is_best else state.worse_evals + 1
         if is_best:
-            state.best, state.best_step = now, state.step
+            state.best, state.best_step, state.loss_at_best = now, state.step, result.loss
             told += ", the best so far"
     if not run.processes.is_first:
         return

@@ -61,6 +61,8 @@ class Speaker:
     def ids(self, text: str) -> list[int]:
         """A prompt as the model reads it; of a question too long to be read whole, a line to the user."""
         ids = render_question(self.tokenizer, [{"role": "user", "content": text.strip()}]) if self.answers else self.tokenizer.encode(text)
+        if self.answers and not text.strip():
+            raise UserError("a question is empty: give one with --start, or --chat; --raw continues text")
         if self.answers and len(ids) >= self.block:
             raise UserError(f"a question of {len(ids):,} tokens is longer than the {self.block:,} that this model reads: {report.shorten(text[:200], 60)}")
         return ids
@@ -73,6 +75,8 @@ class Speaker:
                 print(news[0], end="", flush=True)
                 said += news[0]
         print(flush=True)
+        if self.answers and news[0].reason == "length":
+            print(f"(cut at --max_new_tokens={self.sampling.max_new_tokens})", file=sys.stderr, flush=True)
         return said
 
 
@@ -182,6 +186,7 @@ def write_answers(speaker: Speaker, rows: list[dict], prompts: list[str]) -> int
             lambda done: print(f"\r{done:,}/{len(texts):,}", end="", file=sys.stderr, flush=True),
         )
     answers = {number: result.text for number, result in enumerate(results) if result}
+    cut = sum(result.reason == "length" for result in results if result) if speaker.answers else 0
     print(file=sys.stderr)
     column = "model_answer" if any("answer" in row for row in rows) else "answer"
     for number, row in enumerate(rows):
@@ -193,6 +198,8 @@ def write_answers(speaker: Speaker, rows: list[dict], prompts: list[str]) -> int
     except OSError as error:
         raise UserError(f"can't write {path}: {error.strerror}") from None
     print(f"{len(answers):,} of {len(texts):,} {'answers' if speaker.answers else 'continuations'} in {path}")
+    if cut:
+        print(f"{cut:,} of them were cut at --max_new_tokens={settings.max_new_tokens}")
     return 128 + stop.raised if stop.raised else 0
 
 

@@ -61,6 +61,7 @@ def write_rows(folder: Path, tokenizer: Tokenizer, rendered: Sequence[tuple[Pair
     dtype, width = token_dtype(tokenizer), max(len(ids) for _, rows in rendered for ids, _ in rows)
     splits: dict[str, dict] = {}
     names: list[str] = []
+    before = read_meta(folder)["splits"] if (folder / "meta.json").is_file() else {}
     with Aside(folder) as writer:
         for split in SPLITS:
             chosen = [(pair, rows) for pair, rows in rendered if pair.split == split]
@@ -69,7 +70,7 @@ def write_rows(folder: Path, tokenizer: Tokenizer, rendered: Sequence[tuple[Pair
             splits[split] = _write_split(writer.aside, split, chosen, dtype, width, tokenizer.pad)
             names += [f"{split}.bin", f"{split}.mask.bin", f"{split}.jsonl"]
         meta = writer.place(names, tokenizer, {"dtype": dtype.name, "width": width, "splits": splits, **facts})
-    for split in set(SPLITS) - set(splits):  # of an earlier preparation
+    for split in set(before) - set(splits):  # of an earlier preparation
         for name in (f"{split}.bin", f"{split}.mask.bin", f"{split}.jsonl"):
             (folder / name).unlink(missing_ok=True)
     return meta

@@ -37,6 +37,7 @@ class RunState:
     seconds: float = 0.0  # of training so far, evaluation and saving included
     best: float | None = None  # validation loss, or ROUGE-L of the answers
     best_step: int = 0
+    loss_at_best: float = math.inf  # breaks ties: before a model answers anything, all ROUGE-L are the same
     worse_evals: int = 0  # since the best one
     pause_seconds: float = 0.0  # that an evaluation takes
     scale: float = 65536.0  # of the loss in fp16

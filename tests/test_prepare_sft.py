@@ -207,7 +207,7 @@ def test_leaks_between_the_splits_are_told(prepare) -> None:
     split = [{"question": question, "answer": "等船。", "split": "train"}, {"question": question, "answer": "等船。", "split": "val"}]
     told = prepare([*split, {"question": "那" + question, "answer": "等船。", "split": "test"}])
     assert "1 validation or test questions stand among the training questions too" in told and "1 validation or test questions are nearly the same" in told
-    assert "leaks        none" in prepare(ROWS[:1])
+    assert "no questions are held out" in prepare(ROWS[:1])
 
 
 def test_templates_and_labels_make_a_closed_set(prepare, tmp_path: Path) -> None:
@@ -253,4 +253,8 @@ def test_with_no_input_it_prepares_the_bundled_questions_whole(pretrained: Path,
     assert prepare_sft.main([f"--tokenizer={pretrained}", "--block_size=512"]) == 0
     told = capsys.readouterr().out
     assert "0 left out" in told and "too long" not in told and "leaks        none" in told
-    assert told.rstrip().endswith("python train.py config/sft.py") and (tmp_path / "data" / "novella_qa" / "meta.json").is_file()
+    assert (
+        "python train.py config/sft.py --init_from=" in told
+        and told.rstrip().endswith("--block_size=512")
+        and (tmp_path / "data" / "novella_qa" / "meta.json").is_file()
+    )

@@ -273,3 +273,18 @@ def test_of_two_models_the_one_trained_last_answers(pretrained, tuned, tmp_path,
     os.utime(tmp_path / "out-pretrain" / "model.safetensors", (1e9 + 5, 1e9 + 5))
     assert sample.main([f"--start={question}", *QUICK]) == 0
     assert capsys.readouterr().out.startswith(question)
+
+
+def test_an_answer_that_is_cut_is_told(tuned, known, tmp_path, capsys):
+    question = next(iter(known))
+    assert sample.main([f"--out_dir={tuned}", f"--start={question}", "--max_new_tokens=2", "--threads=1"]) == 0
+    told = capsys.readouterr()
+    assert "cut at --max_new_tokens=2" in told.err and "cut" not in told.out
+    (tmp_path / "asked.txt").write_text(question + "\n", encoding="utf-8")
+    assert sample.main([f"--out_dir={tuned}", f"--in={tmp_path / 'asked.txt'}", f"--out={tmp_path / 'said.csv'}", "--max_new_tokens=2", "--threads=1"]) == 0
+    assert "1 of them were cut" in capsys.readouterr().out
+
+
+def test_an_empty_question_is_a_mistake(tuned, capsys):
+    assert sample.main([f"--out_dir={tuned}", "--start= ", "--threads=1"]) == 2
+    assert "a question is empty" in capsys.readouterr().err

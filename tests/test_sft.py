@@ -117,6 +117,14 @@ def test_the_model_that_answers_best_is_kept_or_the_one_with_the_lowest_loss(
     assert end["best_step"] == kept and end["best_loss" if select_by == "loss" else "best_rouge_l"] == (1.0 if select_by == "loss" else 0.9)
 
 
+def test_while_no_answer_is_any_good_the_lowest_loss_decides(sft, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    losses = iter([3.0, 2.5, 2.0, 2.2])
+    monkeypatch.setattr(loop, "score", lambda *args: Score(next(losses) * 100, 100, 10.0, None))
+    monkeypatch.setattr(loop, "answer_questions", lambda *args: ({"val_rouge_l": 0.0, "val_exact_match": 0.0, "val_stop_rate": 0.0}, []))
+    assert train.main([*sft, f"--out_dir={tmp_path / 'out'}", "--max_iters=6", "--eval_interval=2"]) == 0
+    assert records(tmp_path / "out", "end")[0]["best_step"] == 4
+
+
 def test_patience_waits_for_better_answers(sft, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rouges = iter([0.1, 0.3, 0.2, 0.2, 0.9])
     monkeypatch.setattr(loop, "answer_questions", lambda *args: ({"val_rouge_l": next(rouges), "val_exact_match": 0.0, "val_stop_rate": 1.0}, []))
