@@ -41,10 +41,12 @@ def main(argv: Sequence[str]) -> None:
     check_target(folder, files)
 
     found, dropped = questions.read_pairs(files, settings)
+    cut = cut_questions(found, tokenizer, block + 1) if settings.too_long == "cut_question" else 0  # before questions are compared
     found = pairs.drop_repeats(found, dropped)
     has_splits = any(pair.split for pair in found)
     pairs.split_pairs(found, settings.val_fraction, settings.test_fraction, settings.seed)
     rendered, told = render(found, tokenizer, block + 1, settings.too_long, dropped)
+    told += [f"too long     {cut:,} questions had their middle taken out"] if cut else []
     if not any(pair.split == "train" for pair, _ in rendered):
         raise UserError(f"no pair is left to train on, of {dropped.read:,} rows read" + "".join(f"\n  {line}" for line in dropped_lines(dropped)))
     labels = pairs.closed_answers(found)
@@ -100,21 +102,27 @@ def check_target(folder: Path, files: Sequence[Path]) -> None:
         raise UserError(f"{folder} holds prepared text: choose another folder with --out=data/NAME")
 
 
+def cut_questions(found: Sequence[Pair], tokenizer: Tokenizer, width: int) -> int:
+    """Takes the middle out of the questions of pairs that are too long, where that helps; how many there were."""
+    cut = 0
+    for pair in found:
+        if len(tokenizer.render(pair.messages)[0]) > width and (messages := rows.cut_question(tokenizer, pair.messages, width)):
+            pair.messages, cut = messages, cut + 1
+    return cut
+
+
 def render(found: Sequence[Pair], tokenizer: Tokenizer, width: int, too_long: str, dropped: Dropped) -> tuple[list[tuple[Pair, list[rows.Row]]], list[str]]:
     """Each pair's rows, none cut in silence; and what was done to those that are too long."""
     rendered: list[tuple[Pair, list[rows.Row]]] = []
     long: list[tuple[int, Pair]] = []
-    cut = windowed = 0
+    windowed = 0
     for pair in found:
         ids, mask = tokenizer.render(pair.messages)
         made: list[rows.Row] | None = [(ids, mask)]
         if len(ids) > width:
             long.append((len(ids), pair))
-            made = None
-            if too_long == "cut_question" and (messages := rows.cut_question(tokenizer, pair.messages, width)):
-                pair.messages, made, cut = messages, [tokenizer.render(messages)], cut + 1
-            elif too_long == "window" and (made := rows.windows(ids, mask, width)):
-                windowed += 1
+            made = rows.windows(ids, mask, width) if too_long == "window" else None
+            windowed += made is not None
             if made is None:
                 dropped.add("too long", pair.source, f"{len(ids):,} tokens: {pair.question}")
                 continue
@@ -129,8 +137,7 @@ def render(found: Sequence[Pair], tokenizer: Tokenizer, width: int, too_long: st
             "  --too_long=cut_question  takes the middle out of their questions\n"
             "  --too_long=window        lets their answers go on over several rows"
         )
-    told = [f"too long     {cut:,} questions had their middle taken out"] if cut else []
-    told += [f"too long     {windowed:,} answers go on over several rows"] if windowed else []
+    told = [f"too long     {windowed:,} answers go on over several rows"] if windowed else []
     return rendered, told
 
 

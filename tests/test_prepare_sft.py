@@ -258,3 +258,9 @@ def test_with_no_input_it_prepares_the_bundled_questions_whole(pretrained: Path,
         and told.rstrip().endswith("--block_size=512")
         and (tmp_path / "data" / "novella_qa" / "meta.json").is_file()
     )
+
+
+def test_questions_that_cutting_makes_equal_are_told_and_not_taught(prepare) -> None:
+    rows = [{"question": "甲" * 100 + f"{n}" + "乙" * 100, "answer": f"第{n}个答案。"} for n in range(10)]
+    told = prepare([*rows, *ROWS], "--too_long=cut_question")
+    assert "9 contradictory" in told and "questions had their middle taken out" in told and "leaks        none" in told
