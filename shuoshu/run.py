@@ -63,7 +63,7 @@ class Run:
         if earlier:
             self._restore(earlier)
         self.scaler = torch.amp.GradScaler(device.type, init_scale=self.state.scale, enabled=self.dtype == torch.float16)
-        wants_compile = settings.compile == "true" or (settings.compile == "auto" and runtime.can_compile(device))
+        wants_compile = settings.compile == "true" or (settings.compile == "auto" and not self.turns and runtime.can_compile(device))
         self.model = torch.compile(self.raw) if wants_compile else self.raw
         self.forward = DistributedDataParallel(self.model) if processes.world > 1 else self.model
         self.log = report.Log(self.out_dir / "log.jsonl")

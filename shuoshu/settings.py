@@ -91,7 +91,7 @@ class RunSettings:
     sample_tokens: int = setting(100, "length of that sample", low=0)
     device: str = setting("auto", "auto, cpu, cuda, cuda:1, mps")
     dtype: str = setting("auto", "auto: bf16 where it is faster, else fp16 on older GPUs, else fp32", choices=("auto", "float32", "bfloat16", "float16"))
-    compile: str = setting("auto", "torch.compile; auto: on CUDA with Triton", choices=("auto", "true", "false"))
+    compile: str = setting("auto", "torch.compile; auto: on CUDA with Triton, for text (questions come in many widths)", choices=("auto", "true", "false"))
     threads: int | None = setting(None, "CPU threads (none: all cores)", low=1)
     resume: bool = setting(False, "go on from the newest valid checkpoint in out_dir")
     overwrite: bool = setting(False, "delete an earlier run in out_dir first")
