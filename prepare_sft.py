@@ -49,7 +49,7 @@ def main(argv: Sequence[str]) -> None:
     told += [f"too long     {cut:,} questions had their middle taken out"] if cut else []
     if not any(pair.split == "train" for pair, _ in rendered):
         raise UserError(f"no pair is left to train on, of {dropped.read:,} rows read" + "".join(f"\n  {line}" for line in dropped_lines(dropped)))
-    labels = pairs.closed_answers(found)
+    labels = pairs.closed_answers(found) or (sorted({pair.answer for pair in found}) if settings.labels else None)
     facts = {
         "turns": max(sum(m["role"] == "assistant" for m in pair.messages) for pair, _ in rendered),
         "labels": labels,

@@ -264,3 +264,9 @@ def test_questions_that_cutting_makes_equal_are_told_and_not_taught(prepare) -> 
     rows = [{"question": "甲" * 100 + f"{n}" + "乙" * 100, "answer": f"第{n}个答案。"} for n in range(10)]
     told = prepare([*rows, *ROWS], "--too_long=cut_question")
     assert "9 contradictory" in told and "questions had their middle taken out" in told and "leaks        none" in told
+
+
+def test_labels_make_a_closed_set_of_however_few_rows(prepare, tmp_path: Path) -> None:
+    reviews = [{"review": f"第{n}间房", "label": n % 2} for n in range(14)]
+    prepare(reviews, "--question={review}", "--answer={label}", "--labels=1=正面,0=负面")
+    assert batches.read_meta(tmp_path / "out")["labels"] == sorted(["正面", "负面"])
