@@ -20,8 +20,8 @@ from shuoshu.commandline import UserError
 from shuoshu.document import report_html
 from shuoshu.figures import COPIED, Figures, TrainingText, saved_run
 from shuoshu.generate import Sampling, complete_many
-from shuoshu.rows import RowFile, pack
-from shuoshu.scoring import score, text_windows
+from shuoshu.rows import RowFile
+from shuoshu.scoring import answer_batches, score, text_windows
 from shuoshu.settings import EvalSettings
 
 PROMPTS, PROMPT_TOKENS, CONTINUED = 40, 64, 100  # continuations of a text model: how many, of how much, for how long
@@ -194,7 +194,8 @@ def measure_answers(settings: EvalSettings, subjects: Sequence[Subject], folder:
     result, figures = Result({"questions": len(asked), "tokens": int(sum(file.trained[n] for q in asked for n in q.rows))}), []
     for number, subject in enumerate(subjects):
         mine = Figures(settings.seed)
-        scored = score(subject.model, subject.model, row_batches(file, asked, settings.batch_size), tokenizer.end, torch.float32)
+        chosen = answer_batches(file, settings.batch_size, (n for q in asked for n in q.rows))
+        scored = score(subject.model, subject.model, chosen, tokenizer.end, torch.float32)
         mine.perplexities(scored, sum(map(len, spoken)), sum(len(text.encode()) for text in spoken))
         longest = settings.max_new_tokens
         finished = answer(subject.model, tokenizer, asked, settings.batch_size, tell=teller(len(asked), split), longest=longest)
@@ -224,12 +225,6 @@ def measure_answers(settings: EvalSettings, subjects: Sequence[Subject], folder:
             for row, text in zip(result.rows, texts, strict=True):
                 row.setdefault("others", {})[str(subject.folder)] = text
     return result
-
-
-def row_batches(file: RowFile, asked: Sequence[Question], rows: int) -> object:
-    """The rows of the questions, like lengths together."""
-    numbers = sorted((n for q in asked for n in q.rows), key=lambda n: file.lengths[n])
-    return (pack([file.row(n) for n in numbers[start : start + rows]]) for start in range(0, len(numbers), rows))
 
 
 def classify(mine: Figures, subject: Subject, asked: Sequence[Question], labels: Sequence[str], rows: int, result: Result | None) -> np.ndarray:

@@ -48,9 +48,9 @@ def text_windows(tokens: np.ndarray, end: int, block: int, rows: int, stride: in
         yield np.where(at == 0, end, tokens[np.clip(at - 1, 0, last)].astype(np.int64)), targets
 
 
-def answer_batches(file: RowFile, rows: int, limit: int | None = None) -> Iterator[Batch]:
-    """The rows of a file (or its first `limit`), like lengths together."""
-    order = np.argsort(file.lengths[:limit], kind="stable")
+def answer_batches(file: RowFile, rows: int, numbers: Iterable[int] | None = None) -> Iterator[Batch]:
+    """A file's rows, or those with these numbers, like lengths together."""
+    order = sorted(range(len(file)) if numbers is None else numbers, key=lambda number: file.lengths[number])
     for first in range(0, len(order), rows):
         yield pack([file.row(number) for number in order[first : first + rows]])
 

@@ -108,7 +108,7 @@ def test_batches_of_answers_hold_each_row_once_and_the_likeliest_lengths_togethe
     assert sum(int((targets != IGNORE).sum()) for _, targets in batches) == int(file.trained.sum())
     widths = [ids.shape[1] for ids, _ in batches]
     assert widths == sorted(widths) and widths[0] < widths[-1] == file.lengths.max() - 1
-    few = list(answer_batches(file, 7, limit=10))
+    few = list(answer_batches(file, 7, range(10)))
     assert sum(int((targets != IGNORE).sum()) for _, targets in few) == int(file.trained[:10].sum())
 
 
