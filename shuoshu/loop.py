@@ -35,12 +35,14 @@ def train(settings: TrainSettings) -> int:
     processes.start(device)
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")  # TF32 for what stays in fp32
+    run = None
     try:
         if settings.threads:
             torch.set_num_threads(settings.threads)
         run = Run(settings, processes, device)
         return dry_run(run) if settings.dry_run else loop(run)
     finally:
+        del run  # and with it the last hold on the processes' group
         processes.stop()
 
 

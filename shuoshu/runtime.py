@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import datetime
+import gc
 import os
 import platform
 import signal
@@ -172,8 +173,10 @@ class Processes:
         return flag.item() or None
 
     def stop(self) -> None:
+        """Ends the group and its threads: one that still let go of a tensor while the interpreter shuts down would abort the process."""
         if self.world > 1 and dist.is_initialized():
             dist.destroy_process_group()
+            gc.collect()  # the model's cycles hold the group, and its threads end with it
 
 
 class StopFlag:
