@@ -150,15 +150,19 @@ class TokenFile:
 
     def rows(self, first: int, count: int, block_size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
         """Rows first … first + count of the endless sequence of epochs: (ids, targets), each (count, block_size) of int64."""
+        at = (self.places(first, count, block_size, seed)[:, None] + np.arange(block_size + 1)) % len(self.tokens)
+        picked = self.tokens[at].astype(np.int64)
+        return picked[:, :-1], picked[:, 1:]
+
+    def places(self, first: int, count: int, block_size: int, seed: int) -> np.ndarray:
+        """The tokens that these rows begin with."""
         windows = self.windows(block_size)
         starts = np.empty(count, dtype=np.int64)
         for i in range(count):
             epoch, place = divmod(first + i, windows)
             offset, order = self._epoch(seed, epoch, block_size)
-            starts[i] = offset + order[place] * block_size
-        at = (starts[:, None] + np.arange(block_size + 1)) % len(self.tokens)
-        picked = self.tokens[at].astype(np.int64)
-        return picked[:, :-1], picked[:, 1:]
+            starts[i] = (offset + order[place] * block_size) % len(self.tokens)
+        return starts
 
     def _epoch(self, seed: int, epoch: int, block_size: int) -> tuple[int, np.ndarray]:
         key = (seed, epoch, block_size)

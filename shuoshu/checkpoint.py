@@ -6,13 +6,14 @@ Everything is safetensors or JSON: nothing is ever unpickled.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import re
 import shutil
 import typing
-from collections.abc import Callable
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -23,47 +24,33 @@ from torch import Tensor
 from model import GPT, GPTConfig
 from shuoshu.batches import sha256_of
 from shuoshu.commandline import UserError
+from shuoshu.files import sync_folder, verify, write_text, write_whole
+from shuoshu.report import size
 from shuoshu.tokenizer import Tokenizer
 
 FORMAT = 1
 KEEP = 2  # checkpoints of a run
+BEFORE = ".before"  # the end of the name of a checkpoint that is being replaced
 _DTYPES = {torch.float32: "F32", torch.float64: "F64", torch.bfloat16: "BF16", torch.float16: "F16", torch.int64: "I64", torch.uint8: "U8"}
 
 
-# ---------------------------------------------------------------- files, whole or not at all
+# ---------------------------------------------------------------- weights
 
 
-def sync_folder(folder: Path) -> None:
-    """Makes renames in this folder last through a power cut, where the system can do that."""
-    if os.name == "posix":
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+def need_room(folder: Path, needed: int) -> None:
+    """OSError if the folder's disk has not so many bytes left."""
+    usage = shutil.disk_usage(folder)
+    if usage.total and usage.free < needed:  # some network drives know no total
+        raise OSError(errno.ENOSPC, f"no room on the disk: {size(needed)} are needed, {size(usage.free)} are free")
 
 
-def write_whole(path: Path, write: Callable[[Path], None]) -> None:
-    """Lets `write` fill a file aside, then puts it in place by one atomic rename."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        write(aside)
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
-    sync_folder(path.parent)
+def size_of(tensors: Iterable[Tensor]) -> int:
+    """Bytes of a file of these tensors, at most."""
+    return sum(tensor.numel() * tensor.element_size() + 300 for tensor in tensors)  # each has its line in the header
 
 
-def write_text(path: Path, text: str) -> None:
-    """A small text file, synced."""
-    with path.open("w", encoding="utf-8", newline="\n") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """A safetensors file whose bytes depend on its content alone (the library shuffles the metadata), synced.
+def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
+    """A safetensors file whose bytes depend on its content alone (the library shuffles the metadata), synced; its sha256.
 
     The metadata gains a sha256 over the rest of the header and all that follows it.
     """
@@ -81,12 +68,14 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
     header["__metadata__"]["sha256"] = digest.hexdigest()
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
+    whole = hashlib.sha256()
     with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for piece in raw.values():
+        for piece in (len(text).to_bytes(8, "little") + text, *raw.values()):
             file.write(piece)
+            whole.update(piece)
         file.flush()
         os.fsync(file.fileno())
+    return whole.hexdigest()
 
 
 def read_metadata(path: Path) -> dict[str, str]:
@@ -128,6 +117,7 @@ def write_model_folder(out_dir: Path, config: GPTConfig, tokenizer: Tokenizer) -
 def save_weights(out_dir: Path, model: GPT, step: int, turns: int = 0) -> None:
     """Replaces the folder's model.safetensors."""
     metadata = {"step": str(step), "turns": str(turns)}
+    need_room(out_dir, size_of(model.tensors().values()))
     write_whole(out_dir / "model.safetensors", lambda path: write_tensors(path, model.tensors(), metadata))
 
 
@@ -158,40 +148,60 @@ def load_model(folder: str | Path, device: torch.device | str = "cpu", **changes
 
 
 def save_checkpoint(out_dir: Path, step: int, model: GPT, optimizer: dict[str, Tensor], state: dict) -> Path:
-    """checkpoints/step-…/, complete before it gets its name; older ones go only after it stands."""
+    """checkpoints/step-…/, complete and read back before it gets its name; older ones go only after it stands."""
     home = out_dir / "checkpoints"
-    home.mkdir(parents=True, exist_ok=True)
+    home.mkdir(exist_ok=True)  # out_dir itself is not made anew: where it vanished, its disk may be gone
+    weights = model.tensors()
+    need_room(home, size_of([*weights.values(), *optimizer.values()]) + 100_000)
     folder = home / f"step-{step:06d}"
     aside = home / f".{folder.name}.{os.getpid()}"
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir()
     try:
-        write_tensors(aside / "model.safetensors", model.tensors(), {"step": str(step)})
-        write_tensors(aside / "optimizer.safetensors", optimizer, {"step": str(step)})
-        write_text(aside / "state.json", json.dumps({"format": FORMAT, "step": step, **state}, ensure_ascii=False, indent=1))
-        hashes = {path.name: sha256_of(path) for path in sorted(aside.iterdir())}
+        hashes = {
+            "model.safetensors": write_tensors(aside / "model.safetensors", weights, {"step": str(step)}),
+            "optimizer.safetensors": write_tensors(aside / "optimizer.safetensors", optimizer, {"step": str(step)}),
+            "state.json": write_text(aside / "state.json", json.dumps({"format": FORMAT, "step": step, **state}, ensure_ascii=False, indent=1)),
+        }
+        for name, digest in hashes.items():
+            verify(aside / name, digest)
         write_text(aside / "manifest.json", json.dumps({"format": FORMAT, "sha256": hashes}, indent=1))
         sync_folder(aside)
-        if folder.exists():  # from a run that was resumed further back
-            shutil.rmtree(folder)
-        aside.rename(folder)
-        sync_folder(home)
+        _put_in_place(aside, folder)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
-    for old in checkpoints(out_dir)[:-KEEP]:
+    for old in [path for path in checkpoints(out_dir) if _rank(path) < _rank(folder)][: 1 - KEEP]:  # newer ones are damaged or not ours to judge
         shutil.rmtree(old, ignore_errors=True)
     return folder
 
 
+def _put_in_place(aside: Path, folder: Path) -> None:
+    """Renames the new checkpoint; one of the same step, from before a resumption, counts until the new one stands."""
+    before = folder.with_name(folder.name + BEFORE)
+    if folder.exists():
+        shutil.rmtree(before, ignore_errors=True)
+        folder.rename(before)
+    aside.rename(folder)
+    sync_folder(folder.parent)
+    shutil.rmtree(before, ignore_errors=True)
+
+
 def checkpoints(out_dir: Path) -> list[Path]:
     """All that have their name, the oldest first."""
-    named = (path for path in (out_dir / "checkpoints").glob("step-*") if path.name[5:].isdigit())
-    return sorted(named, key=lambda path: int(path.name[5:]))
+    named = (path for path in (out_dir / "checkpoints").glob("step-*") if path.name[5:].removesuffix(BEFORE).isdigit())
+    return sorted(named, key=_rank)
+
+
+def _rank(folder: Path) -> tuple[int, bool]:
+    """Its place in the order: by step; what a new one of the same step replaces comes before that."""
+    return int(folder.name[5:].removesuffix(BEFORE)), not folder.name.endswith(BEFORE)
 
 
 def sweep(out_dir: Path) -> None:
     """Removes what a killed run left half written."""
-    ours = re.compile(r"\.(model\.safetensors|(config|generation_config|tokenizer|tokenizer_config|settings)\.json|step-\d+)\.\d+")
+    ours = re.compile(
+        r"\.(model\.safetensors|log\.jsonl|samples\.md|loss\.png|(config|generation_config|tokenizer|tokenizer_config|settings)\.json|step-\d+)\.\d+"
+    )
     for path in [path for folder in (out_dir, out_dir / "checkpoints") for path in folder.glob(".*") if ours.fullmatch(path.name)]:
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 

@@ -19,6 +19,7 @@ from shuoshu.answers import Question, answer, label_scores, read_questions
 from shuoshu.commandline import UserError
 from shuoshu.document import report_html
 from shuoshu.figures import COPIED, Figures, TrainingText, saved_run
+from shuoshu.files import write_text, write_whole
 from shuoshu.generate import Sampling, complete_many
 from shuoshu.rows import RowFile
 from shuoshu.scoring import answer_batches, score, text_windows
@@ -84,7 +85,7 @@ def evaluate(settings: EvalSettings, out_dir: Path) -> int:
 
 
 def write(path: Path, text: str) -> None:
-    checkpoint.write_whole(path, lambda aside: checkpoint.write_text(aside, text))
+    write_whole(path, lambda aside: write_text(aside, text))
 
 
 def splits_of(meta: dict, wanted: str | None) -> list[str]:

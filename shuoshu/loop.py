@@ -6,22 +6,22 @@ import math
 import shlex
 import signal
 import time
-from collections.abc import Iterator
-from contextlib import nullcontext
+from collections.abc import Callable
+from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from shuoshu import checkpoint, report, runtime
 from shuoshu.answers import answer
 from shuoshu.commandline import UserError
+from shuoshu.files import Lock, reason
 from shuoshu.generate import Sampling, complete
 from shuoshu.metrics import exact_match, rouge_l
-from shuoshu.optim import rate_factor, set_rates, state_tensors
 from shuoshu.pace import Pace
 from shuoshu.run import Run
 from shuoshu.scoring import score
 from shuoshu.settings import TrainSettings
+from shuoshu.step import ASKED_EVERY, train_step
 
 EVALUATION_ROWS = 64  # questions answered side by side
 SAMPLES = 4  # of their answers in samples.md
@@ -35,115 +35,114 @@ def train(settings: TrainSettings) -> int:
     processes.start(device)
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")  # TF32 for what stays in fp32
-    run = None
+    run, failed = None, True
     try:
         if settings.threads:
             torch.set_num_threads(settings.threads)
-        run = Run(settings, processes, device)
-        return dry_run(run) if settings.dry_run else loop(run)
+        with Lock(Path(settings.out_dir)) as lock:
+            run = Run(settings, processes, device, lock)
+            code = dry_run(run) if settings.dry_run else loop(run)
+        failed = False
+        return code
+    except torch.OutOfMemoryError as error:
+        raise UserError(out_of_memory(settings, processes)) from error
+    except RuntimeError as error:
+        if not processes.lost_others(error):
+            raise
+        told = "another process of this run is gone: its own message says why. The same command with --resume goes on from the newest checkpoint"
+        raise UserError(f"process {processes.rank}: {told}") from error
     finally:
         del run  # and with it the last hold on the processes' group
-        processes.stop()
+        processes.stop(failed)
+
+
+def out_of_memory(settings: TrainSettings, processes: runtime.Processes) -> str:
+    """What to turn when the GPU's memory is not enough."""
+    halve = f"--batch_size={settings.batch_size // 2} --gradient_accumulation_steps={2 * settings.gradient_accumulation_steps} (the same training); "
+    return (
+        f"out of memory in process {processes.rank}: "
+        + (halve if settings.batch_size > 1 and processes.world > 1 else "even one row at a time is too much; ")
+        + "else a shorter --block_size, or a smaller model: --n_layer, --n_embd"
+    )
 
 
 def loop(run: Run) -> int:
     """Steps until the plan, the user or the patience ends it; the exit code."""
     state, settings = run.state, run.settings
     pace = Pace(settings, run.steps_per_epoch, run.processes, run.device)
+    run.processes.first(run.open_out_dir)
     if run.processes.is_first:
-        run.open_out_dir()
         introduce(run)
     pace.begin(state)
-    feed = batches_from(run, state.step)
     loss_sum, loss_steps = torch.zeros((), device=run.device), 0
-    visited = state.step or None  # a resumed run begins at a step that is evaluated and saved already
     bar = report.Progress(state.plan.max_iters if state.plan else 0, state.step, show=run.processes.is_first)
     run.raw.train()
     with runtime.StopFlag() as stop:
+
+        def asked_to_stop() -> int | None:
+            return run.processes.agree_on_signal(stop.raised)
+
         while True:
             plan = state.plan
             is_last = plan is not None and state.step >= plan.max_iters
             evaluating = is_last or state.step == 0 or (plan is not None and state.step % plan.eval_interval == 0)
+            evaluating = evaluating and state.evaluated != state.step  # a resumed run may begin at a step that is evaluated and saved already
             saving = is_last or (plan is not None and state.step > 0 and state.step % plan.save_interval == 0)
-            if (evaluating or saving) and state.step != visited:
+            saving = saving and (evaluating or run.saved != state.step)
+            if evaluating or saving:
+                loss_steps -= run.skips.settle(bar.say)
                 with pace.pause():
-                    if state.step == 0:
-                        run.save()  # so that a run killed at any moment can be resumed
+                    if state.step == 0 and run.saved is None:
+                        save_or_end(run)  # so that a run killed at any moment can be resumed
                     if evaluating:
-                        evaluate(run, pace, bar, stop)
+                        evaluate(run, pace, bar, stop, asked_to_stop)
                     if saving:
                         pace.note(state)
-                        run.save()
-                visited = state.step
-            stopped = run.processes.agree_on_signal(stop.raised, run.device)
+                        with run.spared(f"the checkpoint of step {state.step:,}", bar.say):
+                            run.save()
+            stopped = asked_to_stop()
             out_of_patience = settings.patience is not None and state.worse_evals >= settings.patience
             if is_last or stopped or out_of_patience:
                 break
-            loss_sum, loss_steps = loss_sum + train_step(run, feed), loss_steps + 1
+            loss_sum, loss_steps = loss_sum + train_step(run), loss_steps + 1
             state.step += 1
             state.plan = pace.plan_after(state)
-            if state.step % settings.log_interval == 0:
-                tell(run, pace, bar, run.processes.sum([loss_sum.item()], run.device)[0] / loss_steps)
+            is_told = state.step % settings.log_interval == 0
+            if is_told or run.device.type == "cpu" or state.step % ASKED_EVERY == 0:
+                loss_steps -= run.skips.settle(bar.say)
+            if is_told:
+                if loss_steps:
+                    tell(run, pace, bar, loss_sum.item() / loss_steps)
                 loss_sum, loss_steps = torch.zeros_like(loss_sum), 0
-        pace.note(state)
-        if not is_last:
-            run.save()
+        run.skips.settle(bar.say)
+        if run.saved != state.step:
+            pace.note(state)
+            save_or_end(run)
     bar.close()
     if run.processes.is_first:
         conclude(run, stopped, out_of_patience)
     return 128 + stopped if stopped else 0
 
 
-def batches_from(run: Run, step: int) -> Iterator[tuple[Tensor, Tensor, int]]:
-    """This process's micro-batches from `step` on, on their way to the device, each with the number of targets in its whole step."""
-    mine, size = run.rows_per_step // run.processes.world, run.settings.batch_size
-    pinned = run.device.type == "cuda"
-    while True:
-        first = step * run.rows_per_step
-        count = run.data.targets(first, run.rows_per_step, run.block, run.settings.seed)
-        first += run.processes.rank * mine
-        for start in range(0, mine, size):
-            rows = run.data.rows(first + start, min(size, mine - start), run.block, run.settings.seed)
-            ids, targets = (torch.from_numpy(part) for part in rows)
-            if pinned:
-                ids, targets = ids.pin_memory(), targets.pin_memory()
-            yield ids.to(run.device, non_blocking=pinned), targets.to(run.device, non_blocking=pinned), count
-        step += 1
+def save_or_end(run: Run) -> None:
+    """A checkpoint without which there is no going on."""
+    try:
+        run.save()
+    except OSError as error:
+        intact = "" if run.saved is None else f"; the checkpoint of step {run.saved:,} is intact, --resume goes on from it once the disk can be written again"
+        raise UserError(f"step {run.state.step:,} can't be saved in {run.out_dir}: {reason(error)}{intact}") from None
 
 
-def train_step(run: Run, feed: Iterator[tuple[Tensor, Tensor, int]]) -> Tensor:
-    """One optimiser step; this process's part of the mean loss, left on the device."""
-    step, processes = run.state.step, run.processes
-    runtime.seed_step(run.settings.seed, step, processes.rank)
-    set_rates(run.optimizers, rate_factor(step, run.state.plan, run.settings), step)
-    micro_steps = math.ceil(run.rows_per_step // processes.world / run.settings.batch_size)
-    total = torch.zeros((), device=run.device)
-    for micro in range(micro_steps):
-        ids, targets, count = next(feed)
-        is_quiet = processes.world > 1 and micro < micro_steps - 1  # gradients travel once a step
-        with run.forward.no_sync() if is_quiet else nullcontext():
-            with runtime.autocast(run.device, run.dtype):
-                loss = run.forward(ids, targets, reduction="sum") / count
-            run.scaler.scale(loss * processes.world).backward()  # DDP takes the mean of the processes, we want their sum
-        total += loss.detach()
-    for optimizer in run.optimizers:
-        run.scaler.unscale_(optimizer)
-    if run.settings.grad_clip:
-        torch.nn.utils.clip_grad_norm_(run.raw.parameters(), run.settings.grad_clip)
-    for optimizer in run.optimizers:
-        run.scaler.step(optimizer)
-        optimizer.zero_grad(set_to_none=True)
-    run.scaler.update()
-    return total
-
-
-def evaluate(run: Run, pace: Pace, bar: report.Progress, stop: runtime.StopFlag) -> None:
-    """Scores the validation data, keeps the model if it is the best so far, samples, redraws the curves."""
+def evaluate(run: Run, pace: Pace, bar: report.Progress, stop: runtime.StopFlag, asked_to_stop: Callable[[], object]) -> None:
+    """Scores the validation data, keeps the model if it is the best so far, samples, redraws the curves. Of one that is stopped in
+    between nothing is kept: it is done again when the run is resumed."""
     state, settings = run.state, run.settings
     facts: dict[str, float] = {}
     told, is_best, samples = "", True, []
     if len(run.val):
-        result = score(run.model, run.raw, run.val_batches(), run.tokenizer.end, run.dtype, run.processes)
+        result = score(run.model, run.raw, run.val_batches(), run.tokenizer.end, run.dtype, run.processes, asked_to_stop)
+        if result is None:
+            return
         facts["val_loss"] = finite(run, result.loss)
         told = f": val loss {result.loss:.4f}"
         if run.val.characters and (run.turns or settings.eval_tokens is None):
@@ -151,26 +150,31 @@ def evaluate(run: Run, pace: Pace, bar: report.Progress, stop: runtime.StopFlag)
             told += f", {facts['bits_per_char']:.3f} bits per character"
         if run.questions:
             measures, samples = answer_questions(run, stop)
+            if asked_to_stop():
+                return
             facts |= measures
             told += f", ROUGE-L {facts['val_rouge_l']:.3f}, {facts['val_exact_match']:.0%} of the answers exact"
         now = -facts["val_rouge_l"] if run.selects_by_answers else result.loss
         is_best = state.best is None or (now, result.loss) < (state.best, state.loss_at_best)
         state.worse_evals = 0 if is_best else state.worse_evals + 1
-        if is_best:
-            state.best, state.best_step, state.loss_at_best = now, state.step, result.loss
-            told += ", the best so far"
+    is_kept = is_best and run.keep_model(bar.say)
+    if is_kept and len(run.val):
+        state.best, state.best_step, state.loss_at_best = now, state.step, result.loss
+        told += ", the best so far"
+    state.evaluated = state.step
     if not run.processes.is_first:
         return
-    if is_best:
-        run.keep_model()
     told = f"step {state.step:,}{told}"
     bar.say(told)
-    run.log.write("eval", step=state.step, **facts, seconds=round(pace.elapsed(), 2))
+    run.record("eval", step=state.step, **facts, seconds=round(pace.elapsed(), 2))
     if settings.sample_tokens:
-        for sample in samples or [continue_prompt(run, stop)]:
-            run.log.write("sample", step=state.step, title=told, **sample)
-        report.write_samples(run.log, run.out_dir / "samples.md")
-    report.draw_curves(run.log, run.out_dir / "loss.png")
+        samples = samples or [continue_prompt(run, stop)]
+        for sample in () if stop.raised else samples:  # a text that was cut short is none
+            run.record("sample", step=state.step, title=told, **sample)
+    with run.spared("curves and samples", bar.say):
+        if settings.sample_tokens:
+            report.write_samples(run.log, run.out_dir / "samples.md")
+        report.draw_curves(run.log, run.out_dir / "loss.png")
 
 
 def answer_questions(run: Run, stop: runtime.StopFlag) -> tuple[dict[str, float], list[dict[str, str]]]:
@@ -185,7 +189,7 @@ def answer_questions(run: Run, stop: runtime.StopFlag) -> tuple[dict[str, float]
     sums.append(sum(rouge_l(finished.text, question.reference)[2] for question, finished in done))
     sums.append(sum(exact_match(finished.text, question.reference) for question, finished in done))
     sums.append(sum(finished.reason == "end" for _, finished in done))
-    count, *sums = run.processes.sum([float(value) for value in sums], run.device)
+    count, *sums = run.processes.sum([float(value) for value in sums])
     names = ("val_rouge_l", "val_exact_match", "val_stop_rate")
     samples = [{"prompt": q.text, "text": finished.text, "reference": q.reference} for q, finished in done[:SAMPLES]]
     return {name: value / max(1, count) for name, value in zip(names, sums, strict=True)}, samples
@@ -227,17 +231,14 @@ def introduce(run: Run) -> None:
 def finite(run: Run, loss: float) -> float:
     """The loss; UserError if there is none any more."""
     if not math.isfinite(loss):
-        rate = run.optimizers[0].param_groups[0]["full_lr"]
-        raise UserError(
-            f"the loss became {loss} before step {run.state.step:,}: lower --learning_rate (it is {rate:g}); earlier checkpoints are intact, --resume uses them"
-        )
+        advice = f"lower --learning_rate (it is {run.rate:g}); earlier checkpoints are intact, --resume uses them"
+        raise UserError(f"the validation loss became {loss} at step {run.state.step:,}: {advice}")
     return loss
 
 
 def tell(run: Run, pace: Pace, bar: report.Progress, loss: float) -> None:
     """The loss of the last steps and the speed, to the bar and the log."""
     state = run.state
-    loss = finite(run, loss)
     lr = run.optimizers[0].param_groups[0]["lr"]
     rate = pace.recent_steps_per_second(state.step) * run.tokens_per_step
     peak = None if run.turns else runtime.peak_flops(run.device)  # of questions only a part of the work is counted
@@ -251,7 +252,7 @@ def tell(run: Run, pace: Pace, bar: report.Progress, loss: float) -> None:
     if run.processes.is_first:
         epoch = round(state.step / run.steps_per_epoch, 3)
         speed = {"tokens_per_second": round(rate)} | ({"mfu": round(mfu, 4)} if mfu else {})
-        run.log.write("step", step=state.step, epoch=epoch, loss=loss, lr=lr, **speed)
+        run.record("step", step=state.step, epoch=epoch, loss=loss, lr=lr, **speed)
 
 
 def conclude(run: Run, stopped: int | None, out_of_patience: bool) -> None:
@@ -262,8 +263,9 @@ def conclude(run: Run, stopped: int | None, out_of_patience: bool) -> None:
         return
     early = f", stopped early after {state.worse_evals} evaluations without a better one" if out_of_patience else ""
     best = {} if state.best is None else {"best_rouge_l": -state.best} if run.selects_by_answers else {"best_loss": state.best}
-    run.log.write("end", step=state.step, best_step=state.best_step, **best, seconds=round(state.seconds, 2))
-    print(f"done       {state.step:,} steps, {state.step / run.steps_per_epoch:.2f} epochs in {report.duration(state.seconds)}{early}")
+    run.record("end", step=state.step, best_step=state.best_step, **best, seconds=round(state.seconds, 2))
+    left_out = f", {state.skipped:,} of them left out" if state.skipped else ""
+    print(f"done       {state.step:,} steps{left_out}, {state.step / run.steps_per_epoch:.2f} epochs in {report.duration(state.seconds)}{early}")
     for name, value in best.items():
         what = name.removeprefix("best_").replace("rouge_l", "ROUGE-L")
         print(f"best       val {what} {value:.4f} at step {state.best_step:,}: that model is in {run.out_dir}, its curve in loss.png")
@@ -272,24 +274,21 @@ def conclude(run: Run, stopped: int | None, out_of_patience: bool) -> None:
 
 def dry_run(run: Run) -> int:
     """Size, memory, time and disk, measured on a few real steps; writes nothing."""
-    feed = batches_from(run, 0)
     run.raw.train()
     seconds = []
     for _ in range(8):
         began = time.perf_counter()
-        train_step(run, feed)
+        train_step(run)
         runtime.synchronise(run.device)
         seconds.append(time.perf_counter() - began)
     per_step = sorted(seconds[3:])[2]
     steps = Pace(run.settings, run.steps_per_epoch, run.processes, run.device).steps_at(per_step)
     total, inner = run.raw.count_parameters()
-    kept = [*run.raw.tensors().values(), *state_tensors(run.raw, run.optimizers).values()]
-    disk = sum(tensor.numel() * tensor.element_size() for tensor in kept)
     if run.processes.is_first:
         rows = f"{run.rows_per_step} rows, {run.tokens_per_step:,.0f} trained tokens"
         print(f"parameters   {total:,}, {inner:,} of them outside embedding and head; vocabulary {run.raw.config.vocab_size:,}")
         print(f"step         {rows} in {per_step:.3f} s, {run.tokens_per_step / per_step:,.0f} tokens/s")
         print(f"run          {steps:,} steps, {steps / run.steps_per_epoch:.2f} epochs, {report.duration(steps * per_step)} and the evaluations")
         print(f"memory       {report.size(runtime.peak_memory(run.device))} at the peak, on {run.device} in {run.settings.dtype}")
-        print(f"disk         {report.size(disk)} a checkpoint, {checkpoint.KEEP} are kept; {report.size(4 * total)} the model")
+        print(f"disk         {report.size(run.bytes_per_checkpoint())} a checkpoint, {checkpoint.KEEP} are kept; {report.size(4 * total)} the model")
     return 0

@@ -37,8 +37,11 @@ class Muon(torch.optim.Optimizer):
     """Momentum, orthogonalised: the update of a matrix has all singular values near 1, times sqrt(max(1, rows / columns)).
 
     Matrices of one shape are orthogonalised together. Newton-Schulz runs in `dtype`: bfloat16 is fast, float32 reproducible
-    across numbers of processes.
+    across numbers of processes. With `found_inf` set, a tensor, nothing is changed where it is 1, as fused AdamW has it.
     """
+
+    _step_supports_amp_scaling = True  # torch's name for optimisers that look at found_inf
+    found_inf: Tensor | None = None
 
     def __init__(self, params: list[nn.Parameter], lr: float, weight_decay: float, dtype: torch.dtype) -> None:
         shapes = sorted({tuple(p.shape) for p in params})
@@ -55,12 +58,16 @@ class Muon(torch.optim.Optimizer):
                     self.state[p]["momentum"] = torch.zeros_like(p)
             buffers = [self.state[p]["momentum"] for p in params]
             grads = [p.grad for p in params]
+            counts: Tensor | float = 1.0
+            if self.found_inf is not None:
+                counts = 1 - self.found_inf
+                grads = list(torch.where(counts == 0, torch.stack(buffers), torch.stack(grads)).unbind())  # a buffer, drawn to itself, stays
             torch._foreach_lerp_(buffers, grads, 1 - momentum)
             ahead = torch._foreach_lerp(grads, buffers, momentum)  # Nesterov: look where the momentum leads
-            updates = orthogonalise(torch.stack(ahead), self.dtype).to(params[0].dtype)
+            updates = orthogonalise(torch.stack(ahead), self.dtype).to(params[0].dtype) * counts
             rows, columns = params[0].shape
             if group["weight_decay"]:
-                torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
+                torch._foreach_mul_(params, 1 - counts * (group["lr"] * group["weight_decay"]))
             torch._foreach_add_(params, list(updates.unbind()), alpha=-group["lr"] * math.sqrt(max(1, rows / columns)))
 
 
@@ -91,6 +98,17 @@ def build_optimizers(model: nn.Module, settings: OptimSettings, device: torch.de
         for group in optimizer.param_groups:
             group["full_lr"] = group["lr"]
     return optimizers
+
+
+def step_unless(is_bad: Tensor, optimizers: list[torch.optim.Optimizer]) -> None:
+    """A step of each, or of none: where they can look at the flag themselves, the host doesn't wait for the device."""
+    for optimizer in optimizers:
+        if getattr(optimizer, "_step_supports_amp_scaling", False):
+            optimizer.grad_scale, optimizer.found_inf = None, is_bad.float()
+            optimizer.step()
+        elif not is_bad:
+            optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
 
 
 @dataclass

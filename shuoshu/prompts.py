@@ -15,6 +15,7 @@ import torch
 from shuoshu import checkpoint, report, runtime
 from shuoshu.answers import render_question
 from shuoshu.commandline import UserError
+from shuoshu.files import write_text, write_whole
 from shuoshu.generate import Sampling, Utf8Mask, complete_many, stream
 from shuoshu.settings import SampleSettings
 
@@ -194,7 +195,7 @@ def write_answers(speaker: Speaker, rows: list[dict], prompts: list[str]) -> int
             row[column if sample == 0 else f"{column}_{sample + 1}"] = answers.get(number * settings.num_samples + sample, "")
     path = Path(settings.outfile)
     try:
-        checkpoint.write_whole(path, lambda aside: WRITERS[path.suffix.lower()](aside, rows))
+        write_whole(path, lambda aside: WRITERS[path.suffix.lower()](aside, rows))
     except OSError as error:
         raise UserError(f"can't write {path}: {error.strerror}") from None
     print(f"{len(answers):,} of {len(texts):,} {'answers' if speaker.answers else 'continuations'} in {path}")
@@ -248,7 +249,7 @@ def write_csv(path: Path, rows: list[dict]) -> None:
 
 
 def write_jsonl(path: Path, rows: list[dict]) -> None:
-    checkpoint.write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 WRITERS = {".csv": write_csv, ".jsonl": write_jsonl}

@@ -9,6 +9,8 @@ import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
+from shuoshu.files import write_text, write_whole
+
 
 def width(text: str) -> int:
     """Columns that a terminal gives to a text: two for a Chinese character."""
@@ -83,13 +85,11 @@ class Log:
                 records.append(record)
         return records
 
-    def rewind(self, step: int) -> None:
-        """Drops what lies after `step`, so that a resumed run doesn't tell those steps twice."""
-        kept = [record for record in self.read() if record.get("step", 0) <= step]
+    def rewind(self, step: int, evaluated: int) -> None:
+        """Drops what lies after `step`, of evaluations what lies after `evaluated`, so that a resumed run doesn't tell of it twice."""
+        kept = [r for r in self.read() if r.get("step", 0) <= (evaluated if r.get("kind") in ("eval", "sample") else step)]
         text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in kept)
-        aside = self.path.with_suffix(".tmp")
-        aside.write_text(text, encoding="utf-8", newline="\n")
-        aside.replace(self.path)
+        write_whole(self.path, lambda aside: write_text(aside, text))
 
 
 def write_samples(log: Log, path: Path) -> None:
@@ -102,9 +102,7 @@ def write_samples(log: Log, path: Path) -> None:
         asked = "reference" in record  # a question
         text = f"{record['prompt']}\n▸ {record['text']}\n✓ {record['reference']}" if asked else record["prompt"] + "▸" + record["text"]
         parts.append("  \n".join(f"> {line}" for line in text.splitlines()) + "\n")
-    aside = path.with_suffix(".tmp")
-    aside.write_text("\n".join(parts), encoding="utf-8", newline="\n")
-    aside.replace(path)
+    write_whole(path, lambda aside: write_text(aside, "\n".join(parts)))
 
 
 class Progress:
@@ -181,6 +179,4 @@ def draw_curves(log: Log, path: Path) -> None:
     rates.set_ylim(bottom=0)
     rates.set_xlabel("step")
     rates.grid(alpha=0.25)
-    aside = path.with_suffix(".tmp.png")
-    figure.savefig(aside, dpi=110)
-    aside.replace(path)
+    write_whole(path, lambda aside: figure.savefig(aside, dpi=110, format="png"))

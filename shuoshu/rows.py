@@ -169,12 +169,12 @@ class RowFile:
 
     def targets(self, first: int, count: int, block_size: int, seed: int) -> int:
         """How many tokens these rows train."""
-        return int(self.trained[self._numbers(first, count, seed)].sum())
+        return int(self.trained[self.places(first, count, block_size, seed)].sum())
 
     def rows(self, first: int, count: int, block_size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
         """Rows first … first + count of the endless sequence of epochs: (ids, targets) of int64, as wide as the longest of them."""
         made = []
-        for n, row in zip(range(first, first + count), self._numbers(first, count, seed), strict=True):
+        for n, row in zip(range(first, first + count), self.places(first, count, block_size, seed), strict=True):
             ids, mask = self.row(row)
             made.append(self.noise(ids, mask, np.random.default_rng([seed, 1, n])) if self.noise else (ids, mask))
         return pack(made)
@@ -184,7 +184,7 @@ class RowFile:
         length = self.lengths[number]
         return self.ids[number, :length].astype(np.int64), self.mask[number, :length]
 
-    def _numbers(self, first: int, count: int, seed: int) -> np.ndarray:
+    def places(self, first: int, count: int, block_size: int, seed: int) -> np.ndarray:
         """Which of the file's rows these are."""
         places = [divmod(n, len(self)) for n in range(first, first + count)]
         return np.array([self._epoch(seed, epoch)[place] for epoch, place in places], dtype=np.int64)

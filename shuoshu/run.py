@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -16,10 +17,12 @@ from model import GPT, GPTConfig
 from shuoshu import batches, checkpoint, report, runtime
 from shuoshu.answers import read_questions
 from shuoshu.commandline import UserError
-from shuoshu.optim import Plan, build_optimizers, load_state_tensors, state_tensors
+from shuoshu.files import Lock, reason, write_text, write_whole
+from shuoshu.optim import Muon, Plan, build_optimizers, load_state_tensors, state_tensors
 from shuoshu.rows import Noise, RowFile
 from shuoshu.scoring import Batch, answer_batches, text_windows
 from shuoshu.settings import LENGTHS, ModelSettings, TrainSettings
+from shuoshu.step import Skips
 from shuoshu.tokenizer import Tokenizer
 
 OWN_FILES = ("settings.json", "log.jsonl", "loss.png", "samples.md", "eval.json", "eval_answers.jsonl", "report.html", "model.safetensors", "config.json")
@@ -39,6 +42,9 @@ class RunState:
     best_step: int = 0
     loss_at_best: float = math.inf  # breaks ties: before a model answers anything, all ROUGE-L are the same
     worse_evals: int = 0  # since the best one
+    evaluated: int = -1  # the last step that was, from beginning to end
+    skipped: int = 0  # steps that didn't count
+    skipped_in_row: int = 0
     pause_seconds: float = 0.0  # that an evaluation takes
     scale: float = 65536.0  # of the loss in fp16
     plan: Plan | None = None  # none: a time budget that is still measuring
@@ -47,26 +53,32 @@ class RunState:
 class Run:
     """One run in one out_dir, ready to go on from `state.step`."""
 
-    def __init__(self, settings: TrainSettings, processes: runtime.Processes, device: torch.device) -> None:
-        self.settings, self.processes, self.device = settings, processes, device
+    def __init__(self, settings: TrainSettings, processes: runtime.Processes, device: torch.device, lock: Lock) -> None:
+        self.settings, self.processes, self.device, self.lock = settings, processes, device, lock
         self.out_dir = Path(settings.out_dir)
         self._open_data(batches.resolve(settings.dataset))
 
-        earlier = self._earlier_checkpoint()
+        earlier = processes.first(self._earlier_checkpoint)
         settings.dtype = processes.agree(str(runtime.pick_dtype(settings.dtype, device)).removeprefix("torch."))
         self.dtype = getattr(torch, settings.dtype)
         self.raw = self._build_model(is_resumed=earlier is not None).to(device)
         self._check_sizes()
         muon_dtype = torch.float32 if self.dtype == torch.float32 else torch.bfloat16
         self.optimizers = build_optimizers(self.raw, settings, device, muon_dtype)
+        self.rate = self.optimizers[0].param_groups[0]["full_lr"]
         self.state = RunState()
         if earlier:
             self._restore(earlier)
         self.scaler = torch.amp.GradScaler(device.type, init_scale=self.state.scale, enabled=self.dtype == torch.float16)
         wants_compile = settings.compile == "true" or (settings.compile == "auto" and not self.turns and runtime.can_compile(device))
         self.model = torch.compile(self.raw) if wants_compile else self.raw
-        self.forward = DistributedDataParallel(self.model) if processes.world > 1 else self.model
+        # The buffers are tables of positions, the same everywhere: not to be sent about.
+        self.forward = DistributedDataParallel(self.model, broadcast_buffers=False) if processes.world > 1 else self.model
+        self.micro_rows = min(settings.batch_size, self.rows_per_step // processes.world)
+        self.skips = Skips(self)
+        self.saved = self.state.step if earlier else None  # the step of the newest checkpoint
         self.log = report.Log(self.out_dir / "log.jsonl")
+        self._unwritten: set[str] = set()
 
     def _open_data(self, folder: Path) -> None:
         """Token files of text, or rows of questions and answers; their tokenizer."""
@@ -102,12 +114,14 @@ class Run:
         if not self.out_dir.is_dir():
             raise UserError(f"out_dir {self.out_dir} is a file")
         if settings.resume:
+            with self._writing():
+                self.lock.take()
             folder, wrong = checkpoint.newest_checkpoint(self.out_dir)
-            for problem in wrong if self.processes.is_first else ():
+            for problem in wrong:
                 print(f"skipped {problem}")
             if folder is None and (wrong or (self.out_dir / "model.safetensors").exists()):
                 raise UserError(f"{self.out_dir} holds no valid checkpoint to resume from; --overwrite starts anew")
-            if folder is None and self.processes.is_first:
+            if folder is None:
                 print(f"nothing to resume in {self.out_dir}: starting anew")
             return folder
         if not settings.overwrite and any(self.out_dir.iterdir()):
@@ -167,7 +181,8 @@ class Run:
         except ValueError as error:
             raise UserError(f"{folder} doesn't fit: {error}") from None
         plan = saved["run"].pop("plan")
-        self.state = RunState(**saved["run"], plan=Plan(**plan) if plan and not changed & REPLANS else None)
+        evaluated = {"evaluated": saved["step"]}  # of checkpoints that don't say it
+        self.state = RunState(**evaluated | saved["run"], plan=Plan(**plan) if plan and not changed & REPLANS else None)
         if changed & {"eval_tokens", "eval_questions", "select_by"}:
             self.state.best = None  # it was another measure
         if self.processes.is_first:
@@ -175,16 +190,20 @@ class Run:
 
     def open_out_dir(self) -> None:
         """The folder, its model files and the head of its log: enough to repeat the run. What an overwritten run left goes now."""
-        try:
+        with self._writing():
             self.out_dir.mkdir(parents=True, exist_ok=True)
+            self.lock.take()
             if self.settings.overwrite:
                 for name in OWN_FILES:
                     path = self.out_dir / name
                     shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
             checkpoint.sweep(self.out_dir)
+            if not self.state.step:  # a checkpoint more than are kept, and a model more than there is, for as long as it is written
+                checkpoint.need_room(self.out_dir, (checkpoint.KEEP + 1) * self.bytes_per_checkpoint() + 2 * checkpoint.size_of(self.raw.tensors().values()))
             checkpoint.write_model_folder(self.out_dir, self.raw.config, self.tokenizer)
-        except OSError as error:
-            raise UserError(f"can't write to {self.out_dir}: {error.strerror}") from None
+            self._write_head()
+
+    def _write_head(self) -> None:
         self.machine = runtime.describe(self.device)
         self.machine |= {"device": str(self.device), "dtype": self.settings.dtype, "compiled": self.model is not self.raw}
         head = {
@@ -193,18 +212,60 @@ class Run:
             "data": {"folder": str(self.data.folder), "train": self.data.sha256, "val": self.val.sha256, "tokenizer": self.tokenizer.hash},
         }
         text = json.dumps(head, ensure_ascii=False, indent=1)
-        checkpoint.write_whole(self.out_dir / "settings.json", lambda path: checkpoint.write_text(path, text))
-        self.log.rewind(self.state.step)
+        write_whole(self.out_dir / "settings.json", lambda path: write_text(path, text))
+        self.log.rewind(self.state.step, self.state.evaluated)
         self.log.write("start", step=self.state.step, **head)
 
-    def keep_model(self) -> None:
-        """This step's model becomes the folder's."""
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Where nothing can be written, there is nothing to train for."""
+        try:
+            yield
+        except OSError as error:
+            raise UserError(f"can't write to {self.out_dir}: {reason(error)}") from None
+
+    @contextmanager
+    def spared(self, what: str, say: Callable[[str], None] = print) -> Iterator[None]:
+        """What can't be written in mid-run is told, once in succession, and the training goes on without it."""
+        try:
+            yield
+            self._unwritten.discard(what)
+        except OSError as error:
+            if what not in self._unwritten:
+                say(f"can't write {what} to {self.out_dir}: {reason(error)}; what stands there is intact, the training goes on")
+            self._unwritten.add(what)
+
+    def record(self, kind: str, **values: object) -> None:
+        """A line of log.jsonl."""
+        with self.spared("log.jsonl"):
+            self.log.write(kind, **values)
+
+    def bytes_per_checkpoint(self) -> int:
+        """Of weights and optimisers, once these have begun."""
+        kept = (p.numel() * p.element_size() * (1 if isinstance(o, Muon) else 2) for o in self.optimizers for group in o.param_groups for p in group["params"])
+        return checkpoint.size_of(self.raw.tensors().values()) + sum(kept)
+
+    def keep_model(self, say: Callable[[str], None]) -> bool:
+        """This step's model becomes the folder's, if the disk takes it; whether it did, in all processes."""
+        self._check_weights()
+        kept = False
+        if self.processes.is_first:
+            with self.spared("model.safetensors", say):
+                self._write_model()
+                kept = True
+        return self.processes.agree(kept)
+
+    def _write_model(self) -> None:
         checkpoint.save_weights(self.out_dir, self.raw, self.state.step, self.turns)
 
-    def save(self) -> None:
-        """A checkpoint; without validation text also the model itself, since no evaluation chooses it."""
-        if not all(torch.isfinite(parameter).all() for parameter in self.raw.parameters()):
+    def _check_weights(self) -> None:
+        """No weights that are not finite are ever saved."""
+        if not torch.stack([torch.isfinite(parameter).all() for parameter in self.raw.parameters()]).all():
             raise UserError(f"the weights are no longer finite after step {self.state.step:,}: lower --learning_rate; earlier checkpoints are intact")
+
+    def save(self) -> None:
+        """A checkpoint; without validation text also the model itself, since no evaluation chooses it. OSError if the disk doesn't take them."""
+        self._check_weights()
         if self.scaler.is_enabled():
             self.state.scale = self.scaler.get_scale()
         if self.processes.is_first:
@@ -212,4 +273,5 @@ class Run:
             saved["data"] = [self.data.sha256, self.val.sha256]
             checkpoint.save_checkpoint(self.out_dir, self.state.step, self.raw, state_tensors(self.raw, self.optimizers), saved)
             if not len(self.val):
-                self.keep_model()
+                self._write_model()
+        self.saved = self.state.step

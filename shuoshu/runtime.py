@@ -11,8 +11,10 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -146,15 +148,21 @@ class Processes:
 
     def start(self, device: torch.device) -> None:
         if self.world > 1 and not dist.is_initialized():
-            dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=datetime.timedelta(minutes=10))
+            # What the hosts agree on goes through gloo, beside the GPUs: nobody waits for a device, and a process that is gone is noticed at once.
+            dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=datetime.timedelta(minutes=10))
 
-    def sum(self, values: list[float], device: torch.device) -> list[float]:
+    def sum(self, values: list[float]) -> list[float]:
         """The sums over all processes, in float64."""
         if self.world == 1:
             return values
-        total = torch.tensor(values, dtype=torch.float64, device=device if device.type == "cuda" else "cpu")
+        total = torch.tensor(values, dtype=torch.float64)
         dist.all_reduce(total)
         return total.tolist()
+
+    def sum_(self, value: torch.Tensor) -> None:
+        """Makes a tensor the sum over all processes, without waiting for the device that it is on."""
+        if self.world > 1:
+            dist.all_reduce(value)
 
     def agree(self, value: object) -> object:
         """What the first process says."""
@@ -164,16 +172,37 @@ class Processes:
         dist.broadcast_object_list(box, src=0)
         return box[0]
 
-    def agree_on_signal(self, number: int | None, device: torch.device) -> int | None:
+    def first(self, work: Callable[[], Any]) -> Any:
+        """What `work` returns in the first process, which alone does it; if a UserError stops it, all of them end."""
+        result, error = None, None
+        if self.is_first:
+            try:
+                result = work()
+            except UserError as raised:
+                error = raised
+        result, failed = self.agree((result, error is not None))
+        if error:
+            raise error
+        if failed:
+            raise SystemExit(2)  # the first one says why
+        return result
+
+    def agree_on_signal(self, number: int | None) -> int | None:
         """The signal that any of the processes got."""
         if self.world == 1:
             return number
-        flag = torch.tensor(number or 0, device=device if device.type == "cuda" else "cpu")
+        flag = torch.tensor(number or 0)
         dist.all_reduce(flag, op=dist.ReduceOp.MAX)
         return flag.item() or None
 
-    def stop(self) -> None:
+    def lost_others(self, error: RuntimeError) -> bool:
+        """Whether this is what a process sees when another one is gone."""
+        return self.world > 1 and (isinstance(error, dist.DistError) or "gloo" in str(error))
+
+    def stop(self, failed: bool) -> None:
         """Ends the group and its threads: one that still let go of a tensor while the interpreter shuts down would abort the process."""
+        if failed and dist.is_initialized() and dist.get_backend() != "gloo":
+            return  # nccl would wait for the others, and they for us
         if self.world > 1 and dist.is_initialized():
             dist.destroy_process_group()
             gc.collect()  # the model's cycles hold the group, and its threads end with it

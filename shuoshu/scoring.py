@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,13 +56,28 @@ def answer_batches(file: RowFile, rows: int, numbers: Iterable[int] | None = Non
 
 
 @torch.no_grad()
-def score(model: torch.nn.Module, raw: GPT, batches: Iterable[Batch], end: int, dtype: torch.dtype, processes: Processes | None = None) -> Score:
-    """Scores every target that is not IGNORE; the processes share the batches. `model` is `raw` or a compiled form of it."""
+def score(
+    model: torch.nn.Module,
+    raw: GPT,
+    batches: Iterable[Batch],
+    end: int,
+    dtype: torch.dtype,
+    processes: Processes | None = None,
+    should_stop: Callable[[], object] = lambda: False,
+) -> Score | None:
+    """Scores every target that is not IGNORE; the processes share the batches. `model` is `raw` or a compiled form of it.
+
+    None if `should_stop`, which all processes ask equally often and must answer alike, stopped it.
+    """
     device, processes = raw.lm_head.weight.device, processes or Processes()
     rows = [np.zeros((0, 4))]
     was_training = raw.training
     raw.eval()
+    is_stopped = False
     for number, (ids, targets) in enumerate(batches):
+        if number % processes.world == 0 and should_stop():
+            is_stopped = True
+            break
         if number % processes.world != processes.rank:
             continue
         y = torch.from_numpy(targets).to(device)
@@ -72,6 +87,8 @@ def score(model: torch.nn.Module, raw: GPT, batches: Iterable[Batch], end: int, 
         scored, spoken = targets != IGNORE, (targets != IGNORE) & (targets != end)
         rows.append(np.stack([losses.sum(1), scored.sum(1), (losses * spoken).sum(1), spoken.sum(1)], axis=1))
     raw.train(was_training)
+    if is_stopped:
+        return None
     each = np.concatenate(rows)
-    nats, tokens, text_nats, _ = processes.sum(each.sum(axis=0).tolist(), device)
+    nats, tokens, text_nats, _ = processes.sum(each.sum(axis=0).tolist())
     return Score(nats, int(tokens), text_nats, each)

@@ -103,7 +103,7 @@ def test_a_torn_last_line_is_left_out(tmp_path: Path, cut: int) -> None:
     log.write("step", step=2, text="雨夜")
     log.path.write_bytes(log.path.read_bytes()[: -cut - 1])
     assert [record["step"] for record in log.read()] == [1]
-    log.rewind(1)
+    log.rewind(1, 1)
     log.write("step", step=2)
     assert [record["step"] for record in log.read()] == [1, 2]
 
@@ -122,7 +122,7 @@ def test_rewinding_drops_what_lies_after_the_step(tmp_path: Path) -> None:
     for step in (1, 2, 3, 4):
         log.write("step", step=step, loss=1.5)
     before = log.path.read_text(encoding="utf-8").splitlines()
-    log.rewind(2)
+    log.rewind(2, 2)
     assert log.path.read_text(encoding="utf-8").splitlines() == before[:3]
     assert [path.name for path in tmp_path.iterdir()] == ["log.jsonl"]
 

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 
 from shuoshu.batches import IGNORE
 from shuoshu.commandline import UserError
-from shuoshu.loop import batches_from
 from shuoshu.pairs import Pair
 from shuoshu.rows import Noise, RowFile, cut_question, pack, read_pairs, windows, write_rows
+from shuoshu.step import micro_batches
 from shuoshu.tokenizer import Tokenizer
 
 MARKED = st.lists(st.sampled_from(["？", "<|endoftext|>", "<|assistant|>", "<|user|>", "<|pad|>", "沈砚", "在渡口", "\n", "é🙂", "a1"]), min_size=1, max_size=8)
@@ -193,14 +193,14 @@ def test_rows_of_like_length_go_together(mixed: Path) -> None:
 
 def fed(mixed: Path, rank: int, world: int, batch_size: int, noise: Noise | None) -> list[list[list[int]]]:
     """What one of `world` processes trains in the first 40 steps of 8 rows, row by row."""
-    settings = SimpleNamespace(batch_size=batch_size, seed=3)
+    settings = SimpleNamespace(seed=3)
     run = SimpleNamespace(data=RowFile(mixed, "train", 8, noise), settings=settings, rows_per_step=8, block=64, device=torch.device("cpu"))
-    run.processes = SimpleNamespace(rank=rank, world=world)
-    feed, steps = batches_from(run, 0), []
-    for _ in range(40):
+    run.processes, run.micro_rows = SimpleNamespace(rank=rank, world=world), batch_size
+    steps = []
+    for step in range(40):
+        run.state = SimpleNamespace(step=step)
         rows: list[list[int]] = []
-        for _ in range(8 // world // batch_size):
-            ids, targets, count = next(feed)
+        for ids, targets, count, _ in micro_batches(run):
             for row_ids, row in zip(ids.numpy(), targets.numpy(), strict=True):
                 length = np.flatnonzero(row != IGNORE)[-1] + 1  # what follows is padding
                 rows.append([count, *row_ids[:length].tolist(), *row[:length].tolist()])

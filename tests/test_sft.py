@@ -169,10 +169,10 @@ def test_resumed_in_mid_epoch_with_dropout_and_noise_it_ends_with_the_same_bytes
     assert train.main([*command, f"--out_dir={tmp_path / 'whole'}"]) == 0
     real = loop.train_step
 
-    def killed(run, feed):
+    def killed(run):
         if run.state.step == 12:
             raise KeyboardInterrupt
-        return real(run, feed)
+        return real(run)
 
     monkeypatch.setattr(loop, "train_step", killed)
     assert train.main([*command, f"--out_dir={tmp_path / 'cut'}"]) == 130

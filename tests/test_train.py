@@ -55,7 +55,7 @@ def test_training_beats_what_no_knowledge_of_order_can_reach(pretrained, dataset
 
 def test_a_run_leaves_all_that_a_reader_wants(pretrained):
     names = {path.name for path in pretrained.iterdir()}
-    assert names == {*run.OWN_FILES} - {"eval.json", "eval_answers.jsonl", "report.html"}  # these eval_metrics.py writes
+    assert names == {*run.OWN_FILES, ".lock"} - {"eval.json", "eval_answers.jsonl", "report.html"}  # these eval_metrics.py writes
     head = json.loads((pretrained / "settings.json").read_text(encoding="utf-8"))
     assert head["settings"]["n_embd"] == 64 and head["machine"]["torch"] == torch.__version__ and len(head["data"]["train"]) == 64
     log = Log(pretrained / "log.jsonl")
@@ -162,10 +162,10 @@ def test_a_resumed_run_needs_the_optimisers_state_and_the_step(tiny, uninterrupt
     command = [*tiny, *EXACT, f"--out_dir={out_dir}"]
     real_step, real_load = loop.train_step, run.load_state_tensors
 
-    def killed(this, feed):
+    def killed(this):
         if this.state.step == 25:
             raise KeyboardInterrupt
-        return real_step(this, feed)
+        return real_step(this)
 
     monkeypatch.setattr(loop, "train_step", killed)
     assert train.main(command) == 130
@@ -216,7 +216,7 @@ def test_a_run_killed_before_its_first_step_is_resumed(tiny, uninterrupted, tmp_
     (out_dir / "checkpoints" / ".step-000010.123").mkdir()
     assert train.main([*tiny, *EXACT, f"--out_dir={out_dir}", "--resume"]) == 0
     assert weights(out_dir) == weights(uninterrupted)
-    assert [path.name for path in out_dir.rglob(".*")] == [".mine.json.1"]  # what the kill left is swept away, and nothing else
+    assert sorted(path.name for path in out_dir.rglob(".*")) == [".lock", ".mine.json.1"]  # what the kill left is swept away, and nothing else
 
 
 def test_resuming_where_nothing_is_says_so_and_begins(tiny, tmp_path, capsys):
@@ -300,8 +300,8 @@ def test_a_loss_that_explodes_stops_with_advice(tiny, tmp_path, capsys):
 def test_a_model_that_is_no_longer_finite_is_never_saved(tiny, tmp_path, monkeypatch, capsys):
     real_step = loop.train_step
 
-    def poisoned(this, feed):
-        loss = real_step(this, feed)
+    def poisoned(this):
+        loss = real_step(this)
         if this.state.step == 5:
             next(this.raw.parameters()).data[0, 0] = math.nan
         return loss * 0 + 1
