@@ -6,7 +6,10 @@ import copy
 import json
 import os
 import random
-from collections.abc import Callable
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -21,6 +24,11 @@ from model import GPT
 from shuoshu import checkpoint
 from shuoshu.commandline import HOUSE
 from shuoshu.tokenizer import Tokenizer, train_bpe
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--long", action="store_true", help="kill 200 trainings instead of 20")
+
 
 torch.set_num_threads(1)  # exact results, and no two threads waiting for each other on a busy machine
 
@@ -196,3 +204,56 @@ def tuned(sft: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     out_dir = tmp_path_factory.mktemp("tuned") / "out-sft"
     assert train.main([*sft, f"--out_dir={out_dir}", "--max_iters=120", "--eval_interval=40", "--sample_tokens=20"]) == 0
     return out_dir
+
+
+# ---------------------------------------------------------------- trainings in processes of their own
+
+
+class Nursery:
+    """Starts trainings by forking a process that has imported everything, see faults/nursery.py."""
+
+    def __init__(self) -> None:
+        answers, theirs = os.pipe()
+        environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(HOUSE), "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, str(HOUSE / "tests" / "faults" / "nursery.py"), str(theirs)]
+        self.process = subprocess.Popen(command, cwd=HOUSE, env=environment, stdin=subprocess.PIPE, pass_fds=[theirs], text=True)
+        os.close(theirs)
+        self._answers = os.fdopen(answers)
+
+    def start(self, argv: Sequence[str], out: Path, environment: dict[str, str] | None = None, **faults: object) -> int:
+        """The pid of a training; what it prints goes to the end of `out`."""
+        return self._ask(do="start", argv=list(argv), out=str(out), environment=environment or {}, faults=faults)
+
+    def start_group(self, argv: Sequence[str], out: Path, world: int, faults: dict[int, dict] | None = None) -> list[int]:
+        """The pids of a training shared by several processes, as torchrun would start them; faults by rank. Each prints to `out`.<rank>."""
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        common = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        ranks = ({**common, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(world))
+        return [self.start(argv, out.with_suffix(f".{r}"), environment, **(faults or {}).get(r, {})) for r, environment in enumerate(ranks)]
+
+    def wait(self, pid: int, seconds: float = 60) -> int:
+        """Its exit code, or minus the signal that ended it."""
+        code = self._ask(do="wait", pid=pid, seconds=seconds)
+        assert code is not None, f"process {pid} still runs after {seconds} s"
+        return code
+
+    def train(self, argv: Sequence[str], out: Path, world: int = 1, faults: dict[int, dict] | None = None) -> list[int]:
+        """The exit codes of a training, rank by rank."""
+        return [self.wait(pid) for pid in self.start_group(argv, out, world, faults)]
+
+    def _ask(self, **order: object) -> int | None:
+        self.process.stdin.write(json.dumps(order) + "\n")
+        self.process.stdin.flush()
+        return json.loads(self._answers.readline())
+
+
+@pytest.fixture(scope="session")
+def nursery() -> Iterator[Nursery]:
+    if not hasattr(os, "fork"):
+        pytest.skip("Windows doesn't fork")
+    nursery = Nursery()
+    yield nursery
+    nursery.process.stdin.close()
+    nursery.process.wait()

@@ -1,0 +1,26 @@
+"""A file that a training and those who watch it share in memory: where it is just now, even after it was killed."""
+
+import mmap
+import struct
+from pathlib import Path
+
+OTHER, STEP, EVALUATION, CHECKPOINT, MODEL = range(5)
+PHASES = ("start or end", "step", "evaluation", "save of a checkpoint", "save of the model")
+SLOTS = ("phase", "step", "saved", "point", "steps", "evaluations", "checkpoints", "models", "ended")
+BEGUN = {STEP: "steps", EVALUATION: "evaluations", CHECKPOINT: "checkpoints", MODEL: "models"}
+
+
+class Board:
+    """Whole numbers: phase; step and the last one saved; calls made inside a save; how often each phase began; whether the run reached its end."""
+
+    def __init__(self, path: Path) -> None:
+        if not path.exists():
+            path.write_bytes(struct.pack(f"<{len(SLOTS)}q", *(-1 if slot == "saved" else 0 for slot in SLOTS)))
+        with path.open("r+b") as file:
+            self._memory = mmap.mmap(file.fileno(), 8 * len(SLOTS))
+
+    def __getitem__(self, slot: str) -> int:
+        return struct.unpack_from("<q", self._memory, 8 * SLOTS.index(slot))[0]
+
+    def __setitem__(self, slot: str, value: int) -> None:
+        struct.pack_into("<q", self._memory, 8 * SLOTS.index(slot), value)

@@ -1,0 +1,176 @@
+"""What a training that the nursery forks may suffer. Each function takes one value of JSON and patches this process, which ends with it."""
+
+import json
+import os
+import resource
+import signal
+import time
+from collections import Counter
+from pathlib import Path
+
+import torch
+
+from shuoshu import checkpoint, files, loop, run, step
+from shuoshu.commandline import UserError
+from tests.faults.board import BEGUN, CHECKPOINT, EVALUATION, MODEL, STEP, Board
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+# ---------------------------------------------------------------- kills
+
+
+def board(path: str) -> None:
+    """Keeps the board up to date."""
+    shown = Board(Path(path))
+
+    def during(phase, function):
+        def inner(*args):
+            before, shown["phase"] = shown["phase"], phase
+            shown[BEGUN[phase]] += 1
+            if phase == STEP:
+                shown["step"] = args[0].state.step
+            result = function(*args)
+            if phase == CHECKPOINT:
+                shown["saved"] = args[0].state.step
+            shown["phase"] = before
+            return result
+
+        return inner
+
+    real_conclude = loop.conclude
+
+    def conclude(*args):
+        real_conclude(*args)
+        shown["ended"] = 1
+
+    loop.conclude = conclude
+    loop.train_step = during(STEP, loop.train_step)
+    loop.evaluate = during(EVALUATION, loop.evaluate)
+    run.Run.save = during(CHECKPOINT, run.Run.save)
+    run.Run._write_model = during(MODEL, run.Run._write_model)
+
+
+def dies_at_point(where: list) -> None:
+    """[path of the board, n]: a kill before or after the n-th call, within saves, that syncs, renames or removes: where files come and go."""
+    shown = Board(Path(where[0]))
+
+    def watch(owner, name):
+        real = getattr(owner, name)
+
+        def inner(*args, **kwargs):
+            for call in (None, real):
+                if shown["phase"] in (CHECKPOINT, MODEL):
+                    shown["point"] += 1
+                    if shown["point"] == where[1]:
+                        die()
+                if call:
+                    result = call(*args, **kwargs)
+            return result
+
+        setattr(owner, name, inner)
+
+    for owner, name in ((os, "fsync"), (os, "unlink"), (os, "rmdir"), (os, "rename"), (os, "replace"), (Path, "rename"), (Path, "replace")):
+        watch(owner, name)
+
+
+def saves_in_place(_: bool) -> None:
+    """What most do: each file written over the one before."""
+
+    def write_whole(path, write):
+        write(path)
+
+    def save_checkpoint(out_dir, step, model, optimizer, state):
+        folder = out_dir / "checkpoints" / "step-000000"
+        folder.mkdir(parents=True, exist_ok=True)
+        hashes = {
+            "model.safetensors": checkpoint.write_tensors(folder / "model.safetensors", model.tensors(), {"step": str(step)}),
+            "optimizer.safetensors": checkpoint.write_tensors(folder / "optimizer.safetensors", optimizer, {"step": str(step)}),
+            "state.json": files.write_text(folder / "state.json", json.dumps({"format": checkpoint.FORMAT, "step": step, **state})),
+        }
+        files.write_text(folder / "manifest.json", json.dumps({"format": checkpoint.FORMAT, "sha256": hashes}))
+
+    checkpoint.write_whole = write_whole
+    checkpoint.save_checkpoint = save_checkpoint
+
+
+def draws_nothing(_: bool) -> None:
+    """Pictures take a third of a second each."""
+    loop.report.draw_curves = lambda *args: None
+
+
+# ---------------------------------------------------------------- slowness, failures, counts
+
+
+def slow(seconds: dict[str, float]) -> None:
+    """Each batch that is evaluated, each step, takes longer."""
+    real_step, real_batches = loop.train_step, run.Run.val_batches
+
+    def slow_step(this):
+        time.sleep(seconds.get("step", 0))
+        return real_step(this)
+
+    def slow_batches(this):
+        for batch in real_batches(this):
+            time.sleep(seconds.get("batch", 0))
+            yield batch
+
+    loop.train_step, run.Run.val_batches = slow_step, slow_batches
+
+
+def fails_at(what: list) -> None:
+    """[step, how]: this process dies, raises an error of its own, or a mistake of the user's."""
+    real = loop.train_step
+
+    def failing(this):
+        if this.state.step == what[0]:
+            if what[1] == "killed":
+                die()
+            raise UserError("only here") if what[1] == "mistake" else ValueError("only here")
+        return real(this)
+
+    loop.train_step = failing
+
+
+def largest_file(size: int) -> None:
+    """The system refuses to let any file grow beyond this."""
+    real = loop.evaluate
+
+    def then(*args):
+        result = real(*args)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+        return result
+
+    loop.evaluate = then
+
+
+def counts_messages(path: str) -> None:
+    """Writes how often gloo did what in the second step: its first builds DDP's buckets anew."""
+    real = loop.train_step
+
+    def counted(this):
+        if this.state.step != 1:
+            return real(this)
+        with torch.autograd.profiler.profile() as profile:
+            result = real(this)
+        names = Counter(event.name for event in profile.function_events if event.name.startswith("gloo:"))
+        Path(path).write_text(json.dumps(names), encoding="utf-8")
+        return result
+
+    loop.train_step = counted
+
+
+def without(names: list[str]) -> None:
+    """Takes out what a claim rests on."""
+    if "no_sync" in names:
+        torch.nn.parallel.DistributedDataParallel.no_sync = lambda self: step.nullcontext()
+    if "global count" in names:
+        real = step.micro_batches
+
+        def counted_here(this):
+            for ids, targets, _, is_last in real(this):
+                yield ids, targets, int((targets >= 0).sum()) * this.processes.world, is_last
+
+        step.micro_batches = counted_here

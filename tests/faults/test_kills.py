@@ -1,0 +1,154 @@
+"""Trainings killed with SIGKILL at aimed moments: what stands afterwards loads, nothing saved is lost, and going on ends with the same bytes.
+
+The same harness pointed at files written in place must lose some, or it proves nothing.
+"""
+
+import os
+import random
+import signal
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from shuoshu import checkpoint, report
+from shuoshu.batches import sha256_of
+from shuoshu.commandline import UserError
+from tests.faults.board import BEGUN, CHECKPOINT, EVALUATION, MODEL, PHASES, STEP, Board
+
+STEPS, SAVED_EVERY = 24, 4
+LARGE = ["--n_layer=3", "--n_head=2", "--n_embd=192", "--block_size=32", "--batch_size=2", "--dtype=float32", "--device=cpu", "--threads=1"]
+LARGE += ["--optimizer=adamw"]  # a checkpoint of 18 MB, and quick steps
+LENGTH = [f"--max_iters={STEPS}", f"--save_interval={SAVED_EVERY}", "--eval_interval=8", "--eval_tokens=1000", "--dropout=0.1", "--sample_tokens=4"]
+
+
+@dataclass
+class Tally:
+    """What the table at the end tells, by phase."""
+
+    tried: Counter = field(default_factory=Counter)
+    lost: Counter = field(default_factory=Counter)
+    steps_lost: list[int] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        rows = [("killed in", "tried", "survived", "lost")]
+        rows += [(name, self.tried[p], self.tried[p] - self.lost[p], self.lost[p]) for p, name in enumerate(PHASES) if self.tried[p]]
+        rows.append(("all", self.tried.total(), self.tried.total() - self.lost.total(), self.lost.total()))
+        return f"{report.table(rows)}\n  steps lost by a kill: {max(self.steps_lost, default=0)} at most"
+
+
+@dataclass
+class Aim:
+    """The n-th time that a phase begins, and how long after it; or the n-th call within saves where files come and go."""
+
+    phase: int
+    nth: int
+    share: float  # of the time that the phase usually takes
+    point: int | None
+
+    @classmethod
+    def draw(cls, chance: random.Random) -> "Aim":
+        phase = chance.choices((STEP, EVALUATION, CHECKPOINT, MODEL), (3, 2, 4, 3))[0]
+        point = chance.randrange(1, 120) if phase in (CHECKPOINT, MODEL) and chance.random() < 0.5 else None
+        return cls(phase, chance.randint(1, {STEP: 12, EVALUATION: 2, CHECKPOINT: 3, MODEL: 2}[phase]), chance.random(), point)
+
+
+USUAL = {STEP: 0.03, EVALUATION: 0.25, CHECKPOINT: 0.08, MODEL: 0.03}  # seconds that they take
+
+
+class Harness:
+    def __init__(self, nursery, command: list[str], folder: Path, in_place: bool = False) -> None:
+        self.nursery, self.command, self.folder, self.in_place = nursery, command, folder, in_place
+        self.tally, self.finished = Tally(), []
+
+    def kill(self, times: int, seed: int) -> None:
+        """Runs one after another; each is killed and resumed until it reaches its end, or a kill loses it."""
+        chance = random.Random(seed)
+        for number in range(10 * times):
+            out_dir = self.folder / f"out{number}"
+            while self.tally.tried.total() < times and self.live(out_dir, Aim.draw(chance)):
+                pass
+            if self.tally.tried.total() == times:
+                return
+
+    def live(self, out_dir: Path, aim: Aim) -> bool:
+        """One life of a run; whether there is something left to go on with."""
+        path = out_dir.with_suffix(".board")
+        path.unlink(missing_ok=True)
+        board, before = Board(path), newest_step(out_dir)
+        faults = {"draws_nothing": True} | ({"saves_in_place": True} if self.in_place else {})
+        faults |= {"board": str(path)} | ({"dies_at_point": [str(path), aim.point]} if aim.point else {})
+        pid = self.nursery.start([*self.command, f"--out_dir={out_dir}", "--resume"], out_dir.with_suffix(".told"), **faults)
+        if aim.point is None:
+            shoot(pid, board, aim)
+        code = self.nursery.wait(pid)
+        if code != -signal.SIGKILL:
+            assert code == 0, out_dir.with_suffix(".told").read_text(encoding="utf-8")
+            self.finished.append(out_dir)
+            return False
+        phase = board["phase"]
+        problem = self.problem_of(out_dir, board, max(before, board["saved"]))
+        self.tally.tried[phase] += 1
+        self.tally.lost[phase] += problem is not None
+        assert self.in_place or problem is None, f"{problem} ({aim}, {PHASES[phase]})"
+        return problem is None
+
+    def problem_of(self, out_dir: Path, board: Board, saved: int) -> str | None:
+        """What the kill lost of a run whose last save was that of step `saved` (-1: of none)."""
+        step = newest_step(out_dir)
+        if step < saved:
+            return f"step {saved} was saved, {step} is the newest that is valid"
+        if step >= 0:
+            checkpoint.load_checkpoint(checkpoint.newest_checkpoint(out_dir)[0])
+            self.tally.steps_lost.append(max(0, board["step"] - step))
+        if (out_dir / "model.safetensors").exists():
+            try:
+                checkpoint.load_model(out_dir)
+            except UserError as error:
+                return str(error)
+        return None
+
+
+def newest_step(out_dir: Path) -> int:
+    """Of the newest valid checkpoint; -1 if there is none. What the folder is called proves nothing."""
+    folder, _ = checkpoint.newest_checkpoint(out_dir)
+    return -1 if folder is None else checkpoint.load_checkpoint(folder)[2]["step"]
+
+
+def shoot(pid: int, board: Board, aim: Aim) -> None:
+    """Kills at the aimed moment; not at all if the run reaches its end before."""
+    until = time.monotonic() + 60
+    while board[BEGUN[aim.phase]] < aim.nth:
+        if board["ended"] or time.monotonic() > until:
+            return
+        time.sleep(0.0003)
+    time.sleep(aim.share * USUAL[aim.phase])
+    os.kill(pid, signal.SIGKILL)
+
+
+@pytest.fixture(scope="module")
+def command(dataset: Path) -> list[str]:
+    return [f"--dataset={dataset}", *LARGE, *LENGTH]
+
+
+def test_killed_at_any_moment_nothing_saved_is_lost(nursery, command, tmp_path, pytestconfig, capsys):
+    times = 200 if pytestconfig.getoption("--long") else 20
+    assert nursery.train([*command, f"--out_dir={tmp_path / 'whole'}"], tmp_path / "told") == [0]
+    harness = Harness(nursery, command, tmp_path)
+    harness.kill(times, seed=8)
+    with capsys.disabled():
+        print(f"\n{harness.tally}")
+    assert harness.tally.tried.total() == times and not harness.tally.lost.total()
+    assert sum(harness.tally.tried[phase] for phase in (CHECKPOINT, MODEL)) >= times / 4
+    assert max(harness.tally.steps_lost) <= SAVED_EVERY
+    assert {sha256_of(out_dir / "model.safetensors") for out_dir in harness.finished} == {sha256_of(tmp_path / "whole" / "model.safetensors")}
+
+
+def test_the_same_kills_lose_files_that_are_written_in_place(nursery, command, tmp_path, capsys):
+    harness = Harness(nursery, command, tmp_path, in_place=True)
+    harness.kill(10, seed=8)
+    with capsys.disabled():
+        print(f"\nwritten in place:\n{harness.tally}")
+    assert harness.tally.lost.total() >= 2
