@@ -8,9 +8,11 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
+from inspect import signature
 from pathlib import Path
 
 import torch
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from model import GPT, GPTConfig
@@ -50,6 +52,12 @@ class RunState:
     plan: Plan | None = None  # none: a time budget that is still measuring
 
 
+def shared(model: nn.Module) -> DistributedDataParallel:
+    """The model with its gradients summed over the processes. Its buffers, tables of positions, are the same everywhere and not sent about."""
+    names = signature(DistributedDataParallel).parameters
+    return DistributedDataParallel(model, **{next(name for name in ("forward_sync_buffers", "broadcast_buffers") if name in names): False})
+
+
 class Run:
     """One run in one out_dir, ready to go on from `state.step`."""
 
@@ -72,8 +80,7 @@ class Run:
         self.scaler = torch.amp.GradScaler(device.type, init_scale=self.state.scale, enabled=self.dtype == torch.float16)
         wants_compile = settings.compile == "true" or (settings.compile == "auto" and not self.turns and runtime.can_compile(device))
         self.model = torch.compile(self.raw) if wants_compile else self.raw
-        # The buffers are tables of positions, the same everywhere: not to be sent about.
-        self.forward = DistributedDataParallel(self.model, broadcast_buffers=False) if processes.world > 1 else self.model
+        self.forward = shared(self.model) if processes.world > 1 else self.model
         self.micro_rows = min(settings.batch_size, self.rows_per_step // processes.world)
         self.skips = Skips(self)
         self.saved = self.state.step if earlier else None  # the step of the newest checkpoint

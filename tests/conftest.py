@@ -255,5 +255,5 @@ def nursery() -> Iterator[Nursery]:
         pytest.skip("Windows doesn't fork")
     nursery = Nursery()
     yield nursery
-    nursery.process.stdin.close()
+    nursery.process.kill()
     nursery.process.wait()

@@ -88,21 +88,6 @@ def test_accumulated_batches_train_as_one_large_batch(tiny, tmp_path):
     assert losses[0] != pytest.approx(losses[2], rel=1e-5)  # nine rows a step: other data
 
 
-@pytest.mark.slow
-def test_two_processes_train_as_one(tiny, tmp_path):
-    settings = [*tiny, "--optimizer=adamw", "--dropout=0", "--max_iters=10", "--log_interval=1", "--sample_tokens=0"]
-    assert train.main([*settings, f"--out_dir={tmp_path / 'one'}"]) == 0
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*torchrun, "train.py", *settings, f"--out_dir={tmp_path / 'two'}"], cwd=HOUSE, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    one, two = ([(r["step"], r["loss"]) for r in Log(tmp_path / name / "log.jsonl").read("step")] for name in ("one", "two"))
-    assert [s for s, _ in one] == [s for s, _ in two]
-    assert [loss for _, loss in one] == pytest.approx([loss for _, loss in two], rel=1e-5)
-    assert evals(tmp_path / "two")[-1]["val_loss"] == pytest.approx(evals(tmp_path / "one")[-1]["val_loss"], rel=1e-5)
-    assert done.stdout.count("model      ") == 1  # one process speaks
-
-
 def test_adamw_and_cosine_and_a_time_budget_run(tiny, tmp_path):
     settings = ["--optimizer=adamw", "--schedule=cosine", "--max_minutes=0.05", "--tie_embeddings", "--n_kv_head=1"]
     assert train.main([*tiny, *settings, f"--out_dir={tmp_path / 'out'}", "--sample_tokens=0"]) == 0

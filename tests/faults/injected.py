@@ -147,11 +147,11 @@ def largest_file(size: int) -> None:
 
 
 def counts_messages(path: str) -> None:
-    """Writes how often gloo did what in the second step: its first builds DDP's buckets anew."""
+    """Writes how often gloo did what in the third step: in the second DDP builds its buckets anew."""
     real = loop.train_step
 
     def counted(this):
-        if this.state.step != 1:
+        if this.state.step != 2:
             return real(this)
         with torch.autograd.profiler.profile() as profile:
             result = real(this)
