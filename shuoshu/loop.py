@@ -221,11 +221,11 @@ def introduce(run: Run) -> None:
     for group in (group for optimizer in run.optimizers for group in optimizer.param_groups):
         rates[group["full_lr"]] = rates.get(group["full_lr"], 0) + sum(p.numel() for p in group["params"])
     compiled = ", compiled" if run.machine["compiled"] else ""
-    print(f"model      {total:,} parameters, {inner:,} of them outside embedding and head; a blind guess would have a loss of {guess:.2f}")
-    print(f"optimiser  {run.settings.optimizer}: " + ", ".join(f"{count:,} parameters at {rate:g}" for rate, count in rates.items()))
+    report.say(f"model      {total:,} parameters, {inner:,} of them outside embedding and head; a blind guess would have a loss of {guess:.2f}")
+    report.say(f"optimiser  {run.settings.optimizer}: " + ", ".join(f"{count:,} parameters at {rate:g}" for rate, count in rates.items()))
     unit = "rows" if run.turns else "tokens"
-    print(f"data       {run.data.folder}: {len(run.data):,} training and {len(run.val):,} validation {unit}, {run.steps_per_epoch:.1f} steps an epoch")
-    print(f"machine    {run.device}, {run.settings.dtype}, torch {run.machine['torch']}{compiled}")
+    report.say(f"data       {run.data.folder}: {len(run.data):,} training and {len(run.val):,} validation {unit}, {run.steps_per_epoch:.1f} steps an epoch")
+    report.say(f"machine    {run.device}, {run.settings.dtype}, torch {run.machine['torch']}{compiled}")
 
 
 def finite(run: Run, loss: float) -> float:
@@ -259,17 +259,17 @@ def conclude(run: Run, stopped: int | None, out_of_patience: bool) -> None:
     state, settings = run.state, run.settings
     if stopped:
         again = f"python train.py --resume {shlex.quote(f'--out_dir={settings.out_dir}')}"
-        print(f"stopped by {signal.Signals(stopped).name} after step {state.step:,}; everything is saved. Go on with\n  {again}")
+        report.say(f"stopped by {signal.Signals(stopped).name} after step {state.step:,}; everything is saved. Go on with\n  {again}")
         return
     early = f", stopped early after {state.worse_evals} evaluations without a better one" if out_of_patience else ""
     best = {} if state.best is None else {"best_rouge_l": -state.best} if run.selects_by_answers else {"best_loss": state.best}
     run.record("end", step=state.step, best_step=state.best_step, **best, seconds=round(state.seconds, 2))
     left_out = f", {state.skipped:,} of them left out" if state.skipped else ""
-    print(f"done       {state.step:,} steps{left_out}, {state.step / run.steps_per_epoch:.2f} epochs in {report.duration(state.seconds)}{early}")
+    report.say(f"done       {state.step:,} steps{left_out}, {state.step / run.steps_per_epoch:.2f} epochs in {report.duration(state.seconds)}{early}")
     for name, value in best.items():
         what = name.removeprefix("best_").replace("rouge_l", "ROUGE-L")
-        print(f"best       val {what} {value:.4f} at step {state.best_step:,}: that model is in {run.out_dir}, its curve in loss.png")
-    print(f'next       python sample.py {shlex.quote(f"--out_dir={settings.out_dir}")} --start="…"')
+        report.say(f"best       val {what} {value:.4f} at step {state.best_step:,}: that model is in {run.out_dir}, its curve in loss.png")
+    report.say(f'next       python sample.py {shlex.quote(f"--out_dir={settings.out_dir}")} --start="…"')
 
 
 def dry_run(run: Run) -> int:

@@ -58,6 +58,16 @@ def size(count: float) -> str:
     raise AssertionError
 
 
+def say(line: str) -> None:
+    """A line for the reader. That it goes to a file on a full disk is no reason to end a training."""
+    try:
+        print(line, flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError:
+        pass
+
+
 class Log:
     """log.jsonl: one object a line, flushed as it is written; the single source of the curves."""
 
@@ -124,14 +134,14 @@ class Progress:
             self.bar.update(step - self.bar.n)
         elif self.show and (time.monotonic() - self._last_line > self.every or step == total):
             self._last_line = time.monotonic()
-            print(f"step {step:,}" + (f"/{total:,}" if total else "") + f"  {facts}", flush=True)
+            say(f"step {step:,}" + (f"/{total:,}" if total else "") + f"  {facts}")
 
     def say(self, line: str) -> None:
         """A line above the bar."""
         if self.bar is not None:
             self.bar.write(line)
         elif self.show:
-            print(line, flush=True)
+            say(line)
 
     def close(self) -> None:
         if self.bar is not None:

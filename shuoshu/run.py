@@ -232,7 +232,7 @@ class Run:
             raise UserError(f"can't write to {self.out_dir}: {reason(error)}") from None
 
     @contextmanager
-    def spared(self, what: str, say: Callable[[str], None] = print) -> Iterator[None]:
+    def spared(self, what: str, say: Callable[[str], None] = report.say) -> Iterator[None]:
         """What can't be written in mid-run is told, once in succession, and the training goes on without it."""
         try:
             yield

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from shuoshu import runtime
+from shuoshu import report, runtime
 from shuoshu.commandline import UserError
 from shuoshu.optim import rate_factor, set_rates, step_unless
 
@@ -50,7 +50,7 @@ def gradients(run: Run) -> Tensor:
         if run.device.type == "cuda":
             torch.cuda.empty_cache()
         run.micro_rows = (run.micro_rows + 1) // 2
-        print(f"out of memory: from step {run.state.step:,} on, {run.micro_rows} rows at a time, and as many a step as before: the same training", flush=True)
+        report.say(f"out of memory: from step {run.state.step:,} on, {run.micro_rows} rows at a time, and as many a step as before: the same training")
 
 
 def _accumulate(run: Run) -> Tensor:

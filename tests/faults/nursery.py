@@ -10,6 +10,7 @@ import os
 import sys
 import time
 import traceback
+from contextlib import suppress
 
 import matplotlib.backends.backend_agg
 import matplotlib.figure  # noqa: F401
@@ -37,8 +38,8 @@ def start(argv: list[str], out: str, environment: dict[str, str], faults: dict[s
     except BaseException:
         traceback.print_exc()
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        with suppress(OSError):
+            sys.stdout.flush()
         os._exit(code)
 
 

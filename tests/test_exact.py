@@ -1,0 +1,131 @@
+"""A run that was stopped and went on ends with the same bytes as one that was not, whatever it trains and with what; each claim fails when its ground goes."""
+
+from pathlib import Path
+
+import pytest
+
+import train
+from shuoshu import checkpoint, loop, pace, run, step
+from shuoshu.batches import sha256_of
+from shuoshu.report import Log
+
+LENGTH = ["--dropout=0.1", "--max_iters=16", "--eval_interval=8", "--save_interval=5", "--sample_tokens=0", "--log_interval=1", "--batch_size=4"]
+LENGTH += ["--gradient_accumulation_steps=1", "--eval_questions=2"]
+
+
+def end(out_dir: Path) -> tuple[str, list]:
+    """The bytes of the last weights, and every loss on the way to them."""
+    newest, _ = checkpoint.newest_checkpoint(out_dir)
+    return sha256_of(newest / "model.safetensors"), [
+        (r["step"], r.get("loss"), r.get("val_loss")) for r in Log(out_dir / "log.jsonl").read() if r["kind"] != "start"
+    ]
+
+
+def killed_at(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    real = loop.train_step
+
+    def killed(this):
+        if this.state.step == number:
+            raise KeyboardInterrupt
+        return real(this)
+
+    monkeypatch.setattr(loop, "train_step", killed)
+
+
+@pytest.fixture(scope="module")
+def whole(request: pytest.FixtureRequest, tiny, sft, tmp_path_factory) -> dict:
+    """The uninterrupted runs, each made once."""
+    made: dict = {}
+
+    def of(task: str, optimizer: str) -> tuple[list[str], Path]:
+        if (task, optimizer) not in made:
+            command = [*(tiny if task == "text" else [*sft, "--question_drop=0.15", "--question_swap=0.15"]), *LENGTH, f"--optimizer={optimizer}"]
+            out_dir = tmp_path_factory.mktemp("whole") / "out"
+            assert train.main([*command, f"--out_dir={out_dir}"]) == 0
+            made[task, optimizer] = command, out_dir
+        return made[task, optimizer]
+
+    return of
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+@pytest.mark.parametrize("task", ["text", "questions"])
+def test_gone_on_with_it_is_the_same_run(whole, tmp_path, monkeypatch, task, optimizer):
+    command, uninterrupted = whole(task, optimizer)
+    killed_at(monkeypatch, 13)  # 12.75 or 26 steps make an epoch: neither 10 nor 13 ends one
+    assert train.main([*command, f"--out_dir={tmp_path / 'out'}"]) == 130
+    monkeypatch.undo()
+    assert train.main([f"--out_dir={tmp_path / 'out'}", "--resume"]) == 0
+    assert end(tmp_path / "out") == end(uninterrupted)
+
+
+def without_moments(monkeypatch):
+    monkeypatch.setattr(run, "load_state_tensors", lambda *args: None)
+
+
+def without_seed(monkeypatch):
+    monkeypatch.setattr(step.runtime, "seed_step", lambda *args: None)
+
+
+def without_place(monkeypatch):
+    real = step.micro_batches
+
+    def from_the_start(this):
+        this.state.step -= 10
+        try:
+            yield from real(this)
+        finally:
+            this.state.step += 10
+
+    monkeypatch.setattr(step, "micro_batches", from_the_start)
+
+
+def without_plan(monkeypatch):
+    monkeypatch.setattr(run, "REPLANS", {*run.REPLANS, "max_epochs"})
+    real = run.Run._restore
+
+    def forgetting(this, folder):
+        real(this, folder)
+        this.state.plan = None
+
+    monkeypatch.setattr(run.Run, "_restore", forgetting)
+
+
+@pytest.mark.parametrize("optimizer, take_out", [("muon", without_moments), ("adamw", without_moments), ("adamw", without_seed), ("adamw", without_place)])
+def test_it_needs_all_that_is_kept(whole, tmp_path, monkeypatch, optimizer, take_out):
+    command, uninterrupted = whole("text", optimizer)
+    killed_at(monkeypatch, 13)
+    assert train.main([*command, f"--out_dir={tmp_path / 'out'}"]) == 130
+    monkeypatch.undo()
+    take_out(monkeypatch)
+    assert train.main([f"--out_dir={tmp_path / 'out'}", "--resume"]) == 0
+    assert end(tmp_path / "out")[0] != end(uninterrupted)[0]
+
+
+@pytest.mark.parametrize("take_out", [None, without_plan])
+def test_a_time_budgets_plan_is_kept_to(tiny, tmp_path, monkeypatch, take_out):
+    """The clock is the test's: a second passes with each step, and faster after the resumption, as on another machine. The plan says how the rates fall."""
+    clock = {"now": 0.0, "step": 1.0}
+    monkeypatch.setattr(pace.time, "perf_counter", lambda: clock["now"])
+    monkeypatch.setattr(pace.Pace, "_mended", lambda self, state: state.plan)  # what a slower machine would change is another test's
+    real = loop.train_step
+
+    def ticking(this):
+        clock["now"] += clock["step"]
+        return real(this)
+
+    monkeypatch.setattr(loop, "train_step", ticking)
+    command = [*tiny, *LENGTH[:1], "--max_minutes=0.6", "--sample_tokens=0", "--save_interval=5", "--eval_interval=40"]
+    assert train.main([*command, f"--out_dir={tmp_path / 'whole'}"]) == 0
+    steps = checkpoint.checkpoints(tmp_path / "whole")
+    assert 25 < int(steps[-1].name[5:]) <= 40
+    clock["now"] = 0.0
+    killed_at(monkeypatch, 23)
+    assert train.main([*command, f"--out_dir={tmp_path / 'out'}"]) == 130
+    monkeypatch.setattr(loop, "train_step", ticking)
+    assert checkpoint.newest_checkpoint(tmp_path / "out")[0].name == "step-000020"
+    clock["step"] = 0.4
+    if take_out:
+        take_out(monkeypatch)
+    assert train.main([f"--out_dir={tmp_path / 'out'}", "--resume"]) == 0
+    assert (end(tmp_path / "out")[0] == end(tmp_path / "whole")[0]) == (take_out is None)
