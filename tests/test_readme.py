@@ -133,6 +133,19 @@ def test_the_torchrun_command_runs_with_two_processes(dataset, tmp_path):
     assert (tmp_path / "out" / "model.safetensors").is_file()
 
 
+@pytest.mark.skipif(os.name != "posix", reason="needs a shell")
+@pytest.mark.parametrize("codes, runs", [([137, 1, 0], 3), ([2], 1), ([130], 1), ([143], 1)])
+def test_the_loop_goes_on_after_a_crash_and_ends_at_a_mistake_or_a_stop(tmp_path, codes, runs):
+    for readme in READMES:
+        loop, batch = re.findall(r"^```sh\n(.*?)^```", (HOUSE / readme).read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+        subprocess.run(["bash", "-n"], input=batch, text=True, check=True)
+        calls = tmp_path / readme
+        stub = f'sleep() {{ :; }}; codes=({" ".join(map(str, codes))}); n=0; python() {{ echo "$*" >> "{calls}"; return "${{codes[n++]}}"; }}\n'
+        subprocess.run(["bash", "-c", stub + loop], check=True, timeout=20)
+        called = calls.read_text(encoding="utf-8").splitlines()
+        assert len(called) == runs and all(line.startswith("train.py ") and line.endswith(" --resume") for line in called)
+
+
 def test_the_python_lines_run(pretrained, monkeypatch):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

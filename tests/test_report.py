@@ -122,7 +122,8 @@ def test_rewinding_drops_what_lies_after_the_step(tmp_path: Path) -> None:
     for step in (1, 2, 3, 4):
         log.write("step", step=step, loss=1.5)
     before = log.path.read_text(encoding="utf-8").splitlines()
-    log.rewind(2, 2)
+    log.write("eval", step=2, val_loss=1.5)
+    log.rewind(2, 1)  # saved after step 2, killed before its evaluation counted
     assert log.path.read_text(encoding="utf-8").splitlines() == before[:3]
     assert [path.name for path in tmp_path.iterdir()] == ["log.jsonl"]
 
