@@ -14,6 +14,7 @@ from typing import BinaryIO
 import numpy as np
 
 from shuoshu.commandline import UserError
+from shuoshu.files import sha256_of
 from shuoshu.tokenizer import Tokenizer
 
 FORMAT = 1
@@ -198,11 +199,3 @@ def read_meta(folder: Path) -> dict:
         return meta
     except (OSError, ValueError, KeyError, TypeError, RecursionError, AttributeError) as error:
         raise UserError(f"{path} can't be read ({type(error).__name__}: {error}): {AGAIN}") from None
-
-
-def sha256_of(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()

@@ -22,9 +22,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from model import GPT, GPTConfig
-from shuoshu.batches import sha256_of
 from shuoshu.commandline import UserError
-from shuoshu.files import sync_folder, verify, write_text, write_whole
+from shuoshu.files import sha256_of, sync_folder, verify, write_text, write_whole
 from shuoshu.report import size
 from shuoshu.tokenizer import Tokenizer
 

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
-from shuoshu.batches import sha256_of
 from shuoshu.commandline import UserError
 
 
@@ -42,6 +41,14 @@ def write_text(path: Path, text: str) -> str:
         file.flush()
         os.fsync(file.fileno())
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def sha256_of(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def verify(path: Path, sha256: str | None) -> None:
