@@ -49,7 +49,7 @@ def last_val_loss(out_dir: Path) -> float:
 # ---------------------------------------------------------------- the same training
 
 
-@pytest.mark.parametrize("task, world", [("text", 2), ("text", 4), ("questions", 2)])
+@pytest.mark.parametrize("task, world", [("text", 2), ("text", 4), ("text", 8), ("questions", 2), ("questions", 4)])
 def test_shared_by_processes_it_is_the_same_training(nursery, alone, request, tmp_path, task, world):
     command = [*request.getfixturevalue({"text": "prose"}.get(task, task)), f"--out_dir={tmp_path / 'out'}"]
     assert nursery.train(command, tmp_path / "told", world) == [0] * world, (tmp_path / "told.0").read_text(encoding="utf-8")
