@@ -14,7 +14,7 @@ from typing import BinaryIO
 import numpy as np
 
 from shuoshu.commandline import UserError
-from shuoshu.files import sha256_of
+from shuoshu.saving import sha256_of
 from shuoshu.tokenizer import Tokenizer
 
 FORMAT = 1

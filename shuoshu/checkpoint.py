@@ -23,7 +23,7 @@ from torch import Tensor
 
 from model import GPT, GPTConfig
 from shuoshu.commandline import UserError
-from shuoshu.files import sha256_of, sync_folder, verify, write_text, write_whole
+from shuoshu.saving import sha256_of, sync_folder, verify, write_text, write_whole
 from shuoshu.report import size
 from shuoshu.tokenizer import Tokenizer
 

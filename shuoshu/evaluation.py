@@ -19,7 +19,7 @@ from shuoshu.answers import Question, answer, label_scores, read_questions
 from shuoshu.commandline import UserError
 from shuoshu.document import report_html
 from shuoshu.figures import COPIED, Figures, TrainingText, saved_run
-from shuoshu.files import write_text, write_whole
+from shuoshu.saving import write_text, write_whole
 from shuoshu.generate import Sampling, complete_many
 from shuoshu.rows import RowFile
 from shuoshu.scoring import answer_batches, score, text_windows

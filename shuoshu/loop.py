@@ -14,7 +14,7 @@ import torch
 from shuoshu import checkpoint, report, runtime
 from shuoshu.answers import answer
 from shuoshu.commandline import UserError
-from shuoshu.files import Lock, reason
+from shuoshu.saving import Lock, reason
 from shuoshu.generate import Sampling, complete
 from shuoshu.metrics import exact_match, rouge_l
 from shuoshu.pace import Pace

@@ -15,7 +15,7 @@ import torch
 from shuoshu import checkpoint, report, runtime
 from shuoshu.answers import render_question
 from shuoshu.commandline import UserError
-from shuoshu.files import write_text, write_whole
+from shuoshu.saving import write_text, write_whole
 from shuoshu.generate import Sampling, Utf8Mask, complete_many, stream
 from shuoshu.settings import SampleSettings
 

@@ -9,7 +9,7 @@ import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
-from shuoshu.files import write_text, write_whole
+from shuoshu.saving import write_text, write_whole
 
 
 def width(text: str) -> int:

@@ -19,7 +19,7 @@ from model import GPT, GPTConfig
 from shuoshu import batches, checkpoint, report, runtime
 from shuoshu.answers import read_questions
 from shuoshu.commandline import UserError
-from shuoshu.files import Lock, reason, write_text, write_whole
+from shuoshu.saving import Lock, reason, write_text, write_whole
 from shuoshu.optim import Muon, Plan, build_optimizers, load_state_tensors, state_tensors
 from shuoshu.rows import Noise, RowFile
 from shuoshu.scoring import Batch, answer_batches, text_windows

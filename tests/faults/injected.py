@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from shuoshu import checkpoint, files, loop, run, step
+from shuoshu import checkpoint, loop, run, saving, step
 from shuoshu.commandline import UserError
 from tests.faults.board import BEGUN, CHECKPOINT, EVALUATION, MODEL, STEP, Board
 
@@ -88,9 +88,9 @@ def saves_in_place(_: bool) -> None:
         hashes = {
             "model.safetensors": checkpoint.write_tensors(folder / "model.safetensors", model.tensors(), {"step": str(step)}),
             "optimizer.safetensors": checkpoint.write_tensors(folder / "optimizer.safetensors", optimizer, {"step": str(step)}),
-            "state.json": files.write_text(folder / "state.json", json.dumps({"format": checkpoint.FORMAT, "step": step, **state})),
+            "state.json": saving.write_text(folder / "state.json", json.dumps({"format": checkpoint.FORMAT, "step": step, **state})),
         }
-        files.write_text(folder / "manifest.json", json.dumps({"format": checkpoint.FORMAT, "sha256": hashes}))
+        saving.write_text(folder / "manifest.json", json.dumps({"format": checkpoint.FORMAT, "sha256": hashes}))
 
     checkpoint.write_whole = write_whole
     checkpoint.save_checkpoint = save_checkpoint

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import train
-from shuoshu import checkpoint, files, loop
+from shuoshu import checkpoint, loop, saving
 from shuoshu.commandline import UserError
 from shuoshu.report import Log
 
@@ -216,13 +216,13 @@ def test_where_the_file_system_knows_no_locks_there_is_none(tmp_path, monkeypatc
     def unknown(handle):
         raise OSError(errno.ENOLCK, "No locks available")
 
-    with files.Lock(tmp_path) as first, files.Lock(tmp_path) as second:
+    with saving.Lock(tmp_path) as first, saving.Lock(tmp_path) as second:
         first.take()
         first.take()
         with pytest.raises(UserError, match="in use by another"):
             second.take()
-        monkeypatch.setattr(files, "_lock", unknown)
-        with files.Lock(tmp_path) as third:
+        monkeypatch.setattr(saving, "_lock", unknown)
+        with saving.Lock(tmp_path) as third:
             third.take()
 
 
@@ -245,4 +245,4 @@ def test_an_evaluation_that_is_cut_short_is_done_again(tiny, tmp_path, monkeypat
     assert train.main([f"--out_dir={tmp_path / 'cut'}", "--resume"]) == 0
     logs = [[(r["step"], r["val_loss"]) for r in Log(tmp_path / name / "log.jsonl").read("eval")] for name in ("whole", "cut")]
     assert logs[0] == logs[1] and len(logs[0]) == 3
-    assert files.sha256_of(tmp_path / "cut" / "model.safetensors") == files.sha256_of(tmp_path / "whole" / "model.safetensors")
+    assert saving.sha256_of(tmp_path / "cut" / "model.safetensors") == saving.sha256_of(tmp_path / "whole" / "model.safetensors")
