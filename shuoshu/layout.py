@@ -28,13 +28,15 @@ from shuoshu.settings import AppSettings
 MODEL = {"concurrency_limit": 1, "concurrency_id": "model", "api_visibility": "private"}  # one text after the other
 READ = {"concurrency_limit": 4, "concurrency_id": "files", "api_visibility": "private", "show_progress": "hidden"}
 AT_ONCE = {"queue": False, "api_visibility": "private", "show_progress": "hidden"}
-EXAMPLES = 6
+EXAMPLES = 4
 FONTS = ["system-ui", "PingFang SC", "Microsoft YaHei", "Noto Sans CJK SC", "Noto Sans SC", "sans-serif"]
 
 
 def build(page: Page) -> gr.Blocks:
     """All tabs that the models at hand allow."""
     with gr.Blocks(title="说书 Shuoshu", analytics_enabled=False) as blocks:
+        for work, name in ((page.api_ask, "ask"), (page.api_continue, "continue"), (page.api_inside, "inside"), (page.api_models, "models")):
+            gr.api(told(work), api_name=name, concurrency_limit=1, concurrency_id="model")
         with gr.Row(elem_id="head"):
             motto = both("问书，续书，看它学到了什么", "Ask the book, continue it, see what it learned")
             gr.HTML(f'<h1>说书 <small>Shuoshu</small></h1><p class="soft">{motto}</p>')
@@ -50,8 +52,6 @@ def build(page: Page) -> gr.Blocks:
                     compare_tab(page)
             with gr.Tab(I18N("training"), id="training") as tab:
                 training_tab(page, tab)
-        for work, name in ((page.api_ask, "ask"), (page.api_continue, "continue"), (page.api_inside, "inside"), (page.api_models, "models")):
-            gr.api(told(work), api_name=name, concurrency_limit=1, concurrency_id="model")
     return blocks
 
 
@@ -85,10 +85,9 @@ def ask_tab(page: Page) -> None:
     noted = gr.HTML(elem_classes="note")
     with gr.Row(elem_classes="bottom"):
         box = gr.Textbox(label=I18N("question"), placeholder=I18N("question_hint"), lines=1, max_lines=4, scale=5, autofocus=True, elem_id="question")
-        send = gr.Button(I18N("send"), variant="primary", scale=1, min_width=90)
-        stop = gr.Button(I18N("stop"), scale=1, min_width=70)
-    with gr.Row():
-        retry, undo, clear, look = (gr.Button(I18N(name), size="sm", min_width=70) for name in ("retry", "undo", "clear", "inside"))
+        send = gr.Button(I18N("send"), variant="primary", scale=1, min_width=80)
+    with gr.Row(elem_classes="deeds"):
+        stop, retry, undo, clear, look = (gr.Button(I18N(name), min_width=60) for name in ("stop", "retry", "undo", "clear", "inside"))
     looked = gr.HTML(elem_id="ask-inside")
     knobs = controls(page, 0.0)
 
@@ -122,12 +121,9 @@ def continue_tab(page: Page) -> None:
     model = chooser(page.names, value=first)
     box = gr.Textbox(label=I18N("story"), placeholder=I18N("story_hint"), lines=10, max_lines=24, elem_id="story")
     noted = gr.HTML(elem_classes="note")
-    with gr.Row():
-        go = gr.Button(I18N("go_on"), variant="primary", min_width=90)
-        three = gr.Button(I18N("three"), min_width=90)
-        stop = gr.Button(I18N("stop"), min_width=70)
-        undo = gr.Button(I18N("undo"), min_width=70)
-        look = gr.Button(I18N("inside"), min_width=90)
+    with gr.Row(elem_classes="deeds"):
+        go = gr.Button(I18N("go_on"), variant="primary", min_width=60)
+        three, stop, undo, look = (gr.Button(I18N(name), min_width=60) for name in ("three", "stop", "undo", "inside"))
     with gr.Row(visible=False) as shelf:
         versions, takes = [], []
         for number in (1, 2, 3):
@@ -151,10 +147,9 @@ def continue_tab(page: Page) -> None:
 def compare_tab(page: Page) -> None:
     found = gr.State([None, None])
     prompt = gr.Textbox(label=I18N("prompt"), placeholder=I18N("question_hint"), lines=2, elem_id="prompt")
-    with gr.Row():
-        run = gr.Button(I18N("run"), variant="primary", min_width=90)
-        stop = gr.Button(I18N("stop"), min_width=70)
-        look = gr.Button(I18N("inside"), min_width=90)
+    with gr.Row(elem_classes="deeds"):
+        run = gr.Button(I18N("run"), variant="primary", min_width=60)
+        stop, look = (gr.Button(I18N(name), min_width=60) for name in ("stop", "inside"))
     noted = gr.HTML(elem_classes="note")
     chosen, texts, looked = [], [], []
     with gr.Row():
@@ -163,7 +158,7 @@ def compare_tab(page: Page) -> None:
                 chosen.append(chooser(page.names, label, name))
                 texts.append(gr.Textbox(label=I18N("answer"), lines=8, max_lines=20, interactive=False, elem_classes="written"))
                 looked.append(gr.HTML())
-    knobs = controls(page, 0.0)
+    knobs = controls(page, 0.4)
     running = [
         event(told(page.both_write), [prompt, *chosen, *knobs], [*texts, found, noted, *looked], show_progress_on=texts, **MODEL)
         for event in (run.click, prompt.submit)

@@ -100,7 +100,10 @@ class Page:
             raise UserError(said("empty"))
 
         def ask(voice: Voice) -> tuple[list[int], Sampling]:
-            ids = voice.question(asked, before) if answers else voice.tokenizer.encode(asked)
+            try:
+                ids = voice.question(asked, before) if answers else voice.tokenizer.encode(asked)
+            except UserError:
+                raise UserError(said("too_many_tokens", voice.block)) from None
             return ids, voice.sampling_by(wanted, answers)
 
         draft = Draft([], [""] * copies, [])
@@ -135,7 +138,7 @@ class Page:
                 grown = [*talk, *now]
                 yield "", messages(grown), grown, "", ""
 
-    def ask_example(self, question: object, talk: list[Written], name: object, *values: object, event: gr.SelectData) -> Iterator[tuple]:
+    def ask_example(self, event: gr.SelectData, question: object, talk: list[Written], name: object, *values: object) -> Iterator[tuple]:
         for _, *shown in self.ask(event.value["text"], talk, name, *values):
             yield question, *shown
 

@@ -73,8 +73,7 @@ SAID: dict[str, tuple[str, str]] = {
     "no_answers": ("这个模型只会续写，不会答题；会答题的：{0}", "This model continues text and answers no questions; these do: {0}"),
     "history": ("history 要的是一串 [问, 答] 对。", "history wants a list of [question, answer] pairs."),
     "nothing": ("还没有可看的文字。", "There is no text to look into yet."),
-    "model_gone": ("模型读不了：{0}", "The model can not be read: {0}"),
-    "too_many_tokens": ("问题太长，这个模型一次读不下（{0:,} 个词元）。", "The question is longer than this model reads ({0:,} tokens)."),
+    "too_many_tokens": ("问题太长：这个模型一次只读 {0:,} 个词元。", "The question is too long: this model reads {0:,} tokens at a time."),
 }
 
 
