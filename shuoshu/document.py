@@ -68,7 +68,8 @@ display:grid;grid-template-columns:8.5em 1fr;gap:.25rem .8rem;margin:.2rem 0}dt{
 overflow-wrap:anywhere}.text{white-space:pre-wrap;unicode-bidi:isolate}summary{cursor:pointer;min-height:2.75rem}mark{background:var(--mark);color:inherit;
 text-decoration:underline dotted;text-underline-offset:.25em}sup{font-size:.65em;line-height:0}@media(max-width:34rem){body{padding-inline:.9rem}li dl{
 display:block}li dd{margin-bottom:.45rem}table{font-size:.88rem}th,td{padding-inline:.35rem}th:first-child{min-width:7em}td small{white-space:normal;
-font-size:.74rem}}html.framed button{display:none}@media print{button{display:none}body{max-width:none;font-size:10pt}.scroll{overflow:visible}mark{print-color-adjust:exact}}
+font-size:.74rem}}html.framed button{display:none}
+@media print{button{display:none}body{max-width:none;font-size:10pt}.scroll{overflow:visible}mark{print-color-adjust:exact}}
 """
 SCRIPT = """const speak=l=>{document.documentElement.className=document.documentElement.lang=l};speak(/^zh/i.test(navigator.language)?"zh":"en");
 addEventListener("beforeprint",()=>document.querySelectorAll("details").forEach(d=>d.open=true))"""
