@@ -101,7 +101,7 @@ def ask_tab(page: Page) -> None:
         event(lambda: ("", [], [], "", ""), None, outputs, cancels=running, **AT_ONCE)
     look.click(told(lambda talk: page.look(talk[-1] if talk else None)), talk, looked, show_progress_on=looked, **MODEL)
     chat.select(told(page.look_at_answer), talk, looked, show_progress_on=looked, **MODEL)
-    model.change(lambda name: gr.update(examples=examples(page, name)), model, chat, **READ)
+    model.change(told(lambda name: gr.update(examples=examples(page, page.model_of(name)))), model, chat, **READ)
 
 
 def examples(page: Page, name: str) -> list[dict[str, str]]:
@@ -173,7 +173,7 @@ def training_tab(page: Page, tab: gr.Tab) -> None:
         refresh = gr.Button(I18N("refresh"), min_width=70, scale=0)
     shown = gr.HTML(elem_id="training")
     for event in (tab.select, model.change, refresh.click):
-        event(lambda name: training_html(page, name), model, shown, **READ)
+        event(told(lambda name: training_html(page, name)), model, shown, **READ)
 
 
 def training_html(page: Page, name: str) -> str:

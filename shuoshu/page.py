@@ -210,8 +210,8 @@ class Page:
     # ------------------------------------------------------------ the API
 
     def api_models(self) -> list[dict]:
-        """The models: name, how many questions in a row each learned to answer (0: it continues text), steps of training."""
-        return [{"model": name, "turns": self.turns[name], "step": self.desk.voice(name).step} for name in self.names]
+        """The models, and how many questions in a row each learned to answer (0: it continues text)."""
+        return [{"model": name, "turns": self.turns[name]} for name in self.names]
 
     def api_ask(
         self,
