@@ -7,6 +7,7 @@ import html
 import json
 import os
 import re
+import socket
 import time
 from pathlib import Path
 
@@ -134,11 +135,11 @@ def continue_tab(page: Page) -> None:
     knobs = controls(page, page.knobs["temperature"].default)
 
     running = [
-        go.click(told(page.go_on), [box, story, model, *knobs], [box, story, noted, looked], show_progress_on=box, **MODEL),
+        go.click(told(page.go_on), [box, story, model, *knobs], [box, story, shelf, noted, looked], show_progress_on=box, **MODEL),
         three.click(told(page.three), [box, story, model, *knobs], [*versions, story, shelf, noted], show_progress_on=shelf, **MODEL),
     ]
     stop.click(None, None, None, cancels=running)
-    undo.click(page.take_back, [box, story], [box, story, noted, looked], cancels=running, **AT_ONCE)
+    undo.click(page.take_back, [box, story], [box, story, shelf, noted, looked], cancels=running, **AT_ONCE)
     for number, take in enumerate(takes):
         take.click(told(functools.partial(page.take, number)), story, [box, story, shelf, noted, looked], cancels=running, **AT_ONCE)
     look.click(told(page.look_at_story), [box, story, model], looked, show_progress_on=looked, **MODEL)
@@ -246,9 +247,10 @@ def serve(settings: AppSettings, folders: list[Path]) -> int:
             )
         except (OSError, ValueError, RuntimeError) as error:
             raise UserError(f"the page can't be opened at {settings.host}" + (f":{settings.port}" if settings.port else "") + f": {error}") from None
-        print(
-            f"models     {', '.join(page.names)}\npage       {blocks.local_url}" + (f"\nshared     {shared}" if shared else "") + "\nCtrl-C ends it", flush=True
-        )
+        print(f"models     {', '.join(page.names)}\npage       {blocks.local_url.replace('0.0.0.0', socket.gethostname())}")
+        if settings.share:
+            print(f"shared     {shared or 'no: the servers that lend public addresses can not be reached'}")
+        print("Ctrl-C ends it", flush=True)
         while not stop.raised:
             time.sleep(0.2)
     blocks.close()

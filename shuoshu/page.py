@@ -17,7 +17,7 @@ from shuoshu.desk import Desk, Draft
 from shuoshu.generate import Sampling
 from shuoshu.markup import both, text
 from shuoshu.voice import Voice
-from shuoshu.wishes import history_of, knobs, settings_of, text_of
+from shuoshu.wishes import LOOKED, history_of, knobs, settings_of, text_of
 from shuoshu.words import SAID, WORDS, said
 
 HERE = Path(__file__).parent
@@ -92,10 +92,10 @@ class Page:
         return name
 
     def write(
-        self, name: str, asked: str, before: Sequence[Message], answers: bool, values: dict[str, object], copies: int = 1
+        self, name: str, asked: str, before: Sequence[Message], answers: bool, values: Sequence[object], copies: int = 1
     ) -> Iterator[list[Written] | str]:
-        """What a model makes of a question or a beginning, as it grows; at last why it ended."""
-        wanted = settings_of(values, self.desk.settings.max_new_tokens)
+        """What a model makes of a question or a beginning, as it grows; at last why it ended. values: the knobs' and the seed."""
+        wanted = settings_of(dict(zip((*self.knobs, "seed"), values, strict=True)), self.desk.settings.max_new_tokens)
         if answers and not asked.strip():
             raise UserError(said("empty"))
 
@@ -127,16 +127,19 @@ class Page:
 
     def ask(self, question: object, talk: list[Written], name: object, *values: object) -> Iterator[tuple]:
         asked, name = text_of(question), self.model_of(name, answers=True)
-        before = [{"role": role, "content": part} for turn in talk for role, part in (("user", turn.asked), ("assistant", turn.text))]
         grown = [*talk, Written(name, asked)]
         yield "", messages(grown), grown, "", ""
-        for now in self.write(name, asked, before, True, dict(zip((*self.knobs, "seed"), values, strict=True))):
-            if isinstance(now, str):
-                alone = now == "end" and self.turns[name] == 1 and len(grown) == 2
-                yield "", messages(grown), grown, note("alone" if alone else now), ""
-            else:
-                grown = [*talk, *now]
-                yield "", messages(grown), grown, "", ""
+        try:
+            for now in self.write(name, asked, messages(talk), True, values):
+                if isinstance(now, str):
+                    alone = now == "end" and self.turns[name] == 1 and len(grown) == 2
+                    yield "", messages(grown), grown, note("alone" if alone else now), ""
+                else:
+                    grown = [*talk, *now]
+                    yield "", messages(grown), grown, "", ""
+        except UserError:
+            yield asked, messages(talk), talk, "", ""
+            raise
 
     def ask_example(self, event: gr.SelectData, question: object, talk: list[Written], name: object, *values: object) -> Iterator[tuple]:
         for _, *shown in self.ask(event.value["text"], talk, name, *values):
@@ -161,15 +164,15 @@ class Page:
     def go_on(self, box: object, story: Story, name: object, *values: object) -> Iterator[tuple]:
         begun, name = text_of(box), self.model_of(name)
         kept = [*story.earlier, begun][-50:]
-        for now in self.write(name, begun, (), False, dict(zip((*self.knobs, "seed"), values, strict=True))):
+        for now in self.write(name, begun, (), False, values):
             if isinstance(now, str):
-                yield gr.skip(), gr.skip(), note(now), ""
+                yield gr.skip(), gr.skip(), gr.skip(), note(now), ""
             else:
-                yield begun + now[0].text, Story(kept, now[0]), "", ""
+                yield begun + now[0].text, Story(kept, now[0]), gr.update(visible=False), "", ""
 
     def three(self, box: object, story: Story, name: object, *values: object) -> Iterator[tuple]:
         begun, name = text_of(box), self.model_of(name)
-        for now in self.write(name, begun, (), False, dict(zip((*self.knobs, "seed"), values, strict=True)), copies=3):
+        for now in self.write(name, begun, (), False, values, copies=3):
             if isinstance(now, str):
                 yield *[gr.skip()] * 5, note(now)
             else:
@@ -182,20 +185,22 @@ class Page:
         return written.asked + written.text, Story([*story.earlier, written.asked][-50:], written), gr.update(visible=False), "", ""
 
     def take_back(self, box: str, story: Story) -> tuple:
-        return story.earlier[-1] if story.earlier else box, Story(story.earlier[:-1]), "", ""
+        return story.earlier[-1] if story.earlier else box, Story(story.earlier[:-1]), gr.update(visible=False), "", ""
 
     def look_at_story(self, box: object, story: Story, name: object) -> str:
         shown, last = text_of(box), story.last
         if last and shown == last.asked + last.text:
             return self.look(last, known=last.asked[-200:])
-        return self.look(Written(self.model_of(name), text=shown))  # edited since, or all the reader's own
+        name, known = self.model_of(name), shown[:-LOOKED]  # edited since, or all the reader's own
+        prompt = self.desk.do(name, lambda voice: voice.tokenizer.encode(known))
+        return self.look(Written(name, prompt=prompt, text=shown[-LOOKED:]), known=known[-200:])
 
     # ------------------------------------------------------------ compare
 
     def both_write(self, prompt: object, one: object, other: object, *values: object) -> Iterator[tuple]:
         asked, texts, found, reason = text_of(prompt), ["", ""], [None, None], ""
         for side, name in enumerate((self.model_of(one), self.model_of(other))):
-            for now in self.write(name, asked, (), bool(self.turns[name]) and bool(asked.strip()), dict(zip((*self.knobs, "seed"), values, strict=True))):
+            for now in self.write(name, asked, (), bool(self.turns[name]) and bool(asked.strip()), values):
                 if isinstance(now, str):
                     reason = now if now in ("length", "time") else reason
                 else:
@@ -244,13 +249,13 @@ class Page:
         yield from self._api(self.model_of(model), text_of(text), (), False, (temperature, top_p, top_k, max_new_tokens, repetition_penalty, seed))
 
     def _api(self, name: str, asked: str, before: Sequence[Message], answers: bool, values: tuple) -> Iterator[str]:
-        for now in self.write(name, asked, before, answers, dict(zip((*self.knobs, "seed"), values, strict=True))):
+        for now in self.write(name, asked, before, answers, values):
             if not isinstance(now, str):
                 yield now[0].text
 
     def api_inside(self, text: str, start: str = "", model: str | None = None) -> list[dict]:
         """The pieces of a text as the model held them after `start`: text, probability, likeliest alternatives (None: the end)."""
-        written, begun, name = text_of(text), text_of(start), self.model_of(model)
+        written, begun, name = text_of(text, LOOKED), text_of(start), self.model_of(model)
         pieces = self.desk.do(name, lambda voice: inside.look(voice, voice.tokenizer.encode(begun), voice.tokenizer.encode(written)))
         return [vars(piece) for piece in pieces]
 

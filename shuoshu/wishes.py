@@ -11,6 +11,7 @@ from shuoshu.settings import SampleSettings
 from shuoshu.words import said
 
 LONGEST = 20_000  # characters of a question or a beginning
+LOOKED = 2_000  # characters that are looked into
 
 
 class Knob(NamedTuple):
@@ -31,12 +32,12 @@ def knobs(longest: int) -> dict[str, Knob]:
     }
 
 
-def text_of(value: object) -> str:
+def text_of(value: object, longest: int = LONGEST) -> str:
     """A text that is not too long, what UTF-8 can't hold replaced."""
     if not isinstance(value, str):
         raise UserError(said("no_text", type(value).__name__))
-    if len(value) > LONGEST:
-        raise UserError(said("long", LONGEST, len(value)))
+    if len(value) > longest:
+        raise UserError(said("long", longest, len(value)))
     return value.encode("utf-8", "replace").decode()
 
 
