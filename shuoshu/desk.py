@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import queue
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -38,7 +37,12 @@ class _Job:
     """What the model's thread and the one who waits for its text tell each other."""
 
     fetched: float = field(default_factory=time.monotonic)
-    news: queue.Queue[Draft] = field(default_factory=queue.Queue)
+    draft: Draft | None = None  # the newest
+    grew: threading.Event = field(default_factory=threading.Event)
+
+    def put(self, draft: Draft) -> None:
+        self.draft = draft
+        self.grew.set()
 
 
 class Desk:
@@ -49,6 +53,7 @@ class Desk:
         self._kept: dict[str, tuple[tuple[int, ...], Voice]] = {}
         self._texts: dict[str, tuple[dict, TrainingText | None]] = {}
         self._reading = threading.Lock()
+        self._is_closed = False
 
     def turns(self, name: str) -> int:
         """How many questions in a row a model learned to answer; 0: it continues text. Read from its file, without loading it."""
@@ -56,6 +61,11 @@ class Desk:
             return int(checkpoint.read_metadata(self.folders[name] / "model.safetensors").get("turns", 0))
         except (UserError, ValueError):
             return 0
+
+    def close(self) -> None:
+        """Ends what is being written and takes nothing more."""
+        self._is_closed = True
+        self._worker.shutdown(wait=False, cancel_futures=True)
 
     def voice(self, name: str) -> Voice:
         return self._worker.submit(self._voice, name).result()
@@ -77,19 +87,16 @@ class Desk:
         job = _Job()
         future = self._worker.submit(self._write, job, name, ask, seeds)
         try:
-            draft = None
-            while not (future.done() and job.news.empty()):
+            shown, is_done = None, False
+            while not is_done:
                 job.fetched = time.monotonic()
-                try:
-                    draft = job.news.get(timeout=0.1)
-                    while True:
-                        draft = job.news.get_nowait()
-                except queue.Empty:
-                    pass
-                if draft is not None:
-                    yield draft
+                is_done = future.done()  # asked before the draft is read, so that none is missed
+                job.grew.wait(0 if is_done else 0.1)
+                job.grew.clear()
+                if job.draft is not shown:
+                    shown = job.draft
+                    yield shown
                     time.sleep(PAUSE)
-                draft = None
             future.result()
         finally:
             job.fetched = -LEASE
@@ -101,17 +108,17 @@ class Desk:
 
         def should_stop() -> bool:
             now = time.monotonic()
-            return now > deadline or now - job.fetched > LEASE
+            return now > deadline or now - job.fetched > LEASE or self._is_closed
 
         texts = [""] * len(seeds)
         for news in stream(voice.model, voice.tokenizer, [prompt] * len(seeds), sampling, seeds, voice.mask, should_stop):
             if isinstance(news[0], Finished):
                 reasons = {row.reason for row in news}
                 reason = next(told for told in ("interrupted", "length", "stop", "end") if told in reasons)
-                job.news.put(Draft(prompt, [row.text for row in news], [row.ids for row in news], "time" if reason == "interrupted" else reason))
+                job.put(Draft(prompt, [row.text for row in news], [row.ids for row in news], "time" if reason == "interrupted" else reason))
             else:
                 texts = [text + new for text, new in zip(texts, news, strict=True)]
-                job.news.put(Draft(prompt, texts, []))
+                job.put(Draft(prompt, texts, []))
 
     def _voice(self, name: str) -> Voice:
         """The model as its folder now has it; while it is being replaced, as it was before."""

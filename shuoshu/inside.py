@@ -15,7 +15,7 @@ from shuoshu.voice import Voice
 
 STRONGEST = 8  # alternatives that are shown
 LEAST = 0.0005  # probability of an alternative that is worth a line
-CHUNK = 64  # positions whose whole vocabulary is looked at together
+CHUNK = 64  # positions whose whole vocabulary is looked at together, at most
 
 
 @dataclass
@@ -35,8 +35,9 @@ def look(voice: Voice, prompt: list[int], ids: list[int]) -> list[Piece]:
     whole, device = [*prompt, *ids], model.lm_head.weight.device
     pieces: list[Piece] = []
     spelling, state, probability, others = TextStream(tokenizer), WHOLE, 1.0, []
-    for start in range(len(prompt), len(whole), CHUNK):
-        stop = min(start + CHUNK, len(whole))
+    chunk = min(CHUNK, block // 2)  # the rest of the block is context
+    for start in range(len(prompt), len(whole), chunk):
+        stop = min(start + chunk, len(whole))
         first = max(0, stop - 1 - block)
         hidden = model.model(torch.tensor([whole[first : stop - 1]], device=device))[0, start - 1 - first :]
         for token, logits in zip(whole[start:stop], model.lm_head(hidden).float(), strict=True):
@@ -65,7 +66,7 @@ def spell(tokenizer: Tokenizer, token: int) -> str | None:
 
 def surprise(probability: float) -> str:
     """How dark a piece is: 0 for the certain, 1 from eight bits of surprise on."""
-    return f"{min(1.0, -math.log2(max(probability, 1e-9)) / 8):.2f}"
+    return f"{min(1.0, abs(math.log2(max(probability, 1e-9))) / 8):.2f}"
 
 
 def pieces_html(pieces: list[Piece], known: str) -> str:

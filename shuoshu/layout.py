@@ -14,7 +14,7 @@ from pathlib import Path
 import gradio as gr
 from starlette.middleware import Middleware
 from starlette.responses import PlainTextResponse
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from shuoshu import desk, report, runtime
 from shuoshu.commandline import UserError
@@ -80,7 +80,7 @@ def ask_tab(page: Page) -> None:
         examples=examples(page, page.answering[0]),
         render_markdown=False,
         latex_delimiters=[],
-        buttons=["copy"],
+        buttons=[],
         elem_id="talk",
     )
     noted = gr.HTML(elem_classes="note")
@@ -147,7 +147,7 @@ def continue_tab(page: Page) -> None:
 
 def compare_tab(page: Page) -> None:
     found = gr.State([None, None])
-    prompt = gr.Textbox(label=I18N("prompt"), placeholder=I18N("question_hint"), lines=2, elem_id="prompt")
+    prompt = gr.Textbox(label=I18N("prompt"), placeholder=I18N("question_hint"), lines=1, max_lines=4, elem_id="prompt")
     with gr.Row(elem_classes="deeds"):
         run = gr.Button(I18N("run"), variant="primary", min_width=60)
         stop, look = (gr.Button(I18N(name), min_width=60) for name in ("stop", "inside"))
@@ -194,7 +194,10 @@ def training_html(page: Page, name: str) -> str:
 
 
 class Gate:
-    """Lets nothing in that the page doesn't need: no uploads, no files, no other servers' pages, no bodies beyond a long text."""
+    """Lets nothing in that the page doesn't need: no uploads, no files, no other servers' pages, no bodies beyond a long text.
+
+    Into the page itself it puts page.js as its first script, which Gradio's own way would run too late to choose the language.
+    """
 
     CLOSED = re.compile(
         r"/(upload\w*|file|stream|proxy|custom_component|component_server|process_recording|run-history|runs|deep_link|monitoring|vibe-edit|undo-vibe-edit)(?=[/=]|$)"
@@ -202,7 +205,7 @@ class Gate:
     LARGEST = 1_000_000  # bytes
 
     def __init__(self, app: ASGIApp) -> None:
-        self.app = app
+        self.app, self.script = app, f"<head><script>{(HERE / 'page.js').read_text(encoding='utf-8')}</script>".encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -212,7 +215,25 @@ class Gate:
         length = dict(scope["headers"]).get(b"content-length", b"0")
         if scope["method"] == "POST" and (not length.isdigit() or int(length) > self.LARGEST or b"transfer-encoding" in dict(scope["headers"])):
             return await PlainTextResponse(f"at most {self.LARGEST:,} bytes, their number told", 413)(scope, receive, send)
-        return await self.app(scope, receive, send)
+        return await self.app(scope, receive, self._with_script(send) if scope["path"] == "/" and scope["method"] == "GET" else send)
+
+    def _with_script(self, send: Send) -> Send:
+        """Sends a page with our script in its head."""
+        begun, body = {}, b""
+
+        async def send_changed(message: Message) -> None:
+            nonlocal begun, body
+            if message["type"] == "http.response.start":
+                begun = message
+                return
+            body += message.get("body", b"")
+            if not message.get("more_body"):
+                whole = body.replace(b"<head>", self.script, 1)
+                headers = [(name, value) for name, value in begun["headers"] if name.lower() != b"content-length"]
+                await send({**begun, "headers": [*headers, (b"content-length", str(len(whole)).encode())]})
+                await send({"type": "http.response.body", "body": whole})
+
+        return send_changed
 
 
 def serve(settings: AppSettings, folders: list[Path]) -> int:
@@ -220,6 +241,7 @@ def serve(settings: AppSettings, folders: list[Path]) -> int:
     desk.begin(settings)
     page = Page(Desk(folders, settings))
     page.desk.voice((page.answering or page.names)[0])
+    check_address(settings)
     os.environ["NO_PROXY"] = ",".join(filter(None, (os.environ.get("NO_PROXY"), "127.0.0.1", "localhost", settings.host)))  # Gradio calls on itself
     blocks = build(page).queue(max_size=settings.queue, default_concurrency_limit=4, api_open=False)
     with runtime.StopFlag() as stop:
@@ -242,7 +264,6 @@ def serve(settings: AppSettings, folders: list[Path]) -> int:
                 i18n=I18N,
                 theme=gr.themes.Default(primary_hue="red", neutral_hue="stone", font=FONTS, font_mono=["ui-monospace", "monospace"]),
                 css_paths=HERE / "page.css",
-                head=f"<script>{(HERE / 'page.js').read_text(encoding='utf-8')}</script>",
                 app_kwargs={"middleware": [Middleware(Gate)], "docs_url": None, "redoc_url": None, "openapi_url": None},
             )
         except (OSError, ValueError, RuntimeError) as error:
@@ -253,5 +274,17 @@ def serve(settings: AppSettings, folders: list[Path]) -> int:
         print("Ctrl-C ends it", flush=True)
         while not stop.raised:
             time.sleep(0.2)
+    page.desk.close()
+    blocks.server.force_exit = True  # else pages that are open hold it for seconds
     blocks.close()
     return 0
+
+
+def check_address(settings: AppSettings) -> None:
+    """UserError if nothing can listen there: Gradio would try a hundred ports for minutes."""
+    try:
+        with socket.socket(socket.AF_INET6 if ":" in settings.host else socket.AF_INET) as trial:
+            trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            trial.bind((settings.host, settings.port or 0))
+    except OSError as error:
+        raise UserError(f"can't listen at {settings.host}, port {settings.port or 'any'}: {error.strerror}; choose another --host or --port") from None

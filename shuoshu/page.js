@@ -50,6 +50,21 @@
     event.preventDefault();
   });
 
+  // A full queue is an error without words in Gradio.
+  const fetched = window.fetch;
+  window.fetch = async (...asked) => {
+    const answer = await fetched(...asked), url = String(asked[0]?.url ?? asked[0]);
+    if (answer.status === 503 && url.includes("/queue/join")) {
+      const told = document.createElement("div");
+      told.className = "told";
+      told.setAttribute("role", "alert");
+      told.textContent = say("排队的人满了，请过一会儿再试。", "The queue is full: please try again in a moment.");
+      document.body.append(told);
+      setTimeout(() => told.remove(), 8000);
+    }
+    return answer;
+  };
+
   // The training tab shows a document of its own in a frame: as high as its content, in the page's language.
   document.addEventListener("load", (event) => {
     const frame = event.target;

@@ -128,32 +128,32 @@ class Page:
     def ask(self, question: object, talk: list[Written], name: object, *values: object) -> Iterator[tuple]:
         asked, name = text_of(question), self.model_of(name, answers=True)
         grown = [*talk, Written(name, asked)]
-        yield "", messages(grown), grown, "", ""
+        yield "", shown(grown), grown, "", ""
         try:
             for now in self.write(name, asked, messages(talk), True, values):
                 if isinstance(now, str):
                     alone = now == "end" and self.turns[name] == 1 and len(grown) == 2
-                    yield "", messages(grown), grown, note("alone" if alone else now), ""
+                    yield "", shown(grown), grown, note("alone" if alone else now), ""
                 else:
                     grown = [*talk, *now]
-                    yield "", messages(grown), grown, "", ""
+                    yield "", shown(grown), grown, "", ""
         except UserError:
-            yield asked, messages(talk), talk, "", ""
+            yield asked, shown(talk), talk, "", ""
             raise
 
     def ask_example(self, event: gr.SelectData, question: object, talk: list[Written], name: object, *values: object) -> Iterator[tuple]:
-        for _, *shown in self.ask(event.value["text"], talk, name, *values):
-            yield question, *shown
+        for _, *others in self.ask(event.value["text"], talk, name, *values):
+            yield question, *others
 
     def retry(self, question: object, talk: list[Written], name: object, temperature: object, *values: object) -> Iterator[tuple]:
         if not talk:
             raise UserError(said("empty"))
         *values, _ = values  # another seed than before
-        for _, shown, grown, noted, looked in self.ask(talk[-1].asked, talk[:-1], name, temperature or 0.8, *values, None):
-            yield question, shown, grown, noted if noted or temperature else note("warmer"), looked
+        for _, chat, grown, noted, looked in self.ask(talk[-1].asked, talk[:-1], name, temperature or 0.8, *values, None):
+            yield question, chat, grown, noted if noted or temperature else note("warmer"), looked
 
     def undo(self, talk: list[Written]) -> tuple:
-        return talk[-1].asked if talk else "", messages(talk[:-1]), talk[:-1], "", ""
+        return talk[-1].asked if talk else "", shown(talk[:-1]), talk[:-1], "", ""
 
     def look_at_answer(self, talk: list[Written], event: gr.SelectData) -> str:
         at = event.index[0] if isinstance(event.index, (list, tuple)) else event.index
@@ -188,12 +188,12 @@ class Page:
         return story.earlier[-1] if story.earlier else box, Story(story.earlier[:-1]), gr.update(visible=False), "", ""
 
     def look_at_story(self, box: object, story: Story, name: object) -> str:
-        shown, last = text_of(box), story.last
-        if last and shown == last.asked + last.text:
+        whole, last = text_of(box), story.last
+        if last and whole == last.asked + last.text:
             return self.look(last, known=last.asked[-200:])
-        name, known = self.model_of(name), shown[:-LOOKED]  # edited since, or all the reader's own
+        name, known = self.model_of(name), whole[:-LOOKED]  # edited since, or all the reader's own
         prompt = self.desk.do(name, lambda voice: voice.tokenizer.encode(known))
-        return self.look(Written(name, prompt=prompt, text=shown[-LOOKED:]), known=known[-200:])
+        return self.look(Written(name, prompt=prompt, text=whole[-LOOKED:]), known=known[-200:])
 
     # ------------------------------------------------------------ compare
 
@@ -262,3 +262,8 @@ class Page:
 
 def messages(talk: list[Written]) -> list[Message]:
     return [{"role": role, "content": part} for turn in talk for role, part in (("user", turn.asked), ("assistant", turn.text))]
+
+
+def shown(talk: list[Written]) -> list[Message]:
+    """The conversation for Gradio's chat, which takes what it is given for HTML."""
+    return [{**message, "content": escape(message["content"], quote=False)} for message in messages(talk)]

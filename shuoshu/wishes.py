@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import secrets
 from typing import NamedTuple
 
@@ -46,22 +45,22 @@ def settings_of(values: dict[str, object], longest: int) -> SampleSettings:
     chosen: dict[str, object] = {}
     for name, knob in knobs(longest).items():
         if values.get(name) is not None:
-            chosen[name] = _number(name, values[name], knob.low, knob.high)
-            if isinstance(knob.step, int):
-                chosen[name] = int(chosen[name])
+            chosen[name] = _number(name, values[name], knob.low, knob.high, is_whole=isinstance(knob.step, int))
     chosen.setdefault("max_new_tokens", knobs(longest)["max_new_tokens"].default)
     if chosen.get("top_k") == 0:
         chosen["top_k"] = None
     seed = values.get("seed")
-    return SampleSettings(**chosen, seed=secrets.randbelow(2**31) if seed is None else int(_number("seed", seed, 0, 2**53)))
+    return SampleSettings(**chosen, seed=secrets.randbelow(2**31) if seed is None else _number("seed", seed, 0, 2**53, is_whole=True))
 
 
-def _number(name: str, value: object, low: float, high: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+def _number(name: str, value: object, low: float, high: float, is_whole: bool = False) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value:  # NaN alone differs from itself
         raise UserError(said("no_number", name, type(value).__name__ if not isinstance(value, float) else value))
     if not low <= value <= high:
         raise UserError(said("bounds", name, f"{low:g}", f"{high:g}"))
-    return value
+    if is_whole and value != int(value):
+        raise UserError(said("no_whole", name, value))
+    return int(value) if is_whole else value
 
 
 def history_of(value: object) -> list[dict[str, str]]:
