@@ -191,7 +191,7 @@ def test_examples_come_from_the_models_own_data(page, sft_name, base_name, known
 def test_a_text_goes_on_in_its_box_and_undo_brings_it_back(page, base_name):
     states = list(page.go_on("清晨，", Story(), base_name, *values(max_new_tokens=10, seed=1)))
     box, story, *_ = states[-2]
-    assert box.startswith("清晨，") and len(box) > 4 and "Cut off" in states[-1][2]
+    assert box.startswith("清晨，") and len(box) > 4 and "Cut off" in states[-1][3]
     longer, more, *_ = list(page.go_on(box, story, base_name, *values(max_new_tokens=10, seed=1)))[-2]
     assert page.take_back(longer, more)[0] == box and page.take_back(box, page.take_back(longer, more)[1])[0] == "清晨，"
     assert page.take_back("x", Story())[0] == "x"
