@@ -13,7 +13,7 @@ from pathlib import Path
 
 from shuoshu.commandline import HOUSE
 
-PATIENCE = 60  # seconds for what takes one on a free machine
+PATIENCE = 20
 
 
 def until(holds: Callable[[], object], what: str, seconds: float = PATIENCE) -> object:
@@ -33,11 +33,15 @@ class Server:
         self._log = self.log.open("w", encoding="utf-8")
         command = [sys.executable, "-u", HOUSE / "app.py", *map(str, arguments), "--threads=1", "--device=cpu"]
         self.process = subprocess.Popen(command, cwd=home, stdout=self._log, stderr=subprocess.STDOUT, env={**os.environ, **(env or {})})
-        until(lambda: "Ctrl-C ends it" in self.told() or self.process.poll() is not None, "the page opens")
-        assert self.process.poll() is None, self.told()
-        self.url = next(line.split()[1].rstrip("/") for line in self.told().splitlines() if line.startswith("page"))
 
     def __enter__(self) -> Server:
+        try:
+            until(lambda: "Ctrl-C ends it" in self.told() or self.process.poll() is not None, "the page opens", 120)
+            assert self.process.poll() is None, self.told()
+        except BaseException:
+            self.__exit__()
+            raise
+        self.url = next(line.split()[1].rstrip("/") for line in self.told().splitlines() if line.startswith("page"))
         return self
 
     def __exit__(self, *error: object) -> None:
