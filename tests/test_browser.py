@@ -66,7 +66,7 @@ def evil(sft: list[str], pretrained: Path, tmp_path_factory: pytest.TempPathFact
     home = tmp_path_factory.mktemp("evil")
     pairs = [{"question": "谁在渡口？", "answer": EVIL, "split": split} for split in ("train", "val")]
     (home / "pairs.json").write_text(json.dumps(pairs), encoding="utf-8")
-    assert prepare_sft.main([str(home / "pairs.json"), f"--out={home / 'qa'}", f"--tokenizer={pretrained}"]) == 0
+    assert prepare_sft.main([str(home / "pairs.json"), f"--out={home / 'qa'}", f"--tokenizer={pretrained}", "--block_size=192"]) == 0
     command = [argument for argument in sft if not argument.startswith("--dataset=")]
     lengths = ["--max_iters=60", "--eval_interval=60", "--block_size=192"]
     assert train.main([*command, f"--dataset={home / 'qa'}", f"--out_dir={home / 'out-evil'}", *lengths]) == 0
@@ -194,6 +194,7 @@ def test_an_empty_question_is_told(reader):
 
 def test_reloading_begins_anew_and_the_page_works_on(reader, known):
     page, question = reader(), next(iter(known))
+    reader.forgiven = "AbortError"  # of a stream that the leaving page closes
     for _ in range(2):
         ask(page, question)
         expect(answers(page)).to_have_text(known[question])
@@ -372,10 +373,10 @@ def test_markup_is_text_in_a_comparison_too(reader, narrow):
     expect(page.locator(".pieces:visible").first).to_have_text(EVIL)
 
 
-def test_a_question_with_markup_is_text(reader, known):
-    page = reader()
-    ask(page, EVIL)
-    expect(page.locator("#talk [data-testid=user]")).to_have_text(EVIL)
+def test_a_question_with_markup_is_text(reader):
+    page, question = reader(), "<b>x</b> **y** <img src=x>"
+    ask(page, question)
+    expect(page.locator("#talk [data-testid=user]")).to_have_text(question)
     expect(answers(page)).to_have_text(re.compile("."))
     assert page.locator("#talk :is(strong, img:not([class]), a, .katex)").count() == 0
 
