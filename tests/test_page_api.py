@@ -45,7 +45,6 @@ def server(tuned: Path, pretrained: Path, watched: Path) -> Iterator[Server]:
     env = {"PYTHONPATH": str(watched), "WATCHED": str(watched / "connections")}
     with Server(watched, tuned, pretrained, f"--queue={QUEUE}", "--max_new_tokens=300", "--max_seconds=4", env=env) as server:
         yield server
-        assert "Traceback" not in server.told()
 
 
 @pytest.fixture(scope="module")
