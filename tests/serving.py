@@ -13,7 +13,7 @@ from pathlib import Path
 
 from shuoshu.commandline import HOUSE
 
-PATIENCE = 20
+PATIENCE = 60
 
 
 def until(holds: Callable[[], object], what: str, seconds: float = PATIENCE) -> object:
