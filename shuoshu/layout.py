@@ -287,4 +287,5 @@ def check_address(settings: AppSettings) -> None:
             trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             trial.bind((settings.host, settings.port or 0))
     except OSError as error:
-        raise UserError(f"can't listen at {settings.host}, port {settings.port or 'any'}: {error.strerror}; choose another --host or --port") from None
+        at = settings.host + (f":{settings.port}" if settings.port else "")
+        raise UserError(f"can't listen at {at}: {error.strerror}; choose another --host or --port") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 from typing import NamedTuple
 
@@ -54,7 +55,7 @@ def settings_of(values: dict[str, object], longest: int) -> SampleSettings:
 
 
 def _number(name: str, value: object, low: float, high: float, is_whole: bool = False) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value:  # NaN alone differs from itself
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or (isinstance(value, float) and not math.isfinite(value)):
         raise UserError(said("no_number", name, type(value).__name__ if not isinstance(value, float) else value))
     if not low <= value <= high:
         raise UserError(said("bounds", name, f"{low:g}", f"{high:g}"))

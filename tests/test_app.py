@@ -119,6 +119,7 @@ def answer(path: str, method: str = "GET", headers: dict[str, str] | None = None
 
     async def inner(scope, receive, send):
         await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"<head></head>"})
 
     sent = []
 

@@ -64,14 +64,12 @@ def is_seen_after_half_a_block(voice: Voice, whole: list[int], at: int, probabil
 def test_beyond_a_block_a_piece_is_seen_after_half_a_block_at_least(voice):
     prompt = voice.tokenizer.encode("清晨，沈砚")
     [written] = complete(voice.model, voice.tokenizer, [prompt], Sampling(max_new_tokens=2 * voice.block + 20), [1])
-    pieces, spelling, single, waits = iter(inside.look(voice, prompt, written.ids)), TextStream(voice.tokenizer), {}, False
+    pieces, spelling, single, state = iter(inside.look(voice, prompt, written.ids)), TextStream(voice.tokenizer), {}, WHOLE
     for at, token in enumerate(written.ids, len(prompt)):
+        before, state = state, int(voice.mask.after[state, token])
         if spelling.push(token):
             piece = next(pieces)
-            single |= {} if waits else {at: piece.probability}
-            waits = False
-        else:
-            waits = True
+            single |= {at: piece.probability} if before == WHOLE else {}
     chosen = [*single][::5]
     assert len(chosen) > 8 and chosen[-1] > 2 * voice.block
     assert [at for at in chosen if not is_seen_after_half_a_block(voice, [*prompt, *written.ids], at, single[at])] == []
