@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import html
 import json
+import logging
 import os
 import re
 import socket
@@ -214,8 +215,18 @@ class Gate:
             return await PlainTextResponse("not here", 403)(scope, receive, send)
         length = dict(scope["headers"]).get(b"content-length", b"0")
         if scope["method"] == "POST" and (not length.isdigit() or int(length) > self.LARGEST or b"transfer-encoding" in dict(scope["headers"])):
+            await self._drain(receive)
             return await PlainTextResponse(f"at most {self.LARGEST:,} bytes, their number told", 413)(scope, receive, send)
         return await self.app(scope, receive, self._with_script(send) if scope["path"] == "/" and scope["method"] == "GET" else send)
+
+    async def _drain(self, receive: Receive) -> None:
+        """Takes in what is being sent, up to a bound, so that the sender gets to read why it is refused."""
+        taken = 0
+        while taken < 10 * self.LARGEST:
+            message = await receive()
+            taken += len(message.get("body", b""))
+            if not message.get("more_body"):
+                return
 
     def _with_script(self, send: Send) -> Send:
         """Sends a page with our script in its head."""
@@ -275,6 +286,7 @@ def serve(settings: AppSettings, folders: list[Path]) -> int:
         while not stop.raised:
             time.sleep(0.2)
     page.desk.close()
+    logging.getLogger("uvicorn.error").disabled = True  # what is cut off now is no error
     blocks.server.force_exit = True  # else pages that are open hold it for seconds
     blocks.close()
     return 0
