@@ -17,6 +17,8 @@ import typing
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from shuoshu.files import read_text, reason_of
+
 HOUSE = Path(__file__).resolve().parent.parent  # the folder of the commands, config/ and the bundled data
 
 
@@ -128,7 +130,7 @@ def _from_text(texts: list[str], kind: object) -> object:
     if typing.get_origin(kind) is tuple:
         return tuple(texts)
     text = texts[-1]
-    if optional and text.lower() == "none":
+    if optional and text.lower() in ("none", ""):
         return None
     if kind is bool:
         if text.lower() not in _BOOLS:
@@ -168,12 +170,16 @@ def _read_config(cls: type, path: Path, by_flag: dict[str, str], kinds: dict, fi
     try:
         if not path.is_file() and (HOUSE / path).is_file():
             path = HOUSE / path
-        source = path.read_text(encoding="utf-8-sig")
+        try:
+            source = read_text(path)
+        except ValueError as error:
+            problems.append(f"{path} is no config file ({reason_of(error)}): it holds plain Python assignments, key = value")
+            return {}
         exec(compile(source, str(path), "exec"), namespace)
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         near = difflib.get_close_matches(path.stem, [p.stem for p in (HOUSE / "config").glob("*.py")], 1, 0.5)
         hint = f" - did you mean config/{near[0]}.py?" if near else f" (the house's own: {', '.join(sorted(p.name for p in (HOUSE / 'config').glob('*.py')))})"
-        problems.append(f"can't read the config file {path}: {getattr(error, 'strerror', None) or error}{hint}")
+        problems.append(f"can't read the config file {path}: {reason_of(error)}{hint}")
         return {}
     except SyntaxError as error:
         problems.append(f"{path}, line {error.lineno}: {error.msg}: a config file holds plain Python assignments, key = value")
@@ -209,6 +215,10 @@ def _read_config(cls: type, path: Path, by_flag: dict[str, str], kinds: dict, fi
 def _out_of_bounds(value: object, checks: typing.Mapping) -> str | None:
     if value is None:
         return None
+    if value == "":
+        return "must not be empty"
+    if isinstance(value, float) and not math.isfinite(value):
+        return "is not a finite number"
     if "choices" in checks and value not in checks["choices"]:
         near = difflib.get_close_matches(str(value), checks["choices"], 1)
         return f"must be one of {', '.join(checks['choices'])}" + (f" - did you mean {near[0]}?" if near else "")

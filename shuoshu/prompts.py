@@ -15,6 +15,7 @@ import torch
 from shuoshu import checkpoint, report, runtime
 from shuoshu.answers import render_question
 from shuoshu.commandline import UserError
+from shuoshu.files import read_text, reason_of
 from shuoshu.generate import Sampling, Utf8Mask, complete_many, stream
 from shuoshu.settings import SampleSettings
 
@@ -96,9 +97,9 @@ def command_line_prompts(settings: SampleSettings) -> Iterator[str]:
         if start.startswith("FILE:"):
             path = Path(start.removeprefix("FILE:"))
             try:
-                yield path.read_text(encoding="utf-8-sig").rstrip("\n")
-            except (OSError, UnicodeDecodeError) as error:
-                raise UserError(f"can't read the prompt in {path}: {getattr(error, 'strerror', None) or 'it is not UTF-8'}") from None
+                yield read_text(path).rstrip("\n")
+            except (OSError, ValueError) as error:
+                raise UserError(f"can't read the prompt in {path}: {reason_of(error)}") from None
         else:
             yield start
 
@@ -206,9 +207,9 @@ def write_answers(speaker: Speaker, rows: list[dict], prompts: list[str]) -> int
 def read_file(path: Path) -> tuple[list[dict], list[str]]:
     """(rows, prompts) of a .csv, .jsonl or .txt."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"can't read {path}: {getattr(error, 'strerror', None) or 'it is not UTF-8'}") from None
+        text = read_text(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"can't read {path}: {reason_of(error)}") from None
     suffix = path.suffix.lower()
     if suffix == ".txt":
         rows: list[dict] = [{"prompt": line} for line in text.split("\n") if line.strip()]

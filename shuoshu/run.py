@@ -73,8 +73,7 @@ class Run:
         settings = self.settings
         meta = batches.read_meta(folder)
         self.tokenizer = Tokenizer.load(folder)
-        if self.tokenizer.hash != meta["tokenizer"]["hash"]:
-            raise UserError(f"{folder}/tokenizer.json is not the tokenizer that made the data: {batches.AGAIN}")
+        batches.check_tokenizer(self.tokenizer, meta, f"{folder}/tokenizer.json is not the tokenizer that made the data: {batches.AGAIN}")
         self.rows_per_step = settings.batch_size * settings.gradient_accumulation_steps
         self.turns = meta.get("turns", 0)
         is_noisy = settings.question_drop or settings.question_swap
@@ -199,7 +198,7 @@ class Run:
 
     def keep_model(self) -> None:
         """This step's model becomes the folder's."""
-        checkpoint.save_weights(self.out_dir, self.raw, self.state.step, self.turns)
+        checkpoint.save_weights(self.out_dir, self.raw, self.tokenizer, self.state.step, self.turns)
 
     def save(self) -> None:
         """A checkpoint; without validation text also the model itself, since no evaluation chooses it."""

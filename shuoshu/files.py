@@ -1,0 +1,54 @@
+"""Files that anyone may have written: read only where they are files, of a size that their kind has, and never trusted to be JSON."""
+
+from __future__ import annotations
+
+import errno
+import json
+import stat
+from pathlib import Path
+from typing import BinaryIO
+
+from shuoshu.report import size
+
+LARGEST = 1 << 28  # bytes of a file that is read in one piece: meta.json of 100,000 chapters has 10 MB
+
+
+def open_file(path: Path, largest: int | None = None) -> BinaryIO:
+    """An ordinary file, open for reading; OSError for one larger than `largest`, and for a pipe or a device: they may never end."""
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError(errno.EINVAL, "it is a folder" if stat.S_ISDIR(found.st_mode) else "it is a pipe or a device, no file", str(path))
+    if largest is not None and found.st_size > largest:
+        raise OSError(errno.EFBIG, f"it has {size(found.st_size)}, more than the {size(largest)} that are read in one piece", str(path))
+    return path.open("rb")
+
+
+def read_text(path: Path) -> str:
+    """A file's UTF-8, a byte order mark left out; OSError or ValueError with a reason fit to be shown."""
+    with open_file(path, LARGEST) as file:
+        try:
+            return file.read().decode("utf-8-sig").replace("\r\n", "\n")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"byte {error.start:,} is not UTF-8") from None
+
+
+def read_json(path: Path) -> object:
+    """The document in a file; OSError or ValueError with a reason fit to be shown."""
+    try:
+        return json.loads(read_text(path))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"it is no JSON: {error}") from None
+    except RecursionError:
+        raise ValueError("its brackets are nested too deeply") from None
+
+
+def reason_of(error: Exception) -> str:
+    """What a message says of an exception that damaged files raise."""
+    if isinstance(error, KeyError):
+        return f"it lacks {error}"
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+
+
+def is_count(value: object) -> bool:
+    """A whole number that a file may hold as a count."""
+    return type(value) is int and 0 <= value < 1 << 53
