@@ -35,6 +35,7 @@ def main(argv: Sequence[str]) -> None:
     settings = parse(PrepareSettings, argv, __doc__)
     began = time.perf_counter()
     inputs = settings.inputs or (str(HOUSE / "data" / "novella"),)
+    files = find_files(inputs)
     folder = Path(settings.out or Path("data") / Path(inputs[0]).resolve().stem)
     bundled = (HOUSE / "data" / "novella").resolve()
     if settings.inputs and folder.resolve() == bundled and any(Path(name).resolve() != bundled for name in inputs):
@@ -42,7 +43,6 @@ def main(argv: Sequence[str]) -> None:
 
     if settings.threads:
         os.environ["RAYON_NUM_THREADS"] = str(settings.threads)  # for the tokenizer's training
-    files = find_files(inputs)
     try:
         with batches.DatasetWriter(folder) as writer:
             books, bad = read_books(files, writer.aside, settings.encoding, settings.clean)

@@ -32,11 +32,11 @@ def main(argv: Sequence[str]) -> None:
     began = time.perf_counter()
     bundled = HOUSE / "data" / "novella_qa"
     inputs = settings.inputs or (str(bundled),)
+    files = questions.find_question_files(inputs)
     folder = Path(settings.out or Path("data") / Path(inputs[0]).resolve().stem)
     if settings.inputs and folder.resolve() == bundled.resolve() and any(Path(name).resolve() != bundled.resolve() for name in inputs):
         raise UserError(f"{folder} belongs to the bundled questions: choose another name with --out=data/NAME")
     tokenizer, block = load_tokenizer(settings)
-    files = questions.find_question_files(inputs)
     check_target(folder, files)
 
     found, dropped = questions.read_pairs(files, settings)

@@ -66,7 +66,7 @@ def parse(cls: type, argv: Sequence[str], about: str, base: dict | None = None, 
         values[positional] = tuple(rest)
     for name, value in values.items():
         if name != positional and (wrong := _out_of_bounds(value, fields[name].metadata)):
-            problems.append(f"{_flag(fields[name])}={value}: {wrong}")
+            problems.append(f"{_flag(fields[name])}={str(value)[:80]}: {wrong}")
     if wants_help:
         print(_help(cls, values, about))
         raise SystemExit(0)
@@ -196,6 +196,9 @@ def _read_config(cls: type, path: Path, by_flag: dict[str, str], kinds: dict, fi
             problems.append(_unknown(f"{path}: {key}", key, by_flag, cls))
             continue
         kind, optional = _inner(kinds[name])
+        if isinstance(value, int) and value.bit_length() > 2000:  # Python itself would not print it
+            problems.append(f"{path}: {key} is a number of {value.bit_length():,} bits")
+            continue
         if isinstance(value, int) and not isinstance(value, bool) and kind is float:
             value = float(value) if abs(value) < 1e300 else math.inf
         if isinstance(value, bool) and "true" in fields[name].metadata.get("choices", ()):
@@ -275,6 +278,8 @@ def command(main: Callable[[Sequence[str]], None]) -> Callable[..., int]:
             if hasattr(stream, "reconfigure"):
                 stream.reconfigure(encoding="utf-8", errors="replace")  # a Windows console may be set to anything
         try:
+            if odd := [word for word in argv if "\0" in word or any("\ud800" <= c <= "\udfff" for c in word)]:
+                raise UserError(f"this is not UTF-8: {odd[0]!r}\n(a file with such a name can be renamed, or read by naming its folder)")
             return main(argv) or 0
         except UserError as error:
             if "--debug" in argv:

@@ -49,6 +49,11 @@ def reason_of(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
+def nothing_at(path: Path) -> str:
+    """What is said of a path that is neither a file nor a folder."""
+    return f"{path} is a pipe or a device: save what comes from it in a file, and name that" if path.exists() else f"there is no file or folder {path}"
+
+
 def is_count(value: object) -> bool:
     """A whole number that a file may hold as a count."""
     return type(value) is int and 0 <= value < 1 << 53
