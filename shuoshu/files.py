@@ -23,9 +23,9 @@ def open_file(path: Path, largest: int | None = None) -> BinaryIO:
     return path.open("rb")
 
 
-def read_text(path: Path) -> str:
+def read_text(path: Path, largest: int = LARGEST) -> str:
     """A file's UTF-8, a byte order mark left out; OSError or ValueError with a reason fit to be shown."""
-    with open_file(path, LARGEST) as file:
+    with open_file(path, largest) as file:
         try:
             return file.read().decode("utf-8-sig").replace("\r\n", "\n")
         except UnicodeDecodeError as error:

@@ -10,6 +10,7 @@ import numpy as np
 
 from shuoshu.batches import AGAIN, IGNORE, Aside, check_length, open_array, read_meta, sha256_of, token_dtype
 from shuoshu.commandline import UserError
+from shuoshu.encodings import LARGEST
 from shuoshu.files import read_text, reason_of
 from shuoshu.pairs import SPLITS, Pair
 from shuoshu.tokenizer import Tokenizer
@@ -112,7 +113,7 @@ def read_pairs(folder: Path, split: str) -> list[dict]:
     if not isinstance(facts, dict) or not path.is_file() or sha256_of(path) != facts.get("pairs_sha256"):
         raise UserError(f"{path} is missing or not the file that meta.json describes: {AGAIN}")
     try:
-        records = [json.loads(line) for line in read_text(path).split("\n") if line]
+        records = [json.loads(line) for line in read_text(path, LARGEST).split("\n") if line]
         for record in records:
             if not isinstance(record.get("messages"), list):
                 record["messages"] = [{"role": "user", "content": record["question"]}, {"role": "assistant", "content": record["answer"]}]
