@@ -106,7 +106,7 @@ def read_metadata(path: Path) -> dict[str, str]:
                 digest.update(chunk)
         if digest.hexdigest() != expected:
             raise ValueError("its content doesn't match its sha256")
-        if not all(metadata.get(name, "0").isdecimal() for name in ("step", "turns")):
+        if not all(re.fullmatch("[0-9]{1,15}", metadata.get(name, "0")) for name in ("step", "turns")):
             raise ValueError("its step or its turns are no number")
         return metadata
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -241,6 +241,8 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor],
         state = read_json(folder / "state.json")
         if state["format"] != FORMAT:
             raise ValueError(f"its state has format {state['format']!r:.20}, this version reads {FORMAT}")
+        if not isinstance(state["settings"], dict) or not {"run", "data", "tokenizer"} <= state.keys():
+            raise ValueError("its state lacks something")
         return load_file(folder / "model.safetensors"), load_file(folder / "optimizer.safetensors"), state
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise UserError(f"{folder} can't be resumed from: {reason_of(error)}; remove it, and --resume takes the one before") from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import stat
+import typing
 from pathlib import Path
 from typing import BinaryIO
 
@@ -40,6 +41,17 @@ def read_json(path: Path) -> object:
         raise ValueError(f"it is no JSON: {error}") from None
     except RecursionError:
         raise ValueError("its brackets are nested too deeply") from None
+
+
+def made(cls: type, values: dict) -> typing.Any:
+    """A dataclass of numbers from JSON; ValueError or TypeError where one is unknown, missing, below zero or no number."""
+    kinds = typing.get_type_hints(cls)
+    for name, value in values.items():
+        kind = kinds.get(name, int)
+        whole = type(value) is int and value >= 0
+        if not whole and not (kind is not int and isinstance(value, kind)):
+            raise ValueError(f"{name} is {str(value)[:40]}")
+    return cls(**values)
 
 
 def reason_of(error: Exception) -> str:

@@ -16,6 +16,7 @@ from model import GPT, GPTConfig
 from shuoshu import batches, checkpoint, report, runtime
 from shuoshu.answers import read_questions
 from shuoshu.commandline import UserError
+from shuoshu.files import made, reason_of
 from shuoshu.optim import Plan, build_optimizers, load_state_tensors, state_tensors
 from shuoshu.rows import Noise, RowFile
 from shuoshu.scoring import Batch, answer_batches, text_windows
@@ -163,10 +164,11 @@ class Run:
         try:
             self.raw.load_tensors(weights)
             load_state_tensors(self.raw, self.optimizers, optimizer)
-        except ValueError as error:
-            raise UserError(f"{folder} doesn't fit: {error}") from None
-        plan = saved["run"].pop("plan")
-        self.state = RunState(**saved["run"], plan=Plan(**plan) if plan and not changed & REPLANS else None)
+            plan = saved["run"].pop("plan")
+            self.state = made(RunState, saved["run"])
+            self.state.plan = made(Plan, plan) if plan and not changed & REPLANS else None
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{folder} doesn't fit: {reason_of(error)}") from None
         if changed & {"eval_tokens", "eval_questions", "select_by"}:
             self.state.best = None  # it was another measure
         if self.processes.is_first:

@@ -199,7 +199,7 @@ def test_a_wrong_meta_is_named(book: Path, refused: Callable, field: tuple[str, 
 @pytest.mark.parametrize("field", [("width",), ("turns",), ("labels",), ("splits", "train", "rows"), ("splits", "val", "pairs_sha256")], ids=".".join)
 @pytest.mark.parametrize("value", ODD, ids=str)
 def test_a_wrong_meta_of_questions_is_named(facts: Path, pretrained: Path, refused: Callable, field: tuple[str, ...], value: object) -> None:
-    if field == ("labels",) and not value or (field, value) == (("labels",), ...):
+    if (field == ("labels",) and not value) or (field, value) == (("labels",), ...):
         return  # answers that are no closed set
     edited(facts, put(*field, value=value))
     refused(train.main, tuning(facts, pretrained), facts)
