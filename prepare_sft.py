@@ -20,7 +20,7 @@ import numpy as np
 
 from shuoshu import batches, pairs, questions, report, rows
 from shuoshu.commandline import HOUSE, UserError, command, parse
-from shuoshu.files import is_count, read_json, reason_of
+from shuoshu.files import is_count, read_json, reason_of, same
 from shuoshu.pairs import SPLITS, Dropped, Pair
 from shuoshu.settings import PrepareSftSettings
 from shuoshu.tokenizer import Tokenizer
@@ -34,7 +34,7 @@ def main(argv: Sequence[str]) -> None:
     inputs = settings.inputs or (str(bundled),)
     files = questions.find_question_files(inputs)
     folder = Path(settings.out or Path("data") / Path(inputs[0]).resolve().stem)
-    if settings.inputs and folder.resolve() == bundled.resolve() and any(Path(name).resolve() != bundled.resolve() for name in inputs):
+    if settings.inputs and same(folder, bundled) and not all(same(name, bundled) for name in inputs):
         raise UserError(f"{folder} belongs to the bundled questions: choose another name with --out=data/NAME")
     tokenizer, block = load_tokenizer(settings)
     check_target(folder, files)

@@ -10,6 +10,8 @@ import difflib
 import functools
 import math
 import os
+import re
+import reprlib
 import sys
 import traceback
 import types
@@ -22,12 +24,15 @@ from shuoshu.files import read_text, reason_of
 HOUSE = Path(__file__).resolve().parent.parent  # the folder of the commands, config/ and the bundled data
 
 
+NO_NAME = re.compile("[\0\ud800-\udfff]")  # Python's spelling of bytes that are no UTF-8, and NUL
+
+
 class UserError(Exception):
     """A mistake that the user can mend: the message says what, where and how."""
 
 
 def setting(default: object, help: str, **checks: object) -> typing.Any:
-    """A dataclass field that explains itself. Checks: low, high, choices; alias, positional; rivals of which the last one set wins."""
+    """A dataclass field that explains itself. Checks: low, high, choices; alias, positional, any_text; rivals of which the last one set wins."""
     return dataclasses.field(default=default, metadata={"help": help, **checks})
 
 
@@ -65,7 +70,7 @@ def parse(cls: type, argv: Sequence[str], about: str, base: dict | None = None, 
     if positional:
         values[positional] = tuple(rest)
     for name, value in values.items():
-        if name != positional and (wrong := _out_of_bounds(value, fields[name].metadata)):
+        if name != "configs" and (wrong := _out_of_bounds(value, fields[name].metadata)):
             problems.append(f"{_flag(fields[name])}={str(value)[:80]}: {wrong}")
     if wants_help:
         print(_help(cls, values, about))
@@ -142,7 +147,7 @@ def _from_text(texts: list[str], kind: object) -> object:
         except ValueError:
             number = _number(text)
             if number != int(number):
-                raise ValueError(f"{text!r} is not a whole number") from None
+                raise ValueError(f"{reprlib.repr(text)} is not a whole number") from None
             return int(number)
     return _number(text) if kind is float else text
 
@@ -151,9 +156,9 @@ def _number(text: str) -> float:
     try:
         number = float(text)
     except ValueError:
-        raise ValueError(f"{text!r} is not a number") from None
+        raise ValueError(f"{reprlib.repr(text)} is not a number") from None
     if not math.isfinite(number):
-        raise ValueError(f"{text!r} is not a finite number")
+        raise ValueError(f"{reprlib.repr(text)} is not a finite number")
     return number
 
 
@@ -185,7 +190,7 @@ def _read_config(cls: type, path: Path, by_flag: dict[str, str], kinds: dict, fi
         problems.append(f"{path}, line {error.lineno}: {error.msg}: a config file holds plain Python assignments, key = value")
         return {}
     except (Exception, SystemExit) as error:
-        problems.append(f"{path}: {type(error).__name__}: {error}")
+        problems.append(f"{path}: {traceback.format_exception_only(error)[-1].strip()}")
         return {}
     values = {}
     for key, value in namespace.items():
@@ -206,7 +211,7 @@ def _read_config(cls: type, path: Path, by_flag: dict[str, str], kinds: dict, fi
         if isinstance(value, (list, tuple)) and typing.get_origin(kind) is tuple:
             value = tuple(value)
         elif not (value is None and optional) and type(value) is not kind:
-            problems.append(f"{path}: {key} = {value!r} should be {_kind_name(kinds[name])}, not {type(value).__name__}")
+            problems.append(f"{path}: {key} = {reprlib.repr(value)} should be {_kind_name(kinds[name])}, not {type(value).__name__}")
             continue
         if isinstance(value, float) and not math.isfinite(value):
             problems.append(f"{path}: {key} = {value} is not a finite number")
@@ -220,6 +225,8 @@ def _out_of_bounds(value: object, checks: typing.Mapping) -> str | None:
         return None
     if value == "":
         return "must not be empty"
+    if not checks.get("any_text") and any(isinstance(text, str) and NO_NAME.search(text) for text in (value if isinstance(value, tuple) else [value])):
+        return "is not UTF-8 (a file with such a name can be renamed, or read by naming its folder)"
     if isinstance(value, float) and not math.isfinite(value):
         return "is not a finite number"
     if "choices" in checks and value not in checks["choices"]:
@@ -266,7 +273,7 @@ def _help(cls: type, values: dict, about: str) -> str:
 
 
 def command(main: Callable[[Sequence[str]], None]) -> Callable[..., int]:
-    """Makes `main(argv)` a command: a user's mistake is one message and exit code 2; the second Ctrl-C is 130."""
+    """Makes `main(argv)` a command: a user's mistake, or what the system refuses, is one message and exit code 2; the second Ctrl-C is 130."""
 
     @functools.wraps(main)
     def run(argv: Sequence[str] | None = None) -> int:
@@ -278,19 +285,18 @@ def command(main: Callable[[Sequence[str]], None]) -> Callable[..., int]:
             if hasattr(stream, "reconfigure"):
                 stream.reconfigure(encoding="utf-8", errors="replace")  # a Windows console may be set to anything
         try:
-            if odd := [word for word in argv if "\0" in word or any("\ud800" <= c <= "\udfff" for c in word)]:
-                raise UserError(f"this is not UTF-8: {odd[0]!r}\n(a file with such a name can be renamed, or read by naming its folder)")
             return main(argv) or 0
-        except UserError as error:
-            if "--debug" in argv:
-                traceback.print_exc()
-            print(f"error: {error}", file=sys.stderr)
-            return 2
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             return 130
         except BrokenPipeError:  # the reader of our output, `head` perhaps, has had enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 141
+        except (UserError, OSError) as error:  # OSError: a path that can be none, a folder that went away
+            if "--debug" in argv:
+                traceback.print_exc()
+            told = error if isinstance(error, UserError) or not error.filename else f"{error.filename}: {error.strerror}"
+            print(f"error: {told}", file=sys.stderr)
+            return 2
 
     return run

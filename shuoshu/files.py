@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import stat
 import typing
 from pathlib import Path
@@ -64,6 +65,11 @@ def reason_of(error: Exception) -> str:
 def nothing_at(path: Path) -> str:
     """What is said of a path that is neither a file nor a folder."""
     return f"{path} is a pipe or a device: save what comes from it in a file, and name that" if path.exists() else f"there is no file or folder {path}"
+
+
+def same(a: str | Path, b: str | Path) -> bool:
+    """Whether two paths lead to one place; Path.resolve would fail on a link that leads to itself."""
+    return os.path.realpath(a) == os.path.realpath(b)
 
 
 def is_count(value: object) -> bool:

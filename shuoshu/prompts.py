@@ -17,6 +17,7 @@ from shuoshu.answers import render_question
 from shuoshu.commandline import UserError
 from shuoshu.files import read_text, reason_of
 from shuoshu.generate import Sampling, Utf8Mask, complete_many, stream
+from shuoshu.questions import loads
 from shuoshu.settings import SampleSettings
 
 COLUMNS = ("prompt", "question", "instruction", "start", "text", "问题")  # where a file's prompts stand, the first that is there
@@ -215,16 +216,17 @@ def read_file(path: Path) -> tuple[list[dict], list[str]]:
         rows: list[dict] = [{"prompt": line} for line in text.split("\n") if line.strip()]
     elif suffix == ".csv":
         try:
-            rows = [dict(row) for row in csv.DictReader(io.StringIO(text, newline=""), restkey="more", restval="")]
+            reader = csv.DictReader(io.StringIO(text, newline=""), restkey="more", restval="", strict=True)
+            rows = [dict(row) for row in reader]
         except csv.Error as error:
-            raise UserError(f"{path}: {error}") from None
+            raise UserError(f"{path}, line {reader.line_num}: {error} (is a quotation mark open, or not doubled?)") from None
     elif suffix == ".jsonl":
         rows = []
         for number, line in enumerate(text.split("\n"), 1):
             try:
-                row = json.loads(line) if line.strip() else None
-            except (ValueError, RecursionError) as error:
-                raise UserError(f"{path}, line {number}: {error}") from None
+                row = loads(line, number) if line.strip() else None
+            except UserError as error:
+                raise UserError(f"{path}, {error}") from None
             if isinstance(row, dict):
                 rows.append(row)
             elif row is not None:
@@ -242,14 +244,15 @@ def read_file(path: Path) -> tuple[list[dict], list[str]]:
 
 
 def write_csv(path: Path, rows: list[dict]) -> None:
-    with path.open("w", encoding="utf-8", newline="") as file:
+    with path.open("w", encoding="utf-8", errors="replace", newline="") as file:
         writer = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)), restval="")
         writer.writeheader()
         writer.writerows(rows)
 
 
 def write_jsonl(path: Path, rows: list[dict]) -> None:
-    checkpoint.write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    checkpoint.write_text(path, text.encode("utf-8", "replace").decode())  # JSON may spell half a character
 
 
 WRITERS = {".csv": write_csv, ".jsonl": write_jsonl}

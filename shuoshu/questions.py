@@ -125,15 +125,16 @@ def _json_rows(decoder: Decoder, suffix: str) -> Iterable[tuple[int, object]]:
     else:
         text = "".join(decoder.parts())
         try:
-            return enumerate(_list_in(_loads(text)), 1)
+            return enumerate(_list_in(loads(text)), 1)
         except UserError as error:
             if "(Extra data)" not in str(error) or not text[:1000].lstrip().startswith("{"):
                 raise
         lines = text.split("\n")  # JSON Lines by another name
-    return ((number, _loads(line, number)) for number, line in enumerate(lines, 1) if line.strip())
+    return ((number, loads(line, number)) for number, line in enumerate(lines, 1) if line.strip())
 
 
-def _loads(text: str, line: int = 1) -> object:
+def loads(text: str, line: int = 1) -> object:
+    """A JSON document, or one line of JSON Lines; UserError says where it is none."""
     try:  # a number too long to be one stays text
         return json.loads(text, strict=False, parse_int=lambda digits: int(digits) if len(digits) < 4000 else digits, object_pairs_hook=_once)
     except json.JSONDecodeError as error:

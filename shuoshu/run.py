@@ -16,7 +16,7 @@ from model import GPT, GPTConfig
 from shuoshu import batches, checkpoint, report, runtime
 from shuoshu.answers import read_questions
 from shuoshu.commandline import UserError
-from shuoshu.files import made, reason_of
+from shuoshu.files import made, reason_of, same
 from shuoshu.optim import Plan, build_optimizers, load_state_tensors, state_tensors
 from shuoshu.rows import Noise, RowFile
 from shuoshu.scoring import Batch, answer_batches, text_windows
@@ -116,7 +116,7 @@ class Run:
 
     def _build_model(self, is_resumed: bool) -> GPT:
         settings = self.settings
-        if settings.overwrite and settings.init_from != "scratch" and Path(settings.init_from).resolve() == self.out_dir.resolve():
+        if settings.overwrite and settings.init_from != "scratch" and same(settings.init_from, self.out_dir):
             raise UserError(f"init_from={settings.init_from} would be overwritten: choose another --out_dir")
         torch.manual_seed(settings.seed)
         shape = {field.name: getattr(settings, field.name) for field in fields(ModelSettings)}

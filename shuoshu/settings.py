@@ -166,7 +166,9 @@ class PrepareSftSettings:
 class SampleSettings:
     """sampling"""
 
-    start: tuple[str, ...] = setting((), "the text to continue, of a fine-tuned model the question; or FILE:prompt.txt; may be given several times")
+    start: tuple[str, ...] = setting(
+        (), "the text to continue, of a fine-tuned model the question; or FILE:prompt.txt; may be given several times", any_text=True
+    )
     chat: bool = setting(False, "ask in turn, answer by answer (/new forgets what was said, an empty line ends)")
     raw: bool = setting(False, "continue text with a fine-tuned model too")
     out_dir: str | None = setting(None, "the model's folder (none: the newest of out-sft, out-pretrain)")

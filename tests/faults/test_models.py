@@ -90,7 +90,7 @@ def test_a_file_that_is_cut_anywhere_is_refused(model: Path, name: str, refused:
 def test_what_is_no_file_of_its_kind_is_refused(model: Path, name: str, kind: str, refused: Callable, little_memory: None) -> None:
     path = model / name
     if kind == "endless":
-        os.truncate(path, 2 << 30)
+        os.truncate(path, 600 << 20)
     else:
         path.unlink()
         makers = {"pipe": os.mkfifo, "device": lambda path: path.symlink_to("/dev/zero"), "folder": Path.mkdir, "gone": lambda path: None}
