@@ -131,11 +131,11 @@ class TokenFile:
     random order. So an epoch trains every token once, and row n of a run is the same however many processes share it.
     """
 
-    def __init__(self, folder: Path, split: str, check_hash: bool = True) -> None:
+    def __init__(self, folder: Path, split: str) -> None:
         self.folder, self.path = folder, folder / f"{split}.bin"
         self.meta = read_meta(folder)
         facts = self.meta["splits"][split]
-        self.tokens = open_array(self.path, self.meta["dtype"], facts["tokens"], facts["sha256"] if check_hash else None, self.meta["vocab_size"])
+        self.tokens = open_array(self.path, self.meta["dtype"], facts["tokens"], facts["sha256"], self.meta["vocab_size"])
         self.characters, self.bytes, self.sha256 = facts["characters"], facts["bytes"], facts["sha256"]
         self._order: tuple[tuple[int, int, int], int, np.ndarray] | None = None
 
@@ -171,7 +171,7 @@ class TokenFile:
         return self._order[1], self._order[2]
 
 
-def open_array(path: Path, dtype: str, count: int, sha256: str | None, below: int) -> np.ndarray:
+def open_array(path: Path, dtype: str, count: int, sha256: str, below: int) -> np.ndarray:
     """A file of `count` little-endian numbers smaller than `below`; UserError if it is not the one that meta.json describes."""
     kind = np.dtype(dtype).newbyteorder("<")
     found = path.stat().st_size if path.is_file() else None
@@ -183,7 +183,7 @@ def open_array(path: Path, dtype: str, count: int, sha256: str | None, below: in
     except (OSError, ValueError) as error:
         raise UserError(f"{path} can't be read ({reason_of(error)})") from None
     check_length(array, path)
-    if sha256 is not None and (sha256_of(path) if isinstance(array, np.memmap) else hashlib.sha256(array).hexdigest()) != sha256:
+    if (sha256_of(path) if isinstance(array, np.memmap) else hashlib.sha256(array).hexdigest()) != sha256:
         raise UserError(f"{path} is not the file that meta.json describes (its sha256 differs): {AGAIN}")
     if count and (largest := int(array.max())) >= below:
         raise UserError(f"{path} holds the number {largest:,}, and all must be smaller than {below:,}: {AGAIN}")

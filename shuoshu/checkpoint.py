@@ -129,8 +129,9 @@ def write_model_folder(out_dir: Path, config: GPTConfig, tokenizer: Tokenizer) -
 
 
 def belongings(config: GPTConfig, tokenizer: Tokenizer) -> str:
-    """A hash of the shape and the tokenizer, without which weights are only numbers. (Dropout may change in mid-run, and ends with it.)"""
-    return hashlib.sha256(json.dumps([asdict(config) | {"dropout": None}, tokenizer.hash], sort_keys=True).encode()).hexdigest()
+    """A hash of the tokenizer and all of the shape that weights depend on: without these they are only numbers."""
+    shape = asdict(config) | {"dropout": None, "block_size": None}
+    return hashlib.sha256(json.dumps([shape, tokenizer.hash], sort_keys=True).encode()).hexdigest()
 
 
 def save_weights(out_dir: Path, model: GPT, tokenizer: Tokenizer, step: int, turns: int = 0) -> None:

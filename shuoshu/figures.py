@@ -34,7 +34,7 @@ class TrainingText:
     """What a model was pretrained on, as text: where its answers may be copied from."""
 
     def __init__(self, folder: Path) -> None:
-        file, tokenizer = batches.TokenFile(folder, "train", check_hash=False), Tokenizer.load(folder)
+        file, tokenizer = batches.TokenFile(folder, "train"), Tokenizer.load(folder)
         begins = [(c["token"], c["title"]) for c in file.meta["chapters"] if c["split"] == "train"]
         edges = sorted({0, *(token for token, _ in begins), len(file)})
         titles, pieces, self.places, length = dict(begins), [], [], 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import itertools
 import json
@@ -160,6 +161,8 @@ def check_target(path: Path) -> None:
         raise UserError(f"--out={path}: answers are written to .csv or .jsonl")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists() and not path.is_file():
+            raise OSError(errno.EEXIST, "something stands there that is no file")
         with path.open("ab"):
             pass
         if not path.stat().st_size:

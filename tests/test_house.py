@@ -9,7 +9,7 @@ import pytest
 from shuoshu.commandline import HOUSE
 
 COMMANDS = {"prepare", "prepare_sft", "train", "sample"}
-LIGHT = ("settings", "commandline", "text", "tokenizer", "batches", "report", "questions", "pairs", "metrics", "rows")
+LIGHT = ("settings", "commandline", "text", "tokenizer", "batches", "report", "questions", "pairs", "metrics", "rows", "files")
 PRODUCT = sorted([*HOUSE.glob("*.py"), *HOUSE.glob("shuoshu/*.py"), *HOUSE.glob("config/*.py")])
 
 

@@ -20,6 +20,7 @@ import train
 from shuoshu import batches, loop
 from shuoshu.batches import sha256_of
 from shuoshu.commandline import HOUSE
+from shuoshu.figures import TrainingText
 from tests.conftest import QUIET, TINY
 
 
@@ -288,3 +289,16 @@ def test_a_large_file_that_is_mapped_may_be_deleted_and_is_told_when_cut(book: P
     done = subprocess.run([sys.executable, "-c", MAPPED, book, harm], cwd=HOUSE, capture_output=True, text=True)
     assert done.returncode == 0 and told in done.stdout, done
     tried("survived" if harm == "deleted" else "refused")
+
+
+def test_a_copy_is_not_looked_for_in_a_text_that_was_changed(pretrained: Path, dataset: Path, tried: Callable) -> None:
+    tried("tried")
+    path = dataset / "train.bin"
+    whole = path.read_bytes()
+    try:
+        assert TrainingText.find(pretrained) is not None
+        a_flipped_byte(path)
+        assert TrainingText.find(pretrained) is None
+    finally:
+        path.write_bytes(whole)
+    tried("refused")

@@ -175,7 +175,8 @@ def test_prompts_that_are_no_file_are_refused(tmp_path: Path, ask: Callable, pre
         refused(sample.main, ask(tmp_path / name), tmp_path / name)
         refused(sample.main, [f"--out_dir={pretrained}", f"--start=FILE:{tmp_path / name}"], tmp_path / name)
     (tmp_path / "a.txt").write_text("x", encoding="utf-8")
-    for out in ("out.pdf", "folder.txt", "loop.txt/a.csv", "a.txt/a.csv"):
+    os.mkfifo(tmp_path / "pipe.csv")
+    for out in ("pipe.csv", "out.pdf", "folder.txt", "loop.txt/a.csv", "a.txt/a.csv"):
         refused(sample.main, ask(tmp_path / "a.txt", out), out.split("/")[0])
 
 

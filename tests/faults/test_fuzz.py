@@ -38,7 +38,7 @@ pytestmark = [pytest.mark.slow] if IS_LONG else []  # no time limit
 
 def fuzz(examples: int) -> settings:
     quiet = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example]
-    return settings(max_examples=examples * (40 if IS_LONG else 1), deadline=None, suppress_health_check=quiet)
+    return settings(max_examples=examples * (15 if IS_LONG else 1), deadline=None, suppress_health_check=quiet)
 
 
 @pytest.fixture

@@ -14,6 +14,8 @@ import pytest
 import torch
 
 import eval_metrics
+import prepare
+import prepare_sft
 import sample
 import train
 from shuoshu import checkpoint
@@ -253,3 +255,25 @@ def test_nothing_is_ever_unpickled(pretrained: Path, dataset: Path, tmp_path: Pa
         assert set(codes) <= {0, 2} and not (tmp_path / "ran").exists(), (name, codes)
         shutil.rmtree(folder)
         tried("refused" if 2 in codes else "survived")
+
+
+# ---------------------------------------------------------------- wherever a model is read
+
+
+def test_every_command_that_reads_a_model_refuses_a_bad_one(model: Path, pretrained: Path, dataset: Path, tmp_path: Path, refused: Callable) -> None:
+    text, questions = tmp_path / "a.txt", tmp_path / "a.json"
+    text.write_text("雨夜。\n" * 50, encoding="utf-8")
+    questions.write_text('[{"question": "谁？", "answer": "我。"}]', encoding="utf-8")
+    out = f"--out={tmp_path / 'out'}"
+    for name in ("config.json", "tokenizer.json", "model.safetensors"):
+        whole = (model / name).read_bytes()
+        for raw in (whole[: len(whole) // 2], b"[" * 100_000, b""):
+            (model / name).write_bytes(raw)
+            refused(train.main, [f"--dataset={dataset}", *TINY, f"--init_from={model}", f"--out_dir={tmp_path / 'new'}"], model)
+            refused(eval_metrics.main, [model, f"--data={dataset}", "--threads=1"], model)
+            refused(eval_metrics.main, [pretrained, f"--compare={model}", f"--data={dataset}", "--threads=1"], model)
+            if name != "model.safetensors":
+                refused(prepare_sft.main, [questions, out, f"--tokenizer={model}"], model)
+            if name == "tokenizer.json":
+                refused(prepare.main, [text, out, f"--tokenizer={model}"], model)
+        (model / name).write_bytes(whole)
