@@ -96,8 +96,8 @@ def read_metadata(path: Path) -> dict[str, str]:
     try:
         with open_file(path) as file:
             length = int.from_bytes(file.read(8), "little")
-            if not 2 <= length <= min(100_000_000, path.stat().st_size - 8):
-                raise ValueError("its header is cut off")
+            if not 2 <= length <= min(1 << 24, path.stat().st_size - 8):
+                raise ValueError("its header is cut off, or none")
             header = json.loads(file.read(length))
             metadata = header["__metadata__"]
             expected = metadata.pop("sha256")

@@ -12,7 +12,7 @@ from typing import BinaryIO
 
 from shuoshu.report import size
 
-LARGEST = 1 << 28  # bytes of a file that is read in one piece: meta.json of 100,000 chapters has 10 MB
+LARGEST = 1 << 26  # bytes of a file that is read in one piece: meta.json of 100,000 chapters has 10 MB; JSON may take 20 times its size in memory
 
 
 def open_file(path: Path, largest: int | None = None) -> BinaryIO:
@@ -29,7 +29,7 @@ def read_text(path: Path, largest: int = LARGEST) -> str:
     """A file's UTF-8, a byte order mark left out; OSError or ValueError with a reason fit to be shown."""
     with open_file(path, largest) as file:
         try:
-            return file.read().decode("utf-8-sig").replace("\r\n", "\n")
+            return file.read().decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
         except UnicodeDecodeError as error:
             raise ValueError(f"byte {error.start:,} is not UTF-8") from None
 
@@ -44,7 +44,7 @@ def read_json(path: Path) -> object:
         raise ValueError("its brackets are nested too deeply") from None
 
 
-def made(cls: type, values: dict) -> typing.Any:
+def checked(cls: type, values: dict) -> typing.Any:
     """A dataclass of numbers from JSON; ValueError or TypeError where one is unknown, missing, below zero or no number."""
     kinds = typing.get_type_hints(cls)
     for name, value in values.items():

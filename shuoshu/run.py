@@ -16,7 +16,7 @@ from model import GPT, GPTConfig
 from shuoshu import batches, checkpoint, report, runtime
 from shuoshu.answers import read_questions
 from shuoshu.commandline import UserError
-from shuoshu.files import made, reason_of, same
+from shuoshu.files import checked, reason_of, same
 from shuoshu.optim import Plan, build_optimizers, load_state_tensors, state_tensors
 from shuoshu.rows import Noise, RowFile
 from shuoshu.scoring import Batch, answer_batches, text_windows
@@ -165,8 +165,8 @@ class Run:
             self.raw.load_tensors(weights)
             load_state_tensors(self.raw, self.optimizers, optimizer)
             plan = saved["run"].pop("plan")
-            self.state = made(RunState, saved["run"])
-            self.state.plan = made(Plan, plan) if plan and not changed & REPLANS else None
+            self.state = checked(RunState, saved["run"])
+            self.state.plan = checked(Plan, plan) if plan and not changed & REPLANS else None
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{folder} doesn't fit: {reason_of(error)}") from None
         if changed & {"eval_tokens", "eval_questions", "select_by"}:
