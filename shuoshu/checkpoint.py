@@ -242,8 +242,6 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor],
         state = read_json(folder / "state.json")
         if state["format"] != FORMAT:
             raise ValueError(f"its state has format {state['format']!r:.20}, this version reads {FORMAT}")
-        if not isinstance(state["settings"], dict) or not {"run", "data", "tokenizer"} <= state.keys():
-            raise ValueError("its state lacks something")
         return load_file(folder / "model.safetensors"), load_file(folder / "optimizer.safetensors"), state
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise UserError(f"{folder} can't be resumed from: {reason_of(error)}; remove it, and --resume takes the one before") from None

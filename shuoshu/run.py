@@ -154,6 +154,8 @@ class Run:
 
     def _restore(self, folder: Path) -> None:
         weights, optimizer, saved = checkpoint.load_checkpoint(folder)
+        if not isinstance(saved.get("settings"), dict) or not {"run", "data", "tokenizer"} <= saved.keys():
+            raise UserError(f"{folder}/state.json lacks something: remove that folder, and --resume takes the one before")
         if saved["data"] != [self.data.sha256, self.val.sha256] or saved["tokenizer"] != self.tokenizer.hash:
             raise UserError(f"{folder} was trained on other data than {self.settings.dataset}: restore that data, or start anew with --overwrite")
         before, now = saved["settings"], asdict(self.settings)
