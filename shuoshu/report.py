@@ -92,7 +92,7 @@ class Log:
         kept = [record for record in self.read() if record.get("step", 0) <= step]
         text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in kept)
         aside = self.path.with_suffix(".tmp")
-        aside.write_text(text, encoding="utf-8", newline="\n")
+        aside.write_text(text, encoding="utf-8", errors="replace", newline="\n")  # a damaged line may spell half a character
         aside.replace(self.path)
 
 
@@ -113,7 +113,7 @@ def write_samples(log: Log, path: Path) -> None:
         text = f"{record['prompt']}\n▸ {record['text']}\n✓ {record['reference']}" if asked else record["prompt"] + "▸" + record["text"]
         parts.append("  \n".join(f"> {line}" for line in text.splitlines()) + "\n")
     aside = path.with_suffix(".tmp")
-    aside.write_text("\n".join(parts), encoding="utf-8", newline="\n")
+    aside.write_text("\n".join(parts), encoding="utf-8", errors="replace", newline="\n")
     aside.replace(path)
 
 

@@ -144,7 +144,16 @@ def test_damaged_settings_are_refused(run: Path, dataset: Path, fault: str, refu
 
 
 @pytest.mark.parametrize(
-    "junk", [b"[" * 200_000, b"\xff\xfe", b"9" * 5000, b'{"kind": "step", "step": "x", "loss": []}', b'{"kind": [], "step": {}}', b"null\n5\n[]"]
+    "junk",
+    [
+        b"[" * 200_000,
+        b"\xff\xfe",
+        b"9" * 5000,
+        b'{"kind": "step", "step": "x", "loss": []}',
+        b'{"kind": [], "step": {}}',
+        rb'{"kind": "\ud800", "step": 1}',
+        b"null\n5\n[]",
+    ],
 )
 def test_a_damaged_log_stops_nothing(run: Path, dataset: Path, junk: bytes, tried: Callable) -> None:
     tried("tried")
