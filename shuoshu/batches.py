@@ -229,8 +229,12 @@ def _wrong_in(meta: dict) -> str | None:
         labels = meta.get("labels") or []
         good["labels"] = isinstance(labels, list) and all(isinstance(label, str) for label in labels)
     else:
-        places = [(c["split"], c["token"], c["title"]) for c in meta["chapters"]]
-        good["chapters"] = all(isinstance(split, str) and is_count(token) and isinstance(title, str) for split, token, title in places)
+        places, books = [(c["split"], c["token"], c["title"], c["book"]) for c in meta["chapters"]], meta["books"]
+        good["books"] = all(isinstance(book["title"], str) for book in books)
+        good["chapters"] = all(
+            isinstance(split, str) and is_count(token) and isinstance(title, str) and is_count(book) and book < len(books)
+            for split, token, title, book in places
+        )
     return next((name for name, is_good in good.items() if not is_good), None)
 
 

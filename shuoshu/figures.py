@@ -35,9 +35,9 @@ class TrainingText:
 
     def __init__(self, folder: Path) -> None:
         file, tokenizer = batches.TokenFile(folder, "train"), Tokenizer.load(folder)
-        begins = [(c["token"], c["title"]) for c in file.meta["chapters"] if c["split"] == "train"]
-        edges = sorted({0, *(token for token, _ in begins), len(file)})
-        titles, pieces, self.places, length = dict(begins), [], [], 0
+        books = [f"《{book['title']}》" for book in file.meta["books"]]
+        titles = {c["token"]: books[c["book"]] + c["title"] for c in file.meta["chapters"] if c["split"] == "train"}
+        edges, pieces, self.places, length = sorted({0, *titles, len(file)}), [], [], 0
         for start, end in pairwise(edges):
             self.places.append((length, titles.get(start)))
             pieces.append(tokenizer.decode(file.tokens[start:end].tolist()))
@@ -59,7 +59,7 @@ class TrainingText:
         return None
 
     def spans(self, text: str) -> list[tuple[int, int, str | None]]:
-        """(start, end, chapter) of what stands verbatim in it, MARKED characters or more."""
+        """(start, end, book and chapter) of what stands verbatim in it, MARKED characters or more."""
         return [(start, end, self.places[bisect_right(self.places, at, key=lambda p: p[0]) - 1][1]) for start, end, at in self.copies.spans(text, MARKED)]
 
 

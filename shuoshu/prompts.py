@@ -13,13 +13,13 @@ from pathlib import Path
 
 import torch
 
-from shuoshu import checkpoint, report, runtime
-from shuoshu.answers import render_question
+from shuoshu import checkpoint, runtime
 from shuoshu.commandline import UserError
 from shuoshu.files import read_text, reason_of
-from shuoshu.generate import Sampling, Utf8Mask, complete_many, stream
+from shuoshu.generate import complete_many, stream
 from shuoshu.questions import loads
 from shuoshu.settings import SampleSettings
+from shuoshu.voice import Voice
 
 COLUMNS = ("prompt", "question", "instruction", "start", "text", "问题")  # where a file's prompts stand, the first that is there
 
@@ -44,31 +44,19 @@ def continue_prompts(settings: SampleSettings, out_dir: Path) -> int:
     return 0
 
 
-class Speaker:
-    """A model, and how it is to continue or to answer what it is given."""
+class Speaker(Voice):
+    """A voice that tells the terminal what the settings ask for."""
 
     def __init__(self, settings: SampleSettings, loaded: checkpoint.Loaded, device: torch.device) -> None:
-        self.settings, self.tokenizer, self.turns = settings, loaded.tokenizer, loaded.turns
-        wanted = "float32" if settings.dtype == "auto" and device.type != "cuda" else settings.dtype
-        self.model = loaded.model.to(runtime.pick_dtype(wanted, device))
-        self.block = self.model.config.block_size
-        self.answers = bool(loaded.turns) and not settings.raw
+        super().__init__(loaded, device, settings.dtype)
+        self.settings, self.answers = settings, bool(self.turns) and not settings.raw
         if settings.chat and not self.answers:
             raise UserError("this model continues text and answers no questions: fine-tune it (python train.py config/sft.py), or use --start")
-        chosen = {name: getattr(settings, name) for name in Sampling.__dataclass_fields__ if hasattr(settings, name)}
-        if settings.temperature is None:
-            chosen["temperature"] = 0.0 if self.answers else Sampling.temperature
-        self.sampling = Sampling(**chosen, keeps_prompt=self.answers)
-        self.mask = Utf8Mask(self.tokenizer, self.model.config.vocab_size, device)
+        self.sampling = self.sampling_by(settings, self.answers)
 
     def ids(self, text: str) -> list[int]:
-        """A prompt as the model reads it; of a question too long to be read whole, a line to the user."""
-        ids = render_question(self.tokenizer, [{"role": "user", "content": text.strip()}]) if self.answers else self.tokenizer.encode(text)
-        if self.answers and not text.strip():
-            raise UserError("a question is empty: give one with --start, or --chat; --raw continues text")
-        if self.answers and len(ids) >= self.block:
-            raise UserError(f"a question of {len(ids):,} tokens is longer than the {self.block:,} that this model reads: {report.shorten(text[:200], 60)}")
-        return ids
+        """A prompt as the model reads it."""
+        return self.question(text) if self.answers else self.tokenizer.encode(text)
 
     def say(self, ids: list[int], seed: int, stop: runtime.StopFlag) -> str:
         """Streams one text to the terminal; returns it."""
@@ -136,19 +124,14 @@ def chat(speaker: Speaker) -> int:
         if question == "/new":
             history = []
             continue
-        history.append({"role": "user", "content": question})
-        history = history[1 - 2 * speaker.turns :]
-        while len(history) > 1 and len(render_question(speaker.tokenizer, history)) > speaker.block // 2:
-            history = history[2:]
         try:
-            speaker.ids(question)
+            ids = speaker.question(question, history)
         except UserError as error:
             print(error)
-            history.pop()
             continue
         with runtime.StopFlag() as stop:  # Ctrl-C ends an answer, not the conversation
-            said = speaker.say(render_question(speaker.tokenizer, history), seed_of(speaker.settings, number), stop)
-        history.append({"role": "assistant", "content": said})
+            said = speaker.say(ids, seed_of(speaker.settings, number), stop)
+        history += [{"role": "user", "content": question}, {"role": "assistant", "content": said}]
     return 0
 
 

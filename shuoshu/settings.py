@@ -211,6 +211,32 @@ class EvalSettings:
     threads: int | None = setting(None, "CPU threads (none: all cores)", low=1, high=1024)
 
 
+@dataclass
+class AppSettings:
+    """page"""
+
+    out_dirs: tuple[str, ...] = setting((), "OUT_DIR", positional=True)
+    host: str = setting("127.0.0.1", "the address to listen at; 0.0.0.0: other machines may read too, which wants --auth")
+    port: int | None = setting(None, "the port (none: the first free one from 7860)", low=1, high=65535)
+    auth: tuple[str, ...] = setting((), "USER:PASSWORD that readers log in with; may be given several times")
+    share: bool = setting(False, "a public address for three days, through Gradio's servers; wants --auth")
+    insecure: bool = setting(False, "let others read without --auth")
+    queue: int = setting(20, "readers that may wait for the model at a time; further ones are told to try later", low=1)
+    max_new_tokens: int = setting(500, "the longest text that a reader may ask for, in tokens", low=1)
+    max_seconds: float = setting(60.0, "the longest time that a text may take", low=1.0)
+    device: str = setting("auto", "auto, cpu, cuda, cuda:1, mps")
+    dtype: str = setting("auto", "auto: bf16 on CUDA, else fp32", choices=("auto", "float32", "bfloat16", "float16"))
+    threads: int | None = setting(None, "CPU threads (none: all cores)", low=1)
+
+    def problems(self) -> list[str]:
+        found = [f"auth={given}: USER:PASSWORD is wanted" for given in self.auth if not all(given.partition(":")[::2])]
+        is_private = self.host in ("127.0.0.1", "localhost", "::1") and not self.share
+        if not is_private and not self.auth and not self.insecure:
+            reach = "--share" if self.share else f"--host={self.host}"
+            found.append(f"{reach} lets others in: set --auth=USER:PASSWORD, or say --insecure if anybody may")
+        return found
+
+
 def newest_out_dir() -> Path:
     """The model that was trained last, where none is named."""
     found = [path for name in ("out-sft", "out-pretrain") if (path := Path(name) / "model.safetensors").is_file()]

@@ -8,8 +8,9 @@ import pytest
 
 from shuoshu.commandline import HOUSE
 
-COMMANDS = {"prepare", "prepare_sft", "train", "sample"}
-LIGHT = ("settings", "commandline", "text", "tokenizer", "batches", "report", "questions", "pairs", "metrics", "rows", "files")
+COMMANDS = {"prepare", "prepare_sft", "train", "sample", "eval_metrics", "app"}
+LIGHT = ("settings", "commandline", "files", "text", "tokenizer", "batches", "report", "questions", "pairs", "metrics", "rows")
+LIGHT += ("words", "wishes", "markup", "document")
 PRODUCT = sorted([*HOUSE.glob("*.py"), *HOUSE.glob("shuoshu/*.py"), *HOUSE.glob("config/*.py")])
 
 
@@ -44,7 +45,7 @@ def test_every_file_says_what_it_is_for():
 def test_no_file_outgrows_a_sitting():
     lengths = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in PRODUCT}
     assert max(lengths.values()) <= 350, max(lengths, key=lengths.get)
-    assert sum(lengths.values()) < 7000
+    assert sum(lengths.values()) < 8500
 
 
 def test_the_scripts_parse_and_ci_runs_the_tests_alone():
