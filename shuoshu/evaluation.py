@@ -109,8 +109,8 @@ class Subject:
 
     def check_fits(self, meta: dict, data: Path) -> None:
         """UserError if this model can't read the data."""
-        if self.tokenizer.hash != meta["tokenizer"]["hash"]:
-            raise UserError(f"{data} was prepared with another tokenizer than {self.folder}'s: prepare it with --tokenizer={self.folder}")
+        message = f"{data} was prepared with another tokenizer than {self.folder}'s: prepare it with --tokenizer={self.folder}"
+        batches.check_tokenizer(self.tokenizer, meta, message)
         if meta.get("width", 0) > (block := self.model.config.block_size) + 1:
             raise UserError(
                 f"the longest row of {data} has {meta['width']:,} tokens, the model in {self.folder} reads {block:,}: prepare it with --tokenizer={self.folder}"

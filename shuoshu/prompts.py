@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import itertools
 import json
@@ -14,7 +15,9 @@ import torch
 
 from shuoshu import checkpoint, runtime
 from shuoshu.commandline import UserError
+from shuoshu.files import read_text, reason_of
 from shuoshu.generate import complete_many, stream
+from shuoshu.questions import loads
 from shuoshu.settings import SampleSettings
 from shuoshu.voice import Voice
 
@@ -84,9 +87,9 @@ def command_line_prompts(settings: SampleSettings) -> Iterator[str]:
         if start.startswith("FILE:"):
             path = Path(start.removeprefix("FILE:"))
             try:
-                yield path.read_text(encoding="utf-8-sig").rstrip("\n")
-            except (OSError, UnicodeDecodeError) as error:
-                raise UserError(f"can't read the prompt in {path}: {getattr(error, 'strerror', None) or 'it is not UTF-8'}") from None
+                yield read_text(path).rstrip("\n")
+            except (OSError, ValueError) as error:
+                raise UserError(f"can't read the prompt in {path}: {reason_of(error)}") from None
         else:
             yield start
 
@@ -141,6 +144,8 @@ def check_target(path: Path) -> None:
         raise UserError(f"--out={path}: answers are written to .csv or .jsonl")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists() and not path.is_file():
+            raise OSError(errno.EEXIST, "something stands there that is no file")
         with path.open("ab"):
             pass
         if not path.stat().st_size:
@@ -189,24 +194,25 @@ def write_answers(speaker: Speaker, rows: list[dict], prompts: list[str]) -> int
 def read_file(path: Path) -> tuple[list[dict], list[str]]:
     """(rows, prompts) of a .csv, .jsonl or .txt."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"can't read {path}: {getattr(error, 'strerror', None) or 'it is not UTF-8'}") from None
+        text = read_text(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"can't read {path}: {reason_of(error)}") from None
     suffix = path.suffix.lower()
     if suffix == ".txt":
         rows: list[dict] = [{"prompt": line} for line in text.split("\n") if line.strip()]
     elif suffix == ".csv":
         try:
-            rows = [dict(row) for row in csv.DictReader(io.StringIO(text, newline=""), restkey="more", restval="")]
+            reader = csv.DictReader(io.StringIO(text, newline=""), restkey="more", restval="", strict=True)
+            rows = [dict(row) for row in reader]
         except csv.Error as error:
-            raise UserError(f"{path}: {error}") from None
+            raise UserError(f"{path}, line {reader.line_num}: {error} (is a quotation mark open, or not doubled?)") from None
     elif suffix == ".jsonl":
         rows = []
         for number, line in enumerate(text.split("\n"), 1):
             try:
-                row = json.loads(line) if line.strip() else None
-            except (ValueError, RecursionError) as error:
-                raise UserError(f"{path}, line {number}: {error}") from None
+                row = loads(line, number) if line.strip() else None
+            except UserError as error:
+                raise UserError(f"{path}, {error}") from None
             if isinstance(row, dict):
                 rows.append(row)
             elif row is not None:
@@ -224,14 +230,15 @@ def read_file(path: Path) -> tuple[list[dict], list[str]]:
 
 
 def write_csv(path: Path, rows: list[dict]) -> None:
-    with path.open("w", encoding="utf-8", newline="") as file:
+    with path.open("w", encoding="utf-8", errors="replace", newline="") as file:
         writer = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)), restval="")
         writer.writeheader()
         writer.writerows(rows)
 
 
 def write_jsonl(path: Path, rows: list[dict]) -> None:
-    checkpoint.write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    checkpoint.write_text(path, text.encode("utf-8", "replace").decode())  # JSON may spell half a character
 
 
 WRITERS = {".csv": write_csv, ".jsonl": write_jsonl}

@@ -16,6 +16,7 @@ from model import GPT, GPTConfig
 from shuoshu import batches, checkpoint, report, runtime
 from shuoshu.answers import read_questions
 from shuoshu.commandline import UserError
+from shuoshu.files import checked, reason_of, same
 from shuoshu.optim import Plan, build_optimizers, load_state_tensors, state_tensors
 from shuoshu.rows import Noise, RowFile
 from shuoshu.scoring import Batch, answer_batches, text_windows
@@ -73,8 +74,7 @@ class Run:
         settings = self.settings
         meta = batches.read_meta(folder)
         self.tokenizer = Tokenizer.load(folder)
-        if self.tokenizer.hash != meta["tokenizer"]["hash"]:
-            raise UserError(f"{folder}/tokenizer.json is not the tokenizer that made the data: {batches.AGAIN}")
+        batches.check_tokenizer(self.tokenizer, meta, f"{folder}/tokenizer.json is not the tokenizer that made the data: {batches.AGAIN}")
         self.rows_per_step = settings.batch_size * settings.gradient_accumulation_steps
         self.turns = meta.get("turns", 0)
         is_noisy = settings.question_drop or settings.question_swap
@@ -116,7 +116,7 @@ class Run:
 
     def _build_model(self, is_resumed: bool) -> GPT:
         settings = self.settings
-        if settings.overwrite and settings.init_from != "scratch" and Path(settings.init_from).resolve() == self.out_dir.resolve():
+        if settings.overwrite and settings.init_from != "scratch" and same(settings.init_from, self.out_dir):
             raise UserError(f"init_from={settings.init_from} would be overwritten: choose another --out_dir")
         torch.manual_seed(settings.seed)
         shape = {field.name: getattr(settings, field.name) for field in fields(ModelSettings)}
@@ -154,6 +154,8 @@ class Run:
 
     def _restore(self, folder: Path) -> None:
         weights, optimizer, saved = checkpoint.load_checkpoint(folder)
+        if not isinstance(saved.get("settings"), dict) or not {"run", "data", "tokenizer"} <= saved.keys():
+            raise UserError(f"{folder}/state.json lacks something: remove that folder, and --resume takes the one before")
         if saved["data"] != [self.data.sha256, self.val.sha256] or saved["tokenizer"] != self.tokenizer.hash:
             raise UserError(f"{folder} was trained on other data than {self.settings.dataset}: restore that data, or start anew with --overwrite")
         before, now = saved["settings"], asdict(self.settings)
@@ -164,10 +166,11 @@ class Run:
         try:
             self.raw.load_tensors(weights)
             load_state_tensors(self.raw, self.optimizers, optimizer)
-        except ValueError as error:
-            raise UserError(f"{folder} doesn't fit: {error}") from None
-        plan = saved["run"].pop("plan")
-        self.state = RunState(**saved["run"], plan=Plan(**plan) if plan and not changed & REPLANS else None)
+            plan = saved["run"].pop("plan")
+            self.state = checked(RunState, saved["run"])
+            self.state.plan = checked(Plan, plan) if plan and not changed & REPLANS else None
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{folder} doesn't fit: {reason_of(error)}") from None
         if changed & {"eval_tokens", "eval_questions", "select_by"}:
             self.state.best = None  # it was another measure
         if self.processes.is_first:
@@ -199,7 +202,7 @@ class Run:
 
     def keep_model(self) -> None:
         """This step's model becomes the folder's."""
-        checkpoint.save_weights(self.out_dir, self.raw, self.state.step, self.turns)
+        checkpoint.save_weights(self.out_dir, self.raw, self.tokenizer, self.state.step, self.turns)
 
     def save(self) -> None:
         """A checkpoint; without validation text also the model itself, since no evaluation chooses it."""

@@ -28,6 +28,11 @@ settings.register_profile("here", deadline=None, max_examples=50, suppress_healt
 settings.register_profile("ci", parent=settings.get_profile("here"), max_examples=25, derandomize=True)
 settings.load_profile("ci" if os.environ.get("CI") else "here")
 
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--long", action="store_true", help="hundreds of kills, long fuzzing")
+
+
 PEOPLE = ["沈砚", "柳青禾", "赵铁匠", "白先生", "阿蛮", "顾三娘", "陆小舟", "老船夫", "韩秀才", "孟婆婆"]
 PLACES = ["渡口", "城南的茶楼", "山神庙", "旧书铺", "石桥边", "药铺", "后院", "码头", "竹林深处", "驿站"]
 TIMES = ["清晨", "黄昏时分", "三更天", "雨停之后", "第二天", "入冬以来", "那年春天", "午后"]
