@@ -70,13 +70,20 @@ class GPTConfig:
         values = {ours: config[theirs] for ours, theirs in HF_NAMES.items()}
         values |= {"rope_theta": rope.get("rope_theta", config.get("rope_theta", 10000.0)), "dropout": config.get("dropout", 0.0)}
         for ours, value in values.items():
-            is_count = ours not in ("tie_embeddings", "norm_eps", "rope_theta", "dropout")
-            if (is_count and (type(value) is not int or not 0 < value < 10**7)) or not isinstance(value, (int, float)):
-                raise ValueError(f"{HF_NAMES.get(ours, ours)} is {value!r}")
-        if values["n_layer"] > 1000 or values["n_head"] % values["n_kv_head"] or values["head_dim"] % 2:
+            if ours == "tie_embeddings":
+                is_sound = type(value) is bool
+            elif ours in ("norm_eps", "rope_theta", "dropout"):
+                is_sound = type(value) in (int, float) and 0 <= value < 1e12  # so no NaN either
+            else:
+                is_sound = type(value) is int and 0 < value <= LARGEST.get(ours, 10**7)
+            if not is_sound:
+                raise ValueError(f"{HF_NAMES.get(ours, ours)} is {str(value)[:40]}")
+        if values["dropout"] >= 1 or values["rope_theta"] < 1 or values["n_head"] % values["n_kv_head"] or values["head_dim"] % 2:
             raise ValueError("its layers and heads don't make a model")
         return cls(**values)
 
+
+LARGEST = {"n_layer": 1000, "block_size": 1 << 20}  # what weights don't vouch for must not take all memory either
 
 HF_NAMES = {
     "vocab_size": "vocab_size",
@@ -332,6 +339,9 @@ class GPT(nn.Module):
         config = GPTConfig.from_hf(json.loads((folder / "config.json").read_text(encoding="utf-8")))
         for name, value in changes.items():
             setattr(config, name, value)
+        tensors = load_file(folder / "model.safetensors")
+        with torch.device("meta"):
+            cls(config).load_tensors(tensors)  # refuses what doesn't fit before memory is taken for it
         model = cls(config)
-        model.load_tensors(load_file(folder / "model.safetensors"))
+        model.load_tensors(tensors)
         return model

@@ -22,6 +22,7 @@ import numpy as np
 
 from shuoshu import batches, report
 from shuoshu.commandline import HOUSE, UserError, command, parse
+from shuoshu.files import same
 from shuoshu.settings import PrepareSettings
 from shuoshu.text import Account, Book, Section, find_files, read_books, same_books
 from shuoshu.tokenizer import Tokenizer, character_tokenizer, gpt2_tokenizer, train_bpe
@@ -35,14 +36,14 @@ def main(argv: Sequence[str]) -> None:
     settings = parse(PrepareSettings, argv, __doc__)
     began = time.perf_counter()
     inputs = settings.inputs or (str(HOUSE / "data" / "novella"),)
+    files = find_files(inputs)
     folder = Path(settings.out or Path("data") / Path(inputs[0]).resolve().stem)
-    bundled = (HOUSE / "data" / "novella").resolve()
-    if settings.inputs and folder.resolve() == bundled and any(Path(name).resolve() != bundled for name in inputs):
+    bundled = HOUSE / "data" / "novella"
+    if settings.inputs and same(folder, bundled) and not all(same(name, bundled) for name in inputs):
         raise UserError(f"{folder} belongs to the bundled novella: choose another name with --out=data/NAME")
 
     if settings.threads:
         os.environ["RAYON_NUM_THREADS"] = str(settings.threads)  # for the tokenizer's training
-    files = find_files(inputs)
     try:
         with batches.DatasetWriter(folder) as writer:
             books, bad = read_books(files, writer.aside, settings.encoding, settings.clean)

@@ -9,12 +9,10 @@ With no input it prepares the bundled questions about the bundled novella.
 
 from __future__ import annotations
 
-import json
 import shlex
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 
@@ -22,6 +20,7 @@ import numpy as np
 
 from shuoshu import batches, pairs, questions, report, rows
 from shuoshu.commandline import HOUSE, UserError, command, parse
+from shuoshu.files import is_count, read_json, reason_of, same
 from shuoshu.pairs import SPLITS, Dropped, Pair
 from shuoshu.settings import PrepareSftSettings
 from shuoshu.tokenizer import Tokenizer
@@ -33,11 +32,11 @@ def main(argv: Sequence[str]) -> None:
     began = time.perf_counter()
     bundled = HOUSE / "data" / "novella_qa"
     inputs = settings.inputs or (str(bundled),)
+    files = questions.find_question_files(inputs)
     folder = Path(settings.out or Path("data") / Path(inputs[0]).resolve().stem)
-    if settings.inputs and folder.resolve() == bundled.resolve() and any(Path(name).resolve() != bundled.resolve() for name in inputs):
+    if settings.inputs and same(folder, bundled) and not all(same(name, bundled) for name in inputs):
         raise UserError(f"{folder} belongs to the bundled questions: choose another name with --out=data/NAME")
     tokenizer, block = load_tokenizer(settings)
-    files = questions.find_question_files(inputs)
     check_target(folder, files)
 
     found, dropped = questions.read_pairs(files, settings)
@@ -84,9 +83,14 @@ def load_tokenizer(settings: PrepareSftSettings) -> tuple[Tokenizer, int]:
     if not (home / "tokenizer.json").is_file():
         how = "pretrain a model first\n  python prepare.py\n  python train.py\nor " if settings.tokenizer == "out-pretrain" else ""
         raise UserError(f"there is no tokenizer in {home}: {how}name the out-dir of the model to fine-tune with --tokenizer=FOLDER")
-    block = 256
-    with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):  # a folder with a tokenizer alone
-        block = int(json.loads((home / "config.json").read_text(encoding="utf-8"))["max_position_embeddings"])
+    block = 256  # of a folder with a tokenizer alone
+    if (home / "config.json").exists():
+        try:
+            block = read_json(home / "config.json")["max_position_embeddings"]
+            if not is_count(block) or not block:
+                raise ValueError("max_position_embeddings is no length")
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{home / 'config.json'} is damaged ({reason_of(error)}): copy the model's folder anew") from None
     return Tokenizer.load(home), settings.block_size or block
 
 

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # From a fresh machine to a model that tells stories and answers questions: .venv, the bundled novella, a GPT pretrained on it,
 # fine-tuned on the bundled questions, and measured.
-# Run again, it skips what is done and goes on where it was interrupted.
+# Run again, it skips what is done and goes on where it was interrupted. --page opens the page at the end.
 set -euo pipefail
 cd "$(dirname "$0")"
-[ $# -eq 0 ] || { echo "usage: bash quickstart.sh" >&2; exit 2; }
+case "$*" in "" | --page) ;; *) echo "usage: bash quickstart.sh [--page]" >&2; exit 2 ;; esac
 . ./environment.sh
 
 make_environment requirements.txt
@@ -34,4 +34,8 @@ fi
 say "Two questions about the book:"
 "$python" sample.py --out_dir=out-sft --start="苗半帖是个什么样的人？" --start="墙倒的那一夜，阿迟得到了什么？"
 say
-say "Next: .venv/bin/python sample.py --chat    (on Windows .venv\\Scripts\\python), out-sft/report.html, and README.md for your own novels and questions"
+if [ "$*" = --page ]; then
+  exec "$python" app.py out-sft out-pretrain
+fi
+say "Next: .venv/bin/python app.py    (on Windows .venv\\Scripts\\python) for the page in your browser, sample.py --chat, out-sft/report.html,"
+say "and README.md for your own novels and questions"

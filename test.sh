@@ -4,7 +4,24 @@ set -euo pipefail
 cd "$(dirname "$0")"
 . ./environment.sh
 
+has_browser() {
+  local name
+  for name in chromium chromium-browser google-chrome google-chrome-stable; do
+    command -v "$name" >/dev/null 2>&1 && return
+  done
+  "$python" -c 'import os, playwright.sync_api as p; c = p.sync_playwright().start(); b = c.chromium.executable_path; c.stop(); raise SystemExit(not os.path.exists(b))' 2>/dev/null
+}
+
+install_browser() { # for the page's tests: the system's where we may, else Playwright's own
+  if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then
+    say "Installing Chromium and a Chinese font for the page's tests"
+    (apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends chromium fonts-noto-cjk) >/dev/null 2>&1 && return
+  fi
+  "$python" -m playwright install chromium >/dev/null 2>&1
+}
+
 make_environment requirements-dev.txt
+has_browser || install_browser || say "No Chromium here, and none to be had: the page's tests are left out (apt install chromium, or any Chrome)"
 "$python" -m ruff check .
 "$python" -m ruff format --check .
 exec "$python" -m pytest "$@"

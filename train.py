@@ -8,12 +8,12 @@ The loop itself is in shuoshu/loop.py.
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from shuoshu.commandline import UserError, command, parse
+from shuoshu.files import read_json, reason_of
 from shuoshu.settings import TrainSettings
 
 
@@ -33,10 +33,10 @@ def saved_settings(out_dir: Path) -> dict | None:
     if not path.is_file():
         return None
     try:
-        settings = json.loads(path.read_text(encoding="utf-8"))["settings"]
+        settings = read_json(path)["settings"]
         return {**settings, "out_dir": str(out_dir), "resume": False, "overwrite": False, "dry_run": False}
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise UserError(f"{path} is damaged ({error}): remove it, and give --resume the settings that the run began with") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged ({reason_of(error)}): remove it, and give --resume the settings that the run began with") from None
 
 
 if __name__ == "__main__":

@@ -14,13 +14,14 @@ from typing import BinaryIO
 import numpy as np
 
 from shuoshu.commandline import UserError
-from shuoshu.saving import sha256_of
+from shuoshu.files import is_count, read_json, reason_of, sha256_of
 from shuoshu.tokenizer import Tokenizer
 
 FORMAT = 1
 IGNORE = -100  # the target of a position that is not trained, as cross_entropy has it
 AGAIN = "prepare the data again"
 SPLITS = ("train", "val")
+IN_MEMORY = 1 << 28  # bytes up to which a file is read instead of mapped, so that nothing done to it in mid-run is felt
 
 
 def resolve(dataset: str) -> Path:
@@ -124,17 +125,17 @@ class DatasetWriter(Aside):
 
 
 class TokenFile:
-    """One split of a prepared folder, memory-mapped, with batches whose content depends on (seed, row number) alone.
+    """One split of a prepared folder, memory-mapped where it is large, with batches whose content depends on (seed, row number) alone.
 
     The file is a ring: each epoch starts at a random offset and cuts it into windows of block_size, which come in a
     random order. So an epoch trains every token once, and row n of a run is the same however many processes share it.
     """
 
-    def __init__(self, folder: Path, split: str, check_hash: bool = True) -> None:
+    def __init__(self, folder: Path, split: str) -> None:
         self.folder, self.path = folder, folder / f"{split}.bin"
         self.meta = read_meta(folder)
         facts = self.meta["splits"][split]
-        self.tokens = open_array(self.path, self.meta["dtype"], facts["tokens"], facts["sha256"] if check_hash else None)
+        self.tokens = open_array(self.path, self.meta["dtype"], facts["tokens"], facts["sha256"], self.meta["vocab_size"])
         self.characters, self.bytes, self.sha256 = facts["characters"], facts["bytes"], facts["sha256"]
         self._order: tuple[tuple[int, int, int], int, np.ndarray] | None = None
 
@@ -151,6 +152,7 @@ class TokenFile:
 
     def rows(self, first: int, count: int, block_size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
         """Rows first … first + count of the endless sequence of epochs: (ids, targets), each (count, block_size) of int64."""
+        check_length(self.tokens, self.path)
         at = (self.places(first, count, block_size, seed)[:, None] + np.arange(block_size + 1)) % len(self.tokens)
         picked = self.tokens[at].astype(np.int64)
         return picked[:, :-1], picked[:, 1:]
@@ -173,29 +175,74 @@ class TokenFile:
         return self._order[1], self._order[2]
 
 
-def open_array(path: Path, dtype: str, count: int, sha256: str | None) -> np.ndarray:
-    """A file of `count` little-endian numbers, memory-mapped; UserError if it is not the one that meta.json describes."""
+def open_array(path: Path, dtype: str, count: int, sha256: str, below: int) -> np.ndarray:
+    """A file of `count` little-endian numbers smaller than `below`; UserError if it is not the one that meta.json describes."""
     kind = np.dtype(dtype).newbyteorder("<")
     found = path.stat().st_size if path.is_file() else None
     if found != count * kind.itemsize:
         what = "is missing" if found is None else f"has {found:,} bytes instead of {count * kind.itemsize:,}"
         raise UserError(f"{path} {what}: {AGAIN}")
-    if sha256 is not None and sha256_of(path) != sha256:
+    try:
+        array = np.fromfile(path, kind) if found <= IN_MEMORY else np.memmap(path, dtype=kind, mode="r")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} can't be read ({reason_of(error)})") from None
+    check_length(array, path)
+    if (sha256_of(path) if isinstance(array, np.memmap) else hashlib.sha256(array).hexdigest()) != sha256:
         raise UserError(f"{path} is not the file that meta.json describes (its sha256 differs): {AGAIN}")
-    return np.memmap(path, dtype=kind, mode="r") if found else np.zeros(0, kind)
+    if count and (largest := int(array.max())) >= below:
+        raise UserError(f"{path} holds the number {largest:,}, and all must be smaller than {below:,}: {AGAIN}")
+    return array
+
+
+def check_length(array: np.ndarray, path: Path) -> None:
+    """UserError if a mapped file was cut: reading what is gone would end the program without a word. (A deleted one can still be read.)"""
+    if isinstance(array, np.memmap) and path.is_file() and path.stat().st_size < array.nbytes:
+        raise UserError(f"{path} was cut while it was in use: {AGAIN}")
 
 
 def read_meta(folder: Path) -> dict:
     """The folder's meta.json; UserError if it is damaged or of another version."""
     path = folder / "meta.json"
     try:
-        meta = json.loads(path.read_text(encoding="utf-8"))
+        meta = read_json(path)
         if meta["format"] != FORMAT:
-            raise UserError(f"{path} has format {meta['format']}, this version reads {FORMAT}: {AGAIN}")
-        counts = [meta["splits"][split][name] for split in SPLITS for name in ("tokens", "characters", "bytes")]
-        hashes = [*(meta["splits"][split]["sha256"] for split in SPLITS), meta["tokenizer"]["hash"]]
-        if meta["dtype"] not in ("uint16", "uint32") or {type(c) for c in counts} != {int} or {type(h) for h in hashes} != {str}:
-            raise ValueError("not what prepare.py writes")
+            raise UserError(f"{path} has format {meta['format']!r:.20}, this version reads {FORMAT}: {AGAIN}")
+        if wrong := _wrong_in(meta):
+            raise ValueError(f"{wrong} is not what a preparation writes")
         return meta
-    except (OSError, ValueError, KeyError, TypeError, RecursionError, AttributeError) as error:
-        raise UserError(f"{path} can't be read ({type(error).__name__}: {error}): {AGAIN}") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} can't be read ({reason_of(error)}): {AGAIN}") from None
+
+
+def _wrong_in(meta: dict) -> str | None:
+    """The first field of a meta.json that can't be right."""
+    is_rows = "width" in meta
+    counts = ("tokens", "characters", "bytes", *(("rows",) if is_rows else ()))
+    hashes = ("sha256", *(("mask_sha256", "pairs_sha256") if is_rows else ()))
+    good = {
+        "dtype": meta["dtype"] in ("uint16", "uint32"),
+        "vocab_size": is_count(meta["vocab_size"]),
+        "tokenizer": isinstance(meta["tokenizer"]["hash"], str),
+        "splits": set(SPLITS) <= set(meta["splits"]) <= {*SPLITS, "test", "untaught"},
+    }
+    for split, facts in meta["splits"].items():
+        good[f"splits.{split}"] = all(is_count(facts[name]) for name in counts) and all(isinstance(facts[name], str) for name in hashes)
+    if is_rows:
+        good["width"] = is_count(meta["width"]) and all(facts["rows"] * meta["width"] == facts["tokens"] for facts in meta["splits"].values())
+        good["turns"] = is_count(meta["turns"]) and meta["turns"] > 0
+        labels = meta.get("labels") or []
+        good["labels"] = isinstance(labels, list) and all(isinstance(label, str) for label in labels)
+    else:
+        places, books = [(c["split"], c["token"], c["title"], c["book"]) for c in meta["chapters"]], meta["books"]
+        good["books"] = all(isinstance(book["title"], str) for book in books)
+        good["chapters"] = all(
+            isinstance(split, str) and is_count(token) and isinstance(title, str) and is_count(book) and book < len(books)
+            for split, token, title, book in places
+        )
+    return next((name for name, is_good in good.items() if not is_good), None)
+
+
+def check_tokenizer(tokenizer: Tokenizer, meta: dict, message: str) -> None:
+    """UserError, with this message, if it is not the one that made the data."""
+    if (tokenizer.hash, tokenizer.n_vocab) != (meta["tokenizer"]["hash"], meta["vocab_size"]):
+        raise UserError(message)

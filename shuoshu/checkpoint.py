@@ -14,6 +14,7 @@ import re
 import shutil
 import typing
 from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -23,8 +24,8 @@ from torch import Tensor
 
 from model import GPT, GPTConfig
 from shuoshu.commandline import UserError
-from shuoshu.saving import sha256_of, sync_folder, verify, write_text, write_whole
-from shuoshu.report import size
+from shuoshu.files import open_file, read_json, reason_of, sha256_of, size
+from shuoshu.saving import sync_folder, verify, write_text, write_whole
 from shuoshu.tokenizer import Tokenizer
 
 FORMAT = 1
@@ -80,10 +81,10 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
 def read_metadata(path: Path) -> dict[str, str]:
     """The metadata of a safetensors file; UserError if the file is not whole."""
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             length = int.from_bytes(file.read(8), "little")
-            if not 2 <= length <= min(100_000_000, path.stat().st_size - 8):
-                raise ValueError("its header is cut off")
+            if not 2 <= length <= min(1 << 24, path.stat().st_size - 8):
+                raise ValueError("its header is cut off, or none")
             header = json.loads(file.read(length))
             metadata = header["__metadata__"]
             expected = metadata.pop("sha256")
@@ -92,10 +93,11 @@ def read_metadata(path: Path) -> dict[str, str]:
                 digest.update(chunk)
         if digest.hexdigest() != expected:
             raise ValueError("its content doesn't match its sha256")
+        if not all(re.fullmatch("[0-9]{1,15}", metadata.get(name, "0")) for name in ("step", "turns")):
+            raise ValueError("its step or its turns are no number")
         return metadata
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        reason = getattr(error, "strerror", None) or (f"it lacks {error}" if isinstance(error, KeyError) else error)
-        raise UserError(f"{path} is damaged or no weights file of Shuoshu: {reason}") from None
+        raise UserError(f"{path} is damaged or no weights file of Shuoshu: {reason_of(error)}; copy it anew, or train again") from None
 
 
 # ---------------------------------------------------------------- the model folder
@@ -113,9 +115,15 @@ def write_model_folder(out_dir: Path, config: GPTConfig, tokenizer: Tokenizer) -
         write_whole(out_dir / name, lambda path, text=text: write_text(path, text))
 
 
-def save_weights(out_dir: Path, model: GPT, step: int, turns: int = 0) -> None:
+def belongings(config: GPTConfig, tokenizer: Tokenizer) -> str:
+    """A hash of the tokenizer and all of the shape that weights depend on: without these they are only numbers."""
+    shape = asdict(config) | {"dropout": None, "block_size": None}
+    return hashlib.sha256(json.dumps([shape, tokenizer.hash], sort_keys=True).encode()).hexdigest()
+
+
+def save_weights(out_dir: Path, model: GPT, tokenizer: Tokenizer, step: int, turns: int = 0) -> None:
     """Replaces the folder's model.safetensors."""
-    metadata = {"step": str(step), "turns": str(turns)}
+    metadata = {"step": str(step), "turns": str(turns), "belongs": belongings(model.config, tokenizer)}
     need_room(out_dir, size_of(model.tensors().values()))
     write_whole(out_dir / "model.safetensors", lambda path: write_tensors(path, model.tensors(), metadata))
 
@@ -135,9 +143,14 @@ def load_model(folder: str | Path, device: torch.device | str = "cpu", **changes
     metadata = read_metadata(folder / "model.safetensors")
     tokenizer = Tokenizer.load(folder)
     try:
+        config = GPTConfig.from_hf(read_json(folder / "config.json"))
         model = GPT.from_pretrained(folder, **changes)
-    except (ValueError, TypeError, KeyError, OSError, RuntimeError, RecursionError, SafetensorError) as error:
-        raise UserError(f"the model in {folder} can't be loaded: {error}") from None
+        if not all(torch.isfinite(parameter).all() for parameter in model.parameters()):
+            raise ValueError("its weights are not finite")
+    except (ValueError, TypeError, KeyError, AttributeError, OSError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"the model in {folder} can't be loaded: {reason_of(error)}") from None
+    if metadata.get("belongs", belongings(config, tokenizer)) != belongings(config, tokenizer):
+        raise UserError(f"{folder}: config.json or tokenizer.json is not the one that model.safetensors was saved with: copy the whole folder anew")
     if model.config.vocab_size < tokenizer.n_vocab:
         raise UserError(f"{folder}: the tokenizer has {tokenizer.n_vocab:,} entries, the model only {model.config.vocab_size:,}: they don't belong together")
     return Loaded(model.to(device).eval(), tokenizer, int(metadata.get("step", 0)), int(metadata.get("turns", 0)))
@@ -187,7 +200,7 @@ def _put_in_place(aside: Path, folder: Path) -> None:
 
 def checkpoints(out_dir: Path) -> list[Path]:
     """All that have their name, the oldest first."""
-    named = (path for path in (out_dir / "checkpoints").glob("step-*") if path.name[5:].removesuffix(BEFORE).isdigit())
+    named = (path for path in (out_dir / "checkpoints").glob("step-*") if re.fullmatch(f"step-[0-9]+({re.escape(BEFORE)})?", path.name))
     return sorted(named, key=_rank)
 
 
@@ -218,7 +231,7 @@ def newest_checkpoint(out_dir: Path) -> tuple[Path | None, list[str]]:
 
 def _problem_of(folder: Path) -> str | None:
     try:
-        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        manifest = read_json(folder / "manifest.json")
         if manifest["format"] != FORMAT:
             return f"it has format {manifest['format']}, this version reads {FORMAT}"
         if set(manifest["sha256"]) != {"model.safetensors", "optimizer.safetensors", "state.json"}:
@@ -226,12 +239,17 @@ def _problem_of(folder: Path) -> str | None:
         for name, digest in manifest["sha256"].items():
             if sha256_of(folder / name) != digest:
                 return f"{name} is damaged"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"it is incomplete ({type(error).__name__}: {error})"
     return None
 
 
 def load_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], dict]:
     """(weights, optimiser state, state) of a checkpoint that `newest_checkpoint` found valid."""
-    state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-    return load_file(folder / "model.safetensors"), load_file(folder / "optimizer.safetensors"), state
+    try:
+        state = read_json(folder / "state.json")
+        if state["format"] != FORMAT:
+            raise ValueError(f"its state has format {state['format']!r:.20}, this version reads {FORMAT}")
+        return load_file(folder / "model.safetensors"), load_file(folder / "optimizer.safetensors"), state
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise UserError(f"{folder} can't be resumed from: {reason_of(error)}; remove it, and --resume takes the one before") from None

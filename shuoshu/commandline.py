@@ -10,6 +10,8 @@ import difflib
 import functools
 import math
 import os
+import re
+import reprlib
 import sys
 import traceback
 import types
@@ -17,7 +19,12 @@ import typing
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from shuoshu.files import read_text, reason_of
+
 HOUSE = Path(__file__).resolve().parent.parent  # the folder of the commands, config/ and the bundled data
+
+
+NO_NAME = re.compile("[\0\ud800-\udfff]")  # Python's spelling of bytes that are no UTF-8, and NUL
 
 
 class UserError(Exception):
@@ -25,7 +32,7 @@ class UserError(Exception):
 
 
 def setting(default: object, help: str, **checks: object) -> typing.Any:
-    """A dataclass field that explains itself. Checks: low, high, choices; alias, positional; rivals of which the last one set wins."""
+    """A dataclass field that explains itself. Checks: low, high, choices; alias, positional, any_text; rivals of which the last one set wins."""
     return dataclasses.field(default=default, metadata={"help": help, **checks})
 
 
@@ -63,8 +70,8 @@ def parse(cls: type, argv: Sequence[str], about: str, base: dict | None = None, 
     if positional:
         values[positional] = tuple(rest)
     for name, value in values.items():
-        if name != positional and (wrong := _out_of_bounds(value, fields[name].metadata)):
-            problems.append(f"{_flag(fields[name])}={value}: {wrong}")
+        if name != "configs" and (wrong := _out_of_bounds(value, fields[name].metadata)):
+            problems.append(f"{_flag(fields[name])}={str(value)[:80]}: {wrong}")
     if wants_help:
         print(_help(cls, values, about))
         raise SystemExit(0)
@@ -128,7 +135,7 @@ def _from_text(texts: list[str], kind: object) -> object:
     if typing.get_origin(kind) is tuple:
         return tuple(texts)
     text = texts[-1]
-    if optional and text.lower() == "none":
+    if optional and text.lower() in ("none", ""):
         return None
     if kind is bool:
         if text.lower() not in _BOOLS:
@@ -140,7 +147,7 @@ def _from_text(texts: list[str], kind: object) -> object:
         except ValueError:
             number = _number(text)
             if number != int(number):
-                raise ValueError(f"{text!r} is not a whole number") from None
+                raise ValueError(f"{reprlib.repr(text)} is not a whole number") from None
             return int(number)
     return _number(text) if kind is float else text
 
@@ -149,9 +156,9 @@ def _number(text: str) -> float:
     try:
         number = float(text)
     except ValueError:
-        raise ValueError(f"{text!r} is not a number") from None
+        raise ValueError(f"{reprlib.repr(text)} is not a number") from None
     if not math.isfinite(number):
-        raise ValueError(f"{text!r} is not a finite number")
+        raise ValueError(f"{reprlib.repr(text)} is not a finite number")
     return number
 
 
@@ -168,18 +175,22 @@ def _read_config(cls: type, path: Path, by_flag: dict[str, str], kinds: dict, fi
     try:
         if not path.is_file() and (HOUSE / path).is_file():
             path = HOUSE / path
-        source = path.read_text(encoding="utf-8-sig")
+        try:
+            source = read_text(path)
+        except ValueError as error:
+            problems.append(f"{path} is no config file ({reason_of(error)}): it holds plain Python assignments, key = value")
+            return {}
         exec(compile(source, str(path), "exec"), namespace)
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         near = difflib.get_close_matches(path.stem, [p.stem for p in (HOUSE / "config").glob("*.py")], 1, 0.5)
         hint = f" - did you mean config/{near[0]}.py?" if near else f" (the house's own: {', '.join(sorted(p.name for p in (HOUSE / 'config').glob('*.py')))})"
-        problems.append(f"can't read the config file {path}: {getattr(error, 'strerror', None) or error}{hint}")
+        problems.append(f"can't read the config file {path}: {reason_of(error)}{hint}")
         return {}
     except SyntaxError as error:
         problems.append(f"{path}, line {error.lineno}: {error.msg}: a config file holds plain Python assignments, key = value")
         return {}
     except (Exception, SystemExit) as error:
-        problems.append(f"{path}: {type(error).__name__}: {error}")
+        problems.append(f"{path}: {traceback.format_exception_only(error)[-1].strip()}")
         return {}
     values = {}
     for key, value in namespace.items():
@@ -190,6 +201,9 @@ def _read_config(cls: type, path: Path, by_flag: dict[str, str], kinds: dict, fi
             problems.append(_unknown(f"{path}: {key}", key, by_flag, cls))
             continue
         kind, optional = _inner(kinds[name])
+        if isinstance(value, int) and value.bit_length() > 2000:  # Python itself would not print it
+            problems.append(f"{path}: {key} is a number of {value.bit_length():,} bits")
+            continue
         if isinstance(value, int) and not isinstance(value, bool) and kind is float:
             value = float(value) if abs(value) < 1e300 else math.inf
         if isinstance(value, bool) and "true" in fields[name].metadata.get("choices", ()):
@@ -197,7 +211,7 @@ def _read_config(cls: type, path: Path, by_flag: dict[str, str], kinds: dict, fi
         if isinstance(value, (list, tuple)) and typing.get_origin(kind) is tuple:
             value = tuple(value)
         elif not (value is None and optional) and type(value) is not kind:
-            problems.append(f"{path}: {key} = {value!r} should be {_kind_name(kinds[name])}, not {type(value).__name__}")
+            problems.append(f"{path}: {key} = {reprlib.repr(value)} should be {_kind_name(kinds[name])}, not {type(value).__name__}")
             continue
         if isinstance(value, float) and not math.isfinite(value):
             problems.append(f"{path}: {key} = {value} is not a finite number")
@@ -209,6 +223,12 @@ def _read_config(cls: type, path: Path, by_flag: dict[str, str], kinds: dict, fi
 def _out_of_bounds(value: object, checks: typing.Mapping) -> str | None:
     if value is None:
         return None
+    if value == "":
+        return "must not be empty"
+    if not checks.get("any_text") and any(isinstance(text, str) and NO_NAME.search(text) for text in (value if isinstance(value, tuple) else [value])):
+        return "is not UTF-8 (a file with such a name can be renamed, or read by naming its folder)"
+    if isinstance(value, float) and not math.isfinite(value):
+        return "is not a finite number"
     if "choices" in checks and value not in checks["choices"]:
         near = difflib.get_close_matches(str(value), checks["choices"], 1)
         return f"must be one of {', '.join(checks['choices'])}" + (f" - did you mean {near[0]}?" if near else "")
@@ -253,7 +273,7 @@ def _help(cls: type, values: dict, about: str) -> str:
 
 
 def command(main: Callable[[Sequence[str]], None]) -> Callable[..., int]:
-    """Makes `main(argv)` a command: a user's mistake is one message and exit code 2; the second Ctrl-C is 130."""
+    """Makes `main(argv)` a command: a user's mistake, or what the system refuses, is one message and exit code 2; the second Ctrl-C is 130."""
 
     @functools.wraps(main)
     def run(argv: Sequence[str] | None = None) -> int:
@@ -266,16 +286,17 @@ def command(main: Callable[[Sequence[str]], None]) -> Callable[..., int]:
                 stream.reconfigure(encoding="utf-8", errors="replace")  # a Windows console may be set to anything
         try:
             return main(argv) or 0
-        except UserError as error:
-            if "--debug" in argv:
-                traceback.print_exc()
-            print(f"error: {error}", file=sys.stderr)
-            return 2
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             return 130
         except BrokenPipeError:  # the reader of our output, `head` perhaps, has had enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 141
+        except (UserError, OSError) as error:  # OSError: a path that can be none, a folder that went away
+            if "--debug" in argv:
+                traceback.print_exc()
+            told = error if isinstance(error, UserError) or not error.filename else f"{error.filename}: {error.strerror}"
+            print(f"error: {told}", file=sys.stderr)
+            return 2
 
     return run

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import math
 import random
 from collections.abc import Iterable, Sequence
-from html import escape
 
+from shuoshu.drawing import run_panels
+from shuoshu.markup import both, number, text
 from shuoshu.report import shorten
 
-SHOWN, POINTS = 20, 400  # worst answers, and as many random ones; points of a curve, about
+SHOWN, SAMPLED = 20, 12  # worst answers, and as many random ones; evaluations whose samples are shown
 # name: (Chinese, English, format, +1 where more is better and −1 where less is, a note in Chinese, in English)
 MEASURES: dict[str, tuple[str, str, str, int, str, str]] = {
     "accuracy": ("准确率", "Accuracy", "%", 1, "", ""),
@@ -46,7 +46,6 @@ BESIDE = {  # prefix of the name of a figure that a measure is held against
 }
 SPLITS = {"train": ("训练", "train"), "val": ("验证", "validation"), "test": ("测试", "test"), "untaught": ("未教过", "untaught")}
 STOPS = {"end": ("自行结束", "ended"), "length": ("到了长度上限", "cut at the length limit"), "repeat": ("因重复而停", "stopped for repeating")}
-VISIBLE = {c: 0x2400 + c for c in range(32) if c not in b"\t\n"} | {127: 0x2421} | dict.fromkeys([*range(0x80, 0xA0), *range(0xD800, 0xE000)], 0xFFFD)
 STYLE = """
 :root{color-scheme:light dark;--bg:#fdfcfa;--ink:#20262c;--soft:#59636d;--line:#d8d5ce;--box:#f4f2ec;--a:#b3362c;--b:#2460a7;--c:#5e7d3a;--mark:#ffe9a8}
 @media screen and (prefers-color-scheme:dark){:root{--bg:#15181b;--ink:#e4e4e0;--soft:#a3abb3;--line:#3a4046;--box:#1e2226;--a:#f0857a;--b:#7db4f2;--c:#a9cc7d;
@@ -69,27 +68,13 @@ display:grid;grid-template-columns:8.5em 1fr;gap:.25rem .8rem;margin:.2rem 0}dt{
 overflow-wrap:anywhere}.text{white-space:pre-wrap;unicode-bidi:isolate}summary{cursor:pointer;min-height:2.75rem}mark{background:var(--mark);color:inherit;
 text-decoration:underline dotted;text-underline-offset:.25em}sup{font-size:.65em;line-height:0}@media(max-width:34rem){body{padding-inline:.9rem}li dl{
 display:block}li dd{margin-bottom:.45rem}table{font-size:.88rem}th,td{padding-inline:.35rem}th:first-child{min-width:7em}td small{white-space:normal;
-font-size:.74rem}}@media print{button{display:none}body{max-width:none;font-size:10pt}.scroll{overflow:visible}mark{print-color-adjust:exact}}
+font-size:.74rem}}html.framed button{display:none}
+@media print{button{display:none}body{max-width:none;font-size:10pt}.scroll{overflow:visible}mark{print-color-adjust:exact}}
 """
 SCRIPT = """const speak=l=>{document.documentElement.className=document.documentElement.lang=l};speak(/^zh/i.test(navigator.language)?"zh":"en");
 addEventListener("beforeprint",()=>document.querySelectorAll("details").forEach(d=>d.open=true))"""
 SWITCH = """<button type="button" onclick="speak(document.documentElement.lang=='zh'?'en':'zh')">\
 <span lang="zh"><span lang="en-GB">English</span></span><span lang="en"><span lang="zh-Hans">中文</span></span></button>"""
-
-
-def text(value: object) -> str:
-    """Any text as HTML that shows it: control characters as signs, what UTF-8 can't hold as �."""
-    return escape(str(value).translate(VISIBLE))
-
-
-def both(zh: str, en: str) -> str:
-    """A label in both languages, of which the page shows one."""
-    return text(zh) if zh == en else f'<span lang="zh">{text(zh)}</span><span lang="en">{text(en)}</span>'
-
-
-def number(value: object) -> float | None:
-    """A number that can be shown and drawn, or None."""
-    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e15 else None
 
 
 def shown(entry: dict, form: str, sign: str = "", key: str = "value") -> str:
@@ -126,7 +111,8 @@ def verdict(evaluation: dict, split: str) -> str:
     measures = evaluation["measures"].get(split, {})
     name = next((name for name in ("accuracy", "rouge_l", "perplexity") if name in measures), None)
     if name is None:
-        return both("没有可说的数字。", "No figures to speak of.")
+        again = f"python eval_metrics.py {evaluation['model']}"
+        return both(f"还没有评测：{again}", f"Not measured yet: {again}")
     (zh, en, form, *_), entry, (zh_split, en_split) = MEASURES[name], measures[name], SPLITS.get(split, (split, split))
     value, low, high = (number(entry.get(key)) for key in ("value", "low", "high"))
     zh, en = (f"{words} {shown(entry, form)} {interval(entry, form)}".strip() for words in (f"{zh}（{zh_split}）", f"{en} on {en_split}"))
@@ -189,61 +175,6 @@ def judged(name: str, change: dict) -> str:
     return both(*{2: ("≈ 分不出", "≈ not told apart"), 1: ("▲ 更好", "▲ better"), 0: ("≠ 不同", "≠ differs"), -1: ("▼ 更差", "▼ worse")}[side])
 
 
-def points(records: Iterable[dict], kind: str, name: str) -> list[tuple[float, float]]:
-    """(step, value) in order; of many those that keep the shape and lose no spike."""
-    found = [(number(r.get("step")), number(r.get(name))) for r in records if r.get("kind") == kind]
-    found = sorted((step, value) for step, value in found if step is not None and value is not None)
-    size = math.ceil(4 * len(found) / POINTS) if len(found) > POINTS else 1
-    parts = [found[i : i + size] for i in range(0, len(found), size)]
-    return sorted({p for part in parts for p in (part[0], part[-1], min(part, key=lambda p: p[1]), max(part, key=lambda p: p[1]))})
-
-
-def ticks(values: Sequence[float]) -> list[float]:
-    """Round numbers, the first not above and the last not below any value."""
-    low, high = min(values), max(values)
-    least = max(high - low, 1e-6 * abs(high), 1e-9) / 4
-    power = 10.0 ** math.floor(math.log10(least))
-    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= least)
-    return [i * step for i in range(math.floor(low / step), max(math.ceil(high / step), math.floor(low / step) + 1) + 1)]
-
-
-def panel(unit: tuple[str, str], curves: list[tuple]) -> str:
-    """Curves (class, name, points, min or max: which one is best) over the steps, and what they are."""
-    curves = [curve for curve in curves if curve[2]]
-    if not curves:
-        return ""
-    steps, values = ([point[i] for curve in curves for point in curve[2]] for i in (0, 1))
-    first, last, ys, parts, keys = min(steps), max(steps), ticks(values), [], []
-
-    def place(x: float, y: float) -> tuple[float, float]:
-        return 54 + 400 * (x - first) / (last - first or 1), 222 - 204 * (y - ys[0]) / (ys[-1] - ys[0])
-
-    for y in ys:
-        at = place(first, y)[1]
-        parts.append(f'<path class="grid" d="M54 {at:.1f}h400"/><text x="48" y="{at + 4:.1f}" text-anchor="end">{y:.6g}</text>')
-    parts += [f'<text x="{place(x, 0)[0]:.1f}" y="242" text-anchor="middle">{x:,.6g}</text>' for x in ticks(steps) if first <= x <= last]
-    for kind, words, line, best in curves:
-        parts.append(f'<path class="curve {kind}" d="M{"L".join(f"{x:.1f} {y:.1f}" for x, y in (place(*point) for point in line))}h0"/>')
-        key, extra = f'<svg class="key" viewBox="0 0 26 10" aria-hidden="true"><path class="curve {kind}" d="M1 5h24"/></svg>', ""
-        if best:
-            step, value = best(line, key=lambda point: point[1])
-            x, y = place(step, value)
-            parts.append(f'<circle class="{kind}" cx="{x:.1f}" cy="{y:.1f}" r="4"/>')
-            extra = both(f"，最佳 {value:.3f}（第 {step:,.0f} 步）", f", best {value:.3f} at step {step:,.0f}")
-        keys.append(f"<span>{key}{both(*words)}{extra}</span>")
-    name = text(" · ".join(unit) + ": " + ", ".join(curve[1][1] for curve in curves))
-    drawn = f'<svg viewBox="0 0 480 250" role="img" aria-label="{name}">{"".join(parts)}</svg>'
-    return f'<figure><figcaption class="soft"><b>{both(*unit)}</b> {"".join(keys)}</figcaption>{drawn}</figure>'
-
-
-def run_panels(name: str, records: list[dict]) -> str:
-    losses = [("thin", ("训练", "training"), points(records, "step", "loss"), None), ("a", ("验证", "validation"), points(records, "eval", "val_loss"), min)]
-    named = (("b", "val_rouge_l", ("ROUGE-L", "ROUGE-L")), ("c", "val_exact_match", ("完全一致", "exact match")), ("a", "val_accuracy", ("准确率", "accuracy")))
-    scores = [(kind, words, points(records, "eval", key), max) for kind, key, words in named]
-    panels = panel(("损失", "Loss"), losses) + panel(("验证集回答", "Validation answers"), scores)
-    return f'<h3>{text(name)}</h3><div class="charts">{panels}</div>\n' if panels else ""
-
-
 def confusion(split: str, classes: dict) -> str:
     """The matrix as a picture, shaded by the share of a row, and the classes' figures as a table."""
     labels, cells, n = classes["labels"], [], 72
@@ -265,6 +196,27 @@ def confusion(split: str, classes: dict) -> str:
     drawn = f'<svg style="width:{wide}px;max-width:none" viewBox="0 0 {wide} {high}" role="img" aria-label="{name}">{"".join(cells)}</svg>'
     picture = f'<figure><div class="scroll" role="region" tabindex="0" aria-label="{name}">{drawn}</div><figcaption class="soft">{words}</figcaption></figure>'
     return f"<h3>{both(*SPLITS.get(split, (split, split)))}</h3>{picture}" + table(("各类", "By class"), head, rows)
+
+
+def samples(records: list[dict]) -> str:
+    """What one prompt or a few questions were given in the course of training, evenly over it, the last first and open."""
+    by_step: dict[str, list[dict]] = {}
+    for record in records:
+        if record.get("kind") == "sample":
+            by_step.setdefault(str(record.get("title")), []).append(record)
+    titles = list(by_step)[::-1]
+    shown_titles = [titles[i * (len(titles) - 1) // (SAMPLED - 1)] for i in range(SAMPLED)] if len(titles) > SAMPLED else titles
+    told = ""
+    for title in shown_titles:
+        body = ""
+        for record in by_step[title]:
+            asked, wrote, wanted = (record.get(key) for key in ("prompt", "text", "reference"))
+            lines = [("问题", "Question", asked), ("模型", "Model", wrote), ("参考答案", "Reference", wanted)]
+            lines = lines if wanted is not None else [("开头", "Prompt", asked), ("模型", "Model", wrote)]
+            facts = "".join(f'<dt>{both(zh, en)}</dt><dd><div class="text">{text(value)}</div></dd>' for zh, en, value in lines)
+            body += f"<li><dl>{facts}</dl></li>"
+        told += f"<details{' open' * (not told)}><summary>{text(title)}</summary><ol>{body}</ol></details>\n"
+    return told
 
 
 def chosen(answers: list[dict], seed: int) -> tuple[list[dict], list[dict]]:
@@ -330,6 +282,7 @@ def report_html(evaluation: dict, answers: list[dict], runs: list[tuple[str, lis
         (("前后比较", "Before and after"), "".join(comparison(model, measures, other) for other in evaluation.get("compare") or [])),
         (("训练曲线", "Training curves"), "".join(run_panels(*run) for run in runs)),
         (("混淆矩阵", "Confusion matrix"), "".join(confusion(name, entry) for name, entry in (evaluation.get("classes") or {}).items())),
+        (("历次样文", "Samples through time"), samples(runs[0][1]) if runs else ""),
         ((f"最差的 {len(worst)} 个（{zh_of}）", f"The worst {len(worst)} ({en_of})"), "".join(map(card, worst))),
         ((f"随机的 {len(others)} 个（{zh_of}）", f"{len(others)} at random ({en_of})"), "".join(map(card, others))),
     ]

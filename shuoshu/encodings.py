@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import gzip
 import lzma
+import stat
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -13,9 +14,11 @@ from pathlib import Path
 from typing import BinaryIO
 
 from shuoshu.commandline import UserError
+from shuoshu.files import size
 
 SUFFIXES = (".txt", ".zip", ".gz")
 LARGEST = 4 << 30  # bytes that one file may unpack to
+DENSEST = 100  # times its own size that an archive over a MB may unpack to: novels give 2 to 5, bombs 1,000
 SAMPLE = 400_000  # bytes that the choice between encodings looks at
 PART = 8_000_000  # characters of a text that are cleaned together
 UNREADABLE = 0.01  # share of characters above which a file is taken for no text of this encoding
@@ -35,8 +38,11 @@ def raw_texts(path: Path) -> Iterator[tuple[str, BinaryIO]]:
         if path.suffix.lower() == ".zip":
             with zipfile.ZipFile(path) as archive:
                 members = [m for m in archive.infolist() if m.filename.lower().endswith(".txt") and not m.is_dir() and "__MACOSX/" not in m.filename]
+                members = [m for m in members if not stat.S_ISLNK(m.external_attr >> 16)]
                 if not members:
                     raise UserError("the archive holds no .txt file")
+                if sum(member.file_size for member in members) > most_of(path):
+                    raise UserError(f"it unpacks to more than {size(most_of(path))}, as no novels of its size do")
                 for member in members:
                     with archive.open(member) as file:
                         yield Path(_zip_name(member)).stem, file
@@ -46,6 +52,12 @@ def raw_texts(path: Path) -> Iterator[tuple[str, BinaryIO]]:
         else:
             with path.open("rb") as file:
                 yield path.stem, file
+
+
+def most_of(path: Path) -> int:
+    """Bytes that the texts of a file may come to."""
+    is_packed = path.suffix.lower() in (".zip", ".gz")
+    return min(LARGEST, max(1 << 20, DENSEST * path.stat().st_size)) if is_packed else LARGEST
 
 
 @contextmanager
@@ -74,8 +86,8 @@ def _zip_name(member: zipfile.ZipInfo) -> str:
 class Decoder:
     """The text of an open file, part by part. `broken` counts the undecodable places, each of which becomes a �."""
 
-    def __init__(self, file: BinaryIO, forced: str | None = None) -> None:
-        self.file, self.broken, self.characters = file, 0, 0
+    def __init__(self, file: BinaryIO, forced: str | None = None, largest: int | None = None) -> None:
+        self.file, self.broken, self.characters, self.largest = file, 0, 0, largest or LARGEST
         self.head = self._read(SAMPLE)
         self.encoding, self.skip = _forced(forced, self.head) if forced else choose(self.head, is_whole=len(self.head) < SAMPLE)
 
@@ -86,7 +98,7 @@ class Decoder:
     def parts(self) -> Iterator[str]:
         """Parts of at most about PART characters, each ending where a line ends; UserError if it is no text."""
         decoder = codecs.getincrementaldecoder(self.encoding)("replace")
-        held, chunk, size = "", self.head[self.skip :], len(self.head)
+        held, chunk, done = "", self.head[self.skip :], len(self.head)
         own = "�".encode(self.encoding, "ignore") if self.encoding.startswith("utf") else None  # a � that the file itself has
         blank = True
         while chunk:
@@ -98,9 +110,9 @@ class Decoder:
                 yield self._checked(held[:cut])
                 held = held[cut:]
             chunk = self._read(1 << 20)
-            size += len(chunk)
-            if size > LARGEST:
-                raise UserError(f"it unpacks to more than {LARGEST >> 30} GB")
+            done += len(chunk)
+            if done > self.largest:
+                raise UserError(f"it unpacks to more than {size(self.largest)}, as no novel of its size does")
         rest = decoder.decode(b"", final=True)
         self.broken += rest.count("�")
         held += rest

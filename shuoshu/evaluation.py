@@ -19,9 +19,9 @@ from shuoshu.answers import Question, answer, label_scores, read_questions
 from shuoshu.commandline import UserError
 from shuoshu.document import report_html
 from shuoshu.figures import COPIED, Figures, TrainingText, saved_run
-from shuoshu.saving import write_text, write_whole
 from shuoshu.generate import Sampling, complete_many
 from shuoshu.rows import RowFile
+from shuoshu.saving import write_text, write_whole
 from shuoshu.scoring import answer_batches, score, text_windows
 from shuoshu.settings import EvalSettings
 
@@ -110,8 +110,8 @@ class Subject:
 
     def check_fits(self, meta: dict, data: Path) -> None:
         """UserError if this model can't read the data."""
-        if self.tokenizer.hash != meta["tokenizer"]["hash"]:
-            raise UserError(f"{data} was prepared with another tokenizer than {self.folder}'s: prepare it with --tokenizer={self.folder}")
+        message = f"{data} was prepared with another tokenizer than {self.folder}'s: prepare it with --tokenizer={self.folder}"
+        batches.check_tokenizer(self.tokenizer, meta, message)
         if meta.get("width", 0) > (block := self.model.config.block_size) + 1:
             raise UserError(
                 f"the longest row of {data} has {meta['width']:,} tokens, the model in {self.folder} reads {block:,}: prepare it with --tokenizer={self.folder}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -13,6 +12,7 @@ import numpy as np
 
 from shuoshu import batches, metrics
 from shuoshu.commandline import UserError
+from shuoshu.files import read_json
 from shuoshu.scoring import Score
 from shuoshu.tokenizer import Tokenizer
 
@@ -24,9 +24,9 @@ Measures = dict[str, dict[str, float]]
 def saved_run(out_dir: Path) -> dict:
     """What settings.json says of the run; empty for a folder without one."""
     try:
-        saved = json.loads((out_dir / "settings.json").read_text(encoding="utf-8"))
+        saved = read_json(out_dir / "settings.json")
         return saved if isinstance(saved["settings"], dict) and isinstance(saved["data"], dict) else {}
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError):
         return {}
 
 
@@ -34,10 +34,10 @@ class TrainingText:
     """What a model was pretrained on, as text: where its answers may be copied from."""
 
     def __init__(self, folder: Path) -> None:
-        file, tokenizer = batches.TokenFile(folder, "train", check_hash=False), Tokenizer.load(folder)
-        begins = [(c["token"], c["title"]) for c in file.meta["chapters"] if c["split"] == "train"]
-        edges = sorted({0, *(token for token, _ in begins), len(file)})
-        titles, pieces, self.places, length = dict(begins), [], [], 0
+        file, tokenizer = batches.TokenFile(folder, "train"), Tokenizer.load(folder)
+        books = [f"《{book['title']}》" for book in file.meta["books"]]
+        titles = {c["token"]: books[c["book"]] + c["title"] for c in file.meta["chapters"] if c["split"] == "train"}
+        edges, pieces, self.places, length = sorted({0, *titles, len(file)}), [], [], 0
         for start, end in pairwise(edges):
             self.places.append((length, titles.get(start)))
             pieces.append(tokenizer.decode(file.tokens[start:end].tolist()))
@@ -59,7 +59,7 @@ class TrainingText:
         return None
 
     def spans(self, text: str) -> list[tuple[int, int, str | None]]:
-        """(start, end, chapter) of what stands verbatim in it, MARKED characters or more."""
+        """(start, end, book and chapter) of what stands verbatim in it, MARKED characters or more."""
         return [(start, end, self.places[bisect_right(self.places, at, key=lambda p: p[0]) - 1][1]) for start, end, at in self.copies.spans(text, MARKED)]
 
 

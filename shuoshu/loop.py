@@ -14,11 +14,12 @@ import torch
 from shuoshu import checkpoint, report, runtime
 from shuoshu.answers import answer
 from shuoshu.commandline import UserError
-from shuoshu.saving import Lock, reason
+from shuoshu.files import reason_of, size
 from shuoshu.generate import Sampling, complete
 from shuoshu.metrics import exact_match, rouge_l
 from shuoshu.pace import Pace
 from shuoshu.run import Run
+from shuoshu.saving import Lock
 from shuoshu.scoring import score
 from shuoshu.settings import TrainSettings
 from shuoshu.step import ASKED_EVERY, train_step
@@ -130,7 +131,7 @@ def save_or_end(run: Run) -> None:
         run.save()
     except OSError as error:
         intact = "" if run.saved is None else f"; the checkpoint of step {run.saved:,} is intact, --resume goes on from it once the disk can be written again"
-        raise UserError(f"step {run.state.step:,} can't be saved in {run.out_dir}: {reason(error)}{intact}") from None
+        raise UserError(f"step {run.state.step:,} can't be saved in {run.out_dir}: {reason_of(error)}{intact}") from None
 
 
 def evaluate(run: Run, pace: Pace, bar: report.Progress, stop: runtime.StopFlag, asked_to_stop: Callable[[], object]) -> None:
@@ -289,6 +290,6 @@ def dry_run(run: Run) -> int:
         print(f"parameters   {total:,}, {inner:,} of them outside embedding and head; vocabulary {run.raw.config.vocab_size:,}")
         print(f"step         {rows} in {per_step:.3f} s, {run.tokens_per_step / per_step:,.0f} tokens/s")
         print(f"run          {steps:,} steps, {steps / run.steps_per_epoch:.2f} epochs, {report.duration(steps * per_step)} and the evaluations")
-        print(f"memory       {report.size(runtime.peak_memory(run.device))} at the peak, on {run.device} in {run.settings.dtype}")
-        print(f"disk         {report.size(run.bytes_per_checkpoint())} a checkpoint, {checkpoint.KEEP} are kept; {report.size(4 * total)} the model")
+        print(f"memory       {size(runtime.peak_memory(run.device))} at the peak, on {run.device} in {run.settings.dtype}")
+        print(f"disk         {size(run.bytes_per_checkpoint())} a checkpoint, {checkpoint.KEEP} are kept; {size(4 * total)} the model")
     return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import itertools
 import json
@@ -12,12 +13,14 @@ from pathlib import Path
 
 import torch
 
-from shuoshu import checkpoint, report, runtime
-from shuoshu.answers import render_question
+from shuoshu import checkpoint, runtime
 from shuoshu.commandline import UserError
+from shuoshu.files import read_text, reason_of
+from shuoshu.generate import complete_many, stream
+from shuoshu.questions import loads
 from shuoshu.saving import write_text, write_whole
-from shuoshu.generate import Sampling, Utf8Mask, complete_many, stream
 from shuoshu.settings import SampleSettings
+from shuoshu.voice import Voice
 
 COLUMNS = ("prompt", "question", "instruction", "start", "text", "问题")  # where a file's prompts stand, the first that is there
 
@@ -42,31 +45,19 @@ def continue_prompts(settings: SampleSettings, out_dir: Path) -> int:
     return 0
 
 
-class Speaker:
-    """A model, and how it is to continue or to answer what it is given."""
+class Speaker(Voice):
+    """A voice that tells the terminal what the settings ask for."""
 
     def __init__(self, settings: SampleSettings, loaded: checkpoint.Loaded, device: torch.device) -> None:
-        self.settings, self.tokenizer, self.turns = settings, loaded.tokenizer, loaded.turns
-        wanted = "float32" if settings.dtype == "auto" and device.type != "cuda" else settings.dtype
-        self.model = loaded.model.to(runtime.pick_dtype(wanted, device))
-        self.block = self.model.config.block_size
-        self.answers = bool(loaded.turns) and not settings.raw
+        super().__init__(loaded, device, settings.dtype)
+        self.settings, self.answers = settings, bool(self.turns) and not settings.raw
         if settings.chat and not self.answers:
             raise UserError("this model continues text and answers no questions: fine-tune it (python train.py config/sft.py), or use --start")
-        chosen = {name: getattr(settings, name) for name in Sampling.__dataclass_fields__ if hasattr(settings, name)}
-        if settings.temperature is None:
-            chosen["temperature"] = 0.0 if self.answers else Sampling.temperature
-        self.sampling = Sampling(**chosen, keeps_prompt=self.answers)
-        self.mask = Utf8Mask(self.tokenizer, self.model.config.vocab_size, device)
+        self.sampling = self.sampling_by(settings, self.answers)
 
     def ids(self, text: str) -> list[int]:
-        """A prompt as the model reads it; of a question too long to be read whole, a line to the user."""
-        ids = render_question(self.tokenizer, [{"role": "user", "content": text.strip()}]) if self.answers else self.tokenizer.encode(text)
-        if self.answers and not text.strip():
-            raise UserError("a question is empty: give one with --start, or --chat; --raw continues text")
-        if self.answers and len(ids) >= self.block:
-            raise UserError(f"a question of {len(ids):,} tokens is longer than the {self.block:,} that this model reads: {report.shorten(text[:200], 60)}")
-        return ids
+        """A prompt as the model reads it."""
+        return self.question(text) if self.answers else self.tokenizer.encode(text)
 
     def say(self, ids: list[int], seed: int, stop: runtime.StopFlag) -> str:
         """Streams one text to the terminal; returns it."""
@@ -97,9 +88,9 @@ def command_line_prompts(settings: SampleSettings) -> Iterator[str]:
         if start.startswith("FILE:"):
             path = Path(start.removeprefix("FILE:"))
             try:
-                yield path.read_text(encoding="utf-8-sig").rstrip("\n")
-            except (OSError, UnicodeDecodeError) as error:
-                raise UserError(f"can't read the prompt in {path}: {getattr(error, 'strerror', None) or 'it is not UTF-8'}") from None
+                yield read_text(path).rstrip("\n")
+            except (OSError, ValueError) as error:
+                raise UserError(f"can't read the prompt in {path}: {reason_of(error)}") from None
         else:
             yield start
 
@@ -134,19 +125,14 @@ def chat(speaker: Speaker) -> int:
         if question == "/new":
             history = []
             continue
-        history.append({"role": "user", "content": question})
-        history = history[1 - 2 * speaker.turns :]
-        while len(history) > 1 and len(render_question(speaker.tokenizer, history)) > speaker.block // 2:
-            history = history[2:]
         try:
-            speaker.ids(question)
+            ids = speaker.question(question, history)
         except UserError as error:
             print(error)
-            history.pop()
             continue
         with runtime.StopFlag() as stop:  # Ctrl-C ends an answer, not the conversation
-            said = speaker.say(render_question(speaker.tokenizer, history), seed_of(speaker.settings, number), stop)
-        history.append({"role": "assistant", "content": said})
+            said = speaker.say(ids, seed_of(speaker.settings, number), stop)
+        history += [{"role": "user", "content": question}, {"role": "assistant", "content": said}]
     return 0
 
 
@@ -159,6 +145,8 @@ def check_target(path: Path) -> None:
         raise UserError(f"--out={path}: answers are written to .csv or .jsonl")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists() and not path.is_file():
+            raise OSError(errno.EEXIST, "something stands there that is no file")
         with path.open("ab"):
             pass
         if not path.stat().st_size:
@@ -207,24 +195,25 @@ def write_answers(speaker: Speaker, rows: list[dict], prompts: list[str]) -> int
 def read_file(path: Path) -> tuple[list[dict], list[str]]:
     """(rows, prompts) of a .csv, .jsonl or .txt."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"can't read {path}: {getattr(error, 'strerror', None) or 'it is not UTF-8'}") from None
+        text = read_text(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"can't read {path}: {reason_of(error)}") from None
     suffix = path.suffix.lower()
     if suffix == ".txt":
         rows: list[dict] = [{"prompt": line} for line in text.split("\n") if line.strip()]
     elif suffix == ".csv":
         try:
-            rows = [dict(row) for row in csv.DictReader(io.StringIO(text, newline=""), restkey="more", restval="")]
+            reader = csv.DictReader(io.StringIO(text, newline=""), restkey="more", restval="", strict=True)
+            rows = [dict(row) for row in reader]
         except csv.Error as error:
-            raise UserError(f"{path}: {error}") from None
+            raise UserError(f"{path}, line {reader.line_num}: {error} (is a quotation mark open, or not doubled?)") from None
     elif suffix == ".jsonl":
         rows = []
         for number, line in enumerate(text.split("\n"), 1):
             try:
-                row = json.loads(line) if line.strip() else None
-            except (ValueError, RecursionError) as error:
-                raise UserError(f"{path}, line {number}: {error}") from None
+                row = loads(line, number) if line.strip() else None
+            except UserError as error:
+                raise UserError(f"{path}, {error}") from None
             if isinstance(row, dict):
                 rows.append(row)
             elif row is not None:
@@ -242,7 +231,7 @@ def read_file(path: Path) -> tuple[list[dict], list[str]]:
 
 
 def write_csv(path: Path, rows: list[dict]) -> None:
-    with path.open("w", encoding="utf-8", newline="") as file:
+    with path.open("w", encoding="utf-8", errors="replace", newline="") as file:
         writer = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)), restval="")
         writer.writeheader()
         writer.writerows(rows)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import json
 import math
@@ -15,6 +16,7 @@ from pathlib import Path
 
 from shuoshu.commandline import UserError
 from shuoshu.encodings import LARGEST, Decoder
+from shuoshu.files import nothing_at, open_file, reason_of
 from shuoshu.pairs import SPLITS, Dropped, Pair, brief, clean
 
 SUFFIXES = (".json", ".jsonl", ".csv", ".tsv")
@@ -25,6 +27,7 @@ PAIRS = {  # a column for the question: those that the answer may stand in; the 
     **{"question": ("answer", "response"), "instruction": ("output", "response"), "prompt": ("completion", "response"), "query": ("response",)},
     **{"input": ("output", "target"), "q": ("a",), "问题": ("答案", "回答"), "提问": ("回答",), "问": ("答",)},
 }
+LARGEST_DOCUMENT = 1 << 30  # bytes of JSON that is read in one piece
 END = "\x1cend\x1c"  # a line put behind a table's last one: if it doesn't come back as a row of its own, a quotation mark is still open
 Template = list[tuple[str, str | None, bool]]  # (text, the column that follows it, whether that must say something)
 
@@ -54,9 +57,9 @@ def find_question_files(inputs: Sequence[str | Path]) -> list[Path]:
             inside = (p for p in path.glob("[!.]*") if p.suffix.lower() in SUFFIXES and p.name not in written and p.is_file())
             files = [path] if path.is_file() else sorted(inside)
         except (OSError, ValueError) as error:  # ValueError: a NUL in its name
-            raise UserError(f"can't look into {path}: {getattr(error, 'strerror', error)}") from None
+            raise UserError(f"can't look into {path}: {reason_of(error)}") from None
         if not files:
-            raise UserError(f"the folder {path} holds no {', '.join(SUFFIXES)} of questions" if path.is_dir() else f"there is no file or folder {path}")
+            raise UserError(f"the folder {path} holds no {', '.join(SUFFIXES)} of questions" if path.is_dir() else nothing_at(path))
         if files[0].suffix.lower() not in SUFFIXES:
             raise UserError(f"{path}: questions and answers are read from {', '.join(SUFFIXES)} (a spreadsheet can be saved as CSV)")
         for file in files:
@@ -71,9 +74,7 @@ def read_records(path: Path, encoding: str | None = None, dropped: Dropped | Non
     dropped = Dropped() if dropped is None else dropped
     name, suffix, records = clean(path.name), path.suffix.lower(), []
     try:
-        if path.stat().st_size > LARGEST:
-            raise UserError(f"it is larger than {LARGEST >> 30} GB: cut it into several files")
-        with path.open("rb") as file:
+        with open_file(path, LARGEST_DOCUMENT if suffix == ".json" else LARGEST) as file:
             decoder = Decoder(file, encoding)
             for number, row in (_table_rows if suffix in (".csv", ".tsv") else _json_rows)(decoder, suffix):
                 dropped.read += 1
@@ -86,7 +87,8 @@ def read_records(path: Path, encoding: str | None = None, dropped: Dropped | Non
         if not records:
             raise UserError("it holds no rows: objects in JSON, or lines under a header with as many cells")
     except OSError as error:
-        raise UserError(f"{path}: it can't be read ({error.strerror or error})") from None
+        how = "; cut it into several files, or write it as .jsonl, a line an object" if error.errno == errno.EFBIG else ""
+        raise UserError(f"{path}: it can't be read ({reason_of(error)}){how}") from None
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     if decoder.broken:
@@ -123,21 +125,35 @@ def _json_rows(decoder: Decoder, suffix: str) -> Iterable[tuple[int, object]]:
     else:
         text = "".join(decoder.parts())
         try:
-            return enumerate(_list_in(_loads(text)), 1)
+            return enumerate(_list_in(loads(text)), 1)
         except UserError as error:
             if "(Extra data)" not in str(error) or not text[:1000].lstrip().startswith("{"):
                 raise
         lines = text.split("\n")  # JSON Lines by another name
-    return ((number, _loads(line, number)) for number, line in enumerate(lines, 1) if line.strip())
+    return ((number, loads(line, number)) for number, line in enumerate(lines, 1) if line.strip())
 
 
-def _loads(text: str, line: int = 1) -> object:
+def loads(text: str, line: int = 1) -> object:
+    """A JSON document, or one line of JSON Lines; UserError says where it is none."""
     try:  # a number too long to be one stays text
-        return json.loads(text, strict=False, parse_int=lambda digits: int(digits) if len(digits) < 4000 else digits)
+        return json.loads(text, strict=False, parse_int=lambda digits: int(digits) if len(digits) < 4000 else digits, object_pairs_hook=_once)
     except json.JSONDecodeError as error:
         raise UserError(f"line {line + error.lineno - 1}, column {error.colno}: this is not JSON ({error.msg}); mend the file there") from None
+    except _Twice as error:
+        raise UserError(f"line {line}: an object has two fields called {brief(str(error))}: leave one") from None
     except RecursionError:
         raise UserError(f"line {line}: brackets are nested too deeply for questions and answers") from None
+
+
+class _Twice(Exception):
+    """An object with two fields of this name."""
+
+
+def _once(fields: list[tuple[str, object]]) -> dict:
+    made = dict(fields)
+    if len(made) < len(fields):
+        raise _Twice(next(name for name, count in Counter(name for name, _ in fields).items() if count > 1))
+    return made
 
 
 def _list_in(document: object) -> list:

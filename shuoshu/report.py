@@ -49,13 +49,8 @@ def duration(seconds: float) -> str:
     return f"{int(seconds // 3600)} h {int(seconds % 3600 // 60):02d} min"
 
 
-def size(count: float) -> str:
-    """12 kB, 3.4 MB."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000 or unit == "GB":
-            return f"{count:.0f} {unit}" if count >= 100 or unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    raise AssertionError
+TYPES = {"kind": str, "step": int, "lr": (int, float), **dict.fromkeys(("title", "prompt", "text", "reference"), str)}
+TYPES |= dict.fromkeys(("loss", "val_loss", "val_rouge_l", "val_exact_match"), (int, float, type(None)))
 
 
 def say(line: str) -> None:
@@ -82,16 +77,16 @@ class Log:
             file.write((line + "\n").encode())
 
     def read(self, kind: str | None = None) -> list[dict]:
-        """Its records in order; a line torn by a crash is left out."""
+        """Its records in order; a line torn by a crash, or damaged, is left out."""
         if not self.path.is_file():
             return []
         records = []
         for line in self.path.read_text(encoding="utf-8", errors="replace").split("\n"):
             try:
                 record = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue
-            if isinstance(record, dict) and kind in (None, record.get("kind")):
+            if _is_sound(record) and kind in (None, record.get("kind")):
                 records.append(record)
         return records
 
@@ -102,10 +97,16 @@ class Log:
         write_whole(self.path, lambda aside: write_text(aside, text))
 
 
+def _is_sound(record: object) -> bool:
+    return isinstance(record, dict) and all(isinstance(value, TYPES.get(name, object)) for name, value in record.items())
+
+
 def write_samples(log: Log, path: Path) -> None:
     """samples.md: what each evaluation's model made of one prompt, or answered to a few questions."""
     parts, title = ["# Samples\n"], None
     for record in log.read("sample"):
+        if not {"title", "prompt", "text"} <= record.keys():
+            continue
         if record["title"] != title:
             title = record["title"]
             parts.append(f"## {title}\n")
@@ -153,8 +154,8 @@ def draw_curves(log: Log, path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    steps = [r for r in log.read("step") if r.get("loss") is not None]
-    evals = [r for r in log.read("eval") if r.get("val_loss") is not None]
+    steps = [r for r in log.read("step") if r.get("loss") is not None and {"step", "lr"} <= r.keys()]
+    evals = [r for r in log.read("eval") if r.get("val_loss") is not None and "step" in r]
     if not steps and not evals:
         return
     figure = Figure(figsize=(8, 5), layout="constrained")
@@ -174,7 +175,7 @@ def draw_curves(log: Log, path: Path) -> None:
     if asked:
         answers, best = panels[1], max(asked, key=lambda r: r["val_rouge_l"])
         for name, label, colour in (("val_rouge_l", "ROUGE-L of the answers", "#2c6db3"), ("val_exact_match", "exact answers", "#7aa874")):
-            answers.plot([r["step"] for r in asked], [r[name] for r in asked], color=colour, marker="o", markersize=3, label=label)
+            answers.plot([r["step"] for r in asked], [r.get(name) for r in asked], color=colour, marker="o", markersize=3, label=label)
         answers.annotate(
             f"best {best['val_rouge_l']:.3f}", (best["step"], best["val_rouge_l"]), textcoords="offset points", xytext=(0, 8), ha="right", color="#2c6db3"
         )

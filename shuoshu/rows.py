@@ -8,12 +8,15 @@ from pathlib import Path
 
 import numpy as np
 
-from shuoshu.batches import AGAIN, IGNORE, Aside, open_array, read_meta, sha256_of, token_dtype
+from shuoshu.batches import AGAIN, IGNORE, Aside, check_length, open_array, read_meta, token_dtype
 from shuoshu.commandline import UserError
+from shuoshu.encodings import LARGEST
+from shuoshu.files import read_text, reason_of, sha256_of
 from shuoshu.pairs import SPLITS, Pair
 from shuoshu.tokenizer import Tokenizer
 
 POOL = 64  # steps whose rows are sorted by length together
+ROLES = ("system", "user", "assistant")
 SHORTEST = 16  # tokens of an answer that a row must have room for beside a long question; characters of a question that must stay
 Row = tuple[list[int], list[int]]  # ids and mask
 
@@ -109,10 +112,17 @@ def read_pairs(folder: Path, split: str) -> list[dict]:
     path = folder / f"{split}.jsonl"
     if not isinstance(facts, dict) or not path.is_file() or sha256_of(path) != facts.get("pairs_sha256"):
         raise UserError(f"{path} is missing or not the file that meta.json describes: {AGAIN}")
-    records = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
-    for record in records:
-        if not isinstance(record.get("messages"), list):
-            record["messages"] = [{"role": "user", "content": record["question"]}, {"role": "assistant", "content": record["answer"]}]
+    try:
+        records = [json.loads(line) for line in read_text(path, LARGEST).split("\n") if line]
+        for record in records:
+            if not isinstance(record.get("messages"), list):
+                record["messages"] = [{"role": "user", "content": record["question"]}, {"role": "assistant", "content": record["answer"]}]
+            if not all(message["role"] in ROLES and isinstance(message["content"], str) for message in record["messages"]):
+                raise ValueError("a message is no text")
+            if not 0 <= record["row"] < record["row"] + record["rows"] <= facts["rows"] or len(record["messages"]) < 2:
+                raise ValueError("a pair has no rows")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(f"{path} holds no pairs as prepare_sft.py writes them ({reason_of(error)}): {AGAIN}") from None
     return records
 
 
@@ -139,20 +149,20 @@ class Noise:
 
 
 class RowFile:
-    """One split of questions and answers, memory-mapped, with batches whose content depends on (seed, row number) alone.
+    """One split of questions and answers, memory-mapped where it is large, with batches whose content depends on (seed, row number) alone.
 
     Each epoch visits every row once. Rows of like length go together: of POOL steps' rows at a time, drawn at random and
     sorted by length, each `step_rows` in succession make a step; then the steps are shuffled.
     """
 
     def __init__(self, folder: Path, split: str, step_rows: int = 1, noise: Noise | None = None) -> None:
-        self.folder, self.meta = folder, read_meta(folder)
+        self.folder, self.split, self.meta = folder, split, read_meta(folder)
         try:
             self.width, facts = self.meta["width"], self.meta["splits"][split]
             shape = facts["rows"], self.width
             self.characters, self.bytes, self.sha256 = facts["characters"], facts["bytes"], facts["sha256"] + facts["mask_sha256"]
-            self.ids = open_array(folder / f"{split}.bin", self.meta["dtype"], facts["tokens"], facts["sha256"]).reshape(shape)
-            self.mask = open_array(folder / f"{split}.mask.bin", "uint8", facts["tokens"], facts["mask_sha256"]).reshape(shape)
+            self.ids = open_array(folder / f"{split}.bin", self.meta["dtype"], facts["tokens"], facts["sha256"], self.meta["vocab_size"]).reshape(shape)
+            self.mask = open_array(folder / f"{split}.mask.bin", "uint8", facts["tokens"], facts["mask_sha256"], 2).reshape(shape)
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{folder / 'meta.json'} does not describe {split} rows ({type(error).__name__}: {error}): {AGAIN}") from None
         self.step_rows, self.noise = step_rows, noise
@@ -173,6 +183,8 @@ class RowFile:
 
     def rows(self, first: int, count: int, block_size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
         """Rows first … first + count of the endless sequence of epochs: (ids, targets) of int64, as wide as the longest of them."""
+        for array, name in ((self.ids, "bin"), (self.mask, "mask.bin")):
+            check_length(array, self.folder / f"{self.split}.{name}")
         made = []
         for n, row in zip(range(first, first + count), self.places(first, count, block_size, seed), strict=True):
             ids, mask = self.row(row)

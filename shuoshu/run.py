@@ -19,9 +19,10 @@ from model import GPT, GPTConfig
 from shuoshu import batches, checkpoint, report, runtime
 from shuoshu.answers import read_questions
 from shuoshu.commandline import UserError
-from shuoshu.saving import Lock, reason, write_text, write_whole
+from shuoshu.files import checked, reason_of, same
 from shuoshu.optim import Muon, Plan, build_optimizers, load_state_tensors, state_tensors
 from shuoshu.rows import Noise, RowFile
+from shuoshu.saving import Lock, write_text, write_whole
 from shuoshu.scoring import Batch, answer_batches, text_windows
 from shuoshu.settings import LENGTHS, ModelSettings, TrainSettings
 from shuoshu.step import Skips
@@ -44,7 +45,7 @@ class RunState:
     best_step: int = 0
     loss_at_best: float = math.inf  # breaks ties: before a model answers anything, all ROUGE-L are the same
     worse_evals: int = 0  # since the best one
-    evaluated: int = -1  # the last step that was, from beginning to end
+    evaluated: int | None = None  # the last step that was, from beginning to end
     skipped: int = 0  # steps that didn't count
     skipped_in_row: int = 0
     pause_seconds: float = 0.0  # that an evaluation takes
@@ -92,8 +93,7 @@ class Run:
         settings = self.settings
         meta = batches.read_meta(folder)
         self.tokenizer = Tokenizer.load(folder)
-        if self.tokenizer.hash != meta["tokenizer"]["hash"]:
-            raise UserError(f"{folder}/tokenizer.json is not the tokenizer that made the data: {batches.AGAIN}")
+        batches.check_tokenizer(self.tokenizer, meta, f"{folder}/tokenizer.json is not the tokenizer that made the data: {batches.AGAIN}")
         self.rows_per_step = settings.batch_size * settings.gradient_accumulation_steps
         self.turns = meta.get("turns", 0)
         is_noisy = settings.question_drop or settings.question_swap
@@ -137,7 +137,7 @@ class Run:
 
     def _build_model(self, is_resumed: bool) -> GPT:
         settings = self.settings
-        if settings.overwrite and settings.init_from != "scratch" and Path(settings.init_from).resolve() == self.out_dir.resolve():
+        if settings.overwrite and settings.init_from != "scratch" and same(settings.init_from, self.out_dir):
             raise UserError(f"init_from={settings.init_from} would be overwritten: choose another --out_dir")
         torch.manual_seed(settings.seed)
         shape = {field.name: getattr(settings, field.name) for field in fields(ModelSettings)}
@@ -175,6 +175,8 @@ class Run:
 
     def _restore(self, folder: Path) -> None:
         weights, optimizer, saved = checkpoint.load_checkpoint(folder)
+        if not isinstance(saved.get("settings"), dict) or not {"run", "data", "tokenizer"} <= saved.keys():
+            raise UserError(f"{folder}/state.json lacks something: remove that folder, and --resume takes the one before")
         if saved["data"] != [self.data.sha256, self.val.sha256] or saved["tokenizer"] != self.tokenizer.hash:
             raise UserError(f"{folder} was trained on other data than {self.settings.dataset}: restore that data, or start anew with --overwrite")
         before, now = saved["settings"], asdict(self.settings)
@@ -185,11 +187,11 @@ class Run:
         try:
             self.raw.load_tensors(weights)
             load_state_tensors(self.raw, self.optimizers, optimizer)
-        except ValueError as error:
-            raise UserError(f"{folder} doesn't fit: {error}") from None
-        plan = saved["run"].pop("plan")
-        evaluated = {"evaluated": saved["step"]}  # of checkpoints that don't say it
-        self.state = RunState(**evaluated | saved["run"], plan=Plan(**plan) if plan and not changed & REPLANS else None)
+            plan = saved["run"].pop("plan")
+            self.state = checked(RunState, {"evaluated": saved["step"], **saved["run"]})  # older checkpoints don't say what was evaluated
+            self.state.plan = checked(Plan, plan) if plan and not changed & REPLANS else None
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{folder} doesn't fit: {reason_of(error)}") from None
         if changed & {"eval_tokens", "eval_questions", "select_by"}:
             self.state.best = None  # it was another measure
         if self.processes.is_first:
@@ -220,7 +222,7 @@ class Run:
         }
         text = json.dumps(head, ensure_ascii=False, indent=1)
         write_whole(self.out_dir / "settings.json", lambda path: write_text(path, text))
-        self.log.rewind(self.state.step, self.state.evaluated)
+        self.log.rewind(self.state.step, -1 if self.state.evaluated is None else self.state.evaluated)
         self.log.write("start", step=self.state.step, **head)
 
     @contextmanager
@@ -229,7 +231,7 @@ class Run:
         try:
             yield
         except OSError as error:
-            raise UserError(f"can't write to {self.out_dir}: {reason(error)}") from None
+            raise UserError(f"can't write to {self.out_dir}: {reason_of(error)}") from None
 
     @contextmanager
     def spared(self, what: str, say: Callable[[str], None] = report.say) -> Iterator[None]:
@@ -239,7 +241,7 @@ class Run:
             self._unwritten.discard(what)
         except OSError as error:
             if what not in self._unwritten:
-                say(f"can't write {what} to {self.out_dir}: {reason(error)}; what stands there is intact, the training goes on")
+                say(f"can't write {what} to {self.out_dir}: {reason_of(error)}; what stands there is intact, the training goes on")
             self._unwritten.add(what)
 
     def record(self, kind: str, **values: object) -> None:
@@ -263,7 +265,7 @@ class Run:
         return self.processes.agree(kept)
 
     def _write_model(self) -> None:
-        checkpoint.save_weights(self.out_dir, self.raw, self.state.step, self.turns)
+        checkpoint.save_weights(self.out_dir, self.raw, self.tokenizer, self.state.step, self.turns)
 
     def _check_weights(self) -> None:
         """No weights that are not finite are ever saved."""

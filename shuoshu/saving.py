@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from shuoshu.commandline import UserError
+from shuoshu.files import sha256_of
 
 
 def sync_folder(folder: Path) -> None:
@@ -36,30 +37,18 @@ def write_whole(path: Path, write: Callable[[Path], str | None]) -> None:
 
 def write_text(path: Path, text: str) -> str:
     """A small text file, synced; its sha256."""
+    content = text.encode("utf-8", "replace")  # JSON may spell half a character
     with path.open("wb") as file:
-        file.write(text.encode())
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def sha256_of(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
+    return hashlib.sha256(content).hexdigest()
 
 
 def verify(path: Path, sha256: str | None) -> None:
     """OSError if the file doesn't read back as it was written."""
     if sha256 is not None and sha256_of(path) != sha256:
         raise OSError(errno.EIO, f"{path.name} does not read back as it was written: is the disk failing?")
-
-
-def reason(error: OSError) -> str:
-    """What the system says is wrong, without number and path."""
-    return error.strerror or str(error)
 
 
 class Lock:

@@ -13,13 +13,13 @@ from shuoshu.commandline import UserError, setting
 class ModelSettings:
     """model"""
 
-    n_layer: int = setting(4, "blocks", low=1)
-    n_head: int = setting(4, "query heads", low=1)
-    n_kv_head: int | None = setting(None, "key and value heads (none: as many as n_head)", low=1)
-    n_embd: int = setting(192, "width", low=8)
-    head_dim: int | None = setting(None, "width of a head, even (none: n_embd / n_head)", low=2)
-    n_hidden: int | None = setting(None, "width inside the MLP (none: 8/3 of n_embd, rounded up to 64)", low=1)
-    block_size: int = setting(256, "context length in tokens", low=8)
+    n_layer: int = setting(4, "blocks", low=1, high=1000)
+    n_head: int = setting(4, "query heads", low=1, high=10_000)
+    n_kv_head: int | None = setting(None, "key and value heads (none: as many as n_head)", low=1, high=10_000)
+    n_embd: int = setting(192, "width", low=8, high=1_000_000)
+    head_dim: int | None = setting(None, "width of a head, even (none: n_embd / n_head)", low=2, high=1_000_000)
+    n_hidden: int | None = setting(None, "width inside the MLP (none: 8/3 of n_embd, rounded up to 64)", low=1, high=1_000_000)
+    block_size: int = setting(256, "context length in tokens", low=8, high=1 << 20)
     dropout: float = setting(0.0, "dropout on embeddings and on each block's two outputs", low=0.0, high=0.95)
     tie_embeddings: bool = setting(False, "one matrix for the embedding and the head (saves parameters; worse on small vocabularies)")
     rope_theta: float = setting(10000.0, "base of the rotary positions", low=1.0)
@@ -49,7 +49,7 @@ class OptimSettings:
     weight_decay: float = setting(0.0, "decoupled decay of every matrix, times its rate", low=0.0)
     grad_clip: float = setting(1.0, "largest gradient norm (0: no clipping)", low=0.0)
     schedule: str = setting("wsd", "wsd: warm-up, stable, linear decay; cosine; constant", choices=("wsd", "cosine", "constant"))
-    warmup_iters: int = setting(10, "steps of linear warm-up", low=0)
+    warmup_iters: int = setting(10, "steps of linear warm-up", low=0, high=1 << 53)
     decay_fraction: float = setting(0.5, "share of the run that wsd spends decaying", low=0.0, high=1.0)
     min_lr_fraction: float = setting(0.02, "the last rate as a share of the full one", low=0.0, high=1.0)
 
@@ -59,9 +59,9 @@ class DataSettings:
     """data"""
 
     dataset: str = setting("novella", "a folder that prepare.py or prepare_sft.py made, or its name under data/")
-    batch_size: int = setting(16, "rows that go through the model at once", low=1)
-    gradient_accumulation_steps: int = setting(1, "batches per step, over all processes", low=1)
-    seed: int = setting(1337, "of the data's order, the initial weights and dropout", low=0)
+    batch_size: int = setting(16, "rows that go through the model at once", low=1, high=1_000_000)
+    gradient_accumulation_steps: int = setting(1, "batches per step, over all processes", low=1, high=1_000_000)
+    seed: int = setting(1337, "of the data's order, the initial weights and dropout", low=0, high=(1 << 63) - 1)
     question_drop: float = setting(0.0, "share of a question's characters left out in training, drawn anew in each epoch", low=0.0, high=0.9)
     question_swap: float = setting(0.0, "share of its tokens then swapped for others, so that answers don't hang on every word", low=0.0, high=0.9)
 
@@ -78,21 +78,21 @@ class RunSettings:
     max_iters: int | None = setting(None, "length in steps", low=1, rivals=LENGTHS)
     max_epochs: float | None = setting(None, "length in passes over the data", low=0.001, rivals=LENGTHS)
     max_minutes: float | None = setting(None, "length in minutes, evaluation and saving included (none of the three: 10 minutes)", low=0.01, rivals=LENGTHS)
-    eval_interval: int | None = setting(None, "steps between evaluations (none: a tenth of the run)", low=1)
-    eval_tokens: int | None = setting(None, "validate on the first N tokens of text only (none: on all)", low=1)
-    eval_questions: int = setting(200, "validation questions that every evaluation answers", low=1)
+    eval_interval: int | None = setting(None, "steps between evaluations (none: a tenth of the run)", low=1, high=1 << 53)
+    eval_tokens: int | None = setting(None, "validate on the first N tokens of text only (none: on all)", low=1, high=1 << 53)
+    eval_questions: int = setting(200, "validation questions that every evaluation answers", low=1, high=1 << 53)
     select_by: str = setting(
         "auto", "keep the model with the best val loss, or ROUGE-L of its answers; auto: rouge for questions", choices=("auto", "loss", "rouge")
     )
-    patience: int | None = setting(None, "stop after so many evaluations without a better one", low=1)
-    save_interval: int | None = setting(None, "steps between checkpoints (none: at every evaluation)", low=1)
-    log_interval: int = setting(10, "steps between lines of log.jsonl", low=1)
+    patience: int | None = setting(None, "stop after so many evaluations without a better one", low=1, high=1 << 53)
+    save_interval: int | None = setting(None, "steps between checkpoints (none: at every evaluation)", low=1, high=1 << 53)
+    log_interval: int = setting(10, "steps between lines of log.jsonl", low=1, high=1 << 53)
     sample_prompt: str | None = setting(None, "what every evaluation continues into samples.md (none: how the validation text begins)")
-    sample_tokens: int = setting(100, "length of that sample", low=0)
+    sample_tokens: int = setting(100, "length of that sample", low=0, high=1 << 53)
     device: str = setting("auto", "auto, cpu, cuda, cuda:1, mps")
     dtype: str = setting("auto", "auto: bf16 where it is faster, else fp16 on older GPUs, else fp32", choices=("auto", "float32", "bfloat16", "float16"))
     compile: str = setting("auto", "torch.compile; auto: on CUDA with Triton, for text (questions come in many widths)", choices=("auto", "true", "false"))
-    threads: int | None = setting(None, "CPU threads (none: all cores)", low=1)
+    threads: int | None = setting(None, "CPU threads (none: all cores)", low=1, high=1024)
     resume: bool = setting(False, "go on from the newest valid checkpoint in out_dir")
     overwrite: bool = setting(False, "delete an earlier run in out_dir first")
     dry_run: bool = setting(False, "print size, memory, time and disk, and stop")
@@ -134,8 +134,8 @@ class PrepareSettings:
     encoding: str | None = setting(None, "of the files: utf-8, gb18030, big5, utf-16 … (none: by evidence, for each file)")
     skip_bad: bool = setting(False, "leave files out that are no text, instead of stopping")
     val_fraction: float = setting(0.05, "share of each book's end kept for validation, cut at a chapter (0: none)", low=0.0, high=0.9)
-    seed: int = setting(1337, "of the sample that the tokenizer is trained on", low=0)
-    threads: int | None = setting(None, "CPU threads (none: all cores)", low=1)
+    seed: int = setting(1337, "of the sample that the tokenizer is trained on", low=0, high=(1 << 63) - 1)
+    threads: int | None = setting(None, "CPU threads (none: all cores)", low=1, high=1024)
 
 
 @dataclass
@@ -151,12 +151,12 @@ class PrepareSftSettings:
     labels: str | None = setting(None, 'what the answers in a column mean: "1=正面,0=负面"')
     group: str | None = setting(None, "a column: rows that agree in it stay in the same split")
     too_long: str = setting("error", "what to do with pairs that don't fit", choices=("error", "drop", "cut_question", "window"))
-    block_size: int | None = setting(None, "tokens that a row may have (none: as many as the model beside the tokenizer reads, else 256)", low=16)
+    block_size: int | None = setting(None, "tokens that a row may have (none: as many as the model beside the tokenizer reads, else 256)", low=16, high=1 << 20)
     val_fraction: float = setting(0.1, "share kept for validation, where the files name no split", low=0.0, high=0.9)
     test_fraction: float = setting(0.1, "share kept for the final test, likewise", low=0.0, high=0.9)
     encoding: str | None = setting(None, "of the files: utf-8, gb18030 … (none: by evidence, for each file)")
-    show: int = setting(0, "print so many training rows as the model gets them, the trained part marked", low=0)
-    seed: int = setting(1337, "of the split", low=0)
+    show: int = setting(0, "print so many training rows as the model gets them, the trained part marked", low=0, high=1 << 53)
+    seed: int = setting(1337, "of the split", low=0, high=(1 << 63) - 1)
 
     def problems(self) -> list[str]:
         return ["val_fraction and test_fraction leave nothing to train on"] if self.val_fraction + self.test_fraction >= 1 else []
@@ -166,27 +166,29 @@ class PrepareSftSettings:
 class SampleSettings:
     """sampling"""
 
-    start: tuple[str, ...] = setting((), "the text to continue, of a fine-tuned model the question; or FILE:prompt.txt; may be given several times")
+    start: tuple[str, ...] = setting(
+        (), "the text to continue, of a fine-tuned model the question; or FILE:prompt.txt; may be given several times", any_text=True
+    )
     chat: bool = setting(False, "ask in turn, answer by answer (/new forgets what was said, an empty line ends)")
     raw: bool = setting(False, "continue text with a fine-tuned model too")
     out_dir: str | None = setting(None, "the model's folder (none: the newest of out-sft, out-pretrain)")
-    num_samples: int = setting(1, "texts per prompt", low=1)
-    max_new_tokens: int = setting(300, "longest continuation in tokens", low=1)
+    num_samples: int = setting(1, "texts per prompt", low=1, high=10_000)
+    max_new_tokens: int = setting(300, "longest continuation in tokens", low=1, high=1 << 53)
     temperature: float | None = setting(
         None, "0: the likeliest token every time; 1: as the model believes (none: 0 for answers, else 0.8)", low=0.0, high=100.0
     )
-    top_k: int | None = setting(200, "choose among the k likeliest tokens (none: all)", low=1)
+    top_k: int | None = setting(200, "choose among the k likeliest tokens (none: all)", low=1, high=1 << 53)
     top_p: float = setting(1.0, "choose among the likeliest tokens that hold this share of probability", low=0.0, high=1.0)
     min_p: float = setting(0.0, "drop tokens less likely than this share of the likeliest", low=0.0, high=1.0)
     repetition_penalty: float = setting(1.0, "above 1: what stands in the context already becomes less likely", low=0.01, high=100.0)
     stop: tuple[str, ...] = setting((), "end a text before this string; may be given several times")
-    seed: int = setting(1337, "same seed, same text", low=0)
+    seed: int = setting(1337, "same seed, same text", low=0, high=(1 << 63) - 1)
     infile: str | None = setting(None, "a .csv, .txt (one per line) or .jsonl of prompts or questions, for --out", alias="in")
     outfile: str | None = setting(None, "the file to write the answers to, beside their prompts", alias="out")
-    batch_size: int = setting(16, "texts generated side by side", low=1)
+    batch_size: int = setting(16, "texts generated side by side", low=1, high=1_000_000)
     device: str = setting("auto", "auto, cpu, cuda, cuda:1, mps")
     dtype: str = setting("auto", "auto: bf16 on CUDA, else fp32", choices=("auto", "float32", "bfloat16", "float16"))
-    threads: int | None = setting(None, "CPU threads (none: all cores)", low=1)
+    threads: int | None = setting(None, "CPU threads (none: all cores)", low=1, high=1024)
 
 
 @dataclass
@@ -197,16 +199,42 @@ class EvalSettings:
     compare: tuple[str, ...] = setting((), "another model, to be set beside this one on the same rows; may be given several times")
     data: str | None = setting(None, "a prepared folder, or its name under data/ (none: what the model was trained on)")
     split: str | None = setting(None, "none: test, else val", choices=("train", "val", "test", "untaught", "all"))
-    limit: int | None = setting(None, "questions of each split, evenly chosen, or prompts to continue (none: all questions, 40 prompts)", low=1)
+    limit: int | None = setting(None, "questions of each split, evenly chosen, or prompts to continue (none: all questions, 40 prompts)", low=1, high=1 << 53)
     beta: float = setting(1.0, "weight of recall against precision in ROUGE-L", low=0.01, high=100.0)
     rouge: str = setting("units", "units: Latin words and numbers stay whole, blanks don't count; chars: every character", choices=("units", "chars"))
-    stride: int | None = setting(None, "tokens from one window of a text to the next (none: half a block)", low=1)
-    max_new_tokens: int | None = setting(None, "longest answer or continuation (none: twice the longest reference; 100 for text)", low=1)
-    batch_size: int = setting(64, "texts side by side", low=1)
-    seed: int = setting(1337, "of the intervals, the continuations, and the random answers in the report", low=0)
+    stride: int | None = setting(None, "tokens from one window of a text to the next (none: half a block)", low=1, high=1 << 53)
+    max_new_tokens: int | None = setting(None, "longest answer or continuation (none: twice the longest reference; 100 for text)", low=1, high=1 << 53)
+    batch_size: int = setting(64, "texts side by side", low=1, high=1_000_000)
+    seed: int = setting(1337, "of the intervals, the continuations, and the random answers in the report", low=0, high=(1 << 63) - 1)
     device: str = setting("auto", "auto, cpu, cuda, cuda:1, mps")
     dtype: str = setting("float32", "precision of the weights; figures to be compared want float32", choices=("float32", "bfloat16", "float16"))
+    threads: int | None = setting(None, "CPU threads (none: all cores)", low=1, high=1024)
+
+
+@dataclass
+class AppSettings:
+    """page"""
+
+    out_dirs: tuple[str, ...] = setting((), "OUT_DIR", positional=True)
+    host: str = setting("127.0.0.1", "the address to listen at; 0.0.0.0: other machines may read too, which wants --auth")
+    port: int | None = setting(None, "the port (none: the first free one from 7860)", low=1, high=65535)
+    auth: tuple[str, ...] = setting((), "USER:PASSWORD that readers log in with; may be given several times")
+    share: bool = setting(False, "a public address for three days, through Gradio's servers; wants --auth")
+    insecure: bool = setting(False, "let others read without --auth")
+    queue: int = setting(20, "readers that may wait for the model at a time; further ones are told to try later", low=1)
+    max_new_tokens: int = setting(500, "the longest text that a reader may ask for, in tokens", low=1)
+    max_seconds: float = setting(60.0, "the longest time that a text may take", low=1.0)
+    device: str = setting("auto", "auto, cpu, cuda, cuda:1, mps")
+    dtype: str = setting("auto", "auto: bf16 on CUDA, else fp32", choices=("auto", "float32", "bfloat16", "float16"))
     threads: int | None = setting(None, "CPU threads (none: all cores)", low=1)
+
+    def problems(self) -> list[str]:
+        found = [f"auth={given}: USER:PASSWORD is wanted" for given in self.auth if not all(given.partition(":")[::2])]
+        is_private = self.host in ("127.0.0.1", "localhost", "::1") and not self.share
+        if not is_private and not self.auth and not self.insecure:
+            reach = "--share" if self.share else f"--host={self.host}"
+            found.append(f"{reach} lets others in: set --auth=USER:PASSWORD, or say --insecure if anybody may")
+        return found
 
 
 def newest_out_dir() -> Path:

@@ -13,7 +13,8 @@ import numpy as np
 
 from shuoshu.cleaning import HEADING, Account, clean
 from shuoshu.commandline import UserError
-from shuoshu.encodings import SUFFIXES, Decoder, last_line_start, raw_texts
+from shuoshu.encodings import SUFFIXES, Decoder, last_line_start, most_of, raw_texts
+from shuoshu.files import nothing_at, reason_of
 
 BLOCK = 1 << 17  # characters of the longest section
 ODD = {"private-use": re.compile("[\ue000-\uf8ff]"), "unreadable (�)": re.compile("�"), "rare": re.compile("[\u3400-\u4dbf\uf900-\ufaff\U00020000-\U0003ffff]")}
@@ -82,9 +83,9 @@ def find_files(inputs: Sequence[str]) -> list[Path]:
         try:
             files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
             if not files:
-                raise UserError(f"the folder {path} holds no {', '.join(SUFFIXES)} file" if path.is_dir() else f"there is no file or folder {path}")
+                raise UserError(f"the folder {path} holds no {', '.join(SUFFIXES)} file" if path.is_dir() else nothing_at(path))
         except OSError as error:
-            raise UserError(f"can't look into {path}: {error.strerror}") from None
+            raise UserError(f"can't look into {path}: {reason_of(error)}") from None
         for file in files:
             found.setdefault(file.resolve(), file)
     return list(found.values())
@@ -98,7 +99,7 @@ def read_books(files: Sequence[Path], aside: Path, encoding: str | None = None, 
         try:
             for title, file in raw_texts(path):
                 try:
-                    books.append(_read_book(title, path, Decoder(file, encoding), aside / f"{len(books):06d}.txt", remove))
+                    books.append(_read_book(title, path, Decoder(file, encoding, most_of(path)), aside / f"{len(books):06d}.txt", remove))
                 except UserError as error:
                     bad.append((path, f"{title}.txt in it: {error}" if path.suffix.lower() == ".zip" else str(error)))
         except UserError as error:
@@ -107,7 +108,7 @@ def read_books(files: Sequence[Path], aside: Path, encoding: str | None = None, 
 
 
 def _read_book(title: str, path: Path, decoder: Decoder, file: Path, remove: bool) -> Book:
-    book = Book(title, path.name, decoder.encoding, file)
+    book = Book(printable(title), printable(path.name), decoder.encoding, file)
     with file.open("w", encoding="utf-8", errors="replace", newline="\n") as cleaned:
         for part in decoder.parts():
             text, account = clean(part, remove)
@@ -118,6 +119,11 @@ def _read_book(title: str, path: Path, decoder: Decoder, file: Path, remove: boo
             book.odd.update({kind: len(pattern.findall(text)) for kind, pattern in ODD.items()})
             book.fingerprint |= _fingerprint(text)
     return book
+
+
+def printable(name: str) -> str:
+    """A name that can be written as UTF-8 and on one line; of a file that isn't called in UTF-8 the odd bytes become �."""
+    return "".join(c if c.isprintable() or c == "　" else "�" for c in name)
 
 
 def _fingerprint(text: str) -> set[int]:

@@ -17,6 +17,7 @@ import numpy as np
 import tiktoken
 
 from shuoshu.commandline import UserError
+from shuoshu.files import read_json, reason_of
 
 END, SYSTEM, USER, ASSISTANT, PAD = SPECIALS = ("<|endoftext|>", "<|system|>", "<|user|>", "<|assistant|>", "<|pad|>")
 
@@ -138,15 +139,15 @@ class Tokenizer:
         """The tokenizer in a folder; UserError if there is none or it is of a kind that can't be used here."""
         path = Path(folder) / "tokenizer.json"
         try:
-            document = json.loads(path.read_text(encoding="utf-8"))
+            document = read_json(path)
         except OSError as error:
             raise UserError(f"there is no tokenizer in {folder}: can't read {path} ({error.strerror})") from None
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             raise UserError(f"{path} is damaged: {error}; make it again with prepare.py or copy it anew") from None
         try:
             return cls._from_document(document)
         except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
-            raise UserError(f"{path} can't be used: {error or type(error).__name__}; only byte-level BPE with Shuoshu's chat tokens is read") from None
+            raise UserError(f"{path} can't be used: {reason_of(error)}; only byte-level BPE with Shuoshu's chat tokens is read") from None
 
     @classmethod
     def _from_document(cls, document: dict) -> Tokenizer:

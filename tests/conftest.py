@@ -25,16 +25,16 @@ from shuoshu import checkpoint
 from shuoshu.commandline import HOUSE
 from shuoshu.tokenizer import Tokenizer, train_bpe
 
-
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--long", action="store_true", help="kill 200 trainings instead of 20")
-
-
 torch.set_num_threads(1)  # exact results, and no two threads waiting for each other on a busy machine
 
 settings.register_profile("here", deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("ci", parent=settings.get_profile("here"), max_examples=25, derandomize=True)
 settings.load_profile("ci" if os.environ.get("CI") else "here")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--long", action="store_true", help="hundreds of kills, long fuzzing")
+
 
 PEOPLE = ["沈砚", "柳青禾", "赵铁匠", "白先生", "阿蛮", "顾三娘", "陆小舟", "老船夫", "韩秀才", "孟婆婆"]
 PLACES = ["渡口", "城南的茶楼", "山神庙", "旧书铺", "石桥边", "药铺", "后院", "码头", "竹林深处", "驿站"]

@@ -108,7 +108,7 @@ def test_a_file_of_another_length_is_named(copy: Path, change: int) -> None:
     (copy / "val.bin").write_bytes(raw[:change] if change < 0 else raw + bytes(change))
     assert len(TokenFile(copy, "train")) == TOKENS["train"]
     with pytest.raises(UserError, match=r"val\.bin has .* bytes instead of 82"):
-        TokenFile(copy, "val", check_hash=False)
+        TokenFile(copy, "val")
 
 
 def test_a_missing_file_is_named(copy: Path) -> None:

@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shuoshu.commandline import HOUSE
-from shuoshu.document import BESIDE, MEASURES, POINTS, SHOWN, chosen, marked, points, report_html, ticks
+from shuoshu.document import BESIDE, MEASURES, SHOWN, chosen, marked, report_html
+from shuoshu.drawing import POINTS, points, ticks
 
 HOSTILE = "</style></script><script>alert(1)</script><img src=x onerror=alert(2)>\"'&amp;\x00\x1b[31m\x85\ud800"
 

@@ -6,7 +6,7 @@ import pytest
 
 import train
 from shuoshu import checkpoint, loop, pace, run, step
-from shuoshu.batches import sha256_of
+from shuoshu.files import sha256_of
 from shuoshu.report import Log
 
 LENGTH = ["--dropout=0.1", "--max_iters=16", "--eval_interval=8", "--save_interval=5", "--sample_tokens=0", "--log_interval=1", "--batch_size=4"]

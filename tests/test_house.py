@@ -8,8 +8,9 @@ import pytest
 
 from shuoshu.commandline import HOUSE
 
-COMMANDS = {"prepare", "prepare_sft", "train", "sample"}
-LIGHT = ("settings", "commandline", "text", "tokenizer", "batches", "report", "questions", "pairs", "metrics", "rows")
+COMMANDS = {"prepare", "prepare_sft", "train", "sample", "eval_metrics", "app"}
+LIGHT = ("settings", "commandline", "files", "text", "tokenizer", "batches", "report", "questions", "pairs", "metrics", "rows")
+LIGHT += ("words", "wishes", "markup", "document")
 PRODUCT = sorted([*HOUSE.glob("*.py"), *HOUSE.glob("shuoshu/*.py"), *HOUSE.glob("config/*.py")])
 
 

@@ -44,7 +44,7 @@ def test_transformers_gives_the_same_logits_from_the_folder(config, tokenizer, t
     config = dataclasses.replace(config, vocab_size=math.ceil(tokenizer.n_vocab / 64) * 64)
     model = model_of(config)
     checkpoint.write_model_folder(tmp_path, config, tokenizer)
-    checkpoint.save_weights(tmp_path, model, 20)
+    checkpoint.save_weights(tmp_path, model, tokenizer, 20)
     theirs, info = Qwen3ForCausalLM.from_pretrained(tmp_path, output_loading_info=True, dtype=torch.float32)
     assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")), info
     assert theirs.config.eos_token_id == tokenizer.end
@@ -146,7 +146,7 @@ def test_a_longer_block_changes_nothing_within_the_old_one(tmp_path, tokenizer):
     config = dataclasses.replace(ODD, vocab_size=576)
     model = model_of(config)
     checkpoint.write_model_folder(tmp_path, config, tokenizer)
-    checkpoint.save_weights(tmp_path, model, 0)
+    checkpoint.save_weights(tmp_path, model, tokenizer, 0)
     longer = GPT.from_pretrained(tmp_path, block_size=64).eval()
     ids = random_ids(config, 1, 32)
     assert torch.equal(longer(ids), model(ids))

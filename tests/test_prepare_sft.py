@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import prepare_sft
-from shuoshu import batches, rows
+from shuoshu import batches, files, rows
 from shuoshu.rows import RowFile, read_pairs
 from shuoshu.tokenizer import Tokenizer
 
@@ -115,7 +115,7 @@ def test_the_files_are_those_that_meta_describes(prepare, tmp_path: Path) -> Non
     assert sum(facts["pairs"] for facts in meta["splits"].values()) == 30 and set(meta["splits"]) == {"train", "val", "test"}
     for split, facts in meta["splits"].items():
         for key, name in (("sha256", f"{split}.bin"), ("mask_sha256", f"{split}.mask.bin"), ("pairs_sha256", f"{split}.jsonl")):
-            assert facts[key] == batches.sha256_of(folder / name)
+            assert facts[key] == files.sha256_of(folder / name)
         file = RowFile(folder, split)
         assert (facts["rows"], facts["tokens"]) == (len(file), file.ids.size) and facts["answer_tokens"] == file.mask.sum()
         answers = [record["answer"] for record in read_pairs(folder, split)]

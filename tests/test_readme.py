@@ -5,8 +5,11 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
@@ -38,9 +41,25 @@ def test_both_readmes_have_the_same_commands_and_tables():
         assert len(re.findall(pattern, english, re.MULTILINE)) == len(re.findall(pattern, chinese, re.MULTILINE)), pattern
 
 
+@contextmanager
+def page_open(arguments: list[str]) -> Iterator[str]:
+    """A page that `python app.py …` serves; its address."""
+    command = [sys.executable, str(HOUSE / "app.py"), *arguments, "--threads=1"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as server:
+        try:
+            yield next(line.split()[1] for line in server.stdout if line.startswith("page "))
+        finally:
+            server.send_signal(signal.SIGINT)
+            assert server.wait(20) == 0
+
+
 def python_command(line: str) -> int:
-    """`python X.py …` in this process, cut short."""
+    """`python X.py …` in this process, cut short; the page in another."""
     words = shlex.split(line)
+    if words[1] == "app.py":
+        with page_open(words[2:]) as address:
+            assert address.startswith("http://")
+        return 0
     mains = {"prepare": prepare.main, "prepare_sft": prepare_sft.main, "train": train.main, "sample": sample.main, "eval_metrics": eval_metrics.main}
     main = mains[words[1].removesuffix(".py")]
     reduced = {"train.py": [*QUICK, *SMALL], "sample.py": ["--max_new_tokens=5", "--threads=1"], "eval_metrics.py": ["--limit=3", "--threads=1"]}.get(
@@ -157,6 +176,14 @@ def test_the_python_lines_run(pretrained, monkeypatch):
     assert len(tokenizer.decode(model.generate(ids, max_new_tokens=5, do_sample=False)[0])) > 5
 
 
+def test_the_pages_python_lines_run(tuned, pretrained, capsys):
+    with page_open([str(tuned), str(pretrained)]) as address:
+        for readme in READMES:
+            (block,) = re.findall(r"^```python\n(from gradio_client.*?)^```", (HOUSE / readme).read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+            exec(block.replace("http://127.0.0.1:7860", address), {})
+    assert len(capsys.readouterr().out.splitlines()) > 4
+
+
 def test_links_lead_somewhere():
     for readme in READMES:
         for target in re.findall(r"\]\((?!https?://)([^)]+)\)", (HOUSE / readme).read_text(encoding="utf-8")):
@@ -166,15 +193,16 @@ def test_links_lead_somewhere():
 def test_settings_named_in_the_readmes_and_formats_exist():
     from dataclasses import fields
 
-    from shuoshu.settings import PrepareSettings, PrepareSftSettings, SampleSettings, TrainSettings
+    from shuoshu.settings import AppSettings, PrepareSettings, PrepareSftSettings, SampleSettings, TrainSettings
 
-    known = {f.metadata.get("alias", f.name) for cls in (PrepareSettings, PrepareSftSettings, SampleSettings, TrainSettings) for f in fields(cls)} | {
+    commands_settings = (AppSettings, PrepareSettings, PrepareSftSettings, SampleSettings, TrainSettings)
+    known = {f.metadata.get("alias", f.name) for cls in commands_settings for f in fields(cls)} | {
         "help",
         "debug",
     }
     for name in (*READMES, "docs/FORMATS.md", "CONTRIBUTING.md"):
         for flag in re.findall(r"`[^`\n]*?--([a-z_-]+)", (HOUSE / name).read_text(encoding="utf-8")):
-            assert flag.replace("-", "_") in known | {"global", "index_url", "standalone", "nproc_per_node"}, (name, flag)
+            assert flag.replace("-", "_") in known | {"global", "index_url", "standalone", "nproc_per_node", "page"}, (name, flag)
 
 
 def test_formats_names_every_field_of_meta_and_log(dataset, pretrained):

@@ -13,6 +13,7 @@ import pytest
 import sample
 from shuoshu import generate, prompts
 from shuoshu.rows import read_pairs
+from shuoshu.voice import Voice
 
 QUICK = ["--max_new_tokens=12", "--threads=1", "--device=cpu"]
 
@@ -212,15 +213,12 @@ def test_a_chat_answers_question_after_question_and_ends_with_an_empty_line(put,
     assert put("--chat").count(first) == 1
 
 
-class Recorder:
+class Recorder(Voice):
     """A speaker of so many turns with a block of 64 that notes what it is asked."""
 
     def __init__(self, tokenizer, turns):
         self.tokenizer, self.turns, self.block, self.asked = tokenizer, turns, 64, []
         self.settings = SimpleNamespace(seed=1)
-
-    def ids(self, text):
-        return self.tokenizer.encode(text)
 
     def say(self, ids, seed, stop):
         self.asked.append(self.tokenizer.decode(ids))

@@ -16,8 +16,9 @@ import prepare_sft
 import train
 from shuoshu import checkpoint, loop
 from shuoshu.answers import answer, read_questions, render_question
-from shuoshu.batches import IGNORE, sha256_of
+from shuoshu.batches import IGNORE
 from shuoshu.commandline import HOUSE
+from shuoshu.files import sha256_of
 from shuoshu.generate import Sampling, complete
 from shuoshu.report import Log
 from shuoshu.rows import RowFile, pack, read_pairs

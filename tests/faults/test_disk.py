@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import train
-from shuoshu import checkpoint, loop, saving
+from shuoshu import checkpoint, files, loop, saving
 from shuoshu.commandline import UserError
 from shuoshu.report import Log
 
@@ -245,4 +245,4 @@ def test_an_evaluation_that_is_cut_short_is_done_again(tiny, tmp_path, monkeypat
     assert train.main([f"--out_dir={tmp_path / 'cut'}", "--resume"]) == 0
     logs = [[(r["step"], r["val_loss"]) for r in Log(tmp_path / name / "log.jsonl").read("eval")] for name in ("whole", "cut")]
     assert logs[0] == logs[1] and len(logs[0]) == 3
-    assert saving.sha256_of(tmp_path / "cut" / "model.safetensors") == saving.sha256_of(tmp_path / "whole" / "model.safetensors")
+    assert files.sha256_of(tmp_path / "cut" / "model.safetensors") == files.sha256_of(tmp_path / "whole" / "model.safetensors")

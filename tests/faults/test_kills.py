@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from shuoshu import checkpoint, report
-from shuoshu.batches import sha256_of
 from shuoshu.commandline import UserError
+from shuoshu.files import sha256_of
 from tests.faults.board import BEGUN, CHECKPOINT, EVALUATION, MODEL, PHASES, STEP, Board
 
 STEPS, SAVED_EVERY = 24, 4

@@ -1,0 +1,141 @@
+"""Models at the service of many readers: loaded when asked for, loaded again when trained further, one text after the other."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from shuoshu import checkpoint, runtime
+from shuoshu.commandline import UserError
+from shuoshu.figures import TrainingText, saved_run
+from shuoshu.generate import Finished, Sampling, stream
+from shuoshu.settings import AppSettings
+from shuoshu.voice import Voice
+
+PAUSE = 0.04  # seconds between two states of a growing text: an eye sees no more
+LEASE = 10.0  # seconds without anybody fetching a text's next state after which it ends
+
+
+@dataclass
+class Draft:
+    """Texts as far as they have grown, side by side."""
+
+    prompt: list[int]
+    texts: list[str]
+    ids: list[list[int]]
+    reason: str = ""  # while they grow; then why they ended: "end", "length", "time", where texts differ "length" before "end"
+
+
+@dataclass
+class _Job:
+    """What the model's thread and the one who waits for its text tell each other."""
+
+    fetched: float = field(default_factory=time.monotonic)
+    draft: Draft | None = None  # the newest
+    grew: threading.Event = field(default_factory=threading.Event)
+
+    def put(self, draft: Draft) -> None:
+        self.draft = draft
+        self.grew.set()
+
+
+class Desk:
+    def __init__(self, folders: Sequence[Path], settings: AppSettings) -> None:
+        self.folders = {str(folder): folder for folder in folders}
+        self.settings, self.device = settings, runtime.pick_device(settings.device)
+        self._worker = ThreadPoolExecutor(1, "model")  # one thread: each new one would bring its own set of helpers, and compete
+        self._kept: dict[str, tuple[tuple[int, ...], Voice]] = {}
+        self._texts: dict[str, tuple[dict, TrainingText | None]] = {}
+        self._reading = threading.Lock()
+        self._is_closed = False
+
+    def turns(self, name: str) -> int:
+        """How many questions in a row a model learned to answer; 0: it continues text. Read from its file, without loading it."""
+        try:
+            return int(checkpoint.read_metadata(self.folders[name] / "model.safetensors").get("turns", 0))
+        except (UserError, ValueError):
+            return 0
+
+    def close(self) -> None:
+        """Ends what is being written and takes nothing more."""
+        self._is_closed = True
+        self._worker.shutdown(wait=False, cancel_futures=True)
+
+    def voice(self, name: str) -> Voice:
+        return self._worker.submit(self._voice, name).result()
+
+    def do(self, name: str, work: Callable[[Voice], object]) -> object:
+        """What `work` makes of a model, in the model's thread."""
+        return self._worker.submit(lambda: work(self._voice(name))).result()
+
+    def sources(self, name: str) -> TrainingText | None:
+        """The text behind a model; read again when the model was trained on another one."""
+        saved = saved_run(self.folders[name])
+        with self._reading:
+            if name not in self._texts or self._texts[name][0] != saved:
+                self._texts[name] = saved, TrainingText.find(self.folders[name])
+            return self._texts[name][1]
+
+    def write(self, name: str, ask: Callable[[Voice], tuple[list[int], Sampling]], seeds: Sequence[int]) -> Iterator[Draft]:
+        """A text for each seed, as they grow; closing the iterator ends them within a token."""
+        job = _Job()
+        future = self._worker.submit(self._write, job, name, ask, seeds)
+        try:
+            shown, is_done = None, False
+            while not is_done:
+                job.fetched = time.monotonic()
+                is_done = future.done()  # asked before the draft is read, so that none is missed
+                job.grew.wait(0 if is_done else 0.1)
+                job.grew.clear()
+                if job.draft is not shown:
+                    shown = job.draft
+                    yield shown
+                    time.sleep(PAUSE)
+            future.result()
+        finally:
+            job.fetched = -LEASE
+
+    def _write(self, job: _Job, name: str, ask: Callable[[Voice], tuple[list[int], Sampling]], seeds: Sequence[int]) -> None:
+        voice = self._voice(name)
+        prompt, sampling = ask(voice)
+        deadline = time.monotonic() + self.settings.max_seconds
+
+        def should_stop() -> bool:
+            now = time.monotonic()
+            return now > deadline or now - job.fetched > LEASE or self._is_closed
+
+        texts = [""] * len(seeds)
+        for news in stream(voice.model, voice.tokenizer, [prompt] * len(seeds), sampling, seeds, voice.mask, should_stop):
+            if isinstance(news[0], Finished):
+                reasons = {row.reason for row in news}
+                reason = next(told for told in ("interrupted", "length", "stop", "end") if told in reasons)
+                job.put(Draft(prompt, [row.text for row in news], [row.ids for row in news], "time" if reason == "interrupted" else reason))
+            else:
+                texts = [text + new for text, new in zip(texts, news, strict=True)]
+                job.put(Draft(prompt, texts, []))
+
+    def _voice(self, name: str) -> Voice:
+        """The model as its folder now has it; while it is being replaced, as it was before."""
+        folder, kept = self.folders[name], self._kept.get(name)
+        try:
+            facts = (folder / "model.safetensors").stat()
+            stamp = (facts.st_mtime_ns, facts.st_size, facts.st_ino)
+            if kept is None or kept[0] != stamp:
+                kept = self._kept[name] = stamp, Voice(checkpoint.load_model(folder, self.device), self.device, self.settings.dtype)
+        except (OSError, UserError):
+            if kept is None:
+                raise
+        return kept[1]
+
+
+def begin(settings: AppSettings) -> None:
+    """What this process needs before its first tensor."""
+    runtime.keep_memory()
+    if settings.threads:
+        torch.set_num_threads(settings.threads)

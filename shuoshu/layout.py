@@ -1,0 +1,303 @@
+"""How the page is laid out, and its server: private unless told otherwise, nothing from outside, no uploads, no files."""
+
+from __future__ import annotations
+
+import functools
+import html
+import json
+import logging
+import os
+import re
+import socket
+import time
+from pathlib import Path
+
+import gradio as gr
+from starlette.middleware import Middleware
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from shuoshu import desk, report, runtime
+from shuoshu.commandline import UserError
+from shuoshu.desk import Desk
+from shuoshu.document import report_html
+from shuoshu.figures import saved_run
+from shuoshu.markup import both
+from shuoshu.page import HERE, I18N, Page, Story, told
+from shuoshu.rows import read_pairs
+from shuoshu.settings import AppSettings
+
+MODEL = {"concurrency_limit": 1, "concurrency_id": "model", "api_visibility": "private"}  # one text after the other
+READ = {"concurrency_limit": 4, "concurrency_id": "files", "api_visibility": "private", "show_progress": "hidden"}
+AT_ONCE = {"queue": False, "api_visibility": "private", "show_progress": "hidden"}
+EXAMPLES = 4
+FONTS = ["system-ui", "PingFang SC", "Microsoft YaHei", "Noto Sans CJK SC", "Noto Sans SC", "sans-serif"]
+
+
+def build(page: Page) -> gr.Blocks:
+    """All tabs that the models at hand allow."""
+    with gr.Blocks(title="说书 Shuoshu", analytics_enabled=False) as blocks:
+        for work, name in ((page.api_ask, "ask"), (page.api_continue, "continue"), (page.api_inside, "inside"), (page.api_models, "models")):
+            gr.api(told(work), api_name=name, concurrency_limit=1, concurrency_id="model")
+        with gr.Row(elem_id="head"):
+            motto = both("问书，续书，看它学到了什么", "Ask the book, continue it, see what it learned")
+            gr.HTML(f'<h1>说书 <small>Shuoshu</small></h1><p class="soft">{motto}</p>')
+            gr.Button("中文 / English", size="sm", elem_id="language")
+        with gr.Tabs():
+            if page.answering:
+                with gr.Tab(I18N("ask"), id="ask"):
+                    ask_tab(page)
+            with gr.Tab(I18N("continue"), id="continue"):
+                continue_tab(page)
+            if len(page.names) > 1:
+                with gr.Tab(I18N("compare"), id="compare"):
+                    compare_tab(page)
+            with gr.Tab(I18N("training"), id="training") as tab:
+                training_tab(page, tab)
+    return blocks
+
+
+def chooser(names: list[str], label: str = "model", value: str | None = None) -> gr.Dropdown:
+    return gr.Dropdown(names, value=value or names[0], label=I18N(label), interactive=True, filterable=False)
+
+
+def controls(page: Page, temperature: float) -> list[gr.components.Component]:
+    """The settings, folded away, each with its meaning."""
+    with gr.Accordion(I18N("settings"), open=False):
+        made = []
+        for name, knob in page.knobs.items():
+            value = temperature if name == "temperature" else knob.default
+            made.append(gr.Slider(knob.low, knob.high, value, step=knob.step, label=I18N(name), info=I18N(name + "_help")))
+        made.append(gr.Number(None, precision=0, minimum=0, label=I18N("seed"), info=I18N("seed_help"), elem_classes="seed"))
+    return made
+
+
+def ask_tab(page: Page) -> None:
+    talk, model = gr.State([]), chooser(page.answering)
+    chat = gr.Chatbot(
+        label=I18N("talk"),
+        height="52vh",
+        placeholder=both("在下面提问，或点一个它学过的问题。", "Ask below, or choose a question that it was taught."),
+        examples=examples(page, page.answering[0]),
+        render_markdown=False,
+        latex_delimiters=[],
+        buttons=[],
+        elem_id="talk",
+    )
+    noted = gr.HTML(elem_classes="note")
+    with gr.Row(elem_classes="bottom"):
+        box = gr.Textbox(label=I18N("question"), placeholder=I18N("question_hint"), lines=1, max_lines=4, scale=5, autofocus=True, elem_id="question")
+        send = gr.Button(I18N("send"), variant="primary", scale=1, min_width=80)
+    with gr.Row(elem_classes="deeds"):
+        stop, retry, undo, clear, look = (gr.Button(I18N(name), min_width=60) for name in ("stop", "retry", "undo", "clear", "inside"))
+    looked = gr.HTML(elem_id="ask-inside")
+    knobs = controls(page, 0.0)
+
+    outputs = [box, chat, talk, noted, looked]
+    inputs, answering = [box, talk, model, *knobs], {"outputs": outputs, "show_progress_on": chat, **MODEL}
+    running = [event(told(page.ask), inputs, **answering) for event in (box.submit, send.click)]
+    running += [retry.click(told(page.retry), inputs, **answering), chat.example_select(told(page.ask_example), inputs, **answering)]
+    stop.click(None, None, None, cancels=running)
+    undo.click(page.undo, talk, outputs, cancels=running, **AT_ONCE)
+    for event in (clear.click, chat.clear):
+        event(lambda: ("", [], [], "", ""), None, outputs, cancels=running, **AT_ONCE)
+    look.click(told(lambda talk: page.look(talk[-1] if talk else None)), talk, looked, show_progress_on=looked, **MODEL)
+    chat.select(told(page.look_at_answer), talk, looked, show_progress_on=looked, **MODEL)
+    model.change(told(lambda name: gr.update(examples=examples(page, page.model_of(name)))), model, chat, **READ)
+
+
+def examples(page: Page, name: str) -> list[dict[str, str]]:
+    """Questions from the data that the model was fine-tuned on, each of another answer, evenly over the file."""
+    folder = saved_run(page.desk.folders[name]).get("data", {}).get("folder")
+    try:
+        asked = {pair["messages"][-1]["content"]: pair["messages"][-2]["content"] for pair in read_pairs(Path(str(folder)), "train")}
+    except (UserError, OSError, ValueError, KeyError, IndexError, TypeError):
+        return []
+    questions = [question for question in asked.values() if len(question) <= 60]
+    return [{"text": questions[i * len(questions) // EXAMPLES]} for i in range(EXAMPLES if len(questions) >= EXAMPLES else 0)]
+
+
+def continue_tab(page: Page) -> None:
+    story = gr.State(Story())
+    first = next((name for name in page.names if not page.turns[name]), page.names[0])
+    model = chooser(page.names, value=first)
+    box = gr.Textbox(label=I18N("story"), placeholder=I18N("story_hint"), lines=10, max_lines=24, elem_id="story")
+    noted = gr.HTML(elem_classes="note")
+    with gr.Row(elem_classes="deeds"):
+        go = gr.Button(I18N("go_on"), variant="primary", min_width=60)
+        three, stop, undo, look = (gr.Button(I18N(name), min_width=60) for name in ("three", "stop", "undo", "inside"))
+    with gr.Row(visible=False) as shelf:
+        versions, takes = [], []
+        for number in (1, 2, 3):
+            with gr.Column(min_width=220):
+                versions.append(gr.Textbox(label=I18N(f"version_{number}"), lines=8, max_lines=16, interactive=False, elem_classes="version"))
+                takes.append(gr.Button(I18N("take"), size="sm"))
+    looked = gr.HTML(elem_id="story-inside")
+    knobs = controls(page, page.knobs["temperature"].default)
+
+    running = [
+        go.click(told(page.go_on), [box, story, model, *knobs], [box, story, shelf, noted, looked], show_progress_on=box, **MODEL),
+        three.click(told(page.three), [box, story, model, *knobs], [*versions, story, shelf, noted], show_progress_on=shelf, **MODEL),
+    ]
+    stop.click(None, None, None, cancels=running)
+    undo.click(page.take_back, [box, story], [box, story, shelf, noted, looked], cancels=running, **AT_ONCE)
+    for number, take in enumerate(takes):
+        take.click(told(functools.partial(page.take, number)), story, [box, story, shelf, noted, looked], cancels=running, **AT_ONCE)
+    look.click(told(page.look_at_story), [box, story, model], looked, show_progress_on=looked, **MODEL)
+
+
+def compare_tab(page: Page) -> None:
+    found = gr.State([None, None])
+    prompt = gr.Textbox(label=I18N("prompt"), placeholder=I18N("question_hint"), lines=1, max_lines=4, elem_id="prompt")
+    with gr.Row(elem_classes="deeds"):
+        run = gr.Button(I18N("run"), variant="primary", min_width=60)
+        stop, look = (gr.Button(I18N(name), min_width=60) for name in ("stop", "inside"))
+    noted = gr.HTML(elem_classes="note")
+    chosen, texts, looked = [], [], []
+    with gr.Row():
+        for label, name in (("first", page.names[0]), ("second", page.names[1])):
+            with gr.Column(min_width=280):
+                chosen.append(chooser(page.names, label, name))
+                texts.append(gr.Textbox(label=I18N("answer"), lines=8, max_lines=20, interactive=False, elem_classes="written"))
+                looked.append(gr.HTML())
+    knobs = controls(page, 0.4)
+    running = [
+        event(told(page.both_write), [prompt, *chosen, *knobs], [*texts, found, noted, *looked], show_progress_on=texts, **MODEL)
+        for event in (run.click, prompt.submit)
+    ]
+    stop.click(None, None, None, cancels=running)
+    look.click(told(page.look_at_both), found, looked, show_progress_on=looked, **MODEL)
+
+
+def training_tab(page: Page, tab: gr.Tab) -> None:
+    with gr.Row(elem_classes="bottom"):
+        model = chooser(page.names)
+        refresh = gr.Button(I18N("refresh"), min_width=70, scale=0)
+    shown = gr.HTML(elem_id="training")
+    for event in (tab.select, model.change, refresh.click):
+        event(told(lambda name: training_html(page, name)), model, shown, **READ)
+
+
+def training_html(page: Page, name: str) -> str:
+    """What the run has told so far and what was measured, as a document in a frame."""
+    folder = page.desk.folders[page.model_of(name)]
+    saved = saved_run(folder)
+    bare = {"model": name, "measures": {}, "data": saved.get("data", {}), "training": saved.get("settings", {}), "machine": saved.get("machine", {})}
+    runs = [(name, report.Log(folder / "log.jsonl").read())]
+    try:
+        page_html = report_html(json.loads((folder / "eval.json").read_text(encoding="utf-8")), [], runs)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # not measured yet, or damaged
+        page_html = report_html(bare, [], runs)
+    return f'<iframe class="report" title="{html.escape(name)}" srcdoc="{html.escape(page_html)}"></iframe>'
+
+
+# ---------------------------------------------------------------- the server
+
+
+class Gate:
+    """Lets nothing in that the page doesn't need: no uploads, no files, no other servers' pages, no bodies beyond a long text.
+
+    Into the page itself it puts page.js as its first script, which Gradio's own way would run too late to choose the language.
+    """
+
+    CLOSED = re.compile(
+        r"/(upload\w*|file|stream|proxy|custom_component|component_server|process_recording|run-history|runs|deep_link|monitoring|vibe-edit|undo-vibe-edit)(?=[/=]|$)"
+    )
+    LARGEST = 1_000_000  # bytes
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app, self.script = app, f"<head><script>{(HERE / 'page.js').read_text(encoding='utf-8')}</script>".encode()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        if self.CLOSED.search(scope["path"]):
+            return await PlainTextResponse("not here", 403)(scope, receive, send)
+        length = dict(scope["headers"]).get(b"content-length", b"0")
+        if scope["method"] == "POST" and (not length.isdigit() or int(length) > self.LARGEST or b"transfer-encoding" in dict(scope["headers"])):
+            await self._drain(receive)
+            return await PlainTextResponse(f"at most {self.LARGEST:,} bytes, their number told", 413)(scope, receive, send)
+        return await self.app(scope, receive, self._with_script(send) if scope["path"] == "/" and scope["method"] == "GET" else send)
+
+    async def _drain(self, receive: Receive) -> None:
+        """Takes in what is being sent, up to a bound, so that the sender gets to read why it is refused."""
+        taken = 0
+        while taken < 10 * self.LARGEST:
+            message = await receive()
+            taken += len(message.get("body", b""))
+            if not message.get("more_body"):
+                return
+
+    def _with_script(self, send: Send) -> Send:
+        """Sends a page with our script in its head."""
+        begun, body = {}, b""
+
+        async def send_changed(message: Message) -> None:
+            nonlocal begun, body
+            if message["type"] == "http.response.start":
+                begun = message
+                return
+            body += message.get("body", b"")
+            if not message.get("more_body"):
+                whole = body.replace(b"<head>", self.script, 1)
+                headers = [(name, value) for name, value in begun["headers"] if name.lower() != b"content-length"]
+                await send({**begun, "headers": [*headers, (b"content-length", str(len(whole)).encode())]})
+                await send({"type": "http.response.body", "body": whole})
+
+        return send_changed
+
+
+def serve(settings: AppSettings, folders: list[Path]) -> int:
+    """Loads the first model, opens the page and stays until it is stopped; the exit code."""
+    desk.begin(settings)
+    page = Page(Desk(folders, settings))
+    page.desk.voice((page.answering or page.names)[0])
+    check_address(settings)
+    os.environ["NO_PROXY"] = ",".join(filter(None, (os.environ.get("NO_PROXY"), "127.0.0.1", "localhost", settings.host)))  # Gradio calls on itself
+    blocks = build(page).queue(max_size=settings.queue, default_concurrency_limit=4, api_open=False)
+    with runtime.StopFlag() as stop:
+        try:
+            *_, shared = blocks.launch(
+                server_name=settings.host,
+                server_port=settings.port,
+                auth=[tuple(given.split(":", 1)) for given in settings.auth] or None,
+                share=settings.share,
+                prevent_thread_lock=True,
+                quiet=True,
+                show_error=False,
+                max_file_size=1,
+                state_session_capacity=500,
+                enable_monitoring=False,
+                ssr_mode=False,
+                pwa=False,
+                mcp_server=False,
+                footer_links=[],
+                i18n=I18N,
+                theme=gr.themes.Default(primary_hue="red", neutral_hue="stone", font=FONTS, font_mono=["ui-monospace", "monospace"]),
+                css_paths=HERE / "page.css",
+                app_kwargs={"middleware": [Middleware(Gate)], "docs_url": None, "redoc_url": None, "openapi_url": None},
+            )
+        except (OSError, ValueError, RuntimeError) as error:
+            raise UserError(f"the page can't be opened at {settings.host}" + (f":{settings.port}" if settings.port else "") + f": {error}") from None
+        print(f"models     {', '.join(page.names)}\npage       {blocks.local_url.replace('0.0.0.0', socket.gethostname())}")
+        if settings.share:
+            print(f"shared     {shared or 'no: the servers that lend public addresses can not be reached'}")
+        print("Ctrl-C ends it", flush=True)
+        while not stop.raised:
+            time.sleep(0.2)
+    page.desk.close()
+    logging.getLogger("uvicorn.error").disabled = True  # what is cut off now is no error
+    blocks.server.force_exit = True  # else pages that are open hold it for seconds
+    blocks.close()
+    return 0
+
+
+def check_address(settings: AppSettings) -> None:
+    """UserError if nothing can listen there: Gradio would try a hundred ports for minutes."""
+    try:
+        with socket.socket(socket.AF_INET6 if ":" in settings.host else socket.AF_INET) as trial:
+            trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            trial.bind((settings.host, settings.port or 0))
+    except OSError as error:
+        at = settings.host + (f":{settings.port}" if settings.port else "")
+        raise UserError(f"can't listen at {at}: {error.strerror}; choose another --host or --port") from None

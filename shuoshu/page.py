@@ -1,0 +1,269 @@
+"""The page: ask the book, continue the story, compare two models, look inside, see how training went. Gradio is imported here alone."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from html import escape
+from pathlib import Path
+
+import gradio as gr
+
+from shuoshu import inside
+from shuoshu.commandline import UserError
+from shuoshu.desk import Desk, Draft
+from shuoshu.generate import Sampling
+from shuoshu.markup import both, text
+from shuoshu.voice import Voice
+from shuoshu.wishes import LOOKED, history_of, knobs, settings_of, text_of
+from shuoshu.words import SAID, WORDS, said
+
+HERE = Path(__file__).parent
+I18N = gr.I18n(**{code: {key: words[n] for key, words in WORDS.items()} for n, codes in enumerate((("zh", "zh-CN", "zh-TW"), ("en",))) for code in codes})
+Message = dict[str, str]
+
+
+@dataclass
+class Written:
+    """A text that a model wrote, and after what: enough to look inside it."""
+
+    model: str
+    asked: str = ""
+    prompt: list[int] = field(default_factory=list)
+    text: str = ""
+    ids: list[int] = field(default_factory=list)  # none where it was stopped: it is cut into tokens anew then
+
+
+@dataclass
+class Story:
+    """A text in the box that grew by pieces."""
+
+    earlier: list[str] = field(default_factory=list)  # what undo brings back
+    last: Written | None = None
+    versions: list[Written] = field(default_factory=list)
+
+
+def told(work: Callable) -> Callable:
+    """A reader's mistake is a message on the page and in the API; anything else stays in the server's log."""
+
+    @functools.wraps(work)
+    def once(*args: object) -> object:
+        try:
+            return work(*args)
+        except UserError as error:
+            raise gr.Error(escape(str(error)), print_exception=False) from None
+
+    @functools.wraps(work)
+    def bit_by_bit(*args: object) -> Iterator[object]:
+        try:
+            yield from work(*args)
+        except UserError as error:
+            raise gr.Error(escape(str(error)), print_exception=False) from None
+
+    return bit_by_bit if inspect.isgeneratorfunction(work) else once
+
+
+def note(key: str) -> str:
+    """What is said under a text, in the reader's language."""
+    return both(*SAID[key]) if SAID[key][0] else ""
+
+
+class Page:
+    def __init__(self, desk: Desk) -> None:
+        self.desk = desk
+        self.turns = {name: desk.turns(name) for name in desk.folders}
+        self.names = list(desk.folders)
+        self.answering = [name for name in self.names if self.turns[name]]
+        self.knobs = knobs(desk.settings.max_new_tokens)
+
+    # ------------------------------------------------------------ what all of it needs
+
+    def model_of(self, name: object, answers: bool = False) -> str:
+        """The model that is asked for; by default the first that can do it."""
+        there = self.answering if answers else self.names
+        if name is None and there:
+            return there[0]
+        if name not in self.names:
+            raise UserError(said("no_model", ", ".join(self.names)))
+        if name not in there:
+            raise UserError(said("no_answers", ", ".join(self.answering) or "—"))
+        return name
+
+    def write(
+        self, name: str, asked: str, before: Sequence[Message], answers: bool, values: Sequence[object], copies: int = 1
+    ) -> Iterator[list[Written] | str]:
+        """What a model makes of a question or a beginning, as it grows; at last why it ended. values: the knobs' and the seed."""
+        wanted = settings_of(dict(zip((*self.knobs, "seed"), values, strict=True)), self.desk.settings.max_new_tokens)
+        if answers and not asked.strip():
+            raise UserError(said("empty"))
+
+        def ask(voice: Voice) -> tuple[list[int], Sampling]:
+            try:
+                ids = voice.question(asked, before) if answers else voice.tokenizer.encode(asked)
+            except UserError:
+                raise UserError(said("too_many_tokens", voice.block)) from None
+            return ids, voice.sampling_by(wanted, answers)
+
+        draft = Draft([], [""] * copies, [])
+        for draft in self.desk.write(name, ask, [wanted.seed + n for n in range(copies)]):
+            ids = draft.ids or [[]] * copies
+            yield [Written(name, asked, draft.prompt, *grown) for grown in zip(draft.texts, ids, strict=True)]
+        yield draft.reason
+
+    def look(self, written: Written | None, known: str = "") -> str:
+        """The text that was written with all that can be told about it, as HTML."""
+        if written is None or not written.text:
+            raise UserError(said("nothing"))
+
+        def pieces(voice: Voice) -> list[inside.Piece]:
+            return inside.look(voice, written.prompt, written.ids or voice.tokenizer.encode(written.text))
+
+        found = self.desk.do(written.model, pieces)
+        return inside.pieces_html(found, text(known)) + inside.copied_html(written.text, self.desk.sources(written.model))
+
+    # ------------------------------------------------------------ ask
+
+    def ask(self, question: object, talk: list[Written], name: object, *values: object) -> Iterator[tuple]:
+        asked, name = text_of(question), self.model_of(name, answers=True)
+        grown = [*talk, Written(name, asked)]
+        yield "", shown(grown), grown, "", ""
+        try:
+            for now in self.write(name, asked, messages(talk), True, values):
+                if isinstance(now, str):
+                    alone = now == "end" and self.turns[name] == 1 and len(grown) == 2
+                    yield "", shown(grown), grown, note("alone" if alone else now), ""
+                else:
+                    grown = [*talk, *now]
+                    yield "", shown(grown), grown, "", ""
+        except UserError:
+            yield asked, shown(talk), talk, "", ""
+            raise
+
+    def ask_example(self, event: gr.SelectData, question: object, talk: list[Written], name: object, *values: object) -> Iterator[tuple]:
+        for _, *others in self.ask(event.value["text"], talk, name, *values):
+            yield question, *others
+
+    def retry(self, question: object, talk: list[Written], name: object, temperature: object, *values: object) -> Iterator[tuple]:
+        if not talk:
+            raise UserError(said("empty"))
+        *values, _ = values  # another seed than before
+        for _, chat, grown, noted, looked in self.ask(talk[-1].asked, talk[:-1], name, temperature or 0.8, *values, None):
+            yield question, chat, grown, noted if noted or temperature else note("warmer"), looked
+
+    def undo(self, talk: list[Written]) -> tuple:
+        return talk[-1].asked if talk else "", shown(talk[:-1]), talk[:-1], "", ""
+
+    def look_at_answer(self, talk: list[Written], event: gr.SelectData) -> str:
+        at = event.index[0] if isinstance(event.index, (list, tuple)) else event.index
+        return self.look(talk[at // 2]) if at // 2 < len(talk) else ""
+
+    # ------------------------------------------------------------ continue
+
+    def go_on(self, box: object, story: Story, name: object, *values: object) -> Iterator[tuple]:
+        begun, name = text_of(box), self.model_of(name)
+        kept = [*story.earlier, begun][-50:]
+        for now in self.write(name, begun, (), False, values):
+            if isinstance(now, str):
+                yield gr.skip(), gr.skip(), gr.skip(), note(now), ""
+            else:
+                yield begun + now[0].text, Story(kept, now[0]), gr.update(visible=False), "", ""
+
+    def three(self, box: object, story: Story, name: object, *values: object) -> Iterator[tuple]:
+        begun, name = text_of(box), self.model_of(name)
+        for now in self.write(name, begun, (), False, values, copies=3):
+            if isinstance(now, str):
+                yield *[gr.skip()] * 5, note(now)
+            else:
+                yield *(written.text for written in now), replace(story, versions=now), gr.update(visible=True), ""
+
+    def take(self, number: int, story: Story) -> tuple:
+        if not story.versions:
+            raise UserError(said("nothing"))
+        written = story.versions[number]
+        return written.asked + written.text, Story([*story.earlier, written.asked][-50:], written), gr.update(visible=False), "", ""
+
+    def take_back(self, box: str, story: Story) -> tuple:
+        return story.earlier[-1] if story.earlier else box, Story(story.earlier[:-1]), gr.update(visible=False), "", ""
+
+    def look_at_story(self, box: object, story: Story, name: object) -> str:
+        whole, last = text_of(box), story.last
+        if last and whole == last.asked + last.text:
+            return self.look(last, known=last.asked[-200:])
+        name, known = self.model_of(name), whole[:-LOOKED]  # edited since, or all the reader's own
+        prompt = self.desk.do(name, lambda voice: voice.tokenizer.encode(known))
+        return self.look(Written(name, prompt=prompt, text=whole[-LOOKED:]), known=known[-200:])
+
+    # ------------------------------------------------------------ compare
+
+    def both_write(self, prompt: object, one: object, other: object, *values: object) -> Iterator[tuple]:
+        asked, texts, found, reason = text_of(prompt), ["", ""], [None, None], ""
+        for side, name in enumerate((self.model_of(one), self.model_of(other))):
+            for now in self.write(name, asked, (), bool(self.turns[name]) and bool(asked.strip()), values):
+                if isinstance(now, str):
+                    reason = now if now in ("length", "time") else reason
+                else:
+                    texts[side], found[side] = now[0].text, now[0]
+                yield *texts, list(found), note(reason) if reason and side else "", "", ""
+
+    def look_at_both(self, found: list[Written | None]) -> tuple[str, str]:
+        if not any(found):
+            raise UserError(said("nothing"))
+        return tuple(f"<h3>{text(written.model)}</h3>{self.look(written)}" if written and written.text else "" for written in found)
+
+    # ------------------------------------------------------------ the API
+
+    def api_models(self) -> list[dict]:
+        """The models, and how many questions in a row each learned to answer (0: it continues text)."""
+        return [{"model": name, "turns": self.turns[name]} for name in self.names]
+
+    def api_ask(
+        self,
+        question: str,
+        history: list | None = None,
+        model: str | None = None,
+        temperature: float | None = None,
+        top_p: float | None = None,
+        top_k: int | None = None,
+        max_new_tokens: int | None = None,
+        repetition_penalty: float | None = None,
+        seed: int | None = None,
+    ) -> Iterator[str]:
+        """Answers a question, streaming: each state is the whole answer so far. history: [[question, answer], …]. None: the default."""
+        asked, before, name = text_of(question), history_of(history), self.model_of(model, answers=True)
+        yield from self._api(name, asked, before, True, (temperature, top_p, top_k, max_new_tokens, repetition_penalty, seed))
+
+    def api_continue(
+        self,
+        text: str,
+        model: str | None = None,
+        temperature: float | None = None,
+        top_p: float | None = None,
+        top_k: int | None = None,
+        max_new_tokens: int | None = None,
+        repetition_penalty: float | None = None,
+        seed: int | None = None,
+    ) -> Iterator[str]:
+        """Continues a text, streaming: each state is all that was written so far, without the beginning."""
+        yield from self._api(self.model_of(model), text_of(text), (), False, (temperature, top_p, top_k, max_new_tokens, repetition_penalty, seed))
+
+    def _api(self, name: str, asked: str, before: Sequence[Message], answers: bool, values: tuple) -> Iterator[str]:
+        for now in self.write(name, asked, before, answers, values):
+            if not isinstance(now, str):
+                yield now[0].text
+
+    def api_inside(self, text: str, start: str = "", model: str | None = None) -> list[dict]:
+        """The pieces of a text as the model held them after `start`: text, probability, likeliest alternatives (None: the end)."""
+        written, begun, name = text_of(text, LOOKED), text_of(start), self.model_of(model)
+        pieces = self.desk.do(name, lambda voice: inside.look(voice, voice.tokenizer.encode(begun), voice.tokenizer.encode(written)))
+        return [vars(piece) for piece in pieces]
+
+
+def messages(talk: list[Written]) -> list[Message]:
+    return [{"role": role, "content": part} for turn in talk for role, part in (("user", turn.asked), ("assistant", turn.text))]
+
+
+def shown(talk: list[Written]) -> list[Message]:
+    """The conversation for Gradio's chat, which takes what it is given for HTML."""
+    return [{**message, "content": escape(message["content"], quote=False)} for message in messages(talk)]

@@ -1,0 +1,43 @@
+"""A model that continues texts or, if it learned to, answers questions: how it reads what it is given."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from shuoshu import report, runtime
+from shuoshu.answers import render_question
+from shuoshu.checkpoint import Loaded
+from shuoshu.commandline import UserError
+from shuoshu.generate import Sampling, Utf8Mask
+from shuoshu.settings import SampleSettings
+
+
+class Voice:
+    def __init__(self, loaded: Loaded, device: torch.device, dtype: str = "auto") -> None:
+        wanted = "float32" if dtype == "auto" and device.type != "cuda" else dtype
+        self.model = loaded.model.to(runtime.pick_dtype(wanted, device))
+        self.tokenizer, self.step, self.turns = loaded.tokenizer, loaded.step, loaded.turns
+        self.block = self.model.config.block_size
+        self.mask = Utf8Mask(self.tokenizer, self.model.config.vocab_size, device)
+
+    def question(self, text: str, before: Sequence[dict[str, str]] = ()) -> list[int]:
+        """A question's ids; of the conversation before it as much as the model learned to follow and half its block holds."""
+        asked = {"role": "user", "content": text.strip()}
+        if not asked["content"]:
+            raise UserError("a question is empty: give one with --start, or --chat; --raw continues text")
+        history = [*before[max(0, len(before) - 2 * (self.turns - 1)) :], asked]
+        while len(history) > 1 and len(render_question(self.tokenizer, history)) > self.block // 2:
+            history = history[2:]
+        ids = render_question(self.tokenizer, history)
+        if len(ids) >= self.block:
+            raise UserError(f"a question of {len(ids):,} tokens is longer than the {self.block:,} that this model reads: {report.shorten(text[:200], 60)}")
+        return ids
+
+    def sampling_by(self, settings: SampleSettings, answers: bool) -> Sampling:
+        """How it is to choose its words."""
+        chosen = {name: getattr(settings, name) for name in Sampling.__dataclass_fields__ if hasattr(settings, name)}
+        if settings.temperature is None:
+            chosen["temperature"] = 0.0 if answers else Sampling.temperature
+        return Sampling(**chosen, keeps_prompt=answers)

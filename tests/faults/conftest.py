@@ -1,0 +1,95 @@
+"""What bad input is answered with: a fault is refused in one message and changes nothing, or it is survived. A table at the end counts both."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+TABLE: dict[str, Counter[str]] = {}  # place → how many faults were tried, refused, survived
+SECONDS = 200  # that a test of one fault may take: nothing here needs five, but the machine may be busy
+
+
+class Hung(BaseException):
+    """No answer in time; nothing that a command would catch."""
+
+
+@pytest.fixture(autouse=True)
+def no_hang(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Ends a test that hangs."""
+
+    def stop(*_: object) -> None:
+        raise Hung(f"no answer within {SECONDS} s")
+
+    if request.node.get_closest_marker("slow") is None:
+        before = signal.signal(signal.SIGALRM, stop)
+        signal.alarm(SECONDS)
+        yield
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+    else:
+        yield
+
+
+def contents(folder: Path) -> dict[str, object]:
+    """All that a folder holds: each file's bytes (of a huge one the length), each link's target."""
+
+    def of(path: Path) -> object:
+        if path.is_symlink():
+            return str(path.readlink())
+        if path.is_dir() or not path.is_file():
+            return path.stat().st_mode
+        return path.read_bytes() if path.stat().st_size < 1 << 26 else path.stat().st_size
+
+    return {str(path.relative_to(folder)): of(path) for path in sorted(folder.rglob("*"))}
+
+
+@pytest.fixture
+def tried(request: pytest.FixtureRequest) -> Callable[[str], None]:
+    """tried("refused") or tried("survived"): counts a fault for the table, under the name of the test's file."""
+    place = request.node.path.stem.removeprefix("test_").replace("_", " ")
+    return lambda outcome: TABLE.setdefault(place, Counter()).update([outcome])
+
+
+@pytest.fixture
+def refused(tmp_path: Path, capsys: pytest.CaptureFixture, tried: Callable[[str], None]) -> Callable[..., str]:
+    """refused(main, argv, *told): the command ends with 2 and one message that holds all of `told`; nothing under tmp_path has changed."""
+
+    def check(main: Callable, argv: list[str], *told: object) -> str:
+        tried("tried")
+        before = contents(tmp_path)
+        capsys.readouterr()
+        assert main([str(word) for word in argv]) == 2
+        err = capsys.readouterr().err
+        assert err.startswith("error: ") and err.count("error: ") == 1 and "Traceback" not in err, err
+        assert len(err) < 3000 and len(err.split("\n")) < 40, err
+        for part in told:
+            assert str(part) in err, err
+        assert contents(tmp_path) == before
+        tried("refused")
+        return err
+
+    return check
+
+
+@pytest.fixture
+def little_memory() -> Iterator[None]:
+    """No more than 2 GB of address space beyond what is in use."""
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (pages * os.sysconf("SC_PAGE_SIZE") + (2 << 30), before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if TABLE:
+        terminalreporter.write_line(f"\n{'faults in':<16}{'tried':>8}{'refused':>9}{'survived':>10}{'lost':>6}")
+        for place, n in sorted(TABLE.items()):
+            lost = n["tried"] - n["refused"] - n["survived"]
+            terminalreporter.write_line(f"{place:<16}{n['tried']:>8,}{n['refused']:>9,}{n['survived']:>10,}{lost:>6,}")

@@ -1,0 +1,307 @@
+"""Fuzzing: whatever stands in a file, it is read, or refused with a UserError; never another exception, never a wrong result behind a right checksum.
+
+pytest tests/faults/test_fuzz.py --long takes minutes instead of seconds.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from shuoshu import batches, checkpoint, prompts, report
+from shuoshu.answers import read_questions
+from shuoshu.commandline import UserError, parse
+from shuoshu.figures import TrainingText, saved_run
+from shuoshu.pairs import Pair
+from shuoshu.questions import read_pairs
+from shuoshu.rows import RowFile
+from shuoshu.settings import EvalSettings, PrepareSettings, PrepareSftSettings, SampleSettings, TrainSettings
+from shuoshu.text import read_books
+from shuoshu.tokenizer import Tokenizer
+from tests.faults.test_models import taken_apart, written
+from tests.faults.test_novels import TXT, zipped
+from train import saved_settings
+
+IS_LONG = "--long" in sys.argv
+pytestmark = [pytest.mark.slow] if IS_LONG else []  # no time limit
+
+
+def fuzz(examples: int) -> settings:
+    quiet = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example]
+    return settings(max_examples=examples * (15 if IS_LONG else 1), deadline=None, suppress_health_check=quiet)
+
+
+@pytest.fixture
+def answered(tried: Callable[[str], None]) -> Callable:
+    """Around what is tried: counts a UserError as refused, anything else but success as a failure of the test."""
+
+    @contextmanager
+    def around() -> Iterator[None]:
+        tried("tried")
+        try:
+            yield
+        except UserError as error:
+            assert 0 < len(str(error)) < 20_000
+            tried("refused")
+        else:
+            tried("survived")
+
+    return around
+
+
+def hurt_bytes(data: st.DataObject, raw: bytes) -> bytes:
+    """Some bytes changed, lost, doubled, or put in."""
+    made = bytearray(raw)
+    for _ in range(data.draw(st.integers(1, 4))):
+        at = data.draw(st.integers(0, max(0, len(made) - 1)))
+        length = data.draw(st.sampled_from([1, 1, 2, 5, 50]))
+        made[at : at + data.draw(st.sampled_from([0, length]))] = data.draw(
+            st.binary(max_size=4)
+            | st.sampled_from([b"\0", b"\xff", b"[" * 2000, b"9" * 4400, b'"', b"\\ud800", b"NaN", b"-1", b"1e999", bytes(made[at : at + length])])
+        )
+    return bytes(made)
+
+
+# ---------------------------------------------------------------- settings
+
+KEYS = ["n_layer", "seed", "dropout", "dataset", "compile", "out_dir", "max_iters", "resume", "unknown", "_hidden", "n-head", "in", "chat", "start", "inputs"]
+VALUES = [
+    "1",
+    "-1",
+    "2.5",
+    "'x'",
+    "''",
+    "None",
+    "True",
+    "nan",
+    "1e999",
+    "9" * 30,
+    "'\\ud800'",
+    "'\\0'",
+    "[]",
+    "(1,)",
+    "{}",
+    "x",
+    "0x10",
+    "1_0",
+    "１",
+    "é",
+    "\0",
+]
+WORDS = st.sampled_from(
+    [*KEYS, *VALUES, "=", "==", "\n", "\n  ", "(", ")", "+", "-", "if ", "else ", "lambda: ", "import math", "math.inf", "#", "'''", ":", ";", "@"]
+)
+
+
+@fuzz(200)
+@given(source=st.lists(WORDS, max_size=12).map("".join).map(str.encode) | st.binary(max_size=40))
+def test_any_config_file(tmp_path: Path, answered: Callable, source: bytes) -> None:
+    (tmp_path / "config.py").write_bytes(source)
+    with answered():
+        parse(TrainSettings, [str(tmp_path / "config.py")], "")
+
+
+@fuzz(200)
+@given(
+    cls=st.sampled_from([TrainSettings, PrepareSettings, PrepareSftSettings, SampleSettings, EvalSettings]),
+    argv=st.lists(
+        st.text(max_size=8)
+        | st.builds("{}{}{}{}".format, st.sampled_from(["--", "-", ""]), st.sampled_from(KEYS), st.sampled_from(["=", " ", ""]), st.sampled_from(VALUES))
+    ),
+)
+def test_any_command_line(answered: Callable, cls: type, argv: list[str]) -> None:
+    with answered():
+        try:
+            parse(cls, argv, "")
+        except SystemExit as end:
+            assert end.code == 0 and {"--help", "-h"} & set(argv)
+
+
+@fuzz(100)
+@given(data=st.data())
+def test_any_saved_settings(pretrained: Path, tmp_path: Path, damage: Callable, answered: Callable, data: st.DataObject) -> None:
+    saved = json.loads((pretrained / "settings.json").read_text(encoding="utf-8"))
+    path = tmp_path / "settings.json"
+    path.write_text(json.dumps(damage(data, saved)), encoding="utf-8") if data.draw(st.booleans()) else path.write_bytes(
+        hurt_bytes(data, json.dumps(saved).encode())
+    )
+    saved_run(tmp_path)
+    with answered():
+        parse(TrainSettings, [], "", base=saved_settings(tmp_path))
+    with answered():
+        TrainingText.find(tmp_path)
+
+
+# ---------------------------------------------------------------- questions and prompts
+
+RECORDS = [
+    {"question": "谁？", "answer": "我。", "n": 1, "split": "train"},
+    {"question": "何时？", "answer": "三更天。", "n": 2.5, "split": "val"},
+    {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], "system": "s", "history": [["a", "b"]]},
+]
+TABLE = 'question,answer,n\r\n谁？,我。,1\r\n"a\nb","c""d",2\r\n'
+
+
+def check_pairs(pairs: list[Pair], tokenizer: Tokenizer) -> None:
+    for pair in pairs:
+        json.dumps([pair.messages, pair.facts, pair.source, pair.group], ensure_ascii=False, allow_nan=False).encode()
+        ids, mask = tokenizer.render(pair.messages)
+        special = sum(i in tokenizer.specials.values() for i in ids)
+        assert special == len(pair.messages) + sum(m["role"] == "assistant" for m in pair.messages) and mask[-1] == 1
+
+
+@fuzz(300)
+@given(data=st.data(), kind=st.sampled_from(["json", "jsonl", "csv", "tsv"]))
+def test_any_file_of_questions(tmp_path: Path, tokenizer: Tokenizer, damage: Callable, answered: Callable, data: st.DataObject, kind: str) -> None:
+    records = damage(data, RECORDS) if data.draw(st.booleans()) else RECORDS
+    lines = "\n".join(json.dumps(record) for record in (records if isinstance(records, list) else [records]))
+    raw = (json.dumps(records) if kind == "json" else lines if kind == "jsonl" else TABLE).encode()
+    path = tmp_path / f"a.{kind}"
+    path.write_bytes(hurt_bytes(data, raw) if data.draw(st.booleans()) else raw)
+    with answered():
+        check_pairs(read_pairs([path], PrepareSftSettings())[0], tokenizer)
+
+
+@fuzz(150)
+@given(data=st.data(), kind=st.sampled_from(["txt", "jsonl", "csv"]))
+def test_any_file_of_prompts(tmp_path: Path, tokenizer: Tokenizer, answered: Callable, data: st.DataObject, kind: str) -> None:
+    raw = {"txt": "清晨，\n黄昏，", "jsonl": '{"prompt": "a"}\n{"prompt": "b", "n": [1]}', "csv": 'prompt,n\n"a\n""b",1\nc,2\n'}[kind].encode()
+    (tmp_path / f"a.{kind}").write_bytes(hurt_bytes(data, raw))
+    with answered():
+        rows, texts = prompts.read_file(tmp_path / f"a.{kind}")
+        for text in texts:
+            tokenizer.encode(text)
+        for suffix, write in prompts.WRITERS.items():
+            write(tmp_path / f"out{suffix}", rows)
+            (tmp_path / f"out{suffix}").read_text(encoding="utf-8")
+
+
+# ---------------------------------------------------------------- novels
+
+
+@fuzz(200)
+@given(data=st.data(), suffix=st.sampled_from([".txt", ".zip", ".gz"]))
+def test_any_novel(tmp_path: Path, answered: Callable, data: st.DataObject, suffix: str) -> None:
+    text = data.draw(st.sampled_from([TXT[:690], TXT[:690].decode().encode("gb18030"), TXT[:690].decode().encode("utf-16")]) | st.binary(max_size=200))
+    raw = {".txt": text, ".zip": zipped({"a.txt": text}), ".gz": gzip.compress(text)}[suffix]
+    (tmp_path / f"a{suffix}").write_bytes(hurt_bytes(data, raw) if data.draw(st.booleans()) else raw)
+    with answered():
+        books, bad = read_books([tmp_path / f"a{suffix}"], tmp_path)
+        for book in books:
+            book.cut(0.1)
+            kept = "".join(section.text for _, section in book.splits())
+            assert len(kept) == book.characters == book.account.kept and kept.encode()
+            json.dumps([book.title, book.source], ensure_ascii=False).encode()
+        assert bool(books) != bool(bad)
+        if bad:
+            raise UserError(bad[0][1])
+
+
+# ---------------------------------------------------------------- prepared data, models, checkpoints
+
+
+@fuzz(250)
+@given(data=st.data(), of_rows=st.booleans())
+def test_any_meta(
+    dataset: Path, qa: Path, tokenizer: Tokenizer, tmp_path: Path, damage: Callable, answered: Callable, data: st.DataObject, of_rows: bool
+) -> None:
+    whole, folder = qa if of_rows else dataset, tmp_path / "data"
+    shutil.copytree(whole, folder, dirs_exist_ok=True)
+    right = json.loads((whole / "meta.json").read_text(encoding="utf-8"))
+    raw = json.dumps(damage(data, right)).encode() if data.draw(st.booleans()) else hurt_bytes(data, json.dumps(right).encode())
+    (folder / "meta.json").write_bytes(raw)
+    with answered():
+        meta = batches.read_meta(folder)
+        batches.check_tokenizer(Tokenizer.load(folder), meta, "another tokenizer")
+        if "width" in meta:
+            made = RowFile(folder, "train").rows(0, 8, 64, 1)
+            assert (made[0] == RowFile(qa, "train").rows(0, 8, 64, 1)[0]).all()
+            read_questions(folder, "val", tokenizer)
+        else:
+            assert (batches.TokenFile(folder, "train").rows(0, 8, 64, 1)[0] == batches.TokenFile(dataset, "train").rows(0, 8, 64, 1)[0]).all()
+            TrainingText(folder).spans("三更天，沈砚在渡口")
+
+
+@fuzz(200)
+@given(data=st.data())
+def test_any_header_of_weights(pretrained: Path, tmp_path: Path, damage: Callable, answered: Callable, data: st.DataObject) -> None:
+    shutil.copytree(pretrained, tmp_path / "model", dirs_exist_ok=True, ignore=shutil.ignore_patterns("checkpoints"))
+    path = tmp_path / "model" / "model.safetensors"
+    header, body = taken_apart(path)
+    path.write_bytes((pretrained / "model.safetensors").read_bytes())
+    is_forged = data.draw(st.booleans())
+    if is_forged:
+        forged = damage(data, header)
+        try:
+            written(path, forged, body)
+        except (AttributeError, TypeError):  # it can't be sealed
+            written(path, json.dumps(forged).encode(), body, sealed=False)
+    else:
+        path.write_bytes(hurt_bytes(data, path.read_bytes()))
+    with answered():
+        loaded = checkpoint.load_model(tmp_path / "model")
+        if not is_forged:
+            right = checkpoint.load_model(pretrained).model.tensors()
+            assert all(torch.equal(tensor, right[name]) for name, tensor in loaded.model.tensors().items())
+
+
+@fuzz(60)
+@given(data=st.data(), name=st.sampled_from(["tokenizer.json", "config.json"]))
+def test_any_tokenizer_and_any_config(pretrained: Path, tmp_path: Path, damage: Callable, answered: Callable, data: st.DataObject, name: str) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(pretrained, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("checkpoints"))
+    raw = (pretrained / name).read_bytes()
+    hurt = json.dumps(damage(data, json.loads(raw))).encode() if data.draw(st.booleans()) else hurt_bytes(data, raw)
+    (folder / name).write_bytes(hurt)
+    with answered():
+        loaded, right = checkpoint.load_model(folder), checkpoint.load_model(pretrained)
+        assert loaded.tokenizer.hash == right.tokenizer.hash
+        ids = torch.arange(40)[None]
+        assert torch.equal(loaded.model(ids), right.model(ids))
+    (folder / "model.safetensors").unlink()
+    with answered():  # without weights that vouch for it
+        tokenizer = Tokenizer.load(folder)
+        assert tokenizer.decode(tokenizer.encode("雨夜，<|endoftext|> x")) == "雨夜，<|endoftext|> x"
+
+
+@fuzz(100)
+@given(data=st.data(), name=st.sampled_from(["manifest.json", "state.json", "model.safetensors", "optimizer.safetensors"]))
+def test_any_checkpoint(pretrained: Path, tmp_path: Path, damage: Callable, data: st.DataObject, name: str, tried: Callable) -> None:
+    shutil.copytree(pretrained / "checkpoints", tmp_path / "checkpoints", dirs_exist_ok=True)
+    folder, raw = tmp_path / "checkpoints" / "step-000150", (pretrained / "checkpoints" / "step-000150" / name).read_bytes()
+    is_json = name.endswith("json") and data.draw(st.booleans())
+    (folder / name).write_bytes(json.dumps(damage(data, json.loads(raw))).encode() if is_json else hurt_bytes(data, raw))
+    tried("tried")
+    found, wrong = checkpoint.newest_checkpoint(tmp_path)
+    assert found is not None and len(wrong) == (found != folder)
+    assert found != folder or (folder / name).read_bytes() == raw or name == "manifest.json"
+    checkpoint.load_checkpoint(found)
+    tried("survived" if found == folder else "refused")
+
+
+@fuzz(100)
+@given(data=st.data())
+def test_any_log(pretrained: Path, tmp_path: Path, damage: Callable, data: st.DataObject, tried: Callable) -> None:
+    lines = (pretrained / "log.jsonl").read_bytes().split(b"\n")
+    number = data.draw(st.integers(0, len(lines) - 2))
+    is_whole = data.draw(st.booleans())
+    lines[number] = json.dumps(damage(data, json.loads(lines[number]))).encode() if is_whole else hurt_bytes(data, lines[number])
+    (tmp_path / "log.jsonl").write_bytes(b"\n".join(lines))
+    draws = data.draw(st.integers(0, 19)) == 0  # takes long
+    tried("tried")
+    log = report.Log(tmp_path / "log.jsonl")
+    log.rewind(100, 100)
+    report.write_samples(log, tmp_path / "samples.md")
+    if draws:
+        report.draw_curves(log, tmp_path / "loss.png")
+    tried("survived")
