@@ -29,7 +29,18 @@ class Draft:
     prompt: list[int]
     texts: list[str]
     ids: list[list[int]]
+    maker: tuple[str, int] = ("", 0)  # the hash of its tokenizer, the steps of its training
     reason: str = ""  # while they grow; then why they ended: "end", "length", "time", where texts differ "length" before "end"
+
+
+@dataclass
+class Reader:
+    """When somebody last asked for a text, was served, and wanted no more of it."""
+
+    asked: float = 0.0
+    served: float = 0.0
+    stopped: float = 0.0
+    writing: int = 0  # texts that are being written for them
 
 
 @dataclass
@@ -53,6 +64,7 @@ class Desk:
         self._kept: dict[str, tuple[tuple[int, ...], Voice]] = {}
         self._texts: dict[str, tuple[dict, TrainingText | None]] = {}
         self._reading = threading.Lock()
+        self._readers: dict[str, Reader] = {}
         self._is_closed = False
 
     def turns(self, name: str) -> int:
@@ -78,32 +90,57 @@ class Desk:
         """The text behind a model; read again when the model was trained on another one."""
         saved = saved_run(self.folders[name])
         with self._reading:
-            if name not in self._texts or self._texts[name][0] != saved:
+            if name not in self._texts or self._texts[name][0] != saved or self._texts[name][1] is None:
                 self._texts[name] = saved, TrainingText.find(self.folders[name])
             return self._texts[name][1]
 
-    def write(self, name: str, ask: Callable[[Voice], tuple[list[int], Sampling]], seeds: Sequence[int]) -> Iterator[Draft]:
-        """A text for each seed, as they grow; closing the iterator ends them within a token."""
+    def reader(self, session: str) -> Reader:
+        while len(self._readers) > 1000 and session not in self._readers:
+            del self._readers[next(iter(self._readers))]
+        return self._readers.setdefault(session, Reader())
+
+    def asked(self, session: str) -> None:
+        """A text is asked for: what was stopped before doesn't concern it."""
+        self.reader(session).asked = time.monotonic()
+
+    def stop(self, session: str) -> bool:
+        """Ends what is written for a reader, or drops what waits; returns when it has ended: whether it only waited."""
+        reader = self.reader(session)
+        only_waited = reader.asked > max(reader.served, reader.stopped) and not reader.writing
+        reader.stopped = end = time.monotonic()
+        while reader.writing and time.monotonic() < end + 2:
+            time.sleep(0.02)
+        return only_waited
+
+    def write(self, name: str, ask: Callable[[Voice], tuple[list[int], Sampling]], seeds: Sequence[int], reader: Reader | None = None) -> Iterator[Draft]:
+        """A text for each seed, as they grow; closing the iterator ends them within a token, and so does a reader's stop."""
+        reader = reader or Reader()
+        if reader.stopped > reader.asked:
+            return
         job = _Job()
+        reader.served, reader.writing = time.monotonic(), reader.writing + 1
         future = self._worker.submit(self._write, job, name, ask, seeds)
         try:
             shown, is_done = None, False
-            while not is_done:
+            while not is_done and reader.stopped < reader.served:
                 job.fetched = time.monotonic()
                 is_done = future.done()  # asked before the draft is read, so that none is missed
                 job.grew.wait(0 if is_done else 0.1)
                 job.grew.clear()
-                if job.draft is not shown:
+                if job.draft is not shown and reader.stopped < reader.served:
                     shown = job.draft
                     yield shown
                     time.sleep(PAUSE)
-            future.result()
+            if is_done:
+                future.result()
         finally:
             job.fetched = -LEASE
+            reader.writing -= 1
 
     def _write(self, job: _Job, name: str, ask: Callable[[Voice], tuple[list[int], Sampling]], seeds: Sequence[int]) -> None:
         voice = self._voice(name)
         prompt, sampling = ask(voice)
+        maker = voice.tokenizer.hash, voice.step
         deadline = time.monotonic() + self.settings.max_seconds
 
         def should_stop() -> bool:
@@ -115,10 +152,10 @@ class Desk:
             if isinstance(news[0], Finished):
                 reasons = {row.reason for row in news}
                 reason = next(told for told in ("interrupted", "length", "stop", "end") if told in reasons)
-                job.put(Draft(prompt, [row.text for row in news], [row.ids for row in news], "time" if reason == "interrupted" else reason))
+                job.put(Draft(prompt, [row.text for row in news], [row.ids for row in news], maker, "time" if reason == "interrupted" else reason))
             else:
                 texts = [text + new for text, new in zip(texts, news, strict=True)]
-                job.put(Draft(prompt, texts, []))
+                job.put(Draft(prompt, texts, [], maker))
 
     def _voice(self, name: str) -> Voice:
         """The model as its folder now has it; while it is being replaced, as it was before."""

@@ -200,22 +200,26 @@ def confusion(split: str, classes: dict) -> str:
 
 def samples(records: list[dict]) -> str:
     """What one prompt or a few questions were given in the course of training, evenly over it, the last first and open."""
-    by_step: dict[str, list[dict]] = {}
+    by_step: dict[float, list[dict]] = {}
+    evals = {number(record.get("step")): record for record in records if record.get("kind") == "eval"}
     for record in records:
-        if record.get("kind") == "sample":
-            by_step.setdefault(str(record.get("title")), []).append(record)
-    titles = list(by_step)[::-1]
-    shown_titles = [titles[i * (len(titles) - 1) // (SAMPLED - 1)] for i in range(SAMPLED)] if len(titles) > SAMPLED else titles
+        if record.get("kind") == "sample" and (step := number(record.get("step"))) is not None:
+            by_step.setdefault(step, []).append(record)
+    steps = list(by_step)[::-1]
+    chosen_steps = [steps[i * (len(steps) - 1) // (SAMPLED - 1)] for i in range(SAMPLED)] if len(steps) > SAMPLED else steps
     told = ""
-    for title in shown_titles:
-        body = ""
-        for record in by_step[title]:
+    for step in chosen_steps:
+        body, found = "", evals.get(step, {})
+        for record in by_step[step]:
             asked, wrote, wanted = (record.get(key) for key in ("prompt", "text", "reference"))
             lines = [("问题", "Question", asked), ("模型", "Model", wrote), ("参考答案", "Reference", wanted)]
             lines = lines if wanted is not None else [("开头", "Prompt", asked), ("模型", "Model", wrote)]
             facts = "".join(f'<dt>{both(zh, en)}</dt><dd><div class="text">{text(value)}</div></dd>' for zh, en, value in lines)
             body += f"<li><dl>{facts}</dl></li>"
-        told += f"<details{' open' * (not told)}><summary>{text(title)}</summary><ol>{body}</ol></details>\n"
+        figures = (("验证损失", "validation loss", "val_loss"), ("ROUGE-L", "ROUGE-L", "val_rouge_l"))
+        head = both(f"第 {step:,.0f} 步", f"Step {step:,.0f}")
+        head += "".join(f" · {both(zh, en)} {shown(found, '.3f', key=key)}" for zh, en, key in figures if number(found.get(key)) is not None)
+        told += f"<details{' open' * (not told)}><summary>{head}</summary><ol>{body}</ol></details>\n"
     return told
 
 

@@ -25,7 +25,7 @@ def saved_run(out_dir: Path) -> dict:
     """What settings.json says of the run; empty for a folder without one."""
     try:
         saved = read_json(out_dir / "settings.json")
-        return saved if isinstance(saved["settings"], dict) and isinstance(saved["data"], dict) else {}
+        return saved if all(isinstance(saved[part], dict) for part in ("settings", "data", "machine")) else {}
     except (OSError, ValueError, KeyError, TypeError):
         return {}
 

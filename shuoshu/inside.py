@@ -83,7 +83,8 @@ def pieces_html(pieces: list[Piece], known: str) -> str:
     legend = both("模型当时给每一处的概率：", "How likely the model held each piece: ")
     hint = both("点一处看它本来还会写什么（键盘：左右键移动）。", "Choose a piece to see what else it might have written (keyboard: left and right).")
     return (
-        f'<div class="inside"><p class="soft">{legend}{scale}<br>{hint}</p><p class="pieces" role="group">{known}{"".join(buttons)}</p>'
+        f'<div class="inside"><p class="soft">{legend}{scale}<br>{hint}</p>'
+        f'<p class="pieces" role="group"><span class="known">{known}</span>{"".join(buttons)}</p>'
         '<div class="chosen" aria-live="polite"></div></div>'
     )
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import functools
 import html
-import json
 import logging
 import os
 import re
@@ -22,6 +20,7 @@ from shuoshu.commandline import UserError
 from shuoshu.desk import Desk
 from shuoshu.document import report_html
 from shuoshu.figures import saved_run
+from shuoshu.files import read_json
 from shuoshu.markup import both
 from shuoshu.page import HERE, I18N, Page, Story, told
 from shuoshu.rows import read_pairs
@@ -68,7 +67,7 @@ def controls(page: Page, temperature: float) -> list[gr.components.Component]:
         for name, knob in page.knobs.items():
             value = temperature if name == "temperature" else knob.default
             made.append(gr.Slider(knob.low, knob.high, value, step=knob.step, label=I18N(name), info=I18N(name + "_help")))
-        made.append(gr.Number(None, precision=0, minimum=0, label=I18N("seed"), info=I18N("seed_help"), elem_classes="seed"))
+        made.append(gr.Textbox("", label=I18N("seed"), info=I18N("seed_help"), max_lines=1))
     return made
 
 
@@ -95,13 +94,14 @@ def ask_tab(page: Page) -> None:
 
     outputs = [box, chat, talk, noted, looked]
     inputs, answering = [box, talk, model, *knobs], {"outputs": outputs, "show_progress_on": chat, **MODEL}
-    running = [event(told(page.ask), inputs, **answering) for event in (box.submit, send.click)]
-    running += [retry.click(told(page.retry), inputs, **answering), chat.example_select(told(page.ask_example), inputs, **answering)]
-    stop.click(None, None, None, cancels=running)
-    undo.click(page.undo, talk, outputs, cancels=running, **AT_ONCE)
-    for event in (clear.click, chat.clear):
-        event(lambda: ("", [], [], "", ""), None, outputs, cancels=running, **AT_ONCE)
-    look.click(told(lambda talk: page.look(talk[-1] if talk else None)), talk, looked, show_progress_on=looked, **MODEL)
+    for event, work in ((box.submit, page.ask), (send.click, page.ask), (retry.click, page.retry)):
+        event(page.wish, None, None, **AT_ONCE).then(told(work), inputs, **answering)
+    chosen = gr.State("")
+    chat.example_select(page.example, None, chosen, **AT_ONCE).then(told(page.ask_example), [chosen, *inputs[1:]], **answering)
+    stop.click(page.end, None, None, **AT_ONCE)
+    undo.click(page.undo, [box, talk], outputs, **AT_ONCE)
+    clear.click(page.clear, None, outputs, **AT_ONCE)
+    look.click(told(page.look_at_turn), talk, looked, show_progress_on=looked, **MODEL)
     chat.select(told(page.look_at_answer), talk, looked, show_progress_on=looked, **MODEL)
     model.change(told(lambda name: gr.update(examples=examples(page, page.model_of(name)))), model, chat, **READ)
 
@@ -135,14 +135,12 @@ def continue_tab(page: Page) -> None:
     looked = gr.HTML(elem_id="story-inside")
     knobs = controls(page, page.knobs["temperature"].default)
 
-    running = [
-        go.click(told(page.go_on), [box, story, model, *knobs], [box, story, shelf, noted, looked], show_progress_on=box, **MODEL),
-        three.click(told(page.three), [box, story, model, *knobs], [*versions, story, shelf, noted], show_progress_on=shelf, **MODEL),
-    ]
-    stop.click(None, None, None, cancels=running)
-    undo.click(page.take_back, [box, story], [box, story, shelf, noted, looked], cancels=running, **AT_ONCE)
+    for event, work, outputs in ((go.click, page.go_on, [box, story, shelf, noted, looked]), (three.click, page.three, [*versions, story, shelf, noted])):
+        event(page.wish, None, None, **AT_ONCE).then(told(work), [box, story, model, *knobs], outputs, show_progress_on=box, **MODEL)
+    stop.click(page.end, None, None, **AT_ONCE)
+    undo.click(page.take_back, [box, story], [box, story, shelf, noted, looked], **AT_ONCE)
     for number, take in enumerate(takes):
-        take.click(told(functools.partial(page.take, number)), story, [box, story, shelf, noted, looked], cancels=running, **AT_ONCE)
+        take.click(told(page.taking(number)), [box, story], [box, story, shelf, noted, looked], **AT_ONCE)
     look.click(told(page.look_at_story), [box, story, model], looked, show_progress_on=looked, **MODEL)
 
 
@@ -155,17 +153,16 @@ def compare_tab(page: Page) -> None:
     noted = gr.HTML(elem_classes="note")
     chosen, texts, looked = [], [], []
     with gr.Row():
-        for label, name in (("first", page.names[0]), ("second", page.names[1])):
+        for label, name in zip(("first", "second"), page.pair(), strict=True):
             with gr.Column(min_width=280):
                 chosen.append(chooser(page.names, label, name))
                 texts.append(gr.Textbox(label=I18N("answer"), lines=8, max_lines=20, interactive=False, elem_classes="written"))
                 looked.append(gr.HTML())
-    knobs = controls(page, 0.4)
-    running = [
-        event(told(page.both_write), [prompt, *chosen, *knobs], [*texts, found, noted, *looked], show_progress_on=texts, **MODEL)
-        for event in (run.click, prompt.submit)
-    ]
-    stop.click(None, None, None, cancels=running)
+    knobs = controls(page, 0.0)
+    for event in (run.click, prompt.submit):
+        writing = event(page.wish, None, None, **AT_ONCE)
+        writing.then(told(page.both_write), [prompt, *chosen, *knobs], [*texts, found, noted, *looked], show_progress_on=texts, **MODEL)
+    stop.click(page.end, None, None, **AT_ONCE)
     look.click(told(page.look_at_both), found, looked, show_progress_on=looked, **MODEL)
 
 
@@ -185,8 +182,8 @@ def training_html(page: Page, name: str) -> str:
     bare = {"model": name, "measures": {}, "data": saved.get("data", {}), "training": saved.get("settings", {}), "machine": saved.get("machine", {})}
     runs = [(name, report.Log(folder / "log.jsonl").read())]
     try:
-        page_html = report_html(json.loads((folder / "eval.json").read_text(encoding="utf-8")), [], runs)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # not measured yet, or damaged
+        page_html = report_html(read_json(folder / "eval.json"), [], runs)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):  # not measured yet, or damaged
         page_html = report_html(bare, [], runs)
     return f'<iframe class="report" title="{html.escape(name)}" srcdoc="{html.escape(page_html)}"></iframe>'
 
@@ -250,9 +247,9 @@ class Gate:
 def serve(settings: AppSettings, folders: list[Path]) -> int:
     """Loads the first model, opens the page and stays until it is stopped; the exit code."""
     desk.begin(settings)
+    check_address(settings)
     page = Page(Desk(folders, settings))
     page.desk.voice((page.answering or page.names)[0])
-    check_address(settings)
     os.environ["NO_PROXY"] = ",".join(filter(None, (os.environ.get("NO_PROXY"), "127.0.0.1", "localhost", settings.host)))  # Gradio calls on itself
     blocks = build(page).queue(max_size=settings.queue, default_concurrency_limit=4, api_open=False)
     with runtime.StopFlag() as stop:

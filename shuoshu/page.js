@@ -37,7 +37,9 @@
   addEventListener("click", (event) => {
     const piece = event.target.closest?.("button.piece");
     if (piece) choose(piece);
-    if (event.target.closest?.("#language")) {
+    const written = document.querySelector("#talk .message") || document.querySelector("#story textarea")?.value;
+    const question = say("换语言会重新打开网页，写过的就没有了。要换吗？", "Changing the language opens the page anew; what was written goes. Change it?");
+    if (event.target.closest?.("#language") && (!written || confirm(question))) {
       try { localStorage.setItem("language", language === "zh" ? "en" : "zh"); } catch { /* it lasts as long as the page then */ }
       location.reload();
     }

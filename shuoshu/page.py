@@ -1,9 +1,10 @@
-"""The page: ask the book, continue the story, compare two models, look inside, see how training went. Gradio is imported here alone."""
+"""The page: what its buttons and its API do. Ask the book, continue the story, compare two models, look inside."""
 
 from __future__ import annotations
 
 import functools
 import inspect
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from html import escape
@@ -13,7 +14,8 @@ import gradio as gr
 
 from shuoshu import inside
 from shuoshu.commandline import UserError
-from shuoshu.desk import Desk, Draft
+from shuoshu.desk import Desk, Draft, Reader
+from shuoshu.figures import saved_run
 from shuoshu.generate import Sampling
 from shuoshu.markup import both, text
 from shuoshu.voice import Voice
@@ -34,6 +36,7 @@ class Written:
     prompt: list[int] = field(default_factory=list)
     text: str = ""
     ids: list[int] = field(default_factory=list)  # none where it was stopped: it is cut into tokens anew then
+    maker: tuple[str, int] = ("", 0)
 
 
 @dataclass
@@ -53,14 +56,14 @@ def told(work: Callable) -> Callable:
         try:
             return work(*args)
         except UserError as error:
-            raise gr.Error(escape(str(error)), print_exception=False) from None
+            raise gr.Error(escape(str(error)), print_exception=False, title="说书 · Shuoshu") from None
 
     @functools.wraps(work)
     def bit_by_bit(*args: object) -> Iterator[object]:
         try:
             yield from work(*args)
         except UserError as error:
-            raise gr.Error(escape(str(error)), print_exception=False) from None
+            raise gr.Error(escape(str(error)), print_exception=False, title="说书 · Shuoshu") from None
 
     return bit_by_bit if inspect.isgeneratorfunction(work) else once
 
@@ -92,9 +95,9 @@ class Page:
         return name
 
     def write(
-        self, name: str, asked: str, before: Sequence[Message], answers: bool, values: Sequence[object], copies: int = 1
+        self, name: str, asked: str, before: Sequence[Message], answers: bool, values: Sequence[object], copies: int = 1, reader: Reader | None = None
     ) -> Iterator[list[Written] | str]:
-        """What a model makes of a question or a beginning, as it grows; at last why it ended. values: the knobs' and the seed."""
+        """What a model makes of a question or a beginning, as it grows; at last why it ended, if no reader stopped it. values: the knobs' and the seed."""
         wanted = settings_of(dict(zip((*self.knobs, "seed"), values, strict=True)), self.desk.settings.max_new_tokens)
         if answers and not asked.strip():
             raise UserError(said("empty"))
@@ -106,86 +109,131 @@ class Page:
                 raise UserError(said("too_many_tokens", voice.block)) from None
             return ids, voice.sampling_by(wanted, answers)
 
-        draft = Draft([], [""] * copies, [])
-        for draft in self.desk.write(name, ask, [wanted.seed + n for n in range(copies)]):
+        draft = Draft([], [], [])
+        for draft in self.desk.write(name, ask, [wanted.seed + n for n in range(copies)], reader):
             ids = draft.ids or [[]] * copies
-            yield [Written(name, asked, draft.prompt, *grown) for grown in zip(draft.texts, ids, strict=True)]
-        yield draft.reason
+            yield [Written(name, asked, draft.prompt, *grown, draft.maker) for grown in zip(draft.texts, ids, strict=True)]
+        if draft.reason:
+            yield draft.reason
 
     def look(self, written: Written | None, known: str = "") -> str:
         """The text that was written with all that can be told about it, as HTML."""
         if written is None or not written.text:
             raise UserError(said("nothing"))
 
-        def pieces(voice: Voice) -> list[inside.Piece]:
-            return inside.look(voice, written.prompt, written.ids or voice.tokenizer.encode(written.text))
+        def pieces(voice: Voice) -> tuple[list[inside.Piece], bool]:
+            is_same = written.maker in ((voice.tokenizer.hash, voice.step), ("", 0))
+            if written.maker[0] in (voice.tokenizer.hash, ""):
+                return inside.look(voice, written.prompt, written.ids or voice.tokenizer.encode(written.text)), is_same
+            return inside.look(voice, voice.tokenizer.encode(written.asked), voice.tokenizer.encode(written.text)), is_same
 
-        found = self.desk.do(written.model, pieces)
-        return inside.pieces_html(found, text(known)) + inside.copied_html(written.text, self.desk.sources(written.model))
+        found, is_same = self.desk.do(written.model, pieces)
+        head = "" if is_same else f'<p class="soft">{note("trained")}</p>'
+        return head + inside.pieces_html(found, text(known)) + inside.copied_html(written.text, self.desk.sources(written.model))
+
+    # ------------------------------------------------------------ waiting, stopping
+
+    def wish(self, request: gr.Request) -> None:
+        """Before a text is waited for."""
+        self.desk.asked(request.session_hash)
+
+    def end(self, request: gr.Request) -> None:
+        self.stop(request)
+
+    def stop(self, request: gr.Request) -> bool:
+        """Ends the reader's text; whether it had not begun. What was sent of it is on the page before this returns."""
+        only_waited = self.desk.stop(request.session_hash)
+        time.sleep(0.15)
+        return only_waited
 
     # ------------------------------------------------------------ ask
 
-    def ask(self, question: object, talk: list[Written], name: object, *values: object) -> Iterator[tuple]:
+    def ask(self, request: gr.Request, question: object, talk: list[Written], name: object, *values: object) -> Iterator[tuple]:
         asked, name = text_of(question), self.model_of(name, answers=True)
+        reader = self.desk.reader(request.session_hash)
+        if reader.stopped > reader.asked:
+            return
         grown = [*talk, Written(name, asked)]
         yield "", shown(grown), grown, "", ""
         try:
-            for now in self.write(name, asked, messages(talk), True, values):
+            for now in self.write(name, asked, messages(talk), True, values, reader=reader):
                 if isinstance(now, str):
                     alone = now == "end" and self.turns[name] == 1 and len(grown) == 2
-                    yield "", shown(grown), grown, note("alone" if alone else now), ""
+                    yield gr.skip(), gr.skip(), gr.skip(), note("alone" if alone else now), gr.skip()
                 else:
                     grown = [*talk, *now]
-                    yield "", shown(grown), grown, "", ""
+                    yield gr.skip(), shown(grown), grown, "", gr.skip()
         except UserError:
             yield asked, shown(talk), talk, "", ""
             raise
 
-    def ask_example(self, event: gr.SelectData, question: object, talk: list[Written], name: object, *values: object) -> Iterator[tuple]:
-        for _, *others in self.ask(event.value["text"], talk, name, *values):
-            yield question, *others
+    def example(self, event: gr.SelectData, request: gr.Request) -> str:
+        self.wish(request)
+        return event.value["text"]
 
-    def retry(self, question: object, talk: list[Written], name: object, temperature: object, *values: object) -> Iterator[tuple]:
+    def ask_example(self, request: gr.Request, question: object, talk: list[Written], name: object, *values: object) -> Iterator[tuple]:
+        for _, *others in self.ask(request, question, talk, name, *values):
+            yield gr.skip(), *others
+
+    def retry(self, request: gr.Request, question: object, talk: list[Written], name: object, temperature: object, *values: object) -> Iterator[tuple]:
         if not talk:
             raise UserError(said("empty"))
         *values, _ = values  # another seed than before
-        for _, chat, grown, noted, looked in self.ask(talk[-1].asked, talk[:-1], name, temperature or 0.8, *values, None):
-            yield question, chat, grown, noted if noted or temperature else note("warmer"), looked
+        for _, chat, grown, noted, looked in self.ask(request, talk[-1].asked, talk[:-1], name, temperature or 0.8, *values, None):
+            yield gr.skip(), chat, grown, note("warmer") if noted == note("end") and not temperature else noted, looked
 
-    def undo(self, talk: list[Written]) -> tuple:
-        return talk[-1].asked if talk else "", shown(talk[:-1]), talk[:-1], "", ""
+    def undo(self, request: gr.Request, question: str, talk: list[Written]) -> tuple:
+        if self.stop(request) or not talk:
+            return gr.skip(), gr.skip(), gr.skip(), gr.skip(), gr.skip()
+        return talk[-1].asked, shown(talk[:-1]), talk[:-1], "", ""
+
+    def clear(self, request: gr.Request) -> tuple:
+        self.stop(request)
+        return "", [], [], "", ""
 
     def look_at_answer(self, talk: list[Written], event: gr.SelectData) -> str:
-        at = event.index[0] if isinstance(event.index, (list, tuple)) else event.index
-        return self.look(talk[at // 2]) if at // 2 < len(talk) else ""
+        at = (event.index[0] if isinstance(event.index, (list, tuple)) else event.index) // 2
+        return self.look_at_turn(talk, at) if at < len(talk) else ""
+
+    def look_at_turn(self, talk: list[Written], at: int = -1) -> str:
+        head = f'<p class="soft">{text(talk[at].asked)}</p>' if talk else ""
+        return head + self.look(talk[at] if talk else None)
 
     # ------------------------------------------------------------ continue
 
-    def go_on(self, box: object, story: Story, name: object, *values: object) -> Iterator[tuple]:
+    def go_on(self, request: gr.Request, box: object, story: Story, name: object, *values: object) -> Iterator[tuple]:
         begun, name = text_of(box), self.model_of(name)
         kept = [*story.earlier, begun][-50:]
-        for now in self.write(name, begun, (), False, values):
+        for now in self.write(name, begun, (), False, values, reader=self.desk.reader(request.session_hash)):
             if isinstance(now, str):
                 yield gr.skip(), gr.skip(), gr.skip(), note(now), ""
             else:
                 yield begun + now[0].text, Story(kept, now[0]), gr.update(visible=False), "", ""
 
-    def three(self, box: object, story: Story, name: object, *values: object) -> Iterator[tuple]:
+    def three(self, request: gr.Request, box: object, story: Story, name: object, *values: object) -> Iterator[tuple]:
         begun, name = text_of(box), self.model_of(name)
-        for now in self.write(name, begun, (), False, values, copies=3):
+        for now in self.write(name, begun, (), False, values, 3, self.desk.reader(request.session_hash)):
             if isinstance(now, str):
                 yield *[gr.skip()] * 5, note(now)
             else:
                 yield *(written.text for written in now), replace(story, versions=now), gr.update(visible=True), ""
 
-    def take(self, number: int, story: Story) -> tuple:
-        if not story.versions:
-            raise UserError(said("nothing"))
-        written = story.versions[number]
-        return written.asked + written.text, Story([*story.earlier, written.asked][-50:], written), gr.update(visible=False), "", ""
+    def taking(self, number: int) -> Callable:
+        """What takes this one of three versions."""
 
-    def take_back(self, box: str, story: Story) -> tuple:
-        return story.earlier[-1] if story.earlier else box, Story(story.earlier[:-1]), gr.update(visible=False), "", ""
+        def take(request: gr.Request, box: str, story: Story) -> tuple:
+            self.stop(request)
+            if not story.versions:
+                raise UserError(said("nothing"))
+            written = story.versions[number]
+            return written.asked + written.text, Story([*story.earlier, box][-50:], written), gr.update(visible=False), "", ""
+
+        return take
+
+    def take_back(self, request: gr.Request, box: str, story: Story) -> tuple:
+        if self.stop(request) or not story.earlier:
+            return gr.skip(), gr.skip(), gr.skip(), gr.skip(), gr.skip()
+        return story.earlier[-1], Story(story.earlier[:-1]), gr.update(visible=False), "", ""
 
     def look_at_story(self, box: object, story: Story, name: object) -> str:
         whole, last = text_of(box), story.last
@@ -197,10 +245,20 @@ class Page:
 
     # ------------------------------------------------------------ compare
 
-    def both_write(self, prompt: object, one: object, other: object, *values: object) -> Iterator[tuple]:
+    def pair(self) -> tuple[str, str]:
+        """Before and after: a fine-tuned model behind the one that it began with, where both are here."""
+        homes = {folder.resolve(): name for name, folder in self.desk.folders.items()}
+        for name in self.answering:
+            before = saved_run(self.desk.folders[name]).get("settings", {}).get("init_from")
+            if isinstance(before, str) and (found := homes.get(Path(before).resolve())):
+                return found, name
+        return self.names[0], self.names[1]
+
+    def both_write(self, request: gr.Request, prompt: object, one: object, other: object, *values: object) -> Iterator[tuple]:
         asked, texts, found, reason = text_of(prompt), ["", ""], [None, None], ""
+        reader = self.desk.reader(request.session_hash)
         for side, name in enumerate((self.model_of(one), self.model_of(other))):
-            for now in self.write(name, asked, (), bool(self.turns[name]) and bool(asked.strip()), values):
+            for now in self.write(name, asked, (), bool(self.turns[name]) and bool(asked.strip()), values, reader=reader):
                 if isinstance(now, str):
                     reason = now if now in ("length", "time") else reason
                 else:

@@ -51,6 +51,8 @@ def settings_of(values: dict[str, object], longest: int) -> SampleSettings:
     if chosen.get("top_k") == 0:
         chosen["top_k"] = None
     seed = values.get("seed")
+    if isinstance(seed, str):  # the page's own field, which may be empty
+        seed = int(seed) if seed.strip().isascii() and seed.strip().isdigit() and len(seed) < 20 else seed.strip() or None
     return SampleSettings(**chosen, seed=secrets.randbelow(2**31) if seed is None else _number("seed", seed, 0, 2**53, is_whole=True))
 
 

@@ -7,11 +7,11 @@ WORDS: dict[str, tuple[str, str]] = {
     "compare": ("对比", "Compare"),
     "training": ("训练", "Training"),
     "model": ("模型", "Model"),
-    "first": ("甲", "One"),
-    "second": ("乙", "The other"),
+    "first": ("左边", "On the left"),
+    "second": ("右边", "On the right"),
     # asking
     "question": ("问题", "Question"),
-    "question_hint": ("问书里的人和事……（回车发送）", "Ask about people and events in the book … (Enter sends)"),
+    "question_hint": ("问书里的人和事……（回车发送）", "Ask the book … (Enter sends)"),
     "talk": ("问答", "Conversation"),
     "send": ("发送", "Send"),
     "stop": ("停", "Stop"),
@@ -52,10 +52,11 @@ WORDS: dict[str, tuple[str, str]] = {
 
 SAID: dict[str, tuple[str, str]] = {
     # under a text, once it is done
-    "end": ("", ""),
+    "end": ("点哪个回答，就看哪个的里面。", "Choose an answer to look inside it."),
     "stop": ("", ""),
     "length": ("到了长度上限，没有写完。长度在「设置」里。", "Cut off at the length that Settings allow."),
     "time": ("到了时间上限，停在这里。", "Stopped at the time limit."),
+    "trained": ("模型后来又训练过：下面是它现在怎么看这段文字。", "The model was trained further since: this is how it sees the text now."),
     "warmer": ("温度是 0 时重答只会一字不差：这次用了 0.8。", "At temperature 0 it would only repeat itself: this time 0.8 was used."),
     "alone": (
         "这个模型学的是一问一答：每个问题单独作答，不看前面的。",
