@@ -7,6 +7,10 @@ import json
 import math
 import re
 import shutil
+import threading
+import time
+import uuid
+from dataclasses import replace
 from html import unescape
 from pathlib import Path
 from types import SimpleNamespace
@@ -55,7 +59,7 @@ def known(qa: Path) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("value", ["1", [1], {}, True, math.nan, math.inf, -math.inf, b"1"])
+@pytest.mark.parametrize("value", ["one", [1], {}, True, math.nan, math.inf, -math.inf, b"1"])
 def test_a_setting_that_is_no_number_is_named(name, value):
     with pytest.raises(UserError, match=f"{name} wants a number"):
         wishes.settings_of({name: value}, 300)
@@ -135,31 +139,76 @@ def test_every_word_is_there_in_both_languages_with_the_same_blanks():
 
 def test_a_message_comes_in_both_languages_and_a_note_is_shown_in_one():
     assert "20,000" in said("long", 20_000, 5) and "太长" in said("long", 1, 5)
-    assert 'lang="zh"' in note("length") and 'lang="en"' in note("length") and note("end") == ""
+    assert 'lang="zh"' in note("length") and 'lang="en"' in note("length") and note("stop") == ""
 
 
 # ---------------------------------------------------------------- what the page does
 
 
+class Somebody:
+    """What Gradio tells of who asks: somebody else each time, whom no earlier stop concerns."""
+
+    @property
+    def session_hash(self) -> str:
+        return uuid.uuid4().hex
+
+
+READER = Somebody()
+
+
 def last(states) -> tuple:
-    *_, final = states
-    return final
+    """What the page shows once all of them came: of each part the last that was not passed over."""
+    shown = []
+    for state in states:
+        shown = [old if new == gr.skip() else new for old, new in zip(shown or state, state, strict=True)]
+    return tuple(shown)
+
+
+def passed_over(parts) -> bool:
+    return all(part == gr.skip() for part in parts)
 
 
 def test_a_known_question_is_answered_and_the_box_is_cleared(page, sft_name, known):
     question, answer = next(iter(known.items()))
-    states = list(page.ask(question, [], sft_name, *values(temperature=0)))
+    states = list(page.ask(READER, question, [], sft_name, *values(temperature=0)))
     assert states[0][:2] == ("", messages([Written(sft_name, question)])) and len(states) > 2
-    box, shown, talk, noted, _ = states[-1]
-    assert (box, noted) == ("", "") and shown[-1] == {"role": "assistant", "content": answer}
-    _, shown, talk, noted, _ = last(page.ask(question, talk, sft_name, *values(temperature=0)))
+    assert all(state[0] == gr.skip() for state in states[1:])  # what is typed meanwhile stays
+    _, shown, talk, noted, _ = last(states)
+    assert noted == note("end") and shown[-1] == {"role": "assistant", "content": answer}
+    _, shown, talk, noted, _ = last(page.ask(READER, question, talk, sft_name, *values(temperature=0)))
     assert len(shown) == 4 and len(talk) == 2 and "each is answered by itself" in noted
 
 
 def test_undo_takes_the_last_pair_away_and_gives_the_question_back(page, sft_name):
     talk = [Written(sft_name, "一？", text="甲"), Written(sft_name, "二？", text="乙")]
-    assert page.undo(talk)[:3] == ("二？", messages(talk[:1]), talk[:1])
-    assert page.undo([])[:3] == ("", [], [])
+    assert page.undo(READER, "", talk)[:3] == ("二？", messages(talk[:1]), talk[:1])
+    assert passed_over(page.undo(READER, "三", []))
+
+
+def test_what_waits_is_dropped_and_nothing_else_changes(page, sft_name):
+    waiting, talk = SimpleNamespace(session_hash="waiting"), [Written(sft_name, "一？", text="甲")]
+    page.wish(waiting)
+    assert passed_over(page.undo(waiting, "二？", talk))
+    assert list(page.ask(waiting, "二？", talk, sft_name, *values())) == []
+    page.wish(waiting)
+    assert list(page.ask(waiting, "二？", talk, sft_name, *values(max_new_tokens=3)))
+    assert page.undo(waiting, "", talk)[0] == "一？"
+
+
+@pytest.mark.parametrize("deed", ["end", "undo", "clear"])
+def test_after_a_stop_a_text_says_no_more(page, sft_name, deed):
+    reader = SimpleNamespace(session_hash=deed)
+    page.wish(reader)
+    states = page.ask(reader, "清晨？", [], sft_name, *values(temperature=1, max_new_tokens=300))
+    grown = [next(states)[2], next(states)[2]][-1]
+    ended = threading.Thread(target={"end": page.end, "clear": page.clear, "undo": lambda request: page.undo(request, "", grown)}[deed], args=(reader,))
+    ended.start()
+    until = time.monotonic() + 1
+    while not page.desk.reader(deed).stopped and time.monotonic() < until:
+        time.sleep(0.01)
+    assert list(states) == []
+    ended.join(3)
+    assert not ended.is_alive() and page.desk.reader(deed).writing == 0
 
 
 def test_retry_takes_another_seed_and_at_temperature_0_it_says_so(page, sft_name, known, monkeypatch):
@@ -167,18 +216,19 @@ def test_retry_takes_another_seed_and_at_temperature_0_it_says_so(page, sft_name
     monkeypatch.setattr("shuoshu.page.settings_of", lambda given, longest: seen.append(real(given, longest)) or seen[-1])
     talk = [Written(sft_name, next(iter(known)), text="甲")]
     for temperature in (0, 1.3):
-        _, shown, grown, noted, _ = last(page.retry("", talk, sft_name, *values(temperature=temperature, seed=7, max_new_tokens=40)))
+        _, shown, grown, noted, _ = last(page.retry(READER, "", talk, sft_name, *values(temperature=temperature, seed=7, max_new_tokens=40)))
         assert shown[-1]["content"] and len(grown) == 1
         assert ("0.8 was used" in noted) is (temperature == 0)
     assert [wanted.temperature for wanted in seen] == [0.8, 1.3] and 7 not in [wanted.seed for wanted in seen]
     with pytest.raises(UserError):
-        last(page.retry("", [], sft_name, *values()))
+        last(page.retry(READER, "", [], sft_name, *values()))
 
 
 def test_an_example_is_asked_and_the_box_keeps_what_stood_there(page, sft_name, known):
     question, answer = next(iter(known.items()))
-    box, shown, *_ = last(page.ask_example(SimpleNamespace(value={"text": question}), "half a thou", [], sft_name, *values(temperature=0)))
-    assert box == "half a thou" and [part["content"] for part in shown] == [question, answer]
+    assert page.example(SimpleNamespace(value={"text": question}), READER) == question
+    states = list(page.ask_example(READER, question, [], sft_name, *values(temperature=0)))
+    assert all(state[0] == gr.skip() for state in states) and [part["content"] for part in last(states)[1]] == [question, answer]
 
 
 def test_examples_come_from_the_models_own_data(page, sft_name, base_name, known):
@@ -189,35 +239,35 @@ def test_examples_come_from_the_models_own_data(page, sft_name, base_name, known
 
 
 def test_a_text_goes_on_in_its_box_and_undo_brings_it_back(page, base_name):
-    states = list(page.go_on("清晨，", Story(), base_name, *values(max_new_tokens=10, seed=1)))
+    states = list(page.go_on(READER, "清晨，", Story(), base_name, *values(max_new_tokens=10, seed=1)))
     box, story, *_ = states[-2]
     assert box.startswith("清晨，") and len(box) > 4 and "Cut off" in states[-1][3]
-    longer, more, *_ = list(page.go_on(box, story, base_name, *values(max_new_tokens=10, seed=1)))[-2]
-    assert page.take_back(longer, more)[0] == box and page.take_back(box, page.take_back(longer, more)[1])[0] == "清晨，"
-    assert page.take_back("x", Story())[0] == "x"
+    longer, more, *_ = list(page.go_on(READER, box, story, base_name, *values(max_new_tokens=10, seed=1)))[-2]
+    assert page.take_back(READER, longer, more)[0] == box and page.take_back(READER, box, page.take_back(READER, longer, more)[1])[0] == "清晨，"
+    assert passed_over(page.take_back(READER, "x", Story()))
 
 
 def test_of_three_versions_the_second_is_taken(page, base_name):
-    states = list(page.three("清晨，", Story(), base_name, *values(max_new_tokens=12, seed=1)))
+    states = list(page.three(READER, "清晨，", Story(), base_name, *values(max_new_tokens=12, seed=1)))
     *versions, story, _, _ = states[-2]
     assert len(set(versions)) == 3
-    box, taken, *_ = page.take(1, story)
-    assert box == "清晨，" + versions[1] and page.take_back(box, taken)[0] == "清晨，"
+    box, taken, *_ = page.taking(1)(READER, "清晨，改过。", story)
+    assert box == "清晨，" + versions[1] and page.take_back(READER, box, taken)[0] == "清晨，改过。"
     with pytest.raises(UserError):
-        page.take(1, Story())
+        page.taking(1)(READER, "", Story())
 
 
 def test_an_edited_text_is_looked_into_as_it_stands(page, base_name):
-    box, story, *_ = list(page.go_on("清晨，", Story(), base_name, *values(max_new_tokens=10, seed=1)))[-2]
-    assert 'role="group">清晨，<button' in page.look_at_story(box, story, base_name)
-    assert 'role="group"><button' in page.look_at_story(box + "！", story, base_name)
+    box, story, *_ = list(page.go_on(READER, "清晨，", Story(), base_name, *values(max_new_tokens=10, seed=1)))[-2]
+    assert 'class="known">清晨，</span><button' in page.look_at_story(box, story, base_name)
+    assert 'class="known"></span><button' in page.look_at_story(box + "！", story, base_name)
     with pytest.raises(UserError, match="no text to look into"):
         page.look_at_story("", Story(), base_name)
 
 
 def test_both_models_write_beside_each_other(page, sft_name, base_name, known):
     question, answer = next(iter(known.items()))
-    one, other, found, noted, *_ = last(page.both_write(question, sft_name, base_name, *values(temperature=0, max_new_tokens=30)))
+    one, other, found, noted, *_ = last(page.both_write(READER, question, sft_name, base_name, *values(temperature=0, max_new_tokens=30)))
     assert one == answer and other and other != one and [written.model for written in found] == [sft_name, base_name] and "Cut off" in noted
     assert all("<h3>" in shown for shown in page.look_at_both(found))
     with pytest.raises(UserError):
@@ -229,10 +279,32 @@ def test_a_mistake_is_escaped_and_another_models_name_refused(page, base_name):
         told(page.model_of)("<img src=x>")
     assert "<img" not in caught.value.message
     with pytest.raises(UserError, match="answers no questions"):
-        last(page.ask("谁？", [], base_name, *values()))
+        last(page.ask(READER, "谁？", [], base_name, *values()))
     for name in ("nowhere", 3, "", ["a"]):
         with pytest.raises(UserError, match="no such model"):
             page.model_of(name)
+
+
+def test_before_stands_left_of_after(page, sft_name, base_name):
+    assert page.pair() == (base_name, sft_name)
+
+
+def test_a_model_that_was_trained_further_is_said_to_be(page, base_name):
+    _, story, *_ = list(page.go_on(READER, "清晨，", Story(), base_name, *values(max_new_tokens=10, seed=1)))[-2]
+    assert "trained further" not in page.look(story.last)
+    tokenizer, step = story.last.maker
+    assert "trained further" in page.look(replace(story.last, maker=(tokenizer, step + 1)))
+    other = page.look(replace(story.last, maker=("another", step), ids=[0] * 9))
+    assert "trained further" in other and "".join(re.findall(r'aria-pressed="false">([^<]*)<', other)).replace("↵", "") == story.last.text
+
+
+@pytest.mark.parametrize("text, seed", [(" 7 ", 7), ("007", 7)])
+def test_the_pages_own_field_for_a_seed_is_a_text(text, seed):
+    assert wishes.settings_of({"seed": text}, 100).seed == seed
+    assert len({wishes.settings_of({"seed": empty}, 100).seed for empty in ("", " ", None)}) == 3
+    for wrong in ("-3", "1.5", "1_0", "七", "9" * 30):
+        with pytest.raises(UserError, match="seed"):
+            wishes.settings_of({"seed": wrong}, 100)
 
 
 # ---------------------------------------------------------------- how training went
@@ -259,7 +331,11 @@ def test_training_shows_curves_samples_and_settings_before_any_evaluation(run_pa
     assert "<details open>" in document
 
 
-@pytest.mark.parametrize("damaged", ["", "{", "[]", "3", '{"model": "x"}', '{"model": "x", "measures": 3}', '{"model": "x", "measures": {"val": 3}}', "\ud800"])
+DAMAGED = ["", "{", "[]", "3", "[" * 5000, "\ud800", '{"model": "x"}']
+DAMAGED += [f'{{"model": "x", "measures": {measures}}}' for measures in ("3", "[1]", '{"val": 3}')]
+
+
+@pytest.mark.parametrize("damaged", DAMAGED)
 def test_a_damaged_evaluation_is_as_none(run_page, damaged):
     folder, page = run_page
     (folder / "eval.json").write_bytes(damaged.encode("utf-8", "surrogatepass"))
