@@ -180,7 +180,7 @@ class Page:
             raise UserError(said("empty"))
         *values, _ = values  # another seed than before
         for _, chat, grown, noted, looked in self.ask(request, talk[-1].asked, talk[:-1], name, temperature or 0.8, *values, None):
-            yield gr.skip(), chat, grown, note("warmer") if noted == note("end") and not temperature else noted, looked
+            yield gr.skip(), chat, grown, note("warmer") if not temperature and noted in (note("end"), note("alone")) else noted, looked
 
     def undo(self, request: gr.Request, question: str, talk: list[Written]) -> tuple:
         if self.stop(request) or not talk:

@@ -284,7 +284,7 @@ def test_two_models_are_compared_side_by_side(reader, known):
     button(page, "一起写").click()
     written = page.locator(".written textarea")
     expect(page.locator(".prose.note:visible")).to_contain_text("到了长度上限")
-    assert written.nth(0).input_value() == answer != written.nth(1).input_value() != ""
+    assert written.nth(1).input_value() == answer != written.nth(0).input_value() != ""  # before and after
     button(page, "看里面").click()
     expect(page.locator(".pieces:visible")).to_have_count(2)
 
@@ -368,9 +368,9 @@ def test_markup_is_text_in_a_comparison_too(reader, narrow):
     page.locator("#prompt textarea").fill("谁在渡口？")
     button(page, "一起写").click()
     expect(page.locator(".prose.note:visible")).to_contain_text("到了长度上限")
-    expect(page.locator(".written textarea").first).to_have_value(EVIL)
+    expect(page.locator(".written textarea").last).to_have_value(EVIL)
     button(page, "看里面").click()
-    expect(page.locator(".pieces:visible").first).to_have_text(EVIL)
+    expect(page.locator(".pieces:visible").last).to_have_text(EVIL)
 
 
 def test_a_question_with_markup_is_text(reader):
