@@ -212,7 +212,7 @@ def _rank(folder: Path) -> tuple[int, bool]:
 def sweep(out_dir: Path) -> None:
     """Removes what a killed run left half written."""
     ours = re.compile(
-        r"\.(model\.safetensors|log\.jsonl|samples\.md|loss\.png|(config|generation_config|tokenizer|tokenizer_config|settings)\.json|step-\d+)\.\d+"
+        r"\.(model\.safetensors|log\.jsonl|samples\.md|loss\.png|report\.html|eval_answers\.jsonl|(eval|config|generation_config|tokenizer|tokenizer_config|settings)\.json|step-\d+)\.\d+"
     )
     for path in [path for folder in (out_dir, out_dir / "checkpoints") for path in folder.glob(".*") if ours.fullmatch(path.name)]:
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)

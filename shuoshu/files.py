@@ -53,12 +53,11 @@ def read_json(path: Path) -> object:
 
 
 def checked(cls: type, values: dict) -> typing.Any:
-    """A dataclass of numbers from JSON; ValueError or TypeError where one is unknown, missing, below zero or no number."""
+    """A dataclass of numbers from JSON; ValueError or TypeError where one is unknown, missing, no number, or a whole one below zero or beyond 2**53."""
     kinds = typing.get_type_hints(cls)
     for name, value in values.items():
         kind = kinds.get(name, int)
-        whole = type(value) is int and value >= 0
-        if not whole and not (kind is not int and isinstance(value, kind)):
+        if not is_count(value) and (kind is int or not isinstance(value, kind) or type(value) is int or value != value):  # NaN alone differs from itself
             raise ValueError(f"{name} is {str(value)[:40]}")
     return cls(**values)
 

@@ -22,7 +22,7 @@ from shuoshu.run import Run
 from shuoshu.saving import Lock
 from shuoshu.scoring import score
 from shuoshu.settings import TrainSettings
-from shuoshu.step import ASKED_EVERY, train_step
+from shuoshu.step import ASKED_EVERY, train_step, within_memory
 
 EVALUATION_ROWS = 64  # questions answered side by side
 SAMPLES = 4  # of their answers in samples.md
@@ -33,7 +33,7 @@ def train(settings: TrainSettings) -> int:
     runtime.keep_memory()
     processes = runtime.Processes()
     device = runtime.pick_device(settings.device, processes.local_rank)
-    processes.start(device)
+    start_processes(processes, device)
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")  # TF32 for what stays in fp32
     run, failed = None, True
@@ -46,7 +46,11 @@ def train(settings: TrainSettings) -> int:
         failed = False
         return code
     except torch.OutOfMemoryError as error:
-        raise UserError(out_of_memory(settings, processes)) from error
+        raise UserError(out_of_memory(settings, processes, run.micro_rows if run else settings.batch_size)) from error
+    except BrokenPipeError:  # who read what we print is gone
+        if run and run.saved is not None:
+            save_or_end(run)
+        raise
     except RuntimeError as error:
         if not processes.lost_others(error):
             raise
@@ -57,12 +61,19 @@ def train(settings: TrainSettings) -> int:
         processes.stop(failed)
 
 
-def out_of_memory(settings: TrainSettings, processes: runtime.Processes) -> str:
+def start_processes(processes: runtime.Processes, device: torch.device) -> None:
+    try:
+        processes.start(device)
+    except (ValueError, RuntimeError) as error:
+        raise UserError(f"the {processes.world} processes of this run don't find each other ({error}): start them with torchrun, as README shows") from None
+
+
+def out_of_memory(settings: TrainSettings, processes: runtime.Processes, rows: int) -> str:
     """What to turn when the GPU's memory is not enough."""
     halve = f"--batch_size={settings.batch_size // 2} --gradient_accumulation_steps={2 * settings.gradient_accumulation_steps} (the same training); "
     return (
         f"out of memory in process {processes.rank}: "
-        + (halve if settings.batch_size > 1 and processes.world > 1 else "even one row at a time is too much; ")
+        + (halve if settings.batch_size > 1 and processes.world > 1 else "even one row at a time is too much; " if rows == 1 else "")
         + "else a shorter --block_size, or a smaller model: --n_layer, --n_embd"
     )
 
@@ -97,11 +108,13 @@ def loop(run: Run) -> int:
                         save_or_end(run)  # so that a run killed at any moment can be resumed
                     if evaluating:
                         evaluate(run, pace, bar, stop, asked_to_stop)
-                    if saving:
+                    if saving and not state.skipped_in_row:  # weights that lead to nothing shall not push out those that did
                         pace.note(state)
                         with run.spared(f"the checkpoint of step {state.step:,}", bar.say):
                             run.save()
             stopped = asked_to_stop()
+            if is_last and state.evaluated == state.step:
+                stopped = None  # too late: it is finished
             out_of_patience = settings.patience is not None and state.worse_evals >= settings.patience
             if is_last or stopped or out_of_patience:
                 break
@@ -141,7 +154,8 @@ def evaluate(run: Run, pace: Pace, bar: report.Progress, stop: runtime.StopFlag,
     facts: dict[str, float] = {}
     told, is_best, samples = "", True, []
     if len(run.val):
-        result = score(run.model, run.raw, run.val_batches(), run.tokenizer.end, run.dtype, run.processes, asked_to_stop)
+        parts = run.model, run.raw
+        result = within_memory(run, lambda: score(*parts, run.val_batches(), run.tokenizer.end, run.dtype, run.processes, asked_to_stop))
         if result is None:
             return
         facts["val_loss"] = finite(run, result.loss)

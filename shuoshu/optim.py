@@ -160,11 +160,14 @@ def load_state_tensors(model: nn.Module, optimizers: list[torch.optim.Optimizer]
     """Puts back what `state_tensors` gave; ValueError if it doesn't fit the parameters."""
     owner = {id(p): optimizer for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
     named = dict(model.named_parameters())
+    kinds = {name: {"momentum"} if isinstance(owner[id(p)], Muon) else {"exp_avg", "exp_avg_sq", "step"} for name, p in named.items()}
     for key, value in tensors.items():
         name, _, what = key.rpartition("/")
         if name not in named or (value.ndim and value.shape != named[name].shape):
             raise ValueError(f"optimiser state {key} fits no parameter of this model")
-        if what not in ({"momentum"} if isinstance(owner[id(named[name])], Muon) else {"exp_avg", "exp_avg_sq", "step"}):
+        if what not in kinds[name]:
             raise ValueError(f"optimiser state {key} is another optimiser's")
         device = named[name].device if value.ndim or named[name].device.type != "cpu" else torch.device("cpu")
         owner[id(named[name])].state[named[name]][what] = value.to(device, copy=True)
+    if tensors and (missing := {f"{name}/{what}" for name in kinds for what in kinds[name]} - tensors.keys()):
+        raise ValueError(f"optimiser state {min(missing)} is missing")

@@ -6,7 +6,7 @@ import json
 import sys
 import time
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from shuoshu.saving import write_text, write_whole
@@ -53,10 +53,10 @@ TYPES = {"kind": str, "step": int, "lr": (int, float), **dict.fromkeys(("title",
 TYPES |= dict.fromkeys(("loss", "val_loss", "val_rouge_l", "val_exact_match"), (int, float, type(None)))
 
 
-def say(line: str) -> None:
+def say(line: str, write: Callable[[str], None] | None = None) -> None:
     """A line for the reader. That it goes to a file on a full disk is no reason to end a training."""
     try:
-        print(line, flush=True)
+        write(line) if write else print(line, flush=True)
     except BrokenPipeError:
         raise
     except OSError:
@@ -140,7 +140,7 @@ class Progress:
     def say(self, line: str) -> None:
         """A line above the bar."""
         if self.bar is not None:
-            self.bar.write(line)
+            say(line, self.bar.write)
         elif self.show:
             say(line)
 

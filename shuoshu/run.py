@@ -110,8 +110,8 @@ class Run:
     def val_batches(self) -> Iterator[Batch]:
         """What an evaluation scores."""
         if self.turns:
-            return answer_batches(self.val, self.settings.batch_size)
-        return text_windows(self.val.tokens[: self.settings.eval_tokens], self.tokenizer.end, self.block, self.settings.batch_size)
+            return answer_batches(self.val, self.micro_rows)
+        return text_windows(self.val.tokens[: self.settings.eval_tokens], self.tokenizer.end, self.block, self.micro_rows)
 
     def _earlier_checkpoint(self) -> Path | None:
         """The checkpoint to go on from, if any; refuses to write over an earlier run unasked."""
@@ -126,14 +126,21 @@ class Run:
             folder, wrong = checkpoint.newest_checkpoint(self.out_dir)
             for problem in wrong:
                 print(f"skipped {problem}")
+            if folder is None and not (self.out_dir / "settings.json").exists():
+                self._check_empty()
             if folder is None and (wrong or (self.out_dir / "model.safetensors").exists()):
                 raise UserError(f"{self.out_dir} holds no valid checkpoint to resume from; --overwrite starts anew")
             if folder is None:
                 print(f"nothing to resume in {self.out_dir}: starting anew")
             return folder
-        if not settings.overwrite and any(self.out_dir.iterdir()):
-            raise UserError(f"{self.out_dir} is not empty: --resume goes on with its run, --overwrite replaces it, --out_dir=NEW leaves it alone")
+        if not settings.overwrite:
+            self._check_empty()
         return None
+
+    def _check_empty(self) -> None:
+        """UserError if something is there that a new run would be mixed with."""
+        if any(not path.name.startswith(".") for path in self.out_dir.iterdir()):
+            raise UserError(f"{self.out_dir} is not empty: --resume goes on with its run, --overwrite replaces it, --out_dir=NEW leaves it alone")
 
     def _build_model(self, is_resumed: bool) -> GPT:
         settings = self.settings
@@ -190,6 +197,11 @@ class Run:
             plan = saved["run"].pop("plan")
             self.state = checked(RunState, {"evaluated": saved["step"], **saved["run"]})  # older checkpoints don't say what was evaluated
             self.state.plan = checked(Plan, plan) if plan and not changed & REPLANS else None
+            planned = [self.state.plan.max_iters, self.state.plan.eval_interval, self.state.plan.save_interval] if self.state.plan else []
+            if self.state.step != saved["step"] or min(planned, default=1) < 1 or not 0 < self.state.scale < math.inf:
+                raise ValueError("its numbers make no run")
+            if not all(torch.isfinite(parameter).all() for parameter in self.raw.parameters()):
+                raise ValueError("its weights are not finite")
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{folder} doesn't fit: {reason_of(error)}") from None
         if changed & {"eval_tokens", "eval_questions", "select_by"}:
@@ -202,15 +214,18 @@ class Run:
         with self._writing():
             self.out_dir.mkdir(parents=True, exist_ok=True)
             self.lock.take()
-            if self.settings.overwrite:
-                for name in OWN_FILES:
-                    path = self.out_dir / name
-                    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-            checkpoint.sweep(self.out_dir)
+            if not self.settings.resume and not self.settings.overwrite:
+                self._check_empty()  # again: another run may have come and gone since
+            old = [self.out_dir / name for name in OWN_FILES] if self.settings.overwrite else []
             if not self.state.step:  # a checkpoint more than are kept, and a model more than there is, for as long as it is written
-                checkpoint.need_room(self.out_dir, (checkpoint.KEEP + 1) * self.bytes_per_checkpoint() + 2 * checkpoint.size_of(self.raw.tensors().values()))
+                needed = (checkpoint.KEEP + 1) * self.bytes_per_checkpoint() + 2 * checkpoint.size_of(self.raw.tensors().values())
+                going = sum(path.stat().st_size for top in old for path in (top, *top.rglob("*")) if path.is_file())
+                checkpoint.need_room(self.out_dir, needed - going)
+            for path in old:
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+            checkpoint.sweep(self.out_dir)
+            self._write_head()  # what makes the folder a run's comes first
             checkpoint.write_model_folder(self.out_dir, self.raw.config, self.tokenizer)
-            self._write_head()
 
     def _write_head(self) -> None:
         self.machine = runtime.describe(self.device)

@@ -217,7 +217,8 @@ class StopFlag:
 
     def __enter__(self) -> StopFlag:
         for number in {signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}:  # Windows has no SIGHUP
-            self._before[number] = signal.signal(number, self._catch)
+            if signal.getsignal(number) != signal.SIG_IGN:  # nohup, and & in a script, mean it
+                self._before[number] = signal.signal(number, self._catch)
         return self
 
     def __exit__(self, *error: object) -> None:

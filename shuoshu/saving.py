@@ -69,7 +69,8 @@ class Lock:
         """UserError if another run has it. Where the file system knows no locks, there is none."""
         if self._file:
             return
-        self._file = self.path.open("a+b", buffering=0)
+        handle = os.open(self.path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
+        self._file = os.fdopen(handle, "r+b", buffering=0)
         try:
             _lock(self._file.fileno())
         except OSError as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,6 +17,8 @@ from shuoshu.optim import rate_factor, set_rates, step_unless
 if TYPE_CHECKING:
     from shuoshu.run import Run
 
+Result = TypeVar("Result")
+
 IN_ROW = 10  # steps that don't count, one after another, end the run
 OF_SCALING = 16  # of fp16's that are nobody's fault: halved at each, the loss scale comes down from 65536 to 1
 ASKED_EVERY = 10  # steps, at most, between asking a GPU which of them counted: the answer makes the host wait for it
@@ -26,7 +28,7 @@ def train_step(run: Run) -> Tensor:
     """One optimiser step; the mean loss over all processes, 0 if the step doesn't count, left on the device."""
     step, processes = run.state.step, run.processes
     set_rates(run.optimizers, rate_factor(step, run.state.plan, run.settings), step)
-    total = gradients(run)
+    total = within_memory(run, lambda: gradients(run))
     for optimizer in run.optimizers:
         run.scaler.unscale_(optimizer)
     norm = torch.nn.utils.clip_grad_norm_(run.raw.parameters(), run.settings.grad_clip or math.inf)
@@ -38,11 +40,11 @@ def train_step(run: Run) -> Tensor:
     return total.masked_fill(is_bad, 0)
 
 
-def gradients(run: Run) -> Tensor:
-    """Leaves this step's gradients in the model; this process's part of the mean loss. Micro-batches that don't fit into a GPU are halved for good."""
+def within_memory(run: Run, work: Callable[[], Result]) -> Result:
+    """What `work` gives. Micro-batches that don't fit into a GPU are halved for good."""
     while True:
         try:
-            return _accumulate(run)
+            return work()
         except torch.OutOfMemoryError:
             if run.processes.world > 1 or run.micro_rows == 1:
                 raise
@@ -53,7 +55,8 @@ def gradients(run: Run) -> Tensor:
         report.say(f"out of memory: from step {run.state.step:,} on, {run.micro_rows} rows at a time, and as many a step as before: the same training")
 
 
-def _accumulate(run: Run) -> Tensor:
+def gradients(run: Run) -> Tensor:
+    """Leaves this step's gradients in the model; this process's part of the mean loss."""
     processes = run.processes
     runtime.seed_step(run.settings.seed, run.state.step, processes.rank)
     total = torch.zeros((), device=run.device)
