@@ -82,14 +82,13 @@ def workplace(tmp_path_factory, text):
     return folder
 
 
-@pytest.mark.parametrize("readme", READMES)
-def test_every_command_runs(readme, workplace, monkeypatch, capsys):
-    folder = workplace / readme
+def test_every_command_runs(workplace, monkeypatch, capsys):
+    folder = workplace / "reading"
     folder.mkdir()
     monkeypatch.chdir(folder)
     for name in ("my_novels", "prompts.csv", "questions.csv", "my_questions.json", "reviews.csv"):
         Path(name).symlink_to(workplace / name)
-    for line in commands(readme):
+    for line in dict.fromkeys([*commands("README.md"), *commands("README.zh.md")]):
         if line.startswith("python -m venv"):
             subprocess.run([sys.executable, *line.split(" && ")[0].split()[1:], "--without-pip"], check=True)
             assert Path(".venv/bin/activate").is_file() or Path(".venv/Scripts/activate").is_file()
