@@ -89,12 +89,18 @@ def test_accumulated_batches_train_as_one_large_batch(tiny, tmp_path):
     assert losses[0] != pytest.approx(losses[2], rel=1e-5)  # nine rows a step: other data
 
 
-def test_adamw_and_cosine_and_a_time_budget_run(tiny, tmp_path):
-    settings = ["--optimizer=adamw", "--schedule=cosine", "--max_minutes=0.05", "--tie_embeddings", "--n_kv_head=1"]
-    assert train.main([*tiny, *settings, f"--out_dir={tmp_path / 'out'}", "--sample_tokens=0", "--log_interval=1"]) == 0
+def test_adamw_and_cosine_learn(tiny, tmp_path):
+    settings = ["--optimizer=adamw", "--schedule=cosine", "--max_iters=100", "--tie_embeddings", "--n_kv_head=1"]
+    assert train.main([*tiny, *settings, f"--out_dir={tmp_path / 'out'}", "--sample_tokens=0"]) == 0
     log = Log(tmp_path / "out" / "log.jsonl")
-    assert log.read("step")[-1]["lr"] < 0.15 * max(r["lr"] for r in log.read("step"))
-    assert log.read("eval")[-1]["val_loss"] < log.read("eval")[0]["val_loss"]  # by how much depends on how busy the machine is
+    assert log.read("eval")[-1]["val_loss"] < log.read("eval")[0]["val_loss"] - 1
+
+
+def test_in_a_time_budget_the_rate_falls_to_its_end_on_a_busy_machine_too(tiny, tmp_path):
+    settings = ["--optimizer=adamw", "--schedule=cosine", "--max_minutes=0.05", "--log_interval=1"]
+    assert train.main([*tiny, *settings, f"--out_dir={tmp_path / 'out'}", "--sample_tokens=0"]) == 0
+    rates = [record["lr"] for record in Log(tmp_path / "out" / "log.jsonl").read("step")]
+    assert rates[-1] < 0.15 * max(rates)
 
 
 def test_without_validation_text_the_last_model_is_kept(text, tmp_path, tiny):
