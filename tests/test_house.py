@@ -8,7 +8,7 @@ import pytest
 
 from shuoshu.commandline import HOUSE
 
-COMMANDS = {"prepare", "prepare_sft", "train", "sample", "eval_metrics", "app"}
+COMMANDS = {"prepare", "prepare_sft", "train", "sample", "eval_metrics", "app", "bench"}
 LIGHT = ("settings", "commandline", "text", "tokenizer", "batches", "report", "questions", "pairs", "metrics", "rows", "words", "wishes", "markup", "document")
 PRODUCT = sorted([*HOUSE.glob("*.py"), *HOUSE.glob("shuoshu/*.py"), *HOUSE.glob("config/*.py")])
 
