@@ -5,39 +5,28 @@ from __future__ import annotations
 import pickle
 import re
 import shutil
+import statistics
 import subprocess
-import time
+import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
-
-import numpy as np
 
 from shuoshu.batches import SPLITS, TokenFile
 from shuoshu.commandline import UserError
-from shuoshu.yardstick import Ledger
 
 NEEDED = ("train.py", "model.py", "configurator.py")
 SETTLED = 3  # first iterations that don't count: the first one holds an evaluation, the others warm the caches
 ITERATION = re.compile(r"iter (\d+): loss ([\d.naif]+), time ([\d.]+)ms")
 
 
-@dataclass
-class Curve:
-    """A training of the peer: its own clock, evaluations left out, and its checkpoints on the way."""
-
-    seconds: list[float] = field(default_factory=list)  # of each iteration
-    points: list[tuple[float, Path]] = field(default_factory=list)  # clock and checkpoint
-
-
 class Peer:
     """The checkout's scripts in a folder of their own: the user's is only read."""
 
-    def __init__(self, checkout: Path, folder: Path, ledger: Ledger, python: str, env: dict[str, str]) -> None:
+    def __init__(self, checkout: Path, folder: Path, env: dict[str, str]) -> None:
         missing = [name for name in NEEDED if not (checkout / name).is_file()]
         if missing:
             raise UserError(f"--vs={checkout} is no nanoGPT checkout, it lacks {', '.join(missing)}: git clone https://github.com/karpathy/nanoGPT")
-        self.folder, self.ledger, self.python = folder, ledger, python
+        self.folder = folder
         self.env = {name: value for name, value in env.items() if name != "GOMP_SPINCOUNT"}  # which our own commands set
         folder.mkdir()
         for path in checkout.glob("*.py"):
@@ -45,7 +34,7 @@ class Peer:
 
     def take_data(self, data: Path, vocab_size: int) -> None:
         """The same tokens as its train.py reads them."""
-        self.vocab_size, place = vocab_size, self.folder / "data" / "bench"
+        place = self.folder / "data" / "bench"
         if vocab_size > 1 << 16:
             raise UserError(f"nanoGPT reads 16-bit tokens: a vocabulary of {vocab_size:,} is too large for it")
         place.mkdir(parents=True, exist_ok=True)
@@ -54,15 +43,8 @@ class Peer:
         (place / "meta.pkl").write_bytes(pickle.dumps({"vocab_size": vocab_size}))
 
     def command(self, **settings: object) -> list[str]:
-        """Its train.py on our data; True, 3 and 0.001 as its configurator wants them."""
-        return [
-            self.python,
-            "-u",
-            "train.py",
-            "--dataset=bench",
-            "--log_interval=1",
-            *(f"--{name}={value!r}".replace("'", "") for name, value in settings.items()),
-        ]
+        """Its train.py on our data; 3, 0.001, True and bare words, as its configurator reads them."""
+        return [sys.executable, "-u", "train.py", "--dataset=bench", "--log_interval=1", *(f"--{name}={value}" for name, value in settings.items())]
 
     def iterations(self, command: list[str]) -> Iterator[tuple[int, float, bool]]:
         """(number, seconds, whether an evaluation is in them) as its train.py goes; closing this ends it."""
@@ -96,18 +78,16 @@ class Peer:
             raise UserError(f"{' '.join(command)} told no iteration after the first {SETTLED}")
         return sum(found) / len(found)
 
-    def train(self, command: list[str], out_dir: str, keep: Path, tell: Callable[[str], None]) -> Curve:
-        """A whole training; a copy of every checkpoint stays in `keep`."""
-        curve, clock, last = Curve(), 0.0, time.monotonic()
-        keep.mkdir(parents=True)
-        saved = self.folder / out_dir / "ckpt.pt"
+    def train(self, command: list[str], keep: Path, tell: Callable[[str], None]) -> list[tuple[float, Path]]:
+        """A whole training; copies of its checkpoints, each with the clock of the iterations before it, evaluations left out."""
+        points, usual, clock, told = [], [], 0.0, 0.0
+        keep.mkdir()
         for number, passed, evaluated in self.iterations(command):
             if evaluated and number:  # the checkpoint was written before this iteration began
-                curve.points.append((clock, Path(shutil.copyfile(saved, keep / f"{number}.pt"))))
-            usual = float(np.median(curve.seconds[-20:])) if curve.seconds else passed
-            curve.seconds.append(usual if evaluated else passed)
-            clock += curve.seconds[-1]
-            if time.monotonic() - last > 30:
-                last = time.monotonic()
-                tell(f"iteration {number}, {clock:.0f} s")
-        return curve
+                points.append((clock, Path(shutil.copyfile(self.folder / "out" / "ckpt.pt", keep / f"{number}.pt"))))
+            usual.append(statistics.median(usual[-20:]) if evaluated and usual else passed)
+            clock += usual[-1]
+            if clock > told + 30:
+                told = clock
+                tell(f"iteration {number:,}, {clock:.0f} s")
+        return points

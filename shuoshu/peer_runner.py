@@ -8,9 +8,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-HOUSE = Path(__file__).resolve().parent.parent
 sys.path[0] = str(Path.cwd())  # the peer's model.py comes first, and our package is found as well
-sys.path.append(str(HOUSE))
+sys.path.append(str(Path(__file__).resolve().parent.parent))
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
@@ -21,37 +20,29 @@ from shuoshu import runtime  # noqa: E402
 from shuoshu.batches import TokenFile  # noqa: E402
 from shuoshu.scoring import score, text_windows  # noqa: E402
 from shuoshu.tokenizer import Tokenizer  # noqa: E402
-from shuoshu.worker import WARM_UP, Measure, rate_of, rate_of_one, serve  # noqa: E402
+from shuoshu.yardstick import WARM_UP, Measure, rate_of, rate_of_one, serve  # noqa: E402
 
 
 def begin(job: dict) -> tuple[dict, Measure]:
-    if job["tamed"]:
-        runtime.keep_memory()
-    torch.set_float32_matmul_precision("high")
-    if job["threads"]:
-        torch.set_num_threads(job["threads"])
-    kinds = {"train": training, "sample": sampling, "score": scoring}
-    return kinds[job["kind"]](runtime.pick_device(job["device"]), **job["how"])
+    device = runtime.begin(job["device"], job["threads"], job["tamed"])
+    facts, measure = {"train": training, "sample": sampling, "score": scoring}[job["kind"]](device, **job["how"])
+    return facts, lambda what, **how: measure(**how)
 
 
-def training(device: torch.device, shape: dict, dtype: str, rows: int, micro_steps: int, rate: float, compiled: bool) -> tuple[dict, Measure]:
+def training(device: torch.device, shape: dict, dtype: str, rows: int, micro_steps: int, compiled: bool) -> tuple[dict, Measure]:
     """Tokens/s of its model and its optimiser under autocast: forward, backward, clipping, step."""
-    torch.manual_seed(1337)
     model = GPT(GPTConfig(bias=False, **shape)).to(device)
     forward = torch.compile(model) if compiled else model
-    optimizer = model.configure_optimizers(0.1, rate, (0.9, 0.95), device.type)
-    tokens = np.memmap("data/bench/train.bin", dtype=np.uint16, mode="r")
-    draw, block, kind = np.random.default_rng(1337), shape["block_size"], getattr(torch, dtype)
-
-    def batch() -> tuple[torch.Tensor, torch.Tensor]:
-        at = draw.integers(len(tokens) - block, size=rows)[:, None] + np.arange(block + 1)
-        both = torch.from_numpy(tokens[at].astype(np.int64)).to(device)
-        return both[:, :-1].contiguous(), both[:, 1:].contiguous()
+    optimizer = model.configure_optimizers(0.1, 1e-3, (0.9, 0.95), device.type)
+    tokens, block = np.memmap("data/bench/train.bin", dtype=np.uint16, mode="r"), shape["block_size"]
+    draw = np.random.default_rng(1337)
 
     def step() -> float:
         for _ in range(micro_steps):
-            with runtime.autocast(device, kind):
-                _, loss = forward(*batch())
+            at = draw.integers(len(tokens) - block, size=rows)[:, None] + np.arange(block + 1)
+            both = torch.from_numpy(tokens[at].astype(np.int64)).to(device)
+            with runtime.autocast(device, getattr(torch, dtype)):
+                _, loss = forward(both[:, :-1].contiguous(), both[:, 1:].contiguous())
             (loss / micro_steps).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -61,24 +52,24 @@ def training(device: torch.device, shape: dict, dtype: str, rows: int, micro_ste
 
     for _ in range(WARM_UP):
         step()
-    parameters = sum(p.numel() for p in model.parameters())
-    return {"parameters": parameters}, lambda seconds: {**rate_of(step, seconds), "memory": runtime.peak_memory(device)}
+    facts = {"parameters": sum(p.numel() for p in model.parameters()), "memory": runtime.peak_memory(device)}
+    return facts, lambda seconds: rate_of(step, seconds)
 
 
-def sampling(device: torch.device, shape: dict, rows: int, tokens: int, dtype: str) -> tuple[dict, Measure]:
+def sampling(device: torch.device, shape: dict, tokens: int, dtype: str) -> tuple[dict, Measure]:
     """Tokens/s of its generate after prompts of half a block; the weights are random."""
-    torch.manual_seed(0)
-    model, kind = GPT(GPTConfig(bias=False, **shape)).to(device).eval(), getattr(torch, dtype)
-    prompt = torch.randint(shape["vocab_size"], (rows, shape["block_size"] // 2), device=device)
+    model = GPT(GPTConfig(bias=False, **shape)).to(device).eval()
+    kind = runtime.pick_dtype(dtype, device)
 
-    def generate(count: int) -> float:
+    def generate(rows: int, count: int) -> float:
+        prompts = torch.randint(shape["vocab_size"], (rows, shape["block_size"] // 2), device=device)
         with torch.no_grad(), runtime.autocast(device, kind):
-            model.generate(prompt, count, temperature=0.8, top_k=200)
+            model.generate(prompts, count, temperature=0.8, top_k=200)
         runtime.synchronise(device)
         return rows * count
 
-    generate(WARM_UP)
-    return {"parameters": sum(p.numel() for p in model.parameters())}, lambda: rate_of_one(lambda: generate(tokens))
+    generate(1, WARM_UP)
+    return {"dtype": str(kind).removeprefix("torch.")}, lambda rows: rate_of_one(lambda: generate(rows, tokens))
 
 
 def scoring(device: torch.device, data: str) -> tuple[dict, Measure]:
@@ -92,11 +83,10 @@ def scoring(device: torch.device, data: str) -> tuple[dict, Measure]:
 
         def losses(ids: torch.Tensor, targets: torch.Tensor, reduction: str) -> torch.Tensor:
             logits, _ = model(ids, targets.clamp(min=0))  # with targets it gives the logits of every position
-            return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction=reduction)
+            return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction=reduction)
 
         windows = text_windows(val.tokens, end, saved["model_args"]["block_size"], 16)
-        scored = score(losses, model, windows, end, torch.float32)
-        return {"bits_per_byte": scored.bits_per(val.bytes), "loss": scored.loss, "step": saved["iter_num"]}
+        return {"bits_per_byte": score(losses, model, windows, end, torch.float32).bits_per(val.bytes)}
 
     return {"bytes": val.bytes}, measure
 
