@@ -11,11 +11,13 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 from shuoshu.commandline import HOUSE, UserError
 from shuoshu.contests import Bench
 from shuoshu.text import find_files
 from shuoshu.tokenizer import Tokenizer
+from shuoshu.yardstick import rate_of
 
 MEGABYTES = (1.0, 10.0, 100.0)
 LENGTHS = (100, 400, 500, 1000)  # characters of an answer and its reference
@@ -91,29 +93,20 @@ def rouge(bench: Bench) -> None:
     with suppress(ImportError):
         from rouge_score.rouge_scorer import RougeScorer
 
-        theirs = RougeScorer(["rougeL"], tokenizer=Characters())
+        theirs = RougeScorer(["rougeL"], tokenizer=SimpleNamespace(tokenize=list))  # its own drops all that is not a–z and 0–9
         scores["rouge-score"] = lambda answer, reference: theirs.score(reference, answer)["rougeL"].fmeasure
     for length in LENGTHS:
         pieces = [text[at : at + length] for at in (draw.randrange(max(1, len(text) - length)) for _ in range(40))]
         pairs = list(zip(pieces[::2], pieces[1::2], strict=True))
-        contenders = {name: partial(pairs_per_second, score, pairs) for name, score in scores.items()}
+        contenders = {name: partial(rate_of, partial(scored, score, pairs), 0.2) for name, score in scores.items()}
         bench.ledger.compare(f"ROUGE-L, {length} characters", contenders, bench.settings.pairs, "pairs/s")
 
 
-class Characters:
-    """For rouge-score, whose own tokenizer drops all that is not a–z and 0–9."""
-
-    def tokenize(self, text: str) -> list[str]:
-        return list(text)
-
-
-def pairs_per_second(score: Callable[[str, str], float], pairs: list[tuple[str, str]]) -> float:
-    began, done = time.perf_counter(), 0
-    while not done or time.perf_counter() - began < 0.2:
-        for answer, reference in pairs:
-            score(answer, reference)
-        done += len(pairs)
-    return done / (time.perf_counter() - began)
+def scored(score: Callable[[str, str], float], pairs: list[tuple[str, str]]) -> int:
+    """How many pairs it has scored."""
+    for answer, reference in pairs:
+        score(answer, reference)
+    return len(pairs)
 
 
 def startup(bench: Bench) -> None:

@@ -20,7 +20,7 @@ from shuoshu.run import Run
 from shuoshu.settings import TrainSettings
 from shuoshu.tokenizer import Tokenizer
 from shuoshu.voice import Voice
-from shuoshu.yardstick import WARM_UP, Measure, rate_of, rate_of_one, serve
+from shuoshu.yardstick import WARM_UP, Measure, rate_of, serve
 
 
 def begin(job: dict) -> tuple[dict, Measure]:
@@ -100,7 +100,7 @@ def sampling(device: torch.device, data: str, shape: dict, tokens: int, dtype: s
     texts(1, WARM_UP)
     weights = sum(p.numel() * p.element_size() for name, p in voice.model.named_parameters() if "embed_tokens" not in name)
     facts = {"vocabulary": config.vocab_size, "dtype": str(voice.model.lm_head.weight.dtype).removeprefix("torch."), "weights": weights}
-    return facts, lambda rows: rate_of_one(lambda: texts(rows, tokens))
+    return facts, lambda rows: rate_of(lambda: texts(rows, tokens), 0)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import platform
 import shlex
@@ -88,16 +87,12 @@ class Bench:
 # ---------------------------------------------------------------- the parts
 
 
-def rate(worker: Worker, what: str, **how: object) -> float:
-    return worker.ask(what=what, **how)["rate"]
-
-
 def train(bench: Bench) -> None:
     """Tokens/s with the optimiser included, and the share of the matrix rate that they make up."""
     data, settings, ledger, seconds = bench.prepared(), bench.settings, bench.ledger, bench.settings.seconds
     ours = bench.worker("train", words=bench.words(data), pad_to=0)
     facts, memory = ours.facts, {"ours": ours.facts["memory"]}
-    contenders = {"ours": partial(rate, ours, "train", seconds=seconds)}
+    contenders = {"ours": partial(ours.ask, what="train", seconds=seconds)}
     if bench.peer:
         compiled = facts["device"].startswith("cuda")
         bench.peer.take_data(data, facts["vocabulary"])
@@ -108,8 +103,8 @@ def train(bench: Bench) -> None:
         ledger.facts("fair", {"is": FAIR})
         memory["fair"] = fair.facts["memory"]
         contenders["shipped"] = lambda: bench.tokens_per_step() / bench.peer.lap(shipped, seconds)
-        contenders["fair"] = partial(rate, fair, "train", seconds=seconds)
-    contenders["limit"] = lambda: rate(ours, "matrix", seconds=seconds / 4) / facts["flops_per_token"]
+        contenders["fair"] = partial(fair.ask, what="train", seconds=seconds)
+    contenders["limit"] = lambda: ours.ask(what="matrix", seconds=seconds / 4) / facts["flops_per_token"]
     ledger.facts("limit", {"is": "the matrix rate over a token's floating-point operations"})
     rounds = ledger.compare("train", contenders, settings.pairs, "tokens/s")
     ledger.median("train: matrix rate, GFLOP/s", [found["limit"] * facts["flops_per_token"] / 1e9 for found in rounds])
@@ -125,7 +120,7 @@ def sft(bench: Bench) -> None:
     bench.run("prepare_sft", *files, f"--tokenizer={text}", f"--out={questions}", f"--block_size={block}", "--too_long=drop")
     widths = {"ours": 0, f"padded to {block}": block}
     workers = {name: bench.worker("train", words=bench.words(questions), pad_to=pad_to) for name, pad_to in widths.items()}
-    contenders = {name: partial(rate, worker, "train", seconds=bench.settings.seconds) for name, worker in workers.items()}
+    contenders = {name: partial(worker.ask, what="train", seconds=bench.settings.seconds) for name, worker in workers.items()}
     bench.ledger.compare("fine-tuning", contenders, bench.settings.pairs, "answer tokens/s")
 
 
@@ -140,12 +135,7 @@ def sample(bench: Bench) -> None:
         if not on_cuda:
             workers["fair"] = bench.worker("sample", peer=True, dtype="auto", **how)
     for rows in ROWS:
-        contenders = {name: partial(rate, worker, "sample", rows=rows) for name, worker in workers.items()}
+        contenders = {name: partial(worker.ask, what="sample", rows=rows) for name, worker in workers.items()}
         if on_cuda:
-            contenders["limit"] = lambda rows=rows: rows * rate(ours, "memory", seconds=1.0) / ours.facts["weights"]
+            contenders["limit"] = lambda rows=rows: rows * ours.ask(what="memory", seconds=1.0) / ours.facts["weights"]
         bench.ledger.compare(f"sampling, batch {rows}", contenders, settings.pairs, "tokens/s")
-
-
-def vocabulary(data: Path) -> int:
-    """Entries of the matrices: a multiple of 64, as train.py has it."""
-    return math.ceil(read_meta(data)["vocab_size"] / 64) * 64

@@ -20,7 +20,7 @@ from shuoshu import runtime  # noqa: E402
 from shuoshu.batches import TokenFile  # noqa: E402
 from shuoshu.scoring import score, text_windows  # noqa: E402
 from shuoshu.tokenizer import Tokenizer  # noqa: E402
-from shuoshu.yardstick import WARM_UP, Measure, rate_of, rate_of_one, serve  # noqa: E402
+from shuoshu.yardstick import WARM_UP, Measure, rate_of, serve  # noqa: E402
 
 
 def begin(job: dict) -> tuple[dict, Measure]:
@@ -69,14 +69,14 @@ def sampling(device: torch.device, shape: dict, tokens: int, dtype: str) -> tupl
         return rows * count
 
     generate(1, WARM_UP)
-    return {"dtype": str(kind).removeprefix("torch.")}, lambda rows: rate_of_one(lambda: generate(rows, tokens))
+    return {"dtype": str(kind).removeprefix("torch.")}, lambda rows: rate_of(lambda: generate(rows, tokens), 0)
 
 
 def scoring(device: torch.device, data: str) -> tuple[dict, Measure]:
     """Bits per byte of our validation text by one of its checkpoints, through our evaluator, in float32."""
     val, end = TokenFile(Path(data), "val"), Tokenizer.load(data).end
 
-    def measure(checkpoint: str) -> dict:
+    def measure(checkpoint: str) -> float:
         saved = torch.load(checkpoint, map_location=device, weights_only=True)
         model = GPT(GPTConfig(**saved["model_args"])).to(device)
         model.load_state_dict({name.removeprefix("_orig_mod."): tensor for name, tensor in saved["model"].items()})
@@ -86,7 +86,7 @@ def scoring(device: torch.device, data: str) -> tuple[dict, Measure]:
             return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction=reduction)
 
         windows = text_windows(val.tokens, end, saved["model_args"]["block_size"], 16)
-        return {"bits_per_byte": score(losses, model, windows, end, torch.float32).bits_per(val.bytes)}
+        return score(losses, model, windows, end, torch.float32).bits_per(val.bytes)
 
     return {"bytes": val.bytes}, measure
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from shuoshu.batches import read_meta
 from shuoshu.commandline import UserError
-from shuoshu.contests import Bench, rate, vocabulary
+from shuoshu.contests import Bench
 from shuoshu.report import Log
 from shuoshu.yardstick import short
 
@@ -22,9 +22,9 @@ def loss(bench: Bench) -> None:
     """Seconds to the peer's final loss, and the best loss of each within the budget."""
     data, ledger, budget = bench.prepared(), bench.ledger, 60 * bench.settings.minutes
     ours = bench.worker("train", words=bench.words(data), pad_to=0)
-    step_seconds = bench.tokens_per_step() / rate(ours, "train", seconds=bench.settings.seconds)
+    step_seconds = bench.tokens_per_step() / ours.ask(what="train", seconds=bench.settings.seconds)
     ours.close()
-    theirs, goal = of_peer(bench, data, ours.facts["device"], budget) if bench.peer else {}, None
+    theirs, goal = of_peer(bench, data, ours.facts, budget) if bench.peer else {}, None
     if theirs:
         end, goal = min((points[-1] for points in theirs.values()), key=lambda point: point[1])
         ledger.figure("loss: peer's end, bits per byte", goal, f"  after {end:.0f} s")
@@ -55,19 +55,19 @@ def steps_in(seconds: float, step_seconds: float) -> tuple[int, int]:
     return every * max(1, round(seconds / step_seconds / every)), every
 
 
-def of_peer(bench: Bench, data: Path, device: str, budget: float) -> dict[str, Points]:
+def of_peer(bench: Bench, data: Path, facts: dict, budget: float) -> dict[str, Points]:
     """Its own train.py at every rate and dropout; each checkpoint scored by our evaluator."""
     curves: dict[str, Points] = {}
-    bench.peer.take_data(data, vocabulary(data))
-    compiled, step_seconds = faster(bench, device, budget)
+    bench.peer.take_data(data, facts["vocabulary"])
+    compiled, step_seconds = faster(bench, facts["device"], budget)
     steps, every = steps_in(budget, step_seconds)
     length = {"max_iters": steps, "lr_decay_iters": steps, "eval_interval": every, "warmup_iters": min(100, max(1, steps // 20))}
     scorer = bench.worker("score", peer=True, data=str(data))
     for lr, dropout in itertools.product(bench.settings.numbers("rate", RATES), bench.dropouts):
         name = f"rate {lr:g}, dropout {dropout:g}"
-        command = bench.peer_words(device, compiled, **length, learning_rate=lr, min_lr=lr / 10, dropout=dropout)
+        command = bench.peer_words(facts["device"], compiled, **length, learning_rate=lr, min_lr=lr / 10, dropout=dropout)
         points = bench.peer.train(command, bench.folder / f"peer-{len(curves)}", lambda told, name=name: print(f"peer, {name}: {told}", flush=True))
-        curves[name] = [(clock, scorer.ask(what="score", checkpoint=str(path))["bits_per_byte"]) for clock, path in points]
+        curves[name] = [(clock, scorer.ask(what="score", checkpoint=str(path))) for clock, path in points]
         bench.ledger.figure(f"loss: peer, {name}, bits per byte", curves[name][-1][1], f"  after {steps:,} steps, {points[-1][0]:.0f} s")
     return curves
 

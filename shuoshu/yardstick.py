@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import typing
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -17,7 +18,7 @@ from shuoshu.commandline import UserError
 from shuoshu.settings import BenchSettings
 
 Round = dict[str, float]
-Measure = Callable[..., dict]
+Measure = Callable[..., float]
 WARM_UP = 3  # steps before the first measurement: compilation, cold caches
 
 
@@ -96,7 +97,7 @@ class Worker:
         self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=self.errors, env=env, cwd=cwd, text=True, encoding="utf-8")
         self.facts = self.ask(**job)
 
-    def ask(self, **request: object) -> dict:
+    def ask(self, **request: object) -> typing.Any:
         try:
             print(json.dumps(request), file=self.process.stdin, flush=True)
             line = self.process.stdout.readline()
@@ -128,17 +129,9 @@ def serve(begin: Callable[[dict], tuple[dict, Measure]]) -> None:
         print(json.dumps(measure(**json.loads(line))), file=answers, flush=True)
 
 
-def rate_of(step: Callable[[], float], seconds: float) -> dict:
-    """Units per second of `step`, which returns how many it has done; the first one only warms the caches again."""
-    step()
-    amount, steps, began = 0.0, 0, time.perf_counter()
-    while (passed := time.perf_counter() - began) < seconds or not steps:
-        amount, steps = amount + step(), steps + 1
-    return {"rate": amount / passed}
-
-
-def rate_of_one(work: Callable[[], float]) -> dict:
-    """Units per second of one go, however long it takes."""
-    began = time.perf_counter()
-    amount = work()
-    return {"rate": amount / (time.perf_counter() - began)}
+def rate_of(step: Callable[[], float], seconds: float) -> float:
+    """Units per second of `step`, which returns how many it has done: as often as the time allows, at least once."""
+    amount, began = 0.0, time.perf_counter()
+    while not amount or time.perf_counter() - began < seconds:
+        amount += step()
+    return amount / (time.perf_counter() - began)
