@@ -79,12 +79,12 @@ class Peer:
         return sum(found) / len(found)
 
     def train(self, command: list[str], keep: Path, tell: Callable[[str], None]) -> list[tuple[float, Path]]:
-        """A whole training; copies of its checkpoints, each with the clock of the iterations before it, evaluations left out."""
+        """A whole training; its checkpoints, each taken away before the next one comes, with the clock of the iterations before it, evaluations left out."""
         points, usual, clock, told = [], [], 0.0, 0.0
         keep.mkdir()
         for number, passed, evaluated in self.iterations(command):
             if evaluated and number:  # the checkpoint was written before this iteration began
-                points.append((clock, Path(shutil.copyfile(self.folder / "out" / "ckpt.pt", keep / f"{number}.pt"))))
+                points.append((clock, (self.folder / "out" / "ckpt.pt").replace(keep / f"{number}.pt")))
             usual.append(statistics.median(usual[-20:]) if evaluated and usual else passed)
             clock += usual[-1]
             if clock > told + 30:

@@ -43,8 +43,9 @@ for number in range(settings['max_iters'] + 1):
             model.lm_head.bias.data = torch.from_numpy(np.log(np.bincount(tokens, minlength=vocab_size) + 1.0)).float()  # it has learned how common tokens are
             saved = {'model': model.state_dict(), 'model_args': args, 'iter_num': number, 'best_val_loss': torch.tensor(5.0)}
             torch.save(saved, os.path.join(settings['out_dir'], 'ckpt.pt'))
-    time.sleep(0.002)
     print(f'iter {number}: loss 5.0000, time 20.00ms, mfu -100.00%')
+    while os.path.exists(os.path.join(settings['out_dir'], 'ckpt.pt')):
+        time.sleep(0.001)  # its trainings take longer than fetching a checkpoint, this one waits
 """
 MODEL = """
 from dataclasses import dataclass
