@@ -34,7 +34,7 @@ class Bench:
         self.peer = Peer(Path(settings.vs), folder / "peer", self.env) if settings.vs else None
         self.shape = {**settings.shape(), "block_size": settings.block_size or (PADDED if self.part in ("sample", "sft") else 256)}
         self.dropouts = settings.numbers("dropout", (0.0,))
-        ledger.facts("python", {"version": platform.python_version(), "system": platform.platform(terse=True), "cores": os.cpu_count()})
+        ledger.facts("python", {"version": platform.python_version(), "system": platform.platform(terse=True), "cores": os.cpu_count(), **load()})
 
     def worker(self, kind: str, peer: bool = False, tamed: bool = True, **how: object) -> Worker:
         """A process of ours, or one that runs the peer's model.py; `tamed`: with our settings of malloc and OpenMP."""
@@ -82,6 +82,11 @@ class Bench:
 
     def tokens_per_step(self) -> int:
         return self.shape["block_size"] * self.settings.batch_size * self.settings.gradient_accumulation_steps
+
+
+def load() -> dict[str, float]:
+    """How many programs want a core already: what is measured beside others says little."""
+    return {"load": round(os.getloadavg()[0], 1)} if hasattr(os, "getloadavg") else {}
 
 
 # ---------------------------------------------------------------- the parts

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
+from pathlib import Path
 
 import pytest
 
@@ -85,13 +86,17 @@ TINY = ["--n_layer=1", "--n_head=2", "--n_embd=32", "--block_size=32", "--batch_
 SHORT = ["--pairs=2", "--seconds=0.02", "--tokens=6"]
 
 
-@pytest.fixture
-def checkout(tmp_path):
-    folder = tmp_path / "their GPT"
+def write_checkout(folder: Path) -> Path:
+    """What stands in for a nanoGPT checkout."""
     folder.mkdir()
     for name, source in (("train.py", TRAIN), ("model.py", MODEL), ("configurator.py", "")):
         (folder / name).write_text(source, encoding="utf-8")
     return folder
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    return write_checkout(tmp_path / "their GPT")
 
 
 @pytest.fixture

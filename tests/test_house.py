@@ -10,6 +10,7 @@ from shuoshu.commandline import HOUSE
 
 COMMANDS = {"prepare", "prepare_sft", "train", "sample", "eval_metrics", "app", "bench"}
 LIGHT = ("settings", "commandline", "text", "tokenizer", "batches", "report", "questions", "pairs", "metrics", "rows", "words", "wishes", "markup", "document")
+LIGHT += ("yardstick", "peer", "contests", "race", "chores")
 PRODUCT = sorted([*HOUSE.glob("*.py"), *HOUSE.glob("shuoshu/*.py"), *HOUSE.glob("config/*.py")])
 
 
