@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -25,8 +26,9 @@ from shuoshu.yardstick import WARM_UP, Measure, rate_of, serve
 
 def begin(job: dict) -> tuple[dict, Measure]:
     device = runtime.begin(job["device"], job["threads"], tamed=True)
-    facts, own = {"train": training, "sample": sampling}[job["kind"]](device, **job["how"])
-    measures = {job["kind"]: own, "matrix": lambda seconds: rate_of(product(device), seconds), "memory": lambda seconds: rate_of(copy(device), seconds)}
+    rate = partial(rate_of, clock=job["clock"])
+    facts, own = {"train": training, "sample": sampling}[job["kind"]](device, rate, **job["how"])
+    measures = {job["kind"]: own, "matrix": lambda seconds: rate(product(device), seconds), "memory": lambda seconds: rate(copy(device), seconds)}
     return {**runtime.describe(device), "device": str(device), **facts}, lambda what, **how: measures[what](**how)
 
 
@@ -56,7 +58,7 @@ def copy(device: torch.device) -> Callable[[], float]:
     return step
 
 
-def training(device: torch.device, words: list[str], pad_to: int) -> tuple[dict, Measure]:
+def training(device: torch.device, rate: Callable[..., float], words: list[str], pad_to: int) -> tuple[dict, Measure]:
     """Tokens/s of train.py's own step on its own batches, or on the same rows padded to one width."""
     run = Run(parse(TrainSettings, words, ""), runtime.Processes(), device)
     counts: list[float] = []
@@ -75,7 +77,7 @@ def training(device: torch.device, words: list[str], pad_to: int) -> tuple[dict,
     total, inner = run.raw.count_parameters()
     facts = {"parameters": total, "inner": inner, "vocabulary": run.raw.config.vocab_size, "dtype": run.settings.dtype}
     facts |= {"compiled": run.model is not run.raw, "flops_per_token": run.raw.flops_per_token(), "memory": runtime.peak_memory(device)}
-    return facts, lambda seconds: rate_of(step, seconds)
+    return facts, lambda seconds: rate(step, seconds)
 
 
 def counted(feed: Iterator[tuple[Tensor, Tensor, int]], counts: list[float], pad_to: int) -> Iterator[tuple[Tensor, Tensor, int]]:
@@ -86,7 +88,7 @@ def counted(feed: Iterator[tuple[Tensor, Tensor, int]], counts: list[float], pad
         yield F.pad(ids, (0, missing)), F.pad(targets, (0, missing), value=IGNORE), count
 
 
-def sampling(device: torch.device, data: str, shape: dict, tokens: int, dtype: str) -> tuple[dict, Measure]:
+def sampling(device: torch.device, rate: Callable[..., float], data: str, shape: dict, tokens: int, dtype: str) -> tuple[dict, Measure]:
     """Tokens/s of texts after prompts of half a block, as sample.py makes them; the weights are random."""
     tokenizer = Tokenizer.load(data)
     config = GPTConfig(vocab_size=-(-tokenizer.n_vocab // 64) * 64, **shape)
@@ -100,7 +102,7 @@ def sampling(device: torch.device, data: str, shape: dict, tokens: int, dtype: s
     texts(1, WARM_UP)
     weights = sum(p.numel() * p.element_size() for name, p in voice.model.named_parameters() if "embed_tokens" not in name)
     facts = {"vocabulary": config.vocab_size, "dtype": str(voice.model.lm_head.weight.dtype).removeprefix("torch."), "weights": weights}
-    return facts, lambda rows: rate_of(lambda: texts(rows, tokens), 0)
+    return facts, lambda rows: rate(lambda: texts(rows, tokens), 0)
 
 
 if __name__ == "__main__":

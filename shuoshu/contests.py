@@ -38,7 +38,7 @@ class Bench:
 
     def worker(self, kind: str, peer: bool = False, tamed: bool = True, **how: object) -> Worker:
         """A process of ours, or one that runs the peer's model.py; `tamed`: with our settings of malloc and OpenMP."""
-        job = {"kind": kind, "device": self.settings.device, "threads": self.settings.threads, "tamed": tamed, "how": how}
+        job = {"kind": kind, "device": self.settings.device, "threads": self.settings.threads, "clock": self.settings.clock, "tamed": tamed, "how": how}
         command = [sys.executable, str(HOUSE / "shuoshu" / "peer_runner.py")] if peer else [sys.executable, "-m", "shuoshu.contenders"]
         self.ledger.ran(command, json.dumps(job))
         made = Worker(command, job, self.env if tamed else self.peer.env, self.peer.folder if peer else HOUSE)
@@ -103,11 +103,15 @@ def train(bench: Bench) -> None:
         bench.peer.take_data(data, facts["vocabulary"])
         shape = {**bench.shape, "vocab_size": facts["vocabulary"], "dropout": bench.dropouts[0]}
         loop = {"dtype": facts["dtype"], "rows": settings.batch_size, "micro_steps": settings.gradient_accumulation_steps, "compiled": compiled}
-        shipped = bench.peer_words(facts["device"], compiled)
         fair = bench.worker("train", peer=True, shape=shape, **loop)
         ledger.facts("fair", {"is": FAIR})
         memory["fair"] = fair.facts["memory"]
-        contenders["shipped"] = lambda: bench.tokens_per_step() / bench.peer.lap(shipped, seconds)
+        if settings.clock == "cpu":  # its train.py tells wall time only
+            shipped = bench.worker("train", peer=True, tamed=False, shape=shape, **loop | {"dtype": "float32"})
+            contenders["shipped"] = partial(shipped.ask, what="train", seconds=seconds)
+        else:
+            command = bench.peer_words(facts["device"], compiled)
+            contenders["shipped"] = lambda: bench.tokens_per_step() / bench.peer.lap(command, seconds)
         contenders["fair"] = partial(fair.ask, what="train", seconds=seconds)
     contenders["limit"] = lambda: ours.ask(what="matrix", seconds=seconds / 4) / facts["flops_per_token"]
     ledger.facts("limit", {"is": "the matrix rate over a token's floating-point operations"})

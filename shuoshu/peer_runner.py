@@ -6,6 +6,8 @@ Run as a script in a folder that holds a copy of the peer's model.py: `from mode
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 sys.path[0] = str(Path.cwd())  # the peer's model.py comes first, and our package is found as well
@@ -25,11 +27,11 @@ from shuoshu.yardstick import WARM_UP, Measure, rate_of, serve  # noqa: E402
 
 def begin(job: dict) -> tuple[dict, Measure]:
     device = runtime.begin(job["device"], job["threads"], job["tamed"])
-    facts, measure = {"train": training, "sample": sampling, "score": scoring}[job["kind"]](device, **job["how"])
+    facts, measure = {"train": training, "sample": sampling, "score": scoring}[job["kind"]](device, partial(rate_of, clock=job["clock"]), **job["how"])
     return facts, lambda what, **how: measure(**how)
 
 
-def training(device: torch.device, shape: dict, dtype: str, rows: int, micro_steps: int, compiled: bool) -> tuple[dict, Measure]:
+def training(device: torch.device, rate: Callable[..., float], shape: dict, dtype: str, rows: int, micro_steps: int, compiled: bool) -> tuple[dict, Measure]:
     """Tokens/s of its model and its optimiser under autocast: forward, backward, clipping, step."""
     model = GPT(GPTConfig(bias=False, **shape)).to(device)
     forward = torch.compile(model) if compiled else model
@@ -53,10 +55,10 @@ def training(device: torch.device, shape: dict, dtype: str, rows: int, micro_ste
     for _ in range(WARM_UP):
         step()
     facts = {"parameters": sum(p.numel() for p in model.parameters()), "memory": runtime.peak_memory(device)}
-    return facts, lambda seconds: rate_of(step, seconds)
+    return facts, lambda seconds: rate(step, seconds)
 
 
-def sampling(device: torch.device, shape: dict, tokens: int, dtype: str) -> tuple[dict, Measure]:
+def sampling(device: torch.device, rate: Callable[..., float], shape: dict, tokens: int, dtype: str) -> tuple[dict, Measure]:
     """Tokens/s of its generate after prompts of half a block; the weights are random."""
     model = GPT(GPTConfig(bias=False, **shape)).to(device).eval()
     kind = runtime.pick_dtype(dtype, device)
@@ -69,10 +71,10 @@ def sampling(device: torch.device, shape: dict, tokens: int, dtype: str) -> tupl
         return rows * count
 
     generate(1, WARM_UP)
-    return {"dtype": str(kind).removeprefix("torch.")}, lambda rows: rate_of(lambda: generate(rows, tokens), 0)
+    return {"dtype": str(kind).removeprefix("torch.")}, lambda rows: rate(lambda: generate(rows, tokens), 0)
 
 
-def scoring(device: torch.device, data: str) -> tuple[dict, Measure]:
+def scoring(device: torch.device, rate: Callable[..., float], data: str) -> tuple[dict, Measure]:
     """Bits per byte of our validation text by one of its checkpoints, through our evaluator, in float32."""
     val, end = TokenFile(Path(data), "val"), Tokenizer.load(data).end
 

@@ -165,7 +165,7 @@ def test_fine_tuning_is_measured_beside_padded_rows(measured):
 
 
 def test_sampling_is_measured_alone_and_in_batches(measured, checkout, dataset):
-    raw = measured("sample", str(dataset), f"--vs={checkout}", *TINY)
+    raw = measured("sample", str(dataset), f"--vs={checkout}", "--clock=cpu", *TINY)
     for rows in contests.ROWS:
         figures_follow_from_rounds(raw, f"sampling, batch {rows}", "ours", "shipped", "fair")
 
@@ -215,6 +215,7 @@ def test_starting_up_is_measured(measured, monkeypatch):
         (["speed"], "what is to be measured"),
         (["train", "--vs=nowhere"], "nowhere is no nanoGPT checkout, it lacks train.py, model.py"),
         (["loss", "--rate=fast"], "rate=fast: a number is wanted"),
+        (["rouge", "empty.bin"], "empty.bin"),
         (["rouge", "--json=nowhere/raw.json"], "there is no folder nowhere"),
     ],
 )
