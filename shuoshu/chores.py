@@ -117,9 +117,9 @@ def startup(bench: Bench) -> None:
     data, out, start = bench.folder / "data", bench.folder / "out", "话说"
     bench.run("prepare", f"--out={data}")
     bench.run("train", f"--dataset={data}", f"--out_dir={out}", "--n_layer=1", "--n_head=2", "--n_embd=32", "--max_iters=1", "--sample_tokens=0")
-    commands = {"python alone": ["-c", "pass"], "import torch": ["-c", "import torch"]}
+    commands = {"python alone": ["-c", "print()"], "import torch": ["-c", "import torch; print(flush=True)"]}
     commands |= {f"{name}.py --help": [HOUSE / f"{name}.py", "--help"] for name in COMMANDS}
-    contenders = {name: partial(seconds_of, bench, [sys.executable, *words], None) for name, words in commands.items()}
+    contenders = {name: partial(seconds_of, bench, [sys.executable, *words], 0 if name == "import torch" else None) for name, words in commands.items()}
     first = [sys.executable, HOUSE / "sample.py", f"--out_dir={out}", f"--start={start}", "--max_new_tokens=3", f"--device={bench.settings.device}"]
     contenders["first token"] = partial(seconds_of, bench, first, len(start.encode()))
     rounds = bench.ledger.measure("startup", contenders, bench.settings.pairs, "s")
