@@ -159,8 +159,8 @@ def test_training_is_measured_beside_the_peer_and_the_limit(measured, checkout, 
     assert ours["vocabulary"] == 512 and ours["torch"] and ours["cpu"] and ours["memory"] > 0
 
 
-def test_fine_tuning_is_measured_beside_padded_rows(measured):
-    raw = measured("sft", *TINY, "--block_size=256")
+def test_fine_tuning_is_measured_beside_padded_rows(measured, dataset):
+    raw = measured("sft", f"--tokenizer={dataset}", *TINY, "--block_size=256")
     figures_follow_from_rounds(raw, "fine-tuning", "ours", "padded to 256")
 
 
