@@ -28,14 +28,14 @@ def begin(job: dict) -> tuple[dict, Measure]:
     device = runtime.begin(job["device"], job["threads"], tamed=True)
     rate = partial(rate_of, clock=job["clock"])
     facts, own = {"train": training, "sample": sampling}[job["kind"]](device, rate, **job["how"])
-    measures = {job["kind"]: own, "matrix": lambda seconds: rate(product(device), seconds), "memory": lambda seconds: rate(copy(device), seconds)}
+    measures = {job["kind"]: own, "matrix": lambda seconds, dtype: rate(product(device, dtype), seconds), "memory": lambda seconds: rate(copy(device), seconds)}
     return {**runtime.describe(device), "device": str(device), **facts}, lambda what, **how: measures[what](**how)
 
 
-def product(device: torch.device) -> Callable[[], float]:
+def product(device: torch.device, dtype: str) -> Callable[[], float]:
     """A matrix product large enough for the device's best rate; its floating-point operations."""
     n = 8192 if device.type == "cuda" else 2048
-    a, b, c = (torch.ones(n, n, device=device, dtype=runtime.pick_dtype("auto", device)) for _ in range(3))
+    a, b, c = (torch.ones(n, n, device=device, dtype=getattr(torch, dtype)) for _ in range(3))
 
     def step() -> float:
         torch.mm(a, b, out=c)

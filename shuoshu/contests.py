@@ -113,7 +113,7 @@ def train(bench: Bench) -> None:
             command = bench.peer_words(facts["device"], compiled)
             contenders["shipped"] = lambda: bench.tokens_per_step() / bench.peer.lap(command, seconds)
         contenders["fair"] = partial(fair.ask, what="train", seconds=seconds)
-    contenders["limit"] = lambda: ours.ask(what="matrix", seconds=seconds / 4) / facts["flops_per_token"]
+    contenders["limit"] = lambda: ours.ask(what="matrix", seconds=seconds / 4, dtype=facts["dtype"]) / facts["flops_per_token"]
     ledger.facts("limit", {"is": "the matrix rate over a token's floating-point operations"})
     rounds = ledger.compare("train", contenders, settings.pairs, "tokens/s")
     ledger.median("train: matrix rate, GFLOP/s", [found["limit"] * facts["flops_per_token"] / 1e9 for found in rounds])
