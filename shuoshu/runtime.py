@@ -60,6 +60,16 @@ def pick_device(name: str, local_rank: int = 0) -> torch.device:
     return device
 
 
+def begin(device: str, threads: int | None, tamed: bool) -> torch.device:
+    """What a measuring process does first; `tamed`: with our setting of malloc."""
+    if tamed:
+        keep_memory()
+    if threads:
+        torch.set_num_threads(threads)
+    torch.set_float32_matmul_precision("high")  # TF32 for what stays in fp32
+    return pick_device(device)
+
+
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     """The precision of the matrix products: bf16 where the hardware has it, else fp16 on older GPUs, else fp32."""
     if name != "auto":

@@ -8,9 +8,9 @@ import pytest
 
 from shuoshu.commandline import HOUSE
 
-COMMANDS = {"prepare", "prepare_sft", "train", "sample", "eval_metrics", "app"}
+COMMANDS = {"prepare", "prepare_sft", "train", "sample", "eval_metrics", "app", "bench"}
 LIGHT = ("settings", "commandline", "files", "text", "tokenizer", "batches", "report", "questions", "pairs", "metrics", "rows")
-LIGHT += ("words", "wishes", "markup", "document")
+LIGHT += ("words", "wishes", "markup", "document", "yardstick", "peer", "contests", "race", "chores")
 PRODUCT = sorted([*HOUSE.glob("*.py"), *HOUSE.glob("shuoshu/*.py"), *HOUSE.glob("config/*.py")])
 
 
@@ -45,7 +45,7 @@ def test_every_file_says_what_it_is_for():
 def test_no_file_outgrows_a_sitting():
     lengths = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in PRODUCT}
     assert max(lengths.values()) <= 350, max(lengths, key=lengths.get)
-    assert sum(lengths.values()) < 8700
+    assert sum(lengths.values()) < 9700
 
 
 def test_the_scripts_parse_and_ci_runs_the_tests_alone():

@@ -15,7 +15,9 @@ from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from test_bench import write_checkout
 
+import bench
 import eval_metrics
 import prepare
 import prepare_sft
@@ -61,10 +63,14 @@ def python_command(line: str) -> int:
             assert address.startswith("http://")
         return 0
     mains = {"prepare": prepare.main, "prepare_sft": prepare_sft.main, "train": train.main, "sample": sample.main, "eval_metrics": eval_metrics.main}
+    mains["bench"] = bench.main
     main = mains[words[1].removesuffix(".py")]
-    reduced = {"train.py": [*QUICK, *SMALL], "sample.py": ["--max_new_tokens=5", "--threads=1"], "eval_metrics.py": ["--limit=3", "--threads=1"]}.get(
-        words[1], []
-    )
+    reduced = {
+        "train.py": [*QUICK, *SMALL],
+        "sample.py": ["--max_new_tokens=5", "--threads=1"],
+        "eval_metrics.py": ["--limit=3", "--threads=1"],
+        "bench.py": [*SMALL, "--device=cpu", "--dtype=float32", "--threads=1", "--pairs=1", "--seconds=0.01"],
+    }.get(words[1], [])
     return main([*words[2:], *([] if "--help" in words else reduced)])
 
 
@@ -79,6 +85,7 @@ def workplace(tmp_path_factory, text):
     pairs = [{"question": f"第{n}封信是谁写的？", "answer": f"{who}写的。"} for n, who in enumerate("甲乙丙丁戊己庚辛壬癸" * 3)]
     (folder / "my_questions.json").write_text(json.dumps(pairs, ensure_ascii=False), encoding="utf-8")
     (folder / "reviews.csv").write_text("label,review\n" + "".join(f"{n % 2},房间{n}号\n" for n in range(40)), encoding="utf-8")
+    write_checkout(folder / "nanoGPT")
     return folder
 
 
@@ -192,9 +199,9 @@ def test_links_lead_somewhere():
 def test_settings_named_in_the_readmes_and_formats_exist():
     from dataclasses import fields
 
-    from shuoshu.settings import AppSettings, PrepareSettings, PrepareSftSettings, SampleSettings, TrainSettings
+    from shuoshu.settings import AppSettings, BenchSettings, PrepareSettings, PrepareSftSettings, SampleSettings, TrainSettings
 
-    commands_settings = (AppSettings, PrepareSettings, PrepareSftSettings, SampleSettings, TrainSettings)
+    commands_settings = (AppSettings, BenchSettings, PrepareSettings, PrepareSftSettings, SampleSettings, TrainSettings)
     known = {f.metadata.get("alias", f.name) for cls in commands_settings for f in fields(cls)} | {
         "help",
         "debug",

@@ -14,9 +14,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from shuoshu.commandline import HOUSE, UserError, command, parse
-from shuoshu.settings import PrepareSettings, SampleSettings, TrainSettings
+from shuoshu.settings import BenchSettings, PrepareSettings, SampleSettings, TrainSettings
 
-COMMANDS = {"train": TrainSettings, "sample": SampleSettings, "prepare": PrepareSettings}
+COMMANDS = {"train": TrainSettings, "sample": SampleSettings, "prepare": PrepareSettings, "bench": BenchSettings}
 
 
 @pytest.fixture(autouse=True)

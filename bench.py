@@ -1,0 +1,45 @@
+"""How fast, against what: ours, a nanoGPT that you have, and the machine's own limit, measured in turn in one run.
+
+python bench.py PART [FILE|FOLDER ...] [--vs=NANOGPT] [--json=FILE] [--key=value ...]
+PART is train (tokens/s), loss (time to the peer's loss), sample (tokens/s of text), sft (answer tokens/s),
+prepare (MB/s), rouge (ROUGE-L a second) or startup (seconds to the first word).
+Texts are novels or one folder that prepare.py made; without any it is the bundled novella, in sft the bundled questions.
+Without --vs ours and the limit are measured alone. Nothing is written but --json and --picture.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+from shuoshu.commandline import UserError, command, parse
+from shuoshu.settings import BenchSettings
+
+PARTS = ("train", "loss", "sample", "sft", "prepare", "rouge", "startup")
+
+
+@command
+def main(argv: Sequence[str]) -> None:
+    settings = parse(BenchSettings, argv, __doc__)
+    if not settings.words or settings.words[0] not in PARTS:
+        raise UserError(f"what is to be measured? python bench.py {'|'.join(PARTS)}")
+    for name in (settings.json, settings.picture):
+        if name and not Path(name).absolute().parent.is_dir():
+            raise UserError(f"can't write {name}: there is no folder {Path(name).parent}")
+    from shuoshu import chores, contests, race  # numpy takes a tenth of a second: not for --help
+    from shuoshu.yardstick import Ledger
+
+    parts = {"train": contests.train, "sft": contests.sft, "sample": contests.sample, "loss": race.loss}
+    parts |= {"prepare": chores.prepare, "rouge": chores.rouge, "startup": chores.startup}
+    ledger = Ledger(settings.words[0], settings)
+    with tempfile.TemporaryDirectory(prefix="bench-", ignore_cleanup_errors=True) as folder, ExitStack() as stack:
+        parts[settings.words[0]](contests.Bench(settings, ledger, Path(folder), stack))
+    if settings.json:
+        ledger.write(Path(settings.json))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,108 @@
+"""Ours, and the machine's own limits, measured in a process of their own: python -m shuoshu.contenders."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from model import GPT, GPTConfig
+from shuoshu import runtime
+from shuoshu.batches import IGNORE
+from shuoshu.checkpoint import Loaded
+from shuoshu.commandline import parse
+from shuoshu.generate import Sampling, complete
+from shuoshu.run import Run
+from shuoshu.saving import Lock
+from shuoshu.settings import TrainSettings
+from shuoshu.step import train_step
+from shuoshu.tokenizer import Tokenizer
+from shuoshu.voice import Voice
+from shuoshu.yardstick import WARM_UP, Measure, rate_of, serve
+
+
+def begin(job: dict) -> tuple[dict, Measure]:
+    device = runtime.begin(job["device"], job["threads"], tamed=True)
+    rate = partial(rate_of, clock=job["clock"])
+    facts, own = {"train": training, "sample": sampling}[job["kind"]](device, rate, **job["how"])
+    measures = {job["kind"]: own, "matrix": lambda seconds, dtype: rate(product(device, dtype), seconds), "memory": lambda seconds: rate(copy(device), seconds)}
+    return {**runtime.describe(device), "device": str(device), **facts}, lambda what, **how: measures[what](**how)
+
+
+def product(device: torch.device, dtype: str) -> Callable[[], float]:
+    """A matrix product large enough for the device's best rate; its floating-point operations."""
+    n = 8192 if device.type == "cuda" else 2048
+    a, b, c = (torch.ones(n, n, device=device, dtype=getattr(torch, dtype)) for _ in range(3))
+
+    def step() -> float:
+        torch.mm(a, b, out=c)
+        runtime.synchronise(device)
+        return 2.0 * n**3
+
+    return step
+
+
+def copy(device: torch.device) -> Callable[[], float]:
+    """A copy far larger than any cache; the bytes read and written."""
+    a = torch.ones(1 << 28, device=device)
+    b = torch.empty_like(a)
+
+    def step() -> float:
+        b.copy_(a)
+        runtime.synchronise(device)
+        return 2.0 * a.numel() * a.element_size()
+
+    return step
+
+
+def training(device: torch.device, rate: Callable[..., float], words: list[str], pad_to: int) -> tuple[dict, Measure]:
+    """Tokens/s of train.py's own step on its own batches, or on the same rows padded to one width."""
+    settings = parse(TrainSettings, words, "")
+    run = Run(settings, runtime.Processes(), device, Lock(Path(settings.out_dir)))
+    if pad_to:
+        run.data.rows = partial(padded, run.data.rows, pad_to)
+    run.raw.train()
+
+    def step() -> float:
+        train_step(run)
+        runtime.synchronise(device)
+        run.state.step += 1
+        return run.data.targets((run.state.step - 1) * run.rows_per_step, run.rows_per_step, run.block, run.settings.seed)
+
+    for _ in range(WARM_UP):
+        step()
+    total, inner = run.raw.count_parameters()
+    facts = {"parameters": total, "inner": inner, "vocabulary": run.raw.config.vocab_size, "dtype": run.settings.dtype}
+    facts |= {"compiled": run.model is not run.raw, "flops_per_token": run.raw.flops_per_token(), "memory": runtime.peak_memory(device)}
+    return facts, lambda seconds: rate(step, seconds)
+
+
+def padded(rows: Callable[..., tuple[np.ndarray, np.ndarray]], width: int, *which: int) -> tuple[np.ndarray, np.ndarray]:
+    """The same rows in one width."""
+    ids, targets = rows(*which)
+    missing = ((0, 0), (0, max(0, width - ids.shape[1])))
+    return np.pad(ids, missing), np.pad(targets, missing, constant_values=IGNORE)
+
+
+def sampling(device: torch.device, rate: Callable[..., float], data: str, shape: dict, tokens: int, dtype: str) -> tuple[dict, Measure]:
+    """Tokens/s of texts after prompts of half a block, as sample.py makes them; the weights are random."""
+    tokenizer = Tokenizer.load(data)
+    config = GPTConfig(vocab_size=-(-tokenizer.n_vocab // 64) * 64, **shape)
+    voice = Voice(Loaded(GPT(config).to(device).eval(), tokenizer, 0, 0), device, dtype)
+    prompt = (tokenizer.encode("话") * config.block_size)[: config.block_size // 2]
+
+    def texts(rows: int, count: int) -> float:
+        done = complete(voice.model, tokenizer, [prompt] * rows, Sampling(max_new_tokens=count), range(rows), mask=voice.mask)
+        return sum(len(text.ids) for text in done)
+
+    texts(1, WARM_UP)
+    weights = sum(p.numel() * p.element_size() for name, p in voice.model.named_parameters() if "embed_tokens" not in name)
+    facts = {"vocabulary": config.vocab_size, "dtype": str(voice.model.lm_head.weight.dtype).removeprefix("torch."), "weights": weights}
+    return facts, lambda rows: rate(lambda: texts(rows, tokens), 0)
+
+
+if __name__ == "__main__":
+    serve(begin)

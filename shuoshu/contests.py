@@ -1,0 +1,150 @@
+"""Training, fine-tuning and sampling, ours beside the peer and the machine's limit: one process each, measured in turn."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+
+from shuoshu.batches import read_meta
+from shuoshu.commandline import HOUSE, UserError
+from shuoshu.peer import Peer
+from shuoshu.settings import BenchSettings
+from shuoshu.yardstick import Ledger, Worker
+
+ROWS = (1, 10)  # texts side by side in sampling
+PADDED = 512  # the one width that fine-tuning is compared with
+FAIR = "its model.py and optimiser in a loop of ours under autocast, with malloc and OpenMP's wait set as ours are"
+
+
+class Bench:
+    """One run of bench.py: its settings, a folder for what is only needed meanwhile, its workers."""
+
+    def __init__(self, settings: BenchSettings, ledger: Ledger, folder: Path, stack: ExitStack) -> None:
+        self.settings, self.ledger, self.folder, self.stack = settings, ledger, folder, stack
+        self.part, *self.texts = settings.words
+        self.threads = [f"--threads={settings.threads}"] if settings.threads else []
+        self.env = dict(os.environ) | ({"OMP_NUM_THREADS": str(settings.threads)} if settings.threads else {})
+        self.peer = Peer(Path(settings.vs), folder / "peer", self.env) if settings.vs else None
+        self.shape = {**settings.shape(), "block_size": settings.block_size or (PADDED if self.part in ("sample", "sft") else 256)}
+        self.dropouts = settings.numbers("dropout", (0.0,))
+        ledger.facts("python", {"version": platform.python_version(), "system": platform.platform(terse=True), "cores": os.cpu_count(), **load()})
+
+    def worker(self, kind: str, peer: bool = False, tamed: bool = True, **how: object) -> Worker:
+        """A process of ours, or one that runs the peer's model.py; `tamed`: with our settings of malloc and OpenMP."""
+        job = {"kind": kind, "device": self.settings.device, "threads": self.settings.threads, "clock": self.settings.clock, "tamed": tamed, "how": how}
+        command = [sys.executable, str(HOUSE / "shuoshu" / "peer_runner.py")] if peer else [sys.executable, "-m", "shuoshu.contenders"]
+        self.ledger.ran(command, json.dumps(job))
+        made = Worker(command, job, self.env if tamed else self.peer.env, self.peer.folder if peer else HOUSE)
+        self.stack.callback(made.close)
+        self.ledger.facts("peer" if peer else "ours", made.facts)
+        return made
+
+    def run(self, name: str, *words: object) -> None:
+        """One of our commands, to its end."""
+        command = self.ledger.ran([sys.executable, HOUSE / f"{name}.py", *words])
+        done = subprocess.run(command, env=self.env, capture_output=True, text=True, encoding="utf-8")
+        if done.returncode:
+            raise UserError(f"{shlex.join(command)} ended with code {done.returncode}: {done.stderr.strip()}")
+
+    def prepared(self) -> Path:
+        """The texts as data: a prepared folder as it is, anything else through prepare.py."""
+        out = self.folder / "data"
+        if len(self.texts) == 1 and (Path(self.texts[0]) / "meta.json").is_file():
+            out = Path(self.texts[0]).resolve()
+        else:
+            self.run("prepare", *map(Path.resolve, map(Path, self.texts)), f"--out={out}", f"--tokenizer={self.settings.tokenizer}", *self.threads)
+        meta = read_meta(out)
+        self.ledger.facts("data", {**{split: part["tokens"] for split, part in meta["splits"].items()}, "vocabulary": meta["vocab_size"]})
+        return out
+
+    def common(self) -> dict[str, object]:
+        """What both train.py are told alike."""
+        names = ("batch_size", "gradient_accumulation_steps")
+        return {**self.shape, "dropout": self.dropouts[0], **{name: getattr(self.settings, name) for name in names}}
+
+    def words(self, data: Path, *more: str) -> list[str]:
+        """train.py's settings for ours."""
+        own = {**self.common(), "dataset": data, "out_dir": self.folder / "out", "device": self.settings.device, "dtype": self.settings.dtype}
+        return [*(f"--{name}={value}" for name, value in own.items()), *self.threads, *more, *shlex.split(self.settings.ours)]
+
+    def peer_words(self, device: str, compiled: bool, **more: object) -> list[str]:
+        """nanoGPT's train.py as it comes, but for shape and data: fp32 on a CPU, bf16 on CUDA."""
+        own = {"device": device, "dtype": "bfloat16" if device.startswith("cuda") else "float32", "compile": compiled}
+        own |= {"eval_interval": 10**9, "eval_iters": 1, "max_iters": 10**9, "out_dir": "out"}
+        return self.ledger.ran(self.peer.command(**{**self.common(), **own, **more}))
+
+    def tokens_per_step(self) -> int:
+        return self.shape["block_size"] * self.settings.batch_size * self.settings.gradient_accumulation_steps
+
+
+def load() -> dict[str, float]:
+    """How many programs want a core already: what is measured beside others says little."""
+    return {"load": round(os.getloadavg()[0], 1)} if hasattr(os, "getloadavg") else {}
+
+
+# ---------------------------------------------------------------- the parts
+
+
+def train(bench: Bench) -> None:
+    """Tokens/s with the optimiser included, and the share of the matrix rate that they make up."""
+    data, settings, ledger, seconds = bench.prepared(), bench.settings, bench.ledger, bench.settings.seconds
+    ours = bench.worker("train", words=bench.words(data), pad_to=0)
+    facts, memory = ours.facts, {"ours": ours.facts["memory"]}
+    contenders = {"ours": partial(ours.ask, what="train", seconds=seconds)}
+    if bench.peer:
+        compiled = facts["device"].startswith("cuda")
+        bench.peer.take_data(data, facts["vocabulary"])
+        shape = {**bench.shape, "vocab_size": facts["vocabulary"], "dropout": bench.dropouts[0]}
+        loop = {"dtype": facts["dtype"], "rows": settings.batch_size, "micro_steps": settings.gradient_accumulation_steps, "compiled": compiled}
+        fair = bench.worker("train", peer=True, shape=shape, **loop)
+        ledger.facts("fair", {"is": FAIR})
+        memory["fair"] = fair.facts["memory"]
+        if settings.clock == "cpu":  # its train.py tells wall time only
+            shipped = bench.worker("train", peer=True, tamed=False, shape=shape, **loop | {"dtype": "float32"})
+            contenders["shipped"] = partial(shipped.ask, what="train", seconds=seconds)
+        else:
+            command = bench.peer_words(facts["device"], compiled)
+            contenders["shipped"] = lambda: bench.tokens_per_step() / bench.peer.lap(command, seconds)
+        contenders["fair"] = partial(fair.ask, what="train", seconds=seconds)
+    contenders["limit"] = lambda: ours.ask(what="matrix", seconds=seconds / 4, dtype=facts["dtype"]) / facts["flops_per_token"]
+    ledger.facts("limit", {"is": "the matrix rate over a token's floating-point operations"})
+    rounds = ledger.compare("train", contenders, settings.pairs, "tokens/s")
+    ledger.median("train: matrix rate, GFLOP/s", [found["limit"] * facts["flops_per_token"] / 1e9 for found in rounds])
+    for name, held in memory.items():
+        ledger.figure(f"train: peak memory of {name}, GB", held / 1e9)
+
+
+def sft(bench: Bench) -> None:
+    """Answer tokens/s of the bundled questions, or of files of questions, beside the same rows padded to one width."""
+    text, questions, block = bench.folder / "text", bench.folder / "questions", bench.shape["block_size"]
+    files = [Path(name).resolve() for name in bench.texts] or [HOUSE / "data" / "novella_qa"]
+    bench.run("prepare", f"--out={text}", f"--tokenizer={bench.settings.tokenizer}", *bench.threads)
+    bench.run("prepare_sft", *files, f"--tokenizer={text}", f"--out={questions}", f"--block_size={block}", "--too_long=drop")
+    widths = {"ours": 0, f"padded to {block}": block}
+    workers = {name: bench.worker("train", words=bench.words(questions), pad_to=pad_to) for name, pad_to in widths.items()}
+    contenders = {name: partial(worker.ask, what="train", seconds=bench.settings.seconds) for name, worker in workers.items()}
+    bench.ledger.compare("fine-tuning", contenders, bench.settings.pairs, "answer tokens/s")
+
+
+def sample(bench: Bench) -> None:
+    """Tokens/s of generated text, alone and in a batch; on CUDA also what memory bandwidth would allow."""
+    data, settings, shape = bench.prepared(), bench.settings, bench.shape
+    ours = bench.worker("sample", data=str(data), shape=shape, tokens=settings.tokens, dtype=settings.dtype)
+    workers, on_cuda = {"ours": ours}, ours.facts["device"].startswith("cuda")
+    if bench.peer:
+        how = {"shape": {**shape, "vocab_size": ours.facts["vocabulary"]}, "tokens": settings.tokens}
+        workers["shipped"] = bench.worker("sample", peer=True, tamed=False, dtype="auto" if on_cuda else "float32", **how)
+        if not on_cuda:
+            workers["fair"] = bench.worker("sample", peer=True, dtype="auto", **how)
+    for rows in ROWS:
+        contenders = {name: partial(worker.ask, what="sample", rows=rows) for name, worker in workers.items()}
+        if on_cuda:
+            contenders["limit"] = lambda rows=rows: rows * ours.ask(what="memory", seconds=1.0) / ours.facts["weights"]
+        bench.ledger.compare(f"sampling, batch {rows}", contenders, settings.pairs, "tokens/s")

@@ -1,0 +1,93 @@
+"""A nanoGPT checkout that the user has, driven from outside: its files copied aside, our data in its format, its own train.py."""
+
+from __future__ import annotations
+
+import pickle
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from shuoshu.batches import SPLITS, TokenFile
+from shuoshu.commandline import UserError
+
+NEEDED = ("train.py", "model.py", "configurator.py")
+SETTLED = 3  # first iterations that don't count: the first one holds an evaluation, the others warm the caches
+ITERATION = re.compile(r"iter (\d+): loss ([\d.naif]+), time ([\d.]+)ms")
+
+
+class Peer:
+    """The checkout's scripts in a folder of their own: the user's is only read."""
+
+    def __init__(self, checkout: Path, folder: Path, env: dict[str, str]) -> None:
+        missing = [name for name in NEEDED if not (checkout / name).is_file()]
+        if missing:
+            raise UserError(f"--vs={checkout} is no nanoGPT checkout, it lacks {', '.join(missing)}: git clone https://github.com/karpathy/nanoGPT")
+        self.folder = folder
+        self.env = {name: value for name, value in env.items() if name != "GOMP_SPINCOUNT"}  # which our own commands set
+        folder.mkdir()
+        for path in checkout.glob("*.py"):
+            shutil.copyfile(path, folder / path.name)
+
+    def take_data(self, data: Path, vocab_size: int) -> None:
+        """The same tokens as its train.py reads them."""
+        place = self.folder / "data" / "bench"
+        if vocab_size > 1 << 16:
+            raise UserError(f"nanoGPT reads 16-bit tokens: a vocabulary of {vocab_size:,} is too large for it")
+        place.mkdir(parents=True, exist_ok=True)
+        for split in SPLITS:
+            TokenFile(data, split).tokens.astype("<u2").tofile(place / f"{split}.bin")
+        (place / "meta.pkl").write_bytes(pickle.dumps({"vocab_size": vocab_size}))
+
+    def command(self, **settings: object) -> list[str]:
+        """Its train.py on our data; 3, 0.001, True and bare words, as its configurator reads them."""
+        return [sys.executable, "-u", "train.py", "--dataset=bench", "--log_interval=1", *(f"--{name}={value}" for name, value in settings.items())]
+
+    def iterations(self, command: list[str]) -> Iterator[tuple[int, float, bool]]:
+        """(number, seconds, whether an evaluation is in them) as its train.py goes; closing this ends it."""
+        told = (self.folder / "told.txt").open("w+", encoding="utf-8", errors="replace")
+        child = subprocess.Popen(command, cwd=self.folder, env=self.env, stdout=subprocess.PIPE, stderr=told, text=True, encoding="utf-8")
+        evaluated = False
+        try:
+            for line in child.stdout:
+                evaluated = evaluated or line.startswith("step ")
+                if found := ITERATION.match(line):
+                    yield int(found[1]), float(found[3]) / 1000, evaluated
+                    evaluated = False
+            if child.wait() != 0:
+                told.seek(0)
+                raise UserError(f"{' '.join(command)} ended with code {child.returncode}: {(told.read().strip().splitlines() or ['it said nothing'])[-1]}")
+        finally:
+            child.terminate()
+            child.wait()
+            child.stdout.close()
+            told.close()
+
+    def lap(self, command: list[str], seconds: float) -> float:
+        """Seconds per iteration, after it has settled, over a run as long as asked; then it is stopped."""
+        found, going = [], self.iterations(command)
+        for number, passed, _ in going:
+            found += [passed] if number >= SETTLED else []
+            if sum(found) >= seconds:
+                break
+        going.close()
+        if not found:
+            raise UserError(f"{' '.join(command)} told no iteration after the first {SETTLED}")
+        return sum(found) / len(found)
+
+    def train(self, command: list[str], keep: Path, tell: Callable[[str], None]) -> list[tuple[float, Path]]:
+        """A whole training; its checkpoints, each taken away before the next one comes, with the clock of the iterations before it, evaluations left out."""
+        points, usual, clock, told = [], [], 0.0, 0.0
+        keep.mkdir()
+        for number, passed, evaluated in self.iterations(command):
+            if evaluated and number:  # the checkpoint was written before this iteration began
+                points.append((clock, (self.folder / "out" / "ckpt.pt").replace(keep / f"{number}.pt")))
+            usual.append(statistics.median(usual[-20:]) if evaluated and usual else passed)
+            clock += usual[-1]
+            if clock > told + 30:
+                told = clock
+                tell(f"iteration {number:,}, {clock:.0f} s")
+        return points

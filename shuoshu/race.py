@@ -1,0 +1,132 @@
+"""Loss against time: the peer at its best rate for a budget, then ours until it is as good; one evaluator for both."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+from shuoshu.batches import read_meta
+from shuoshu.commandline import UserError
+from shuoshu.contests import Bench
+from shuoshu.report import Log
+from shuoshu.yardstick import short
+
+RATES = (0.0006, 0.002, 0.006)  # of the peer: from large models' to small ones'
+SHARES = (0.1, 0.2, 0.4, 1.0)  # of the budget that ours is given, one after the other
+POINTS = 12  # evaluations of a training
+COMPILING = 30.0  # seconds of the budget that compiling takes on a CPU, about
+Points = list[tuple[float, float]]  # seconds of training, bits per byte
+
+
+def loss(bench: Bench) -> None:
+    """Seconds to the peer's final loss, and the best loss of each within the budget."""
+    data, ledger, budget = bench.prepared(), bench.ledger, 60 * bench.settings.minutes
+    ours = bench.worker("train", words=bench.words(data), pad_to=0)
+    step_seconds = bench.tokens_per_step() / ours.ask(what="train", seconds=bench.settings.seconds)
+    ours.close()
+    theirs, goal = of_peer(bench, data, ours.facts, budget) if bench.peer else {}, None
+    if theirs:
+        end, goal = min((points[-1] for points in theirs.values()), key=lambda point: point[1])
+        ledger.figure("loss: peer's end, bits per byte", goal, f"  after {end:.0f} s")
+    mine = of_ours(bench, data, step_seconds, budget, goal)
+    ledger.content["curves"] = {"peer": theirs, "ours": mine}
+    for who, curves in ledger.content["curves"].items():
+        if curves:
+            ledger.figure(f"loss: best of {who}, bits per byte", min(bits for points in curves.values() for _, bits in points))
+    times = [when for points in mine.values() if goal is not None and (when := reached(points, goal))]
+    if times:
+        ledger.figure("loss: seconds of ours to the peer's end", min(times))
+        ledger.figure("loss: times shorter than the peer's", end / min(times))
+    if bench.settings.picture:
+        draw(Path(bench.settings.picture), theirs, mine)
+
+
+def reached(points: Points, goal: float) -> float | None:
+    """When a curve first meets the goal, on straight lines between evaluations; none: never."""
+    for (t0, b0), (t1, b1) in itertools.pairwise(points):
+        if b1 <= goal:
+            return t0 + (t1 - t0) * max(0.0, b0 - goal) / (b0 - b1) if b0 > b1 else t0
+    return None
+
+
+def steps_in(seconds: float, step_seconds: float) -> tuple[int, int]:
+    """(steps, steps between evaluations) of a training that lasts so long, the last step evaluated."""
+    every = max(1, round(seconds / step_seconds / POINTS))
+    return every * max(1, round(seconds / step_seconds / every)), every
+
+
+def of_peer(bench: Bench, data: Path, facts: dict, budget: float) -> dict[str, Points]:
+    """Its own train.py at every rate and dropout; each checkpoint scored by our evaluator."""
+    curves: dict[str, Points] = {}
+    bench.peer.take_data(data, facts["vocabulary"])
+    compiled, step_seconds = faster(bench, facts["device"], budget)
+    steps, every = steps_in(budget, step_seconds)
+    length = {"max_iters": steps, "lr_decay_iters": steps, "eval_interval": every, "warmup_iters": min(100, max(1, steps // 20))}
+    scorer = bench.worker("score", peer=True, data=str(data))
+    for lr, dropout in itertools.product(bench.settings.numbers("rate", RATES), bench.dropouts):
+        name = f"rate {lr:g}, dropout {dropout:g}"
+        command = bench.peer_words(facts["device"], compiled, **length, learning_rate=lr, min_lr=lr / 10, dropout=dropout)
+        points = bench.peer.train(command, bench.folder / f"peer-{len(curves)}", lambda told, name=name: print(f"peer, {name}: {told}", flush=True))
+        curves[name] = [(clock, scorer.ask(what="score", checkpoint=str(path))) for clock, path in points]
+        bench.ledger.figure(f"loss: peer, {name}, bits per byte", curves[name][-1][1], f"  after {steps:,} steps, {points[-1][0]:.0f} s")
+    return curves
+
+
+def faster(bench: Bench, device: str, budget: float) -> tuple[bool, float]:
+    """Whether the peer does more steps in its budget when it is compiled; seconds of a step."""
+    found = {}
+    for compiled in (False, True):
+        try:
+            found[compiled] = bench.peer.lap(bench.peer_words(device, compiled), bench.settings.seconds)
+        except UserError as error:
+            print(f"the peer doesn't run so here: {str(error)[-200:]}")
+    if not found:
+        raise UserError("the peer's train.py runs neither eager nor compiled")
+    best = max(found, key=lambda compiled: (budget - COMPILING * compiled) / found[compiled])
+    told = {"compiled" if compiled else "eager": f"{short(1000 * seconds)} ms a step" for compiled, seconds in found.items()}
+    bench.ledger.facts("peer", {**told, "taken": "compiled" if best else "eager"})
+    return best, found[best]
+
+
+def of_ours(bench: Bench, data: Path, step_seconds: float, budget: float, goal: float | None) -> dict[str, Points]:
+    """train.py at every dropout, for growing shares of the budget until one ends at the goal."""
+    curves: dict[str, Points] = {}
+    for share in bench.settings.numbers("share", SHARES if goal is not None else (1.0,)):
+        steps, every = steps_in(share * budget, step_seconds)
+        length = [f"--max_iters={steps}", f"--eval_interval={every}", f"--save_interval={steps}", "--log_interval=1", "--sample_tokens=0"]
+        for dropout in bench.dropouts:
+            name, out = f"{share:g} of the budget, dropout {dropout:g}", bench.folder / f"ours-{len(curves)}"
+            bench.run("train", *bench.words(data, *length, f"--dropout={dropout}", f"--out_dir={out}"))
+            points = curves[name] = from_log(Log(out / "log.jsonl"), data, bench.tokens_per_step())
+            bench.ledger.figure(f"loss: ours, {name}, bits per byte", points[-1][1], f"  after {steps:,} steps, {points[-1][0]:.0f} s")
+        if goal is not None and min(points[-1][1] for points in curves.values()) <= goal:
+            break
+    return curves
+
+
+def from_log(log: Log, data: Path, tokens_per_step: int) -> Points:
+    """A run's evaluations over the time of its steps alone, as the peer's are."""
+    val = read_meta(data)["splits"]["val"]
+    clocks = {0: 0.0}
+    for record in log.read("step"):
+        clocks[record["step"]] = clocks[record["step"] - 1] + tokens_per_step / record["tokens_per_second"]
+    return [(clocks[record["step"]], record["bits_per_char"] * val["characters"] / val["bytes"]) for record in log.read("eval")]
+
+
+def draw(path: Path, theirs: dict[str, Points], mine: dict[str, Points]) -> None:
+    """All curves against training time, the one that ends best of each side in full colour."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    for curves, colour, who in ((theirs, "#2c6db3", "nanoGPT"), (mine, "#b3362c", "Shuoshu")):
+        best = min(curves, key=lambda name, curves=curves: curves[name][-1][1], default=None)
+        for name, points in curves.items():
+            style = {"label": f"{who}, {name}"} if name == best else {"alpha": 0.3}
+            axes.plot(*zip(*points, strict=True), color=colour, marker="o", markersize=3, **style)
+    axes.set(xlabel="seconds of training, evaluations left out", ylabel="validation bits per byte")
+    axes.legend(frameon=False)
+    axes.grid(alpha=0.25)
+    figure.savefig(path, dpi=110)

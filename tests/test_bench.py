@@ -1,0 +1,231 @@
+"""bench.py: every part on a tiny model, beside a stand-in for a nanoGPT checkout with its command line and its model's interface."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from pathlib import Path
+
+import pytest
+
+import bench
+from shuoshu import chores, contests, race
+from shuoshu.yardstick import interleave
+
+TRAIN = """
+import os, pickle, sys, time
+from ast import literal_eval
+settings = {}
+for argument in sys.argv[1:]:
+    key, value = argument.removeprefix('--').split('=')
+    try:
+        settings[key] = literal_eval(value)
+    except (SyntaxError, ValueError):
+        settings[key] = value
+kinds = {'learning_rate': float, 'dropout': float, 'min_lr': float, 'max_iters': int, 'compile': bool, 'device': str, 'block_size': int, 'eval_interval': int}
+assert all(type(settings.get(key, kind())) is kind for key, kind in kinds.items()), settings
+if settings['compile']:
+    sys.exit('no compiler')
+folder = os.path.join('data', settings['dataset'])
+vocab_size = pickle.load(open(os.path.join(folder, 'meta.pkl'), 'rb'))['vocab_size']
+assert os.path.getsize(os.path.join(folder, 'train.bin')) > 2 * settings['block_size'] and settings['device'] == 'cpu' and settings['dtype'] == 'float32'
+os.makedirs(settings['out_dir'], exist_ok=True)
+for number in range(settings['max_iters'] + 1):
+    if number % settings['eval_interval'] == 0:
+        print(f'step {number}: train loss 5.0000, val loss 5.0000')
+        if number:
+            import numpy as np
+            import torch
+            from model import GPT, GPTConfig
+            names = ('n_layer', 'n_head', 'n_embd', 'block_size', 'dropout')
+            args = {**{name: settings[name] for name in names}, 'vocab_size': vocab_size, 'bias': False}
+            model, tokens = GPT(GPTConfig(**args)), np.fromfile(os.path.join(folder, 'train.bin'), dtype=np.uint16)
+            model.lm_head.bias.data = torch.from_numpy(np.log(np.bincount(tokens, minlength=vocab_size) + 1.0)).float()  # it has learned how common tokens are
+            saved = {'model': model.state_dict(), 'model_args': args, 'iter_num': number, 'best_val_loss': torch.tensor(5.0)}
+            torch.save(saved, os.path.join(settings['out_dir'], 'ckpt.pt'))
+    print(f'iter {number}: loss 5.0000, time 20.00ms, mfu -100.00%')
+    while os.path.exists(os.path.join(settings['out_dir'], 'ckpt.pt')):
+        time.sleep(0.001)  # its trainings take longer than fetching a checkpoint, this one waits
+"""
+MODEL = """
+from dataclasses import dataclass
+import torch
+from torch.nn import functional as F
+
+@dataclass
+class GPTConfig:
+    block_size: int
+    vocab_size: int
+    n_layer: int
+    n_head: int
+    n_embd: int
+    dropout: float = 0.0
+    bias: bool = True
+
+class GPT(torch.nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.embedding = torch.nn.Embedding(config.vocab_size, config.n_embd)
+        self.lm_head = torch.nn.Linear(config.n_embd, config.vocab_size)
+
+    def forward(self, ids, targets=None):
+        logits = self.lm_head(self.embedding(ids))
+        return logits, None if targets is None else F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+
+    def configure_optimizers(self, weight_decay, learning_rate, betas, device_type):
+        return torch.optim.AdamW(self.parameters(), lr=learning_rate, betas=betas, weight_decay=weight_decay)
+
+    def generate(self, ids, max_new_tokens, temperature=1.0, top_k=None):
+        for _ in range(max_new_tokens):
+            logits = self(ids)[0][:, -1] / temperature
+            ids = torch.cat((ids, torch.multinomial(logits.softmax(-1), 1)), dim=1)
+        return ids
+"""
+TINY = ["--n_layer=1", "--n_head=2", "--n_embd=32", "--block_size=32", "--batch_size=2", "--threads=1", "--device=cpu", "--dtype=float32"]
+SHORT = ["--pairs=2", "--seconds=0.02", "--tokens=6"]
+
+
+def write_checkout(folder: Path) -> Path:
+    """What stands in for a nanoGPT checkout."""
+    folder.mkdir()
+    for name, source in (("train.py", TRAIN), ("model.py", MODEL), ("configurator.py", "")):
+        (folder / name).write_text(source, encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    return write_checkout(tmp_path / "their GPT")
+
+
+@pytest.fixture
+def measured(checkout, tmp_path):
+    """What --json holds after `bench.py PART …` beside the stand-in; the checkout must be as it was."""
+
+    def run(*argv: str) -> dict:
+        before = {path.name: path.read_bytes() for path in checkout.iterdir()}
+        assert bench.main([*SHORT, *argv, f"--json={tmp_path / 'raw.json'}"]) == 0
+        assert {path.name: path.read_bytes() for path in checkout.iterdir()} == before
+        return json.loads((tmp_path / "raw.json").read_text(encoding="utf-8"))
+
+    return run
+
+
+def figures_follow_from_rounds(raw: dict, title: str, *names: str) -> None:
+    """Medians and ratios of medians are those of the rounds."""
+    rounds, unit = raw["rounds"][title]["found"], raw["rounds"][title]["unit"]
+    assert len(rounds) == 2 and all(set(found) == set(names) and min(found.values()) > 0 for found in rounds)
+    for name in names:
+        assert raw["figures"][f"{title}: {name}, {unit}"] == statistics.median(found[name] for found in rounds)
+    for name in names[1:]:
+        assert raw["figures"][f"{title}: {names[0]} / {name}"] == statistics.median(found[names[0]] / found[name] for found in rounds)
+
+
+# ---------------------------------------------------------------- comparing
+
+
+def test_contenders_take_turns_and_every_second_round_goes_backwards():
+    went = []
+    contenders = {name: lambda name=name: went.append(name) or len(went) for name in "abc"}
+    rounds = interleave(contenders, 3)
+    assert "".join(went) == "abccbaabc"
+    assert rounds[1] == {"a": 6, "b": 5, "c": 4} and list(rounds[1]) == ["a", "b", "c"]
+
+
+def test_a_curve_reaches_its_goal_between_two_evaluations():
+    points = [(0.0, 8.0), (10.0, 4.0), (20.0, 3.0), (30.0, 3.5)]
+    assert race.reached(points, 6.0) == 5.0 and race.reached(points, 3.0) == 20.0
+    assert race.reached(points, 2.9) is None and race.reached(points, 9.0) == 0.0
+
+
+@pytest.mark.parametrize(("seconds", "step"), [(300, 0.7), (1, 0.9), (0.01, 5), (60, 0.001)])
+def test_a_training_ends_with_an_evaluation_about_when_it_should(seconds, step):
+    steps, every = race.steps_in(seconds, step)
+    assert steps % every == 0 and abs(steps * step - seconds) <= max(step, seconds / race.POINTS)
+
+
+# ---------------------------------------------------------------- parts
+
+
+def test_training_is_measured_beside_the_peer_and_the_limit(measured, checkout, dataset):
+    raw = measured("train", str(dataset), f"--vs={checkout}", *TINY, "--ours=--learning_rate=0.01")
+    figures_follow_from_rounds(raw, "train", "ours", "shipped", "fair", "limit")
+    assert all(found["shipped"] == pytest.approx(2 * 32 / 0.020) for found in raw["rounds"]["train"]["found"])  # what its train.py told
+    assert raw["part"] == "train" and raw["settings"]["n_embd"] == 32 and raw["settings"]["vs"] == str(checkout)
+    assert any("train.py --dataset=bench" in command and "--dtype=float32" in command for command in raw["commands"])
+    assert any("--learning_rate=0.01" in command for command in raw["commands"])
+    (ours,) = [facts for facts in raw["facts"] if facts["of"] == "ours"]
+    assert ours["vocabulary"] == 512 and ours["torch"] and ours["cpu"] and ours["memory"] > 0
+
+
+def test_fine_tuning_is_measured_beside_padded_rows(measured, dataset):
+    raw = measured("sft", f"--tokenizer={dataset}", *TINY, "--block_size=256")
+    figures_follow_from_rounds(raw, "fine-tuning", "ours", "padded to 256")
+
+
+def test_sampling_is_measured_alone_and_in_batches(measured, checkout, dataset):
+    raw = measured("sample", str(dataset), f"--vs={checkout}", "--clock=cpu", *TINY)
+    for rows in contests.ROWS:
+        figures_follow_from_rounds(raw, f"sampling, batch {rows}", "ours", "shipped", "fair")
+
+
+def test_the_race_ends_with_curves_of_both_scored_alike(measured, checkout, dataset, tmp_path, capsys):
+    raw = measured("loss", str(dataset), f"--vs={checkout}", *TINY, "--minutes=0.01", "--rate=0.01", "--share=2", f"--picture={tmp_path / 'curves.png'}")
+    (theirs,), (mine,) = raw["curves"]["peer"].values(), raw["curves"]["ours"].values()
+    assert theirs[-1][0] == pytest.approx(0.020 * round(theirs[-1][0] / 0.020)) and theirs[-1][0] == pytest.approx(0.6, rel=0.1)
+    assert mine[-1][1] < theirs[-1][1] < mine[0][1] < math.log2(512) and mine[0][0] == 0  # trained, counted, blind, bits a token
+    assert raw["figures"]["loss: peer's end, bits per byte"] == theirs[-1][1]
+    when = race.reached([tuple(point) for point in mine], theirs[-1][1])
+    assert raw["figures"]["loss: seconds of ours to the peer's end"] == when
+    assert raw["figures"]["loss: times shorter than the peer's"] == theirs[-1][0] / when
+    assert (tmp_path / "curves.png").stat().st_size > 10_000
+    assert "no compiler" in capsys.readouterr().out  # the stand-in doesn't compile: eager was taken
+
+
+def test_preparing_is_measured_beside_tiktoken(measured):
+    raw = measured("prepare", "--megabytes=0.05", "--megabytes=0.4", "--threads=1")
+    for size in ("0.05", "0.4"):
+        figures_follow_from_rounds(raw, f"prepare, {size} MB", "prepare", "tiktoken")
+        assert raw["figures"][f"prepare, {size} MB: peak memory, MB"] > 10
+
+
+def test_rouge_is_measured_beside_rouge_score(measured, monkeypatch):
+    monkeypatch.setattr(chores, "LENGTHS", (20,))
+    raw = measured("rouge")
+    figures_follow_from_rounds(raw, "ROUGE-L, 20 characters", "ours", "rouge-score")
+
+
+def test_starting_up_is_measured(measured, monkeypatch):
+    monkeypatch.setattr(chores, "COMMANDS", ("bench",))
+    raw = measured("startup", "--pairs=1", "--threads=1", "--device=cpu")
+    found, *_ = raw["rounds"]["startup"]["found"]
+    assert set(found) == {"python alone", "import torch", "bench.py --help", "first token"}
+    beyond = statistics.median(found["first token"] - found["import torch"] for found in raw["rounds"]["startup"]["found"])
+    assert raw["figures"]["startup: sample.py's first token less import torch, s"] == beyond
+
+
+# ---------------------------------------------------------------- mistakes
+
+
+@pytest.mark.parametrize(
+    ("argv", "told"),
+    [
+        ([], "what is to be measured"),
+        (["speed"], "what is to be measured"),
+        (["train", "--vs=nowhere"], "nowhere is no nanoGPT checkout, it lacks train.py, model.py"),
+        (["loss", "--rate=fast"], "rate=fast: a number is wanted"),
+        (["rouge", "empty.bin"], "empty.bin"),
+        (["rouge", "--json=nowhere/raw.json"], "there is no folder nowhere"),
+    ],
+)
+def test_a_mistake_is_one_message(argv, told, capsys):
+    assert bench.main(argv) == 2
+    error = capsys.readouterr().err
+    assert told in error and "Traceback" not in error
+
+
+def test_a_peer_that_fails_says_why(checkout, dataset, capsys):
+    (checkout / "model.py").write_text("raise ImportError('half a checkout')", encoding="utf-8")
+    assert bench.main(["sample", str(dataset), f"--vs={checkout}", *TINY, *SHORT]) == 2
+    assert "half a checkout" in capsys.readouterr().err
