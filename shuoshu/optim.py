@@ -10,14 +10,13 @@ from torch import Tensor, nn
 
 from shuoshu.settings import OptimSettings
 
-# Polar Express (Amsel, Persson, Musco, Gower 2025, arXiv 2505.16932): five odd quintics whose composition drives singular
-# values from [0.001, 1] to 1. All but the last are made safe against bf16's rounding by taking x / 1.01 for x.
+# Polar Express (Amsel, Persson, Musco, Gower 2025, arXiv 2505.16932): odd quintics whose composition drives singular values
+# to 1, each the best one for what those before it leave: here three, made by linear programming for singular values from 0.02 to 1.
+# All but the last are made safe against bf16's rounding by taking x / 1.01 for x.
 _QUINTICS = (
-    (8.28721201814563, -23.595886519098837, 17.300387312530933),
-    (4.107059111542203, -2.9478499167379106, 0.5448431082926601),
-    (3.9486908534822946, -2.908902115962949, 0.5518191394370137),
-    (3.3184196573706015, -2.488488024314874, 0.51004894012372),
-    (2.300652019954817, -1.6689039845747493, 0.4188073119525673),
+    (7.710969351145298, -22.113755133117024, 16.248743253019345),
+    (3.215275998832188, -2.4111720561968903, 0.5013000264832665),
+    (2.218307744198482, -1.5939896110911267, 0.41074788510309124),
 )
 POLAR_EXPRESS = tuple((a / 1.01, b / 1.01**3, c / 1.01**5) for a, b, c in _QUINTICS[:-1]) + _QUINTICS[-1:]
 
@@ -26,10 +25,16 @@ def orthogonalise(matrices: Tensor, dtype: torch.dtype) -> Tensor:
     """Each matrix of (n, rows, columns) with its singular values driven to about 1."""
     tall = matrices.shape[-2] > matrices.shape[-1]
     x = (matrices.mT if tall else matrices).to(dtype)
-    x = x / (x.norm(dim=(-2, -1), keepdim=True) * 1.01 + 1e-7)
-    for a, b, c in POLAR_EXPRESS:
-        gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)  # so that the products below keep in range
+    gram = x @ x.mT
+    bound = gram.norm(dim=(-2, -1), keepdim=True) * 1.02 + 1e-7  # of the largest singular value's square, several times nearer than the sum of all
+    x, gram = x / bound.sqrt(), gram / bound
+    for number, (a, b, c) in enumerate(POLAR_EXPRESS):
+        if number:
+            gram = x @ x.mT
+        factor = (gram @ gram).mul_(c).add_(gram, alpha=b)
+        factor.diagonal(dim1=-2, dim2=-1).add_(a)
+        x = factor @ x  # a x + b (x x') x + c (x x')² x
     return x.mT if tall else x
 
 

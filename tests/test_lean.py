@@ -1,0 +1,77 @@
+"""The operations written for a CPU in bfloat16 against the plain ones, with float32 as the judge."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from model import GPT, GPTConfig
+from shuoshu import lean
+
+SHAPES = [{"n_head": 4, "n_embd": 64}, {"n_head": 6, "n_kv_head": 2, "n_embd": 48, "head_dim": 16, "tie_embeddings": True}]
+
+
+def trained(shape):
+    """A model whose gains, too, are no longer what they began with."""
+    torch.manual_seed(3)
+    model = GPT(GPTConfig(vocab_size=192, block_size=48, n_layer=2, **shape))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.1)
+    return model
+
+
+def gradients(model, dtype, monkeypatch, is_lean):
+    """(loss, gradients) of one batch in which some targets don't count."""
+    ids = torch.randint(192, (3, 41), generator=torch.Generator().manual_seed(5))
+    targets = ids[:, 1:].clone()
+    targets[0, :9] = targets[2] = -100
+    model.zero_grad()
+    with monkeypatch.context() as patch, torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32):
+        if not is_lean:
+            patch.setattr(lean, "is_wanted", lambda x: False)
+        loss = model(ids[:, :-1], targets, reduction="sum")
+    (loss / 31).backward()
+    return loss.item(), {name: p.grad.clone() for name, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_loss_and_gradients_are_as_near_to_float32_as_the_plain_operations(shape, monkeypatch):
+    model = trained(shape)
+    exact, fine = gradients(model, torch.float32, monkeypatch, is_lean=True)
+    loss, own = gradients(model, torch.bfloat16, monkeypatch, is_lean=True)
+    plain_loss, plain = gradients(model, torch.bfloat16, monkeypatch, is_lean=False)
+    assert loss == pytest.approx(exact, rel=2e-3) and plain_loss == pytest.approx(exact, rel=2e-3)
+    assert loss != plain_loss  # else the lean ones were not taken
+    for name, gradient in fine.items():
+        off, plain_off = ((found[name] - gradient).norm() / gradient.norm() for found in (own, plain))
+        assert off < 2 * plain_off + 0.002, (name, off, plain_off)
+
+
+def test_float32_and_a_compiler_take_the_plain_operations():
+    x = torch.randn(2, 3)
+    assert not lean.is_wanted(x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert lean.is_wanted(x)
+        assert torch.compile(lean.is_wanted, backend="eager", fullgraph=True)(x) is False
+
+
+def test_what_a_confident_model_still_has_to_learn_is_not_rounded_away():
+    """A probability of 0.9995 is 1 in bfloat16; its gradient must not be 0."""
+    x = torch.eye(4, 8).mul(10).bfloat16().requires_grad_()
+    head = torch.eye(8).bfloat16().requires_grad_()
+    targets = torch.tensor([0, 1, 2, -100])
+    found = lean.HeadLoss.apply(x, head, targets)
+    wanted = F.cross_entropy(x.float() @ head.float().T, targets, reduction="sum")
+    assert found.item() == pytest.approx(wanted.item(), rel=0.01) and found > 0
+    for own, true in zip(torch.autograd.grad(found, (x, head)), torch.autograd.grad(wanted, (x, head)), strict=True):
+        assert ((own - true).norm() / true.norm()) < 0.01
+
+
+def test_rows_without_targets_have_no_loss_and_no_gradient():
+    x, head = torch.randn(5, 8).bfloat16().requires_grad_(), torch.randn(16, 8, requires_grad=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = lean.HeadLoss.apply(x, head, torch.full((5,), -100))
+    assert loss.item() == 0
+    assert all(not gradient.any() for gradient in torch.autograd.grad(loss, (x, head)))
