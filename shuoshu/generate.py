@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from model import GPT, KVCache
+from shuoshu.decoder import Decoder
 from shuoshu.tokenizer import WHOLE, TextStream, Tokenizer, utf8_transitions
 
 
@@ -110,7 +111,7 @@ def stream(
     seen = torch.zeros(len(prompts), model.config.vocab_size, dtype=torch.bool, device=device)
     for row in rows:
         seen[row, histories[row].ids] = True
-    cache = KVCache(model.config, len(prompts), device, dtype)
+    cache = KVCache(model.config, len(prompts), device, torch.float32 if device.type == "cpu" else dtype)
     logits = prefill(model, cache, [history.fitting(block) for history in histories])
 
     step, interrupted = 0, False
@@ -138,6 +139,8 @@ def stream(
         yield news
         step += 1
         if not all(writer.reason for writer in writers):
+            if device.type == "cpu" and not cache.decoder:
+                cache.decoder = Decoder(model)
             logits = advance(model, cache, tokens, histories)
     yield [Finished(writer.text, writer.ids, writer.reason) for writer in writers]
 
