@@ -20,7 +20,8 @@ class Decoder:
         self.trunk, self.dtype = model.model, dtype
         self.layers = [Layer(block, dtype) for block in model.model.layers]
         self.norm, self.head = Norm(model.model.norm), product(dtype, model.lm_head.weight)
-        self.sin = model.model.sin * torch.ones(model.config.head_dim).index_fill(0, torch.arange(model.config.head_dim // 2), -1)  # its left half turned round
+        left, right = model.model.sin.chunk(2, dim=-1)
+        self.sin = torch.cat((-left, right), dim=-1)
 
     @torch.autocast("cpu", enabled=False)
     def __call__(self, ids: Tensor, cache: KVCache) -> Tensor:
@@ -53,7 +54,8 @@ class Layer:
         qk = self.qk_norm(heads[:, : H + G])  # (B, H + G, D), float32
         qk = torch.addcmul(qk * cos, qk.roll(self.D // 2, -1), sin)
         k, v = update(qk[:, H:, None], heads[:, H + G :, None])  # (B, G, positions, D)
-        scores = qk[:, :H].view(B, G, H // G, self.D) @ k.mT * self.D**-0.5
+        q = qk[:, :H].view(B, G, H // G, self.D) * self.D**-0.5
+        scores = (k @ q.mT).mT  # (B, G, H / G, positions); this way round no key is copied
         if mask is not None:
             scores = scores.masked_fill(~mask, -torch.inf)
         y = scores.softmax(-1) @ v
@@ -72,7 +74,7 @@ class Norm:
 
 def product(dtype: torch.dtype, *weights: Tensor) -> Callable[[Tensor], Tensor]:
     """The products with these weights side by side: with the packed ones of torch's compiler, twice as fast and more, where torch has them for this CPU."""
-    weight = torch.cat(weights).to(dtype)
+    weight = (torch.cat(weights) if len(weights) > 1 else weights[0]).to(dtype)
     try:
         packed = torch.ops.mkldnn._reorder_linear_weight(weight)
         packed_product = partial(torch.ops.mkldnn._linear_pointwise, W=packed, B=None, attr="none", scalars=[], algorithm="")
