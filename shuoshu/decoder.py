@@ -75,6 +75,11 @@ class Norm:
         return x * self.gain / torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32).hypot(self.least)
 
 
+def decoder_for(model: GPT) -> Decoder | None:
+    """A decoder where it pays: on a CPU."""
+    return Decoder(model) if model.lm_head.weight.device.type == "cpu" else None
+
+
 def product(dtype: torch.dtype, *layers: nn.Linear) -> Callable[[Tensor], Tensor]:
     """The products with these layers' weights side by side, by the packed ones of torch's compiler, twice as fast, where this torch has them for this CPU."""
     weight = torch.cat([layer.weight.to(dtype) for layer in layers]) if len(layers) > 1 else layers[0].weight.to(dtype)
