@@ -65,6 +65,17 @@ def test_in_bf16_it_is_as_close_to_fp32_as_the_model_is(is_autocast):
     assert 0 < (logits - fine).norm() < 1.3 * (whole - fine).norm()
 
 
+def test_autocast_does_not_touch_the_cache_it_reads():
+    ids, said = torch.arange(8)[:, None, None], []
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        reader = Decoder(made())
+        for is_autocast in (True, False):
+            cache = KVCache(SHAPE, 1)
+            with torch.autocast("cpu", torch.bfloat16, enabled=is_autocast):
+                said.append(torch.stack([reader(token, cache) for token in ids]))
+    assert torch.equal(*said)
+
+
 def test_a_model_in_training_speaks_with_the_weights_of_its_last_step(tokenizer):
     model = GPT(GPTConfig(vocab_size=-(-tokenizer.n_vocab // 64) * 64, block_size=64, n_layer=2, n_head=2, n_embd=32))
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
@@ -84,15 +95,19 @@ def test_a_model_in_training_speaks_with_the_weights_of_its_last_step(tokenizer)
 
 def test_a_voice_lays_its_weights_once(pretrained_model, monkeypatch):
     model, tokenizer = pretrained_model
+    calls = []
+    monkeypatch.setattr(Decoder, "__call__", lambda self, *given, real=Decoder.__call__: calls.append(self) or real(self, *given))
     voice = Voice(Loaded(model, tokenizer, 0, 0), torch.device("cpu"))
     expected = complete(model, tokenizer, [[tokenizer.end]], Sampling(20), [1])[0].ids
+    calls.clear()
     monkeypatch.setattr(generate, "decoder_for", lambda model: pytest.fail("laid again"))
     assert complete(model, tokenizer, [[tokenizer.end]], Sampling(20), [1], decoder=voice.decoder)[0].ids == expected
+    assert calls == [voice.decoder] * (len(expected) - 1)
 
 
-@pytest.mark.parametrize("rows, count", [(1, 1), (3, 7), (2, 95)])
+@pytest.mark.parametrize("rows, count", [(1, 1), (3, 200), (2, 4095)])
 def test_the_largest_are_those_that_topk_finds(rows, count):
-    logits = torch.randn(rows, 96, generator=torch.Generator().manual_seed(0))
+    logits = torch.randn(rows, 4096, generator=torch.Generator().manual_seed(0))
     logits[:, ::5] = -torch.inf
     values, at = largest(logits, count)
     assert torch.equal(values, logits.topk(count)[0]) and torch.equal(values, logits.gather(1, at))
