@@ -109,6 +109,7 @@ class KVCache:
         self.k = torch.zeros(shape, device=device, dtype=dtype)
         self.v = torch.zeros(shape, device=device, dtype=dtype)
         self.lengths = [0] * rows
+        self.decoder = None  # what reads single tokens faster than the model does
 
     def place(self, count: int) -> Place:
         """Where the next `count` tokens of every row go and what they may look at: once per forward, for all layers."""
@@ -294,9 +295,10 @@ class GPT(nn.Module):
 
     def next_logits(self, ids: Tensor, last: Tensor | Sequence[int], cache: KVCache) -> Tensor:
         """Logits (B, V) after position last[b] of each row's new tokens: the head runs on one position a row only."""
-        x = self.model(ids, cache)
-        rows = torch.arange(len(ids), device=ids.device)
-        return self.lm_head(x[rows, torch.as_tensor(last, device=ids.device)]).float()
+        if cache.decoder and ids.shape[1] == 1:
+            return cache.decoder(ids, cache)
+        x = self.model(ids, cache)[torch.arange(len(ids), device=ids.device), torch.as_tensor(last, device=ids.device)]
+        return self.lm_head(x).float()
 
     def count_parameters(self) -> tuple[int, int]:
         """(all, those outside the embedding and the head)."""

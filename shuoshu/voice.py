@@ -10,6 +10,7 @@ from shuoshu import report, runtime
 from shuoshu.answers import render_question
 from shuoshu.checkpoint import Loaded
 from shuoshu.commandline import UserError
+from shuoshu.decoder import decoder_for
 from shuoshu.generate import Sampling, Utf8Mask
 from shuoshu.settings import SampleSettings
 
@@ -21,6 +22,7 @@ class Voice:
         self.tokenizer, self.step, self.turns = loaded.tokenizer, loaded.step, loaded.turns
         self.block = self.model.config.block_size
         self.mask = Utf8Mask(self.tokenizer, self.model.config.vocab_size, device)
+        self.decoder = decoder_for(self.model)
 
     def question(self, text: str, before: Sequence[dict[str, str]] = ()) -> list[int]:
         """A question's ids; of the conversation before it as much as the model learned to follow and half its block holds."""

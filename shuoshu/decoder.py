@@ -1,0 +1,92 @@
+"""One token at a time on a CPU: weights laid side by side and packed, and left out what one token has no need of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model import GPT, Block, KVCache, RMSNorm
+
+
+class Decoder:
+    """Reads single tokens as the model does. It holds a copy of the weights as they are now: a model in training needs a new one for each text."""
+
+    @torch.inference_mode()
+    def __init__(self, model: GPT) -> None:
+        trunk = model.model
+        self.dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else model.lm_head.weight.dtype
+        self.embedding = trunk.embed_tokens.weight.to(self.dtype)
+        self.layers = [Layer(block, self.dtype) for block in trunk.layers]
+        self.norm, self.head = Norm(trunk.norm), product(self.dtype, model.lm_head)
+        left, right = trunk.sin.chunk(2, dim=-1)
+        self.cos, self.sin = trunk.cos, torch.cat((-left, right), dim=-1)
+
+    @torch.autocast("cpu", enabled=False)
+    def __call__(self, ids: Tensor, cache: KVCache) -> Tensor:
+        """ids (B, 1) → logits (B, V) in float32."""
+        place = cache.place(1)
+        cos, sin = self.cos[place.positions], self.sin[place.positions]  # (1 or B, 1, D)
+        x = self.embedding[ids[:, 0]]  # (B, C)
+        for number, layer in enumerate(self.layers):
+            x = layer(x, cos, sin, partial(cache.update, number, place=place), place.mask)
+        cache.lengths = [length + 1 for length in cache.lengths]
+        return self.head(self.norm(x).to(x.dtype)).float()
+
+
+class Layer:
+    def __init__(self, block: Block, dtype: torch.dtype) -> None:
+        attention, mlp = block.self_attn, block.mlp
+        self.width = attention.head_dim
+        self.H, self.G = (projection.out_features // self.width for projection in (attention.q_proj, attention.k_proj))
+        self.qkv = product(dtype, attention.q_proj, attention.k_proj, attention.v_proj)
+        self.o, self.gate_up, self.down = product(dtype, attention.o_proj), product(dtype, mlp.gate_proj, mlp.up_proj), product(dtype, mlp.down_proj)
+        self.norm, self.mlp_norm = Norm(block.input_layernorm), Norm(block.post_attention_layernorm)
+        self.qk_norm = Norm(*[attention.q_norm] * self.H, *[attention.k_norm] * self.G)
+
+    def __call__(self, x: Tensor, cos: Tensor, sin: Tensor, update: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], mask: Tensor | None) -> Tensor:
+        B, H, G, D = len(x), self.H, self.G, self.width
+        heads = self.qkv(self.norm(x).to(x.dtype)).view(B, H + 2 * G, D)
+        qk = self.qk_norm(heads[:, : H + G])  # in float32, as keys and values are kept
+        qk = torch.addcmul(qk * cos, qk.roll(D // 2, -1), sin)
+        k, v = update(qk[:, H:, None], heads[:, H + G :, None])  # (B, G, T, D)
+        q = qk[:, :H].view(B, G, H // G, D) * D**-0.5
+        scores = (k @ q.mT).mT  # (B, G, H / G, T); q @ k.mT would copy the keys
+        if mask is not None:
+            scores = scores.masked_fill(~mask, -torch.inf)
+        y = scores.softmax(dim=-1) @ v
+        x = x + self.o(y.view(B, H * D).to(x.dtype))
+        gate, up = self.gate_up(self.mlp_norm(x).to(x.dtype)).chunk(2, dim=-1)
+        return x + self.down(F.silu(gate) * up)
+
+
+class Norm:
+    """x / sqrt(mean(x²) + eps) · gain in float32, in fewer steps: x · gain √n / hypot(|x|, √(n eps)). Several: one for each head."""
+
+    def __init__(self, *norms: RMSNorm) -> None:
+        width, eps = len(norms[0].weight), norms[0].eps
+        self.gain = torch.stack([norm.weight for norm in norms]).float() * width**0.5
+        self.least = torch.tensor((width * eps) ** 0.5)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return x * self.gain / torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32).hypot(self.least)
+
+
+def decoder_for(model: GPT) -> Decoder | None:
+    """A decoder where it pays: on a CPU."""
+    return Decoder(model) if model.lm_head.weight.device.type == "cpu" else None
+
+
+def product(dtype: torch.dtype, *layers: nn.Linear) -> Callable[[Tensor], Tensor]:
+    """The products with these layers' weights side by side, by the packed ones of torch's compiler, twice as fast, where this torch has them for this CPU."""
+    weight = torch.cat([layer.weight.to(dtype) for layer in layers]) if len(layers) > 1 else layers[0].weight.to(dtype)
+    try:
+        packed = torch.ops.mkldnn._reorder_linear_weight(weight)
+        multiply = partial(torch.ops.mkldnn._linear_pointwise, W=packed, B=None, attr="none", scalars=[], algorithm="")
+        multiply(weight[:1])
+        return multiply
+    except (AttributeError, RuntimeError, TypeError):
+        return partial(F.linear, weight=weight)

@@ -1,0 +1,121 @@
+"""shuoshu/decoder.py: what it reads single tokens to is what the model does, with the weights as they are now."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from model import GPT, GPTConfig, KVCache
+from shuoshu import decoder, generate
+from shuoshu.checkpoint import Loaded
+from shuoshu.decoder import Decoder
+from shuoshu.generate import Sampling, complete, largest
+from shuoshu.voice import Voice
+
+SHAPE = GPTConfig(vocab_size=96, block_size=32, n_layer=2, n_head=4, n_kv_head=2, n_embd=48, head_dim=16, n_hidden=80)
+
+
+def made(config: GPTConfig = SHAPE) -> GPT:
+    """A model whose gains are not 1 and whose inputs are small, so that each gain and the norms' eps are seen."""
+    torch.manual_seed(0)
+    model = GPT(config).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(1 + 0.3 * torch.randn_like(parameter) if name.endswith("norm.weight") else 0.2 * torch.randn_like(parameter))
+        model.model.embed_tokens.weight.mul_(0.02)
+    return model
+
+
+def read(model: GPT, lengths: list[int], steps: int, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits (B, steps, V) after prompts of these lengths and each token then read alone by the decoder; the ids (B, lengths + steps)."""
+    ids = torch.randint(0, 96, (len(lengths), max(lengths) + steps), generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        cache = KVCache(model.config, len(lengths))
+        generate.prefill(model, cache, [row[:n].tolist() for row, n in zip(ids, lengths, strict=True)])
+        cache.decoder = Decoder(model)
+        tokens = [torch.stack([row[n + step] for row, n in zip(ids, lengths, strict=True)])[:, None] for step in range(steps)]
+        return torch.stack([model.next_logits(token, [0] * len(lengths), cache) for token in tokens], dim=1), ids
+
+
+@pytest.mark.parametrize("lengths", [[5], [7, 7, 7], [3, 11, 6]], ids=["alone", "even", "ragged"])
+@pytest.mark.parametrize("config", [SHAPE, dataclasses.replace(SHAPE, tie_embeddings=True, n_kv_head=4)], ids=["grouped", "tied"])
+@pytest.mark.parametrize("is_packed", [True, False])
+def test_a_token_read_alone_gets_the_logits_of_the_whole(lengths, config, is_packed, monkeypatch):
+    if not is_packed:
+        monkeypatch.setattr(torch.ops.mkldnn, "_linear_pointwise", None)  # not callable, as where torch has none
+    model = made(config)
+    logits, ids = read(model, lengths, 9)
+    for row, n in enumerate(lengths):
+        torch.testing.assert_close(logits[row], model(ids[row : row + 1, : n + 9])[0, n:], atol=2e-5, rtol=1e-5)
+
+
+def test_products_are_packed_where_torch_can():
+    made_of = decoder.product(torch.float32, torch.nn.Linear(32, 32, bias=False)).func
+    assert (made_of is torch.ops.mkldnn._linear_pointwise) == torch.backends.mkldnn.is_available()
+
+
+@pytest.mark.parametrize("is_autocast", [True, False])
+def test_in_bf16_it_is_as_close_to_fp32_as_the_model_is(is_autocast):
+    exact, model = made(), made() if is_autocast else made().bfloat16()
+    with torch.autocast("cpu", torch.bfloat16, enabled=is_autocast):
+        logits, ids = read(model, [5, 9], 9)
+        assert Decoder(model).dtype == torch.bfloat16
+        whole = torch.stack([model(ids[row : row + 1, : n + 9])[0, n:].float() for row, n in enumerate((5, 9))])
+    fine = torch.stack([exact(ids[row : row + 1, : n + 9])[0, n:] for row, n in enumerate((5, 9))])
+    assert 0 < (logits - fine).norm() < 1.3 * (whole - fine).norm()
+
+
+def test_autocast_does_not_touch_the_cache_it_reads():
+    ids, said = torch.arange(8)[:, None, None], []
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        reader = Decoder(made())
+        for is_autocast in (True, False):
+            cache = KVCache(SHAPE, 1)
+            with torch.autocast("cpu", torch.bfloat16, enabled=is_autocast):
+                said.append(torch.stack([reader(token, cache) for token in ids]))
+    assert torch.equal(*said)
+
+
+def test_a_model_in_training_speaks_with_the_weights_of_its_last_step(tokenizer):
+    model = GPT(GPTConfig(vocab_size=-(-tokenizer.n_vocab // 64) * 64, block_size=64, n_layer=2, n_head=2, n_embd=32))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    prompt = tokenizer.encode("清晨，沈砚在渡口")
+    said = []
+    for _ in range(3):
+        said.append(complete(model.eval(), tokenizer, [prompt], Sampling(20, 0.0), [0])[0].ids)
+        fresh = GPT(model.config).eval()
+        fresh.load_tensors(model.tensors())
+        assert said[-1] == complete(fresh, tokenizer, [prompt], Sampling(20, 0.0), [0])[0].ids
+        ids = torch.randint(0, tokenizer.n_vocab, (4, 33), generator=torch.Generator().manual_seed(len(said)))
+        model.train()(ids[:, :-1], ids[:, 1:]).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert said[0] != said[1] != said[2]
+
+
+def test_a_voice_lays_its_weights_once(pretrained_model, monkeypatch):
+    model, tokenizer = pretrained_model
+    calls = []
+    monkeypatch.setattr(Decoder, "__call__", lambda self, *given, real=Decoder.__call__: calls.append(self) or real(self, *given))
+    voice = Voice(Loaded(model, tokenizer, 0, 0), torch.device("cpu"))
+    expected = complete(model, tokenizer, [[tokenizer.end]], Sampling(20), [1])[0].ids
+    calls.clear()
+    monkeypatch.setattr(generate, "decoder_for", lambda model: pytest.fail("laid again"))
+    assert complete(model, tokenizer, [[tokenizer.end]], Sampling(20), [1], decoder=voice.decoder)[0].ids == expected
+    assert calls == [voice.decoder] * (len(expected) - 1)
+
+
+@pytest.mark.parametrize("rows, count", [(1, 1), (3, 200), (2, 4095)])
+def test_the_largest_are_those_that_topk_finds(rows, count):
+    logits = torch.randn(rows, 4096, generator=torch.Generator().manual_seed(0))
+    logits[:, ::5] = -torch.inf
+    values, at = largest(logits, count)
+    assert torch.equal(values, logits.topk(count)[0]) and torch.equal(values, logits.gather(1, at))
+    assert all(len(set(row)) == count for row in at.tolist())
+
+
+def test_a_penalty_knows_the_prompt_and_what_was_said(pretrained_model):
+    model, tokenizer = pretrained_model
+    prompts = [tokenizer.encode("清晨，沈砚在渡口"), tokenizer.encode("赵铁匠说：")]
+    for prompt, result in zip(prompts, complete(model, tokenizer, prompts, Sampling(12, 0.0, repetition_penalty=1e6), [0, 0]), strict=True):
+        assert len(result.ids) >= 10 and len({*result.ids}) == len(result.ids) and not {*result.ids} & {*prompt}
