@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 import bench
-from shuoshu import chores, contests, race
-from shuoshu.yardstick import interleave
+from shuoshu import chores, contests, race, scale
+from shuoshu.yardstick import exponent, interleave
 
 TRAIN = """
 import os, pickle, sys, time
@@ -133,6 +133,13 @@ def test_contenders_take_turns_and_every_second_round_goes_backwards():
     assert rounds[1] == {"a": 6, "b": 5, "c": 4} and list(rounds[1]) == ["a", "b", "c"]
 
 
+def test_an_exponent_is_the_power_that_a_cost_grows_with():
+    sizes = [1, 3, 10, 40]
+    assert exponent(sizes, [5 * size**1.5 for size in sizes]) == pytest.approx(1.5)
+    assert exponent(sizes, [7] * 4) == pytest.approx(0)
+    assert exponent([1, 10, 100], [1, 20, 100]) == pytest.approx(1)  # least squares: what lies off in the middle doesn't tilt
+
+
 def test_a_curve_reaches_its_goal_between_two_evaluations():
     points = [(0.0, 8.0), (10.0, 4.0), (20.0, 3.0), (30.0, 3.5)]
     assert race.reached(points, 6.0) == 5.0 and race.reached(points, 3.0) == 20.0
@@ -183,11 +190,49 @@ def test_the_race_ends_with_curves_of_both_scored_alike(measured, checkout, data
     assert "no compiler" in capsys.readouterr().out  # the stand-in doesn't compile: eager was taken
 
 
+def test_growth_is_measured_beside_what_is_demanded(measured, monkeypatch, dataset, capsys):
+    monkeypatch.setattr(scale, "SIZES", {"a": (1, 1, 16), "b": (1, 2, 256), "vast": (2, 64, 65536)})
+    monkeypatch.setattr(scale, "SLOW", math.inf)
+    raw = measured("scale", str(dataset), "--series=size", *TINY, "--batch_size=4")
+    small, large = raw["series"]["size"]
+    assert "left out: size vast: it needs about" in capsys.readouterr().out  # the machine is not filled to find out
+    assert (small["point"], large["point"], small["rows"], small["context"]) == ("a", "b", 4, 32)
+    assert all(len(point["found"]) == 2 for point in (small, large)) and 0 <= small["memory"] < large["memory"] < 2e9
+    speeds = [statistics.median(found["tokens_per_second"] for found in point["found"]) for point in (small, large)]
+    slope = math.log(speeds[0] / speeds[1]) / math.log(large["parameters"] / small["parameters"])
+    assert raw["figures"]["scale, size: seconds per token against parameters, exponent"] == pytest.approx(slope)
+    assert small["demanded"]["the model"] == small["flops_per_token"] * 4 * 32
+    assert small["demanded"]["model and Muon"] - small["demanded"]["the model"] == small["optimizer_flops"] > 3 * 2 * 16**3 * 7
+    assert sum("shuoshu.contenders" in command for command in raw["commands"]) == 3  # told once, measured in every round
+
+
+def test_contexts_share_a_step_and_rows_make_it_longer_and_what_is_slow_is_measured_once(measured, monkeypatch, dataset):
+    monkeypatch.setattr(scale, "CONTEXTS", (16, 32))
+    monkeypatch.setattr(scale, "ROWS", (1, 4))
+    monkeypatch.setattr(scale, "SLOW", 0)
+    raw = measured("scale", str(dataset), "--series=context", "--series=batch", *TINY)
+    contexts, batches = raw["series"]["context"], raw["series"]["batch"]
+    assert [(point["rows"], point["context"]) for point in contexts] == [(2, 16), (1, 32)]
+    assert [(point["rows"], point["context"]) for point in batches] == [(1, 32), (4, 32)]
+    assert all(len(point["found"]) == 1 for point in contexts + batches)
+    assert raw["figures"]["scale, context: operations per token, the model against context, exponent"] > 0
+    assert raw["figures"]["scale, batch: operations per step, the model against rows, exponent"] == pytest.approx(1)
+    assert raw["figures"]["scale, batch: operations per step, model and Muon against rows, exponent"] < 1  # a step has one Muon
+
+
 def test_preparing_is_measured_beside_tiktoken(measured):
     raw = measured("prepare", "--megabytes=0.05", "--megabytes=0.4", "--threads=1")
     for size in ("0.05", "0.4"):
         figures_follow_from_rounds(raw, f"prepare, {size} MB", "prepare", "tiktoken")
         assert raw["figures"][f"prepare, {size} MB: peak memory, MB"] > 10
+    spent = [size / raw["figures"][f"prepare, {size} MB: prepare, MB/s"] for size in (0.05, 0.4)]
+    assert raw["figures"]["prepare: seconds against megabytes, exponent"] == pytest.approx(math.log(spent[1] / spent[0]) / math.log(8), abs=0.02)
+    assert raw["figures"]["prepare: memory beyond an idle prepare.py's against megabytes, exponent"] > 0
+
+
+def test_a_corpus_that_the_disk_has_no_room_for_is_left_out(measured, monkeypatch, capsys):
+    monkeypatch.setattr(chores, "ON_DISK", 10**9)
+    assert not measured("prepare", "--megabytes=0.05")["figures"] and "left out: 0.05 MB take" in capsys.readouterr().out
 
 
 def test_rouge_is_measured_beside_rouge_score(measured, monkeypatch):
@@ -214,6 +259,7 @@ def test_starting_up_is_measured(measured, monkeypatch):
         ([], "what is to be measured"),
         (["speed"], "what is to be measured"),
         (["train", "--vs=nowhere"], "nowhere is no nanoGPT checkout, it lacks train.py, model.py"),
+        (["scale", "--series=depth"], "series=depth: size, context or batch is wanted"),
         (["loss", "--rate=fast"], "rate=fast: a number is wanted"),
         (["rouge", "empty.bin"], "empty.bin"),
         (["rouge", "--json=nowhere/raw.json"], "there is no folder nowhere"),

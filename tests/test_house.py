@@ -10,7 +10,7 @@ from shuoshu.commandline import HOUSE
 
 COMMANDS = {"prepare", "prepare_sft", "train", "sample", "eval_metrics", "app", "bench"}
 LIGHT = ("settings", "commandline", "files", "text", "tokenizer", "batches", "report", "questions", "pairs", "metrics", "rows")
-LIGHT += ("words", "wishes", "markup", "document", "yardstick", "peer", "contests", "race", "chores")
+LIGHT += ("words", "wishes", "markup", "document", "yardstick", "peer", "contests", "race", "scale", "chores")
 PRODUCT = sorted([*HOUSE.glob("*.py"), *HOUSE.glob("shuoshu/*.py"), *HOUSE.glob("config/*.py")])
 
 
