@@ -65,7 +65,7 @@ def copy(device: torch.device) -> Callable[[], float]:
 
 
 def training(device: torch.device, rate: Callable[..., float], words: list[str], pad_to: int = 0, patience: float = math.inf) -> tuple[dict, Measure]:
-    """Tokens/s of train.py's own step on its own batches, or on the same rows padded to one width; warmed up for no more than `patience` seconds."""
+    """Tokens/s of train.py's own step on its own batches, or on the same rows padded to one width; warmed up in `patience` seconds, about."""
     settings = parse(TrainSettings, words, "")
     run = Run(settings, runtime.Processes(), device, Lock(Path(settings.out_dir)))
     if pad_to:

@@ -15,7 +15,7 @@ from shuoshu.yardstick import short
 CONTEXTS = (256, 512, 1024, 2048, 4096, 8192)  # the tokens of a step stay the same: the longest is one row
 ROWS = (1, 2, 4, 8, 16, 32, 64)
 AGAINST = {"size": ("parameters", "token"), "context": ("context", "token"), "batch": ("rows", "step")}  # what grows, seconds of what are told
-SLOW = 5  # a point that took so many times --seconds in all, start and warm-up included, is measured once
+SLOW = 4  # times --seconds, starting and warming up included, after which a point has no further rounds
 COLUMNS = ("parameters", "context", "rows", "tokens/s", "s/step", "share", "with Muon", "memory, GB", "estimate", "rounds")
 
 
@@ -37,7 +37,8 @@ def points_of(bench: Bench, series: str) -> dict[str, dict[str, int]]:
 
 def grow(bench: Bench, data: Path, series: str) -> None:
     """A series: its rounds, each second one in reversed order, its table and its exponents."""
-    points, found, waiting = points_of(bench, series), {}, list(points_of(bench, series))
+    points, found = points_of(bench, series), {}
+    spent, waiting = dict.fromkeys(points, 0.0), list(points)
     for number in range(bench.settings.pairs):
         for name in waiting[:: -1 if number % 2 else 1]:
             began = time.perf_counter()
@@ -52,7 +53,8 @@ def grow(bench: Bench, data: Path, series: str) -> None:
             found.setdefault(name, {"point": name, **facts, "found": []})["found"].append(round_)
             told = f"{short(round_['tokens_per_second'])} tokens/s, {short(round_['memory'] / 1e9)} GB"
             print(f"{series} {name}, round {number + 1}: {told}", flush=True)
-            if time.perf_counter() - began > SLOW * bench.settings.seconds:
+            spent[name] += time.perf_counter() - began
+            if spent[name] > SLOW * bench.settings.seconds:
                 waiting.remove(name)
     tell(bench, series, [with_medians(found[name]) for name in points if name in found])
 
@@ -60,7 +62,7 @@ def grow(bench: Bench, data: Path, series: str) -> None:
 def measured(bench: Bench, words: list[str], again: bool) -> tuple[dict, dict[str, float]]:
     """(what is known of a point, a round's figures) from a process that ends with it; UserError if its memory is not there."""
     settings = bench.settings
-    worker = bench.worker("scale", again=again, words=words, patience=settings.seconds)
+    worker = bench.worker("scale", again=again, words=words, patience=settings.seconds / 2)
     try:
         if worker.facts["estimate"] > worker.facts["available"]:
             raise UserError(f"it needs about {short(worker.facts['estimate'] / 1e9)} GB of memory, {short(worker.facts['available'] / 1e9)} GB are free")

@@ -11,6 +11,8 @@ import pytest
 
 import bench
 from shuoshu import chores, contests, race, scale
+from shuoshu.commandline import UserError, parse
+from shuoshu.settings import TrainSettings
 from shuoshu.yardstick import exponent, interleave
 
 TRAIN = """
@@ -192,32 +194,45 @@ def test_the_race_ends_with_curves_of_both_scored_alike(measured, checkout, data
 
 def test_growth_is_measured_beside_what_is_demanded(measured, monkeypatch, dataset, capsys):
     monkeypatch.setattr(scale, "SIZES", {"a": (1, 1, 16), "b": (1, 2, 256), "vast": (2, 64, 65536)})
-    monkeypatch.setattr(scale, "SLOW", math.inf)
-    raw = measured("scale", str(dataset), "--series=size", *TINY, "--batch_size=4")
+    raw = measured("scale", str(dataset), "--series=size", *TINY, "--batch_size=4", "--pairs=1")
     small, large = raw["series"]["size"]
     assert "left out: size vast: it needs about" in capsys.readouterr().out  # the machine is not filled to find out
     assert (small["point"], large["point"], small["rows"], small["context"]) == ("a", "b", 4, 32)
-    assert all(len(point["found"]) == 2 for point in (small, large)) and 0 <= small["memory"] < large["memory"] < 2e9
-    speeds = [statistics.median(found["tokens_per_second"] for found in point["found"]) for point in (small, large)]
-    slope = math.log(speeds[0] / speeds[1]) / math.log(large["parameters"] / small["parameters"])
-    assert raw["figures"]["scale, size: seconds per token against parameters, exponent"] == pytest.approx(slope)
-    assert small["demanded"]["the model"] == small["flops_per_token"] * 4 * 32
+    assert 0 <= small["memory"] < large["memory"] < 2e9 and small["tokens_per_second"] > large["tokens_per_second"] > 0 < large["matrix"]
     assert small["demanded"]["model and Muon"] - small["demanded"]["the model"] == small["optimizer_flops"] > 3 * 2 * 16**3 * 7
-    assert sum("shuoshu.contenders" in command for command in raw["commands"]) == 3  # told once, measured in every round
+    assert large["share"]["the model"] == pytest.approx(large["flops_per_token"] * large["tokens_per_second"] / large["matrix"])
 
 
-def test_contexts_share_a_step_and_rows_make_it_longer_and_what_is_slow_is_measured_once(measured, monkeypatch, dataset):
-    monkeypatch.setattr(scale, "CONTEXTS", (16, 32))
-    monkeypatch.setattr(scale, "ROWS", (1, 4))
+def test_every_series_has_its_rounds_and_its_exponents(measured, monkeypatch, dataset, capsys):
+    """On a machine whose cost is known: a token takes as long as its row has tokens, and a step a second beyond that."""
+    went = []
+
+    def known(bench, words, again):
+        settings = parse(TrainSettings, words, "")
+        if settings.batch_size == 64:
+            raise UserError("killed")
+        went.append((settings.block_size, settings.batch_size))
+        context, rows = settings.block_size, settings.batch_size
+        facts = {"parameters": 1000, "context": context, "rows": rows, "flops_per_token": 2 * context, "optimizer_flops": 10, "estimate": rows}
+        seconds = rows * context**2 + 1
+        return facts, {"tokens_per_second": rows * context / seconds, "memory": rows**2, "matrix": 1.0}
+
+    monkeypatch.setattr(scale, "measured", known)
+    raw = measured("scale", str(dataset), "--series=context", "--series=batch", *TINY, "--seconds=60")
+    sizes = [(context, 8192 // context) for context in scale.CONTEXTS]
+    assert went[:12] == [*sizes, *sizes[::-1]]  # the tokens of a step stay the same; every second round goes backwards
+    assert [(point["context"], point["rows"]) for point in raw["series"]["batch"]] == [(32, rows) for rows in (1, 2, 4, 8, 16, 32)]
+    assert "left out: batch 64: killed" in capsys.readouterr().out
+    assert all(len(point["found"]) == 2 for points in raw["series"].values() for point in points)
+    exponents = {name.removeprefix("scale, ").removesuffix(", exponent"): value for name, value in raw["figures"].items()}
+    assert exponents["context: seconds per token against context"] == pytest.approx(1, abs=0.01)
+    assert exponents["context: operations per token, the model against context"] == pytest.approx(1)
+    assert exponents["batch: seconds per step against rows"] == pytest.approx(1, abs=0.01)
+    assert exponents["batch: operations per step, the model against rows"] == pytest.approx(1)
+    assert exponents["batch: operations per step, model and Muon against rows"] < 1  # a step has one Muon
+    assert exponents["batch: memory against rows"] == pytest.approx(2) and exponents["batch: estimated memory against rows"] == pytest.approx(1)
     monkeypatch.setattr(scale, "SLOW", 0)
-    raw = measured("scale", str(dataset), "--series=context", "--series=batch", *TINY)
-    contexts, batches = raw["series"]["context"], raw["series"]["batch"]
-    assert [(point["rows"], point["context"]) for point in contexts] == [(2, 16), (1, 32)]
-    assert [(point["rows"], point["context"]) for point in batches] == [(1, 32), (4, 32)]
-    assert all(len(point["found"]) == 1 for point in contexts + batches)
-    assert raw["figures"]["scale, context: operations per token, the model against context, exponent"] > 0
-    assert raw["figures"]["scale, batch: operations per step, the model against rows, exponent"] == pytest.approx(1)
-    assert raw["figures"]["scale, batch: operations per step, model and Muon against rows, exponent"] < 1  # a step has one Muon
+    assert all(len(point["found"]) == 1 for point in measured("scale", str(dataset), "--series=batch", *TINY)["series"]["batch"])
 
 
 def test_preparing_is_measured_beside_tiktoken(measured):
