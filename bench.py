@@ -2,7 +2,8 @@
 
 python bench.py PART [FILE|FOLDER ...] [--vs=NANOGPT] [--json=FILE] [--key=value ...]
 PART is train (tokens/s), loss (time to the peer's loss), sample (tokens/s of text), sft (answer tokens/s),
-prepare (MB/s), rouge (ROUGE-L a second) or startup (seconds to the first word).
+scale (how training's cost grows with model, context and batch), prepare (MB/s, and how its cost grows with the text),
+rouge (ROUGE-L a second) or startup (seconds to the first word).
 Texts are novels or one folder that prepare.py made; without any it is the bundled novella, in sft the bundled questions.
 Without --vs ours and the limit are measured alone. Nothing is written but --json and --picture.
 """
@@ -18,7 +19,7 @@ from pathlib import Path
 from shuoshu.commandline import UserError, command, parse
 from shuoshu.settings import BenchSettings
 
-PARTS = ("train", "loss", "sample", "sft", "prepare", "rouge", "startup")
+PARTS = ("train", "loss", "sample", "sft", "scale", "prepare", "rouge", "startup")
 
 
 @command
@@ -29,11 +30,11 @@ def main(argv: Sequence[str]) -> None:
     for name in (settings.json, settings.picture):
         if name and not Path(name).absolute().parent.is_dir():
             raise UserError(f"can't write {name}: there is no folder {Path(name).parent}")
-    from shuoshu import chores, contests, race  # numpy takes a tenth of a second: not for --help
+    from shuoshu import chores, contests, race, scale  # numpy takes a tenth of a second: not for --help
     from shuoshu.yardstick import Ledger
 
     parts = {"train": contests.train, "sft": contests.sft, "sample": contests.sample, "loss": race.loss}
-    parts |= {"prepare": chores.prepare, "rouge": chores.rouge, "startup": chores.startup}
+    parts |= {"scale": scale.scale, "prepare": chores.prepare, "rouge": chores.rouge, "startup": chores.startup}
     ledger = Ledger(settings.words[0], settings)
     with tempfile.TemporaryDirectory(prefix="bench-", ignore_cleanup_errors=True) as folder, ExitStack() as stack:
         parts[settings.words[0]](contests.Bench(settings, ledger, Path(folder), stack))

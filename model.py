@@ -342,8 +342,6 @@ class GPT(nn.Module):
         for name, value in changes.items():
             setattr(config, name, value)
         tensors = load_file(folder / "model.safetensors")
-        with torch.device("meta"):
-            cls(config).load_tensors(tensors)  # refuses what doesn't fit before memory is taken for it
         model = cls(config)
         model.load_tensors(tensors)
         return model

@@ -18,7 +18,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -135,6 +135,18 @@ class Loaded(typing.NamedTuple):
     turns: int  # questions in a row that it learned to answer; 0: it continues text
 
 
+def check_shapes(path: Path, config: GPTConfig) -> None:
+    """ValueError if the weights in a file can't be those of a config, before memory is taken for either."""
+    with safe_open(path, "pt") as file:
+        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - it is no dict
+    c = config
+    wanted = {(c.vocab_size, c.n_embd), (c.n_head * c.head_dim, c.n_embd), (c.n_kv_head * c.head_dim, c.n_embd), (c.head_dim,), (c.n_hidden, c.n_embd)}
+    if wanted <= set(shapes.values()) and f"model.layers.{c.n_layer - 1}.mlp.up_proj.weight" in shapes:
+        return  # whatever else is wrong, the model is no larger than the file
+    with torch.device("meta"):  # says which ones; torch takes a second to get ready for it
+        GPT(config).load_tensors({name: torch.empty(shape) for name, shape in shapes.items()})
+
+
 def load_model(folder: str | Path, device: torch.device | str = "cpu", **changes: object) -> Loaded:
     """The model in a folder; every way in which it can be wrong has its UserError."""
     folder = Path(folder)
@@ -144,6 +156,7 @@ def load_model(folder: str | Path, device: torch.device | str = "cpu", **changes
     tokenizer = Tokenizer.load(folder)
     try:
         config = GPTConfig.from_hf(read_json(folder / "config.json"))
+        check_shapes(folder / "model.safetensors", config)
         model = GPT.from_pretrained(folder, **changes)
         if not all(torch.isfinite(parameter).all() for parameter in model.parameters()):
             raise ValueError("its weights are not finite")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
+import statistics
 import subprocess
 import sys
 import time
@@ -20,6 +22,7 @@ from shuoshu.tokenizer import Tokenizer
 from shuoshu.yardstick import rate_of
 
 MEGABYTES = (1.0, 10.0, 100.0)
+ON_DISK = 4  # times the size of a corpus that preparing it takes: it, its text cleaned, its tokens, those of the round before
 LENGTHS = (100, 400, 500, 1000)  # characters of an answer and its reference
 PIECE = 40_000  # characters that go to the tokenizer at once, about what prepare.py gives it
 COMMANDS = ("prepare", "prepare_sft", "train", "sample", "eval_metrics", "app", "bench")
@@ -38,11 +41,13 @@ def source_text(bench: Bench) -> str:
 
 
 def prepare(bench: Bench) -> None:
-    """MB/s of prepare.py beside tiktoken alone in one thread, and its peak memory, as a corpus grows."""
-    text, ledger, held = source_text(bench), bench.ledger, []
+    """MB/s of prepare.py beside tiktoken alone in one thread, and its peak memory, as a corpus grows; the exponents of seconds and memory."""
+    text, ledger, held, grown = source_text(bench), bench.ledger, [], []
     pieces = [text[start : start + PIECE] for start in range(0, min(len(text), 100 * PIECE), PIECE)]
     file, out, sizes = bench.folder / "corpus.txt", bench.folder / "corpus", bench.settings.numbers("megabytes", MEGABYTES)
     command = [sys.executable, str(HOUSE / "prepare.py"), str(file), f"--out={out}", f"--tokenizer={bench.settings.tokenizer}", *bench.threads]
+
+    empty = timed([*command[:2], "--help"], bench.env)[1]  # what Python and its libraries hold
 
     def prepared(megabytes: float) -> float:
         passed, peak = timed(ledger.ran(command), bench.env)
@@ -50,14 +55,23 @@ def prepare(bench: Bench) -> None:
         return megabytes / passed
 
     for size in sizes:
+        free = shutil.disk_usage(bench.folder).free
+        if free < ON_DISK * size * 1e6:
+            print(f"left out: {size:g} MB take {ON_DISK * size / 1e3:g} GB in {bench.folder.parent}, {free / 1e9:.3g} GB are free", flush=True)
+            continue
         copies = size * 1e6 / len(text.encode())
         with file.open("w", encoding="utf-8", newline="\n") as target:
             target.writelines(text for _ in range(int(copies)))
             target.write(text[: round(copies % 1 * len(text))])
         held.clear()
         contenders = {"prepare": partial(prepared, file.stat().st_size / 1e6), "tiktoken": partial(encoded, out, pieces)}
-        ledger.compare(f"prepare, {size:g} MB", contenders, bench.settings.pairs, "MB/s")
+        rounds = ledger.compare(f"prepare, {size:g} MB", contenders, bench.settings.pairs, "MB/s")
         ledger.median(f"prepare, {size:g} MB: peak memory, MB", [peak / 1e6 for peak in held])
+        grown.append((size, size / statistics.median(found["prepare"] for found in rounds), statistics.median(held) - empty))
+    if grown:
+        megabytes, seconds, memory = zip(*grown, strict=True)
+        ledger.grows("prepare: seconds against megabytes", megabytes, seconds)
+        ledger.grows("prepare: memory beyond an idle prepare.py's against megabytes", megabytes, memory)
 
 
 def encoded(data: Path, pieces: list[str]) -> float:

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
-from model import GPT, GPTConfig
+from model import GPT, SHORT, GPTConfig
 from shuoshu import runtime
-from shuoshu.batches import IGNORE
+from shuoshu.batches import IGNORE, read_meta, resolve
 from shuoshu.checkpoint import Loaded
 from shuoshu.commandline import parse
 from shuoshu.generate import Sampling, complete
+from shuoshu.optim import Muon, orthogonalise
 from shuoshu.run import Run
 from shuoshu.saving import Lock
-from shuoshu.settings import TrainSettings
+from shuoshu.settings import ModelSettings, TrainSettings
 from shuoshu.step import train_step
 from shuoshu.tokenizer import Tokenizer
 from shuoshu.voice import Voice
@@ -27,8 +32,9 @@ from shuoshu.yardstick import WARM_UP, Measure, rate_of, serve
 def begin(job: dict) -> tuple[dict, Measure]:
     device = runtime.begin(job["device"], job["threads"], tamed=True)
     rate = partial(rate_of, clock=job["clock"])
-    facts, own = {"train": training, "sample": sampling}[job["kind"]](device, rate, **job["how"])
+    facts, own = {"train": training, "sample": sampling, "scale": growing}[job["kind"]](device, rate, **job["how"])
     measures = {job["kind"]: own, "matrix": lambda seconds, dtype: rate(product(device, dtype), seconds), "memory": lambda seconds: rate(copy(device), seconds)}
+    measures["peak"] = lambda: runtime.peak_memory(device)
     return {**runtime.describe(device), "device": str(device), **facts}, lambda what, **how: measures[what](**how)
 
 
@@ -58,8 +64,8 @@ def copy(device: torch.device) -> Callable[[], float]:
     return step
 
 
-def training(device: torch.device, rate: Callable[..., float], words: list[str], pad_to: int) -> tuple[dict, Measure]:
-    """Tokens/s of train.py's own step on its own batches, or on the same rows padded to one width."""
+def training(device: torch.device, rate: Callable[..., float], words: list[str], pad_to: int = 0, patience: float = math.inf) -> tuple[dict, Measure]:
+    """Tokens/s of train.py's own step on its own batches, or on the same rows padded to one width; warmed up in `patience` seconds, about."""
     settings = parse(TrainSettings, words, "")
     run = Run(settings, runtime.Processes(), device, Lock(Path(settings.out_dir)))
     if pad_to:
@@ -72,12 +78,49 @@ def training(device: torch.device, rate: Callable[..., float], words: list[str],
         run.state.step += 1
         return run.data.targets((run.state.step - 1) * run.rows_per_step, run.rows_per_step, run.block, run.settings.seed)
 
-    for _ in range(WARM_UP):
-        step()
+    began = time.perf_counter()
+    for done in range(WARM_UP):
+        if not done or time.perf_counter() - began < patience:
+            step()
     total, inner = run.raw.count_parameters()
     facts = {"parameters": total, "inner": inner, "vocabulary": run.raw.config.vocab_size, "dtype": run.settings.dtype}
     facts |= {"compiled": run.model is not run.raw, "flops_per_token": run.raw.flops_per_token(), "memory": runtime.peak_memory(device)}
+    facts |= {"context": run.block, "rows": run.rows_per_step, "optimizer_flops": orthogonalising(run)}
     return facts, lambda seconds: rate(step, seconds)
+
+
+def orthogonalising(run: Run) -> int:
+    """The floating-point operations of Muon's matrix products in a step, counted without doing them."""
+    with FlopCounterMode(display=False) as counter:
+        for muon in (optimizer for optimizer in run.optimizers if isinstance(optimizer, Muon)):
+            for group in muon.param_groups:
+                orthogonalise(torch.empty(len(group["params"]), *group["params"][0].shape, device="meta"), muon.dtype)
+    return counter.get_total_flops()
+
+
+def growing(device: torch.device, rate: Callable[..., float], words: list[str], patience: float) -> tuple[dict, Measure]:
+    """As `training`, if its memory is there: what it needs is estimated first, and not taken where it isn't free."""
+    memory = {"estimate": estimated(parse(TrainSettings, words, "")), "available": runtime.free_memory(device)}
+    if memory["estimate"] > memory["available"]:
+        return memory, lambda seconds: 0.0
+    small = ("--n_layer=1", "--n_head=1", "--n_embd=8", "--block_size=8", "--batch_size=1", "--compile=false")
+    training(device, rate, [*words, *small], patience=0.0)  # torch loads what it needs before memory is counted
+    memory["before"] = runtime.peak_memory(device)
+    facts, measure = training(device, rate, words, patience=patience)
+    return {**facts, **memory}, measure
+
+
+def estimated(settings: TrainSettings) -> float:
+    """Bytes that a training takes, about, at the most: what is kept of each parameter, and of each token what a backward pass needs."""
+    vocab_size = -(-read_meta(resolve(settings.dataset))["vocab_size"] // 64) * 64
+    with torch.device("meta"):
+        model = GPT(GPTConfig(vocab_size=vocab_size, **{field.name: getattr(settings, field.name) for field in fields(ModelSettings)}))
+    total, inner = model.count_parameters()
+    c = model.config
+    of_parameters = 20 * total - 4 * inner  # weights, gradients, Muon's one state or AdamW's two, copies in bf16
+    attention = 8 * c.n_head * c.block_size if c.block_size <= SHORT else 0
+    of_tokens = settings.batch_size * c.block_size * (c.n_layer * (110 * c.n_embd + attention) + 16 * vocab_size)
+    return of_parameters + max(of_tokens, 10 * inner)  # Muon works when the backward pass is done
 
 
 def padded(rows: Callable[..., tuple[np.ndarray, np.ndarray]], width: int, *which: int) -> tuple[np.ndarray, np.ndarray]:

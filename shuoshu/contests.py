@@ -36,14 +36,16 @@ class Bench:
         self.dropouts = settings.numbers("dropout", (0.0,))
         ledger.facts("python", {"version": platform.python_version(), "system": platform.platform(terse=True), "cores": os.cpu_count(), **load()})
 
-    def worker(self, kind: str, peer: bool = False, tamed: bool = True, **how: object) -> Worker:
-        """A process of ours, or one that runs the peer's model.py; `tamed`: with our settings of malloc and OpenMP."""
+    def worker(self, kind: str, peer: bool = False, tamed: bool = True, again: bool = False, **how: object) -> Worker:
+        """A process of ours, or one that runs the peer's model.py; `tamed`: with our settings of malloc and OpenMP; `again`: it has been told of before."""
         job = {"kind": kind, "device": self.settings.device, "threads": self.settings.threads, "clock": self.settings.clock, "tamed": tamed, "how": how}
         command = [sys.executable, str(HOUSE / "shuoshu" / "peer_runner.py")] if peer else [sys.executable, "-m", "shuoshu.contenders"]
-        self.ledger.ran(command, json.dumps(job))
+        if not again:
+            self.ledger.ran(command, json.dumps(job))
         made = Worker(command, job, self.env if tamed else self.peer.env, self.peer.folder if peer else HOUSE)
         self.stack.callback(made.close)
-        self.ledger.facts("peer" if peer else "ours", made.facts)
+        if not again:
+            self.ledger.facts("peer" if peer else "ours", made.facts)
         return made
 
     def run(self, name: str, *words: object) -> None:

@@ -249,7 +249,7 @@ class BenchSettings:
     json: str | None = setting(None, "a file for all raw figures")
     picture: str | None = setting(None, "loss: a file for the curves, .png or .svg")
     pairs: int = setting(5, "rounds in which every contender is measured once, each second one in reversed order", low=1)
-    seconds: float = setting(6.0, "length of one measurement of train and sft", low=0.01)
+    seconds: float = setting(6.0, "length of one measurement of train and sft, of all rounds of a point in scale", low=0.01)
     clock: str = setting("wall", "cpu: train, sft and sample count a process's own CPU seconds, for a busy machine, with --threads=1", choices=("wall", "cpu"))
     minutes: float = setting(5.0, "loss: how long the peer trains at each of its rates, evaluations not counted", low=0.01)
     rate: tuple[str, ...] = setting((), "loss: a learning rate that the peer tries; may be given several times (none: 0.0006, 0.002 and 0.006)")
@@ -259,6 +259,7 @@ class BenchSettings:
     dropout: tuple[str, ...] = setting((), "a dropout that both try; loss takes several, the others the first (none: 0)")
     tokens: int = setting(128, "sample: tokens of a text, after a prompt of half the block", low=1)
     megabytes: tuple[str, ...] = setting((), "prepare: size of a corpus; may be given several times (none: 1, 10 and 100)")
+    series: tuple[str, ...] = setting((), "scale: size, context or batch; may be given several times (none: all three)")
     tokenizer: str = setting("bpe", "what prepare.py makes of the text: bpe, chars, gpt2, or a folder with a tokenizer.json")
     size: str = setting("2m", "parameters outside embedding and head, where the three below don't say", choices=tuple(SIZES))
     n_layer: int | None = setting(None, "blocks (none: by size)", low=1)
@@ -273,7 +274,7 @@ class BenchSettings:
     threads: int | None = setting(None, "CPU threads of every contender (none: all cores)", low=1)
 
     def problems(self) -> list[str]:
-        found = []
+        found = [f"series={name}: size, context or batch is wanted" for name in self.series if name not in ("size", "context", "batch")]
         for name in ("rate", "share", "dropout", "megabytes"):
             for text in getattr(self, name):
                 try:

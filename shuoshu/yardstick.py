@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shlex
 import statistics
 import subprocess
@@ -30,6 +31,11 @@ def interleave(contenders: dict[str, Callable[[], float]], count: int) -> list[R
         found = {name: contenders[name]() for name in order}
         rounds.append({name: found[name] for name in contenders})
     return rounds
+
+
+def exponent(sizes: Sequence[float], costs: Sequence[float]) -> float:
+    """The power of size that cost grows with: the least squares slope of one logarithm against the other."""
+    return statistics.linear_regression(list(map(math.log, sizes)), list(map(math.log, costs))).slope
 
 
 def short(value: float) -> str:
@@ -78,6 +84,11 @@ class Ledger:
     def figure(self, name: str, value: float, note: str = "") -> None:
         self.content["figures"][name] = value
         print(f"= {name}: {short(value)}{note}", flush=True)
+
+    def grows(self, name: str, sizes: Sequence[float], costs: Sequence[float]) -> None:
+        """The exponent of a cost, where there are two sizes or more and the system told it of all."""
+        if len(set(sizes)) > 1 and min(costs) > 0:
+            self.figure(f"{name}, exponent", exponent(sizes, costs))
 
     def write(self, path: Path) -> None:
         try:

@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 
 import bench
-from shuoshu import chores, contests, race
-from shuoshu.yardstick import interleave
+from shuoshu import chores, contests, race, scale
+from shuoshu.commandline import UserError, parse
+from shuoshu.settings import TrainSettings
+from shuoshu.yardstick import exponent, interleave
 
 TRAIN = """
 import os, pickle, sys, time
@@ -133,6 +135,13 @@ def test_contenders_take_turns_and_every_second_round_goes_backwards():
     assert rounds[1] == {"a": 6, "b": 5, "c": 4} and list(rounds[1]) == ["a", "b", "c"]
 
 
+def test_an_exponent_is_the_power_that_a_cost_grows_with():
+    sizes = [1, 3, 10, 40]
+    assert exponent(sizes, [5 * size**1.5 for size in sizes]) == pytest.approx(1.5)
+    assert exponent(sizes, [7] * 4) == pytest.approx(0)
+    assert exponent([1, 10, 100], [1, 20, 100]) == pytest.approx(1)  # least squares: what lies off in the middle doesn't tilt
+
+
 def test_a_curve_reaches_its_goal_between_two_evaluations():
     points = [(0.0, 8.0), (10.0, 4.0), (20.0, 3.0), (30.0, 3.5)]
     assert race.reached(points, 6.0) == 5.0 and race.reached(points, 3.0) == 20.0
@@ -183,11 +192,62 @@ def test_the_race_ends_with_curves_of_both_scored_alike(measured, checkout, data
     assert "no compiler" in capsys.readouterr().out  # the stand-in doesn't compile: eager was taken
 
 
+def test_growth_is_measured_beside_what_is_demanded(measured, monkeypatch, dataset, capsys):
+    monkeypatch.setattr(scale, "SIZES", {"a": (1, 1, 16), "b": (1, 2, 256), "vast": (2, 64, 65536)})
+    raw = measured("scale", str(dataset), "--series=size", *TINY, "--batch_size=4", "--pairs=1")
+    small, large = raw["series"]["size"]
+    assert "left out: size vast: it needs about" in capsys.readouterr().out  # the machine is not filled to find out
+    assert (small["point"], large["point"], small["rows"], small["context"]) == ("a", "b", 4, 32)
+    assert 0 <= small["memory"] < large["memory"] < 2e9 and small["tokens_per_second"] > large["tokens_per_second"] > 0 < large["matrix"]
+    assert small["demanded"]["model and Muon"] - small["demanded"]["the model"] == small["optimizer_flops"] > 3 * 2 * 16**3 * 7
+    assert large["share"]["the model"] == pytest.approx(large["flops_per_token"] * large["tokens_per_second"] / large["matrix"])
+
+
+def test_every_series_has_its_rounds_and_its_exponents(measured, monkeypatch, dataset, capsys):
+    """On a machine whose cost is known: a token takes as long as its row has tokens, and a step a second beyond that."""
+    went = []
+
+    def known(bench, words, again):
+        settings = parse(TrainSettings, words, "")
+        if settings.batch_size == 64:
+            raise UserError("killed")
+        went.append((settings.block_size, settings.batch_size))
+        context, rows = settings.block_size, settings.batch_size
+        facts = {"parameters": 1000, "context": context, "rows": rows, "flops_per_token": 2 * context, "optimizer_flops": 10, "estimate": rows}
+        seconds = rows * context**2 + 1
+        return facts, {"tokens_per_second": rows * context / seconds, "memory": rows**2, "matrix": 1.0}
+
+    monkeypatch.setattr(scale, "measured", known)
+    raw = measured("scale", str(dataset), "--series=context", "--series=batch", *TINY, "--seconds=60")
+    sizes = [(context, 8192 // context) for context in scale.CONTEXTS]
+    assert went[:12] == [*sizes, *sizes[::-1]]  # the tokens of a step stay the same; every second round goes backwards
+    assert [(point["context"], point["rows"]) for point in raw["series"]["batch"]] == [(32, rows) for rows in (1, 2, 4, 8, 16, 32)]
+    assert "left out: batch 64: killed" in capsys.readouterr().out
+    assert all(len(point["found"]) == 2 for points in raw["series"].values() for point in points)
+    exponents = {name.removeprefix("scale, ").removesuffix(", exponent"): value for name, value in raw["figures"].items()}
+    assert exponents["context: seconds per token against context"] == pytest.approx(1, abs=0.01)
+    assert exponents["context: operations per token, the model against context"] == pytest.approx(1)
+    assert exponents["batch: seconds per step against rows"] == pytest.approx(1, abs=0.01)
+    assert exponents["batch: operations per step, the model against rows"] == pytest.approx(1)
+    assert exponents["batch: operations per step, model and Muon against rows"] < 1  # a step has one Muon
+    assert exponents["batch: memory against rows"] == pytest.approx(2) and exponents["batch: estimated memory against rows"] == pytest.approx(1)
+    monkeypatch.setattr(scale, "SLOW", 0)
+    assert all(len(point["found"]) == 1 for point in measured("scale", str(dataset), "--series=batch", *TINY)["series"]["batch"])
+
+
 def test_preparing_is_measured_beside_tiktoken(measured):
     raw = measured("prepare", "--megabytes=0.05", "--megabytes=0.4", "--threads=1")
     for size in ("0.05", "0.4"):
         figures_follow_from_rounds(raw, f"prepare, {size} MB", "prepare", "tiktoken")
         assert raw["figures"][f"prepare, {size} MB: peak memory, MB"] > 10
+    spent = [size / raw["figures"][f"prepare, {size} MB: prepare, MB/s"] for size in (0.05, 0.4)]
+    assert raw["figures"]["prepare: seconds against megabytes, exponent"] == pytest.approx(math.log(spent[1] / spent[0]) / math.log(8), abs=0.02)
+    assert raw["figures"]["prepare: memory beyond an idle prepare.py's against megabytes, exponent"] > 0
+
+
+def test_a_corpus_that_the_disk_has_no_room_for_is_left_out(measured, monkeypatch, capsys):
+    monkeypatch.setattr(chores, "ON_DISK", 10**9)
+    assert not measured("prepare", "--megabytes=0.05")["figures"] and "left out: 0.05 MB take" in capsys.readouterr().out
 
 
 def test_rouge_is_measured_beside_rouge_score(measured, monkeypatch):
@@ -214,6 +274,7 @@ def test_starting_up_is_measured(measured, monkeypatch):
         ([], "what is to be measured"),
         (["speed"], "what is to be measured"),
         (["train", "--vs=nowhere"], "nowhere is no nanoGPT checkout, it lacks train.py, model.py"),
+        (["scale", "--series=depth"], "series=depth: size, context or batch is wanted"),
         (["loss", "--rate=fast"], "rate=fast: a number is wanted"),
         (["rouge", "empty.bin"], "empty.bin"),
         (["rouge", "--json=nowhere/raw.json"], "there is no folder nowhere"),

@@ -2,14 +2,17 @@
 
 import json
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from model import GPT
 from shuoshu import checkpoint
-from shuoshu.commandline import UserError
+from shuoshu.commandline import HOUSE, UserError
 
 TENSORS = {"b": torch.arange(6).reshape(2, 3).float(), "a": torch.ones(3, dtype=torch.bfloat16), "c": torch.tensor(7.0), "n": torch.arange(3)}
 
@@ -89,6 +92,24 @@ def test_a_model_that_lacks_something_is_told_in_one_message(pretrained, tmp_pat
         (folder / "config.json").write_text(json.dumps(config | change), encoding="utf-8")
         with pytest.raises(UserError, match=f"can't be loaded.*{told}"):
             checkpoint.load_model(folder)
+
+
+def test_a_config_that_asks_for_more_than_the_weights_is_refused_before_memory_is_taken(pretrained, tmp_path, monkeypatch):
+    folder = shutil.copytree(pretrained, tmp_path / "model", ignore=shutil.ignore_patterns("checkpoints"))
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    monkeypatch.setattr(GPT, "from_pretrained", lambda folder: pytest.fail("the weights were read"))
+    names = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim", "intermediate_size")
+    for name in names:
+        (folder / "config.json").write_text(json.dumps(config | {name: 10 * config[name]}), encoding="utf-8")
+        with pytest.raises(UserError, match=r"can't be loaded.*(shape|missing|make a model)"):
+            checkpoint.load_model(folder)
+
+
+def test_a_model_speaks_before_torchs_compiler_is_imported(pretrained):
+    """Importing that takes as long as importing torch itself."""
+    code = "import sys, sample; sample.main(sys.argv[1:]); sys.exit('torch._dynamo' in sys.modules)"
+    words = [f"--out_dir={pretrained}", "--start=阿迟", "--max_new_tokens=2", "--device=cpu", "--threads=1"]
+    assert subprocess.run([sys.executable, "-c", code, *words], cwd=HOUSE, stdout=subprocess.DEVNULL).returncode == 0
 
 
 def test_the_model_says_how_many_turns_it_learned_to_answer(pretrained, tuned):

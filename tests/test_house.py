@@ -10,7 +10,7 @@ from shuoshu.commandline import HOUSE
 
 COMMANDS = {"prepare", "prepare_sft", "train", "sample", "eval_metrics", "app", "bench"}
 LIGHT = ("settings", "commandline", "files", "text", "tokenizer", "batches", "report", "questions", "pairs", "metrics", "rows")
-LIGHT += ("words", "wishes", "markup", "document", "yardstick", "peer", "contests", "race", "chores")
+LIGHT += ("corpus", "lessons", "words", "wishes", "markup", "document", "yardstick", "peer", "contests", "race", "scale", "chores")
 PRODUCT = sorted([*HOUSE.glob("*.py"), *HOUSE.glob("shuoshu/*.py"), *HOUSE.glob("config/*.py")])
 
 
@@ -34,6 +34,12 @@ def test_the_model_needs_torch_and_safetensors_only():
 def test_a_light_room_loads_without_torch(room):
     check = f"import sys; import shuoshu.{room}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", check], cwd=HOUSE).returncode == 0
+
+
+@pytest.mark.parametrize("name", sorted(COMMANDS))
+def test_help_waits_for_no_library(name):
+    check = f"import sys, {name}\ntry: {name}.main(['--help'])\nexcept SystemExit: sys.exit(bool({{'numpy', 'torch'}} & sys.modules.keys()))\nsys.exit(3)"
+    assert subprocess.run([sys.executable, "-c", check], cwd=HOUSE, stdout=subprocess.DEVNULL).returncode == 0
 
 
 def test_every_file_says_what_it_is_for():

@@ -26,6 +26,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import prepare
+from shuoshu import corpus
 from shuoshu import text as reading
 from shuoshu.batches import DatasetWriter, TokenFile
 from shuoshu.text import HEADING
@@ -38,7 +39,7 @@ FILES = ["meta.json", "tokenizer.json", "train.bin", "val.bin"]
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty folder to work in, which the commands also take for their own home."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(prepare, "HOUSE", tmp_path)
+    monkeypatch.setattr(corpus, "HOUSE", tmp_path)
     return tmp_path
 
 
@@ -224,13 +225,13 @@ def test_a_disk_that_fills_up_leaves_the_earlier_data_alone(text: str, when: str
 
 def test_a_book_that_changes_after_it_was_read_changes_nothing(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     book("shelf/a.txt", text)
-    encode = prepare.encode
+    encode = corpus.encode
 
     def encode_spoilt(*arguments: object) -> None:
         Path("shelf/a.txt").write_bytes(b"\0" * 100)
         encode(*arguments)
 
-    monkeypatch.setattr(prepare, "encode", encode_spoilt)
+    monkeypatch.setattr(corpus, "encode", encode_spoilt)
     assert made("shelf") == 0
     assert "".join(documents("data/shelf", "train") + documents("data/shelf", "val")) == laid_out(text)
 
@@ -549,7 +550,7 @@ def test_only_a_few_items_are_held_at_a_time(threads: int, ahead: int) -> None:
 
     results = []
     with ThreadPoolExecutor(threads) as pool:
-        for result in prepare.in_order(pool, work, items(), ahead):
+        for result in corpus.in_order(pool, work, items(), ahead):
             assert drawn - len(results) <= ahead
             results.append(result)
     assert results == list(range(1, 61))
