@@ -13,12 +13,13 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from model import GPT, SHORT, GPTConfig
+from model import GPT, GPTConfig
 from shuoshu import runtime
 from shuoshu.batches import IGNORE, read_meta, resolve
 from shuoshu.checkpoint import Loaded
 from shuoshu.commandline import parse
 from shuoshu.generate import Sampling, complete
+from shuoshu.lean import SHORT
 from shuoshu.optim import Muon, orthogonalise
 from shuoshu.run import Run
 from shuoshu.saving import Lock
