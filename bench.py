@@ -37,9 +37,12 @@ def main(argv: Sequence[str]) -> None:
     parts |= {"scale": scale.scale, "prepare": chores.prepare, "rouge": chores.rouge, "startup": chores.startup}
     ledger = Ledger(settings.words[0], settings)
     with tempfile.TemporaryDirectory(prefix="bench-", ignore_cleanup_errors=True) as folder, ExitStack() as stack:
-        parts[settings.words[0]](contests.Bench(settings, ledger, Path(folder), stack))
-    if settings.json:
-        ledger.write(Path(settings.json))
+        try:
+            parts[settings.words[0]](contests.Bench(settings, ledger, Path(folder), stack))
+            ledger.content["complete"] = True
+        finally:  # what was found stays, whatever ended it
+            if settings.json:
+                ledger.write(Path(settings.json))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -140,8 +141,8 @@ def check_shapes(path: Path, config: GPTConfig) -> None:
     with safe_open(path, "pt") as file:
         shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - it is no dict
     c = config
-    wanted = {(c.vocab_size, c.n_embd), (c.n_head * c.head_dim, c.n_embd), (c.n_kv_head * c.head_dim, c.n_embd), (c.head_dim,), (c.n_hidden, c.n_embd)}
-    if wanted <= set(shapes.values()) and f"model.layers.{c.n_layer - 1}.mlp.up_proj.weight" in shapes:
+    layer = c.n_embd * (2 * c.n_head * c.head_dim + 2 * c.n_kv_head * c.head_dim + 3 * c.n_hidden + 2) + 2 * c.head_dim
+    if c.n_layer * layer + c.n_embd + c.vocab_size * c.n_embd * (1 if c.tie_embeddings else 2) <= sum(map(math.prod, shapes.values())):
         return  # whatever else is wrong, the model is no larger than the file
     with torch.device("meta"):  # says which ones; torch takes a second to get ready for it
         GPT(config).load_tensors({name: torch.empty(shape) for name, shape in shapes.items()})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import shutil
 import statistics
@@ -47,12 +46,12 @@ def prepare(bench: Bench) -> None:
     file, out, sizes = bench.folder / "corpus.txt", bench.folder / "corpus", bench.settings.numbers("megabytes", MEGABYTES)
     command = [sys.executable, str(HOUSE / "prepare.py"), str(file), f"--out={out}", f"--tokenizer={bench.settings.tokenizer}", *bench.threads]
 
-    empty = timed([*command[:2], "--help"], bench.env)[1]  # what Python and its libraries hold
-
     def prepared(megabytes: float) -> float:
-        passed, peak = timed(ledger.ran(command), bench.env)
-        held.append(peak)
+        passed, told = timed([sys.executable, "-c", SPAWN, *ledger.ran(command)], bench.env)
+        held.append(peak_in(told))
         return megabytes / passed
+
+    empty = peak_in(timed([sys.executable, "-c", SPAWN, sys.executable, "-c", "import shuoshu.corpus, tiktoken"], bench.env)[1])
 
     for size in sizes:
         free = shutil.disk_usage(bench.folder).free
@@ -84,22 +83,37 @@ def encoded(data: Path, pieces: list[str]) -> float:
     return sum(len(piece.encode()) for piece in pieces) / 1e6 / (time.perf_counter() - began)
 
 
-def timed(command: list[str], env: dict[str, str], after: int | None = None) -> tuple[float, int]:
-    """(seconds, bytes of memory at the peak, 0 where the system doesn't tell) of a command to its end, or until it has said more than `after` bytes."""
+def timed(command: list[str], env: dict[str, str], after: int | None = None) -> tuple[float, bytes]:
+    """(seconds, what it said) of a command to its end, or the seconds until it had said more than `after` bytes."""
     began = time.perf_counter()
     child = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, bufsize=0)
-    seconds, said, memory = None, 0, 0
+    seconds, said = None, b""
     while new := child.stdout.read(1 << 16):
-        said += len(new)
-        if seconds is None and after is not None and said > after:
+        said += new
+        if seconds is None and after is not None and len(said) > after:
             seconds = time.perf_counter() - began
     child.stdout.close()
-    if hasattr(os, "wait4"):
-        _, status, usage = os.wait4(child.pid, 0)
-        child.returncode, memory = os.waitstatus_to_exitcode(status), usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     if child.wait():
         raise UserError(f"{' '.join(command)} ended with code {child.returncode}")
-    return seconds or time.perf_counter() - began, memory
+    return seconds or time.perf_counter() - began, said
+
+
+# A small process between us and a command: Linux counts what a process's parent holds as the process's own.
+SPAWN = """
+import subprocess, sys
+code = subprocess.call(sys.argv[1:])
+try:
+    import resource
+    print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * (1 if sys.platform == "darwin" else 1024))
+except ImportError:  # Windows
+    print(0)
+sys.exit(code)
+"""
+
+
+def peak_in(told: bytes) -> int:
+    """The bytes of memory that SPAWN says were held at the peak."""
+    return int(told.split()[-1])
 
 
 def rouge(bench: Bench) -> None:

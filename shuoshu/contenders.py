@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import asdict, fields
 from functools import partial
 from pathlib import Path
 
@@ -86,7 +86,7 @@ def training(device: torch.device, rate: Callable[..., float], words: list[str],
     total, inner = run.raw.count_parameters()
     facts = {"parameters": total, "inner": inner, "vocabulary": run.raw.config.vocab_size, "dtype": run.settings.dtype}
     facts |= {"compiled": run.model is not run.raw, "flops_per_token": run.raw.flops_per_token(), "memory": runtime.peak_memory(device)}
-    facts |= {"context": run.block, "rows": run.rows_per_step, "optimizer_flops": orthogonalising(run)}
+    facts |= {"context": run.block, "rows": run.rows_per_step, "optimizer_flops": orthogonalising(run), "settings": asdict(run.settings)}
     return facts, lambda seconds: rate(step, seconds)
 
 

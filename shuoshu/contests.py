@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import shlex
@@ -16,7 +17,7 @@ from shuoshu.batches import read_meta
 from shuoshu.commandline import HOUSE, UserError
 from shuoshu.peer import Peer
 from shuoshu.settings import BenchSettings
-from shuoshu.yardstick import Ledger, Worker
+from shuoshu.yardstick import Ledger, Worker, short
 
 ROWS = (1, 10)  # texts side by side in sampling
 PADDED = 512  # the one width that fine-tuning is compared with
@@ -44,8 +45,11 @@ class Bench:
             self.ledger.ran(command, json.dumps(job))
         made = Worker(command, job, self.env if tamed else self.peer.env, self.peer.folder if peer else HOUSE)
         self.stack.callback(made.close)
+        resolved = made.facts.pop("settings", None)
         if not again:
             self.ledger.facts("peer" if peer else "ours", made.facts)
+        if resolved and not again:
+            self.ledger.facts("train.py", resolved)
         return made
 
     def run(self, name: str, *words: object) -> None:
@@ -101,18 +105,14 @@ def train(bench: Bench) -> None:
     facts, memory = ours.facts, {"ours": ours.facts["memory"]}
     contenders = {"ours": partial(ours.ask, what="train", seconds=seconds)}
     if bench.peer:
-        compiled = facts["device"].startswith("cuda")
         bench.peer.take_data(data, facts["vocabulary"])
-        shape = {**bench.shape, "vocab_size": facts["vocabulary"], "dropout": bench.dropouts[0]}
-        loop = {"dtype": facts["dtype"], "rows": settings.batch_size, "micro_steps": settings.gradient_accumulation_steps, "compiled": compiled}
-        fair = bench.worker("train", peer=True, shape=shape, **loop)
-        ledger.facts("fair", {"is": FAIR})
+        fair = fair_peer(bench, facts)
         memory["fair"] = fair.facts["memory"]
         if settings.clock == "cpu":  # its train.py tells wall time only
-            shipped = bench.worker("train", peer=True, tamed=False, shape=shape, **loop | {"dtype": "float32"})
+            shipped = bench.worker("train", peer=True, tamed=False, **loop_of_peer(bench, facts, compiled=False) | {"dtype": "float32"})
             contenders["shipped"] = partial(shipped.ask, what="train", seconds=seconds)
         else:
-            command = bench.peer_words(facts["device"], compiled)
+            command = bench.peer_words(facts["device"], faster(bench, facts["device"])[0])
             contenders["shipped"] = lambda: bench.tokens_per_step() / bench.peer.lap(command, seconds)
         contenders["fair"] = partial(fair.ask, what="train", seconds=seconds)
     contenders["limit"] = lambda: ours.ask(what="matrix", seconds=seconds / 4, dtype=facts["dtype"]) / facts["flops_per_token"]
@@ -121,6 +121,52 @@ def train(bench: Bench) -> None:
     ledger.median("train: matrix rate, GFLOP/s", [found["limit"] * facts["flops_per_token"] / 1e9 for found in rounds])
     for name, held in memory.items():
         ledger.figure(f"train: peak memory of {name}, GB", held / 1e9)
+
+
+def loop_of_peer(bench: Bench, facts: dict, compiled: bool) -> dict:
+    """What peer_runner.py wants to know for a loop as ours has it."""
+    shape = {**bench.shape, "vocab_size": facts["vocabulary"], "dropout": bench.dropouts[0]}
+    steps = {"rows": bench.settings.batch_size, "micro_steps": bench.settings.gradient_accumulation_steps}
+    return {"shape": shape, "dtype": facts["dtype"], **steps, "compiled": compiled}
+
+
+def fair_peer(bench: Bench, facts: dict) -> Worker:
+    """The peer with our precision, malloc and OpenMP, eager or compiled, whichever is faster."""
+    found: dict[float, tuple[str, Worker]] = {}
+    for compiled in (False, True) if bench.settings.clock == "wall" else (False,):
+        try:
+            made = bench.worker("train", peer=True, **loop_of_peer(bench, facts, compiled))
+            found[made.ask(what="train", seconds=bench.settings.seconds)] = "compiled" if compiled else "eager", made
+        except UserError as error:
+            print(f"the peer doesn't run so here: {str(error)[-200:]}")
+    if not found:
+        raise UserError("the peer's model.py runs neither eager nor compiled")
+    told = {how: f"{short(rate)} tokens/s" for rate, (how, _) in found.items()}
+    how, best = found[max(found)]
+    bench.ledger.facts("fair", {"is": FAIR, **told, "taken": how})
+    for _, worker in found.values():
+        if worker is not best:
+            worker.close()
+    return best
+
+
+COMPILING = 30.0  # seconds that compiling the peer takes on a CPU, about
+
+
+def faster(bench: Bench, device: str, budget: float = math.inf) -> tuple[bool, float]:
+    """Whether the peer does more steps in its budget when it is compiled; seconds of a step."""
+    found = {}
+    for compiled in (False, True):
+        try:
+            found[compiled] = bench.peer.lap(bench.peer_words(device, compiled), bench.settings.seconds)
+        except UserError as error:
+            print(f"the peer doesn't run so here: {str(error)[-200:]}")
+    if not found:
+        raise UserError("the peer's train.py runs neither eager nor compiled")
+    best = min(found, key=lambda compiled: found[compiled] / max(1e-9, 1 - COMPILING * compiled / budget))
+    told = {"compiled" if compiled else "eager": f"{short(1000 * seconds)} ms a step" for compiled, seconds in found.items()}
+    bench.ledger.facts("peer", {**told, "taken": "compiled" if best else "eager"})
+    return best, found[best]
 
 
 def sft(bench: Bench) -> None:

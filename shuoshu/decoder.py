@@ -13,7 +13,7 @@ from model import GPT, Block, KVCache, RMSNorm
 
 
 class Decoder:
-    """Reads single tokens as the model does. It holds a copy of the weights as they are now: a model in training needs a new one for each text."""
+    """Reads single tokens as the model does, with the weights as they are now: a model in training needs a new one for each text."""
 
     @torch.inference_mode()
     def __init__(self, model: GPT) -> None:
@@ -25,22 +25,22 @@ class Decoder:
         left, right = trunk.sin.chunk(2, dim=-1)
         self.cos, self.sin = trunk.cos, torch.cat((-left, right), dim=-1)
 
-    @torch.autocast("cpu", enabled=False)
     def __call__(self, ids: Tensor, cache: KVCache) -> Tensor:
         """ids (B, 1) → logits (B, V) in float32."""
         place = cache.place(1)
         cos, sin = self.cos[place.positions], self.sin[place.positions]  # (1 or B, 1, D)
-        x = self.embedding[ids[:, 0]]  # (B, C)
-        for number, layer in enumerate(self.layers):
-            x = layer(x, cos, sin, partial(cache.update, number, place=place), place.mask)
-        cache.lengths = [length + 1 for length in cache.lengths]
-        return self.head(self.norm(x).to(x.dtype)).float()
+        x = self.embedding[ids[:, 0]].float()  # (B, C)
+        with torch.autocast("cpu", enabled=False):
+            for number, layer in enumerate(self.layers):
+                x = layer(x, cos, sin, partial(cache.update, number, place=place), place.mask)
+            cache.lengths = [length + 1 for length in cache.lengths]
+            return self.head(self.norm(x).to(self.dtype)).float()
 
 
 class Layer:
     def __init__(self, block: Block, dtype: torch.dtype) -> None:
         attention, mlp = block.self_attn, block.mlp
-        self.width = attention.head_dim
+        self.dtype, self.width = dtype, attention.head_dim
         self.H, self.G = (projection.out_features // self.width for projection in (attention.q_proj, attention.k_proj))
         self.qkv = product(dtype, attention.q_proj, attention.k_proj, attention.v_proj)
         self.o, self.gate_up, self.down = product(dtype, attention.o_proj), product(dtype, mlp.gate_proj, mlp.up_proj), product(dtype, mlp.down_proj)
@@ -49,7 +49,7 @@ class Layer:
 
     def __call__(self, x: Tensor, cos: Tensor, sin: Tensor, update: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], mask: Tensor | None) -> Tensor:
         B, H, G, D = len(x), self.H, self.G, self.width
-        heads = self.qkv(self.norm(x).to(x.dtype)).view(B, H + 2 * G, D)
+        heads = self.qkv(self.norm(x).to(self.dtype)).view(B, H + 2 * G, D)
         qk = self.qk_norm(heads[:, : H + G])  # in float32, as keys and values are kept
         qk = torch.addcmul(qk * cos, qk.roll(D // 2, -1), sin)
         k, v = update(qk[:, H:, None], heads[:, H + G :, None])  # (B, G, T, D)
@@ -58,8 +58,8 @@ class Layer:
         if mask is not None:
             scores = scores.masked_fill(~mask, -torch.inf)
         y = scores.softmax(dim=-1) @ v
-        x = x + self.o(y.view(B, H * D).to(x.dtype))
-        gate, up = self.gate_up(self.mlp_norm(x).to(x.dtype)).chunk(2, dim=-1)
+        x = x + self.o(y.view(B, H * D).to(self.dtype))
+        gate, up = self.gate_up(self.mlp_norm(x).to(self.dtype)).chunk(2, dim=-1)
         return x + self.down(F.silu(gate) * up)
 
 

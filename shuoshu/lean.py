@@ -94,16 +94,16 @@ class HeadLoss(torch.autograd.Function):
     @staticmethod
     @in_bfloat16
     def forward(ctx: FunctionCtx, x: Tensor, head: Tensor, targets: Tensor) -> Tensor:
-        p = torch.softmax(x @ head.T, dim=1)
-        own = torch.arange(len(x)), targets.clamp(min=0)
-        hit = p[own].float()
+        counted = (targets != IGNORE).nonzero()[:, 0]
+        part = x[counted]
+        p = torch.softmax(part @ head.T, dim=1)
+        own = torch.arange(len(part)), targets[counted]
+        hit = p[own].float().clamp(min=torch.finfo(torch.float32).tiny)
         p[own] = 0
         rest = p.sum(dim=1)  # 1 - hit, exact also where that is tiny
-        losses = torch.where(rest < 0.5, torch.log1p(-rest.float()), hit.log())
         p[own] = -rest
-        p.index_fill_(0, (targets == IGNORE).nonzero()[:, 0], 0)
-        ctx.save_for_backward(p @ head, p.T @ x)
-        return -losses[targets != IGNORE].sum()
+        ctx.save_for_backward(torch.zeros_like(x).index_copy_(0, counted, p @ head), p.T @ part)
+        return -torch.where(rest < 0.5, torch.log1p(-rest.float()), hit.log()).sum()
 
     @staticmethod
     @as_forward

@@ -6,15 +6,12 @@ import itertools
 from pathlib import Path
 
 from shuoshu.batches import read_meta
-from shuoshu.commandline import UserError
-from shuoshu.contests import Bench
+from shuoshu.contests import Bench, fair_peer, faster
 from shuoshu.report import Log
-from shuoshu.yardstick import short
 
 RATES = (0.0006, 0.002, 0.006)  # of the peer: from large models' to small ones'
 SHARES = (0.1, 0.2, 0.4, 1.0)  # of the budget that ours is given, one after the other
 POINTS = 12  # evaluations of a training
-COMPILING = 30.0  # seconds of the budget that compiling takes on a CPU, about
 Points = list[tuple[float, float]]  # seconds of training, bits per byte
 
 
@@ -24,19 +21,24 @@ def loss(bench: Bench) -> None:
     ours = bench.worker("train", words=bench.words(data), pad_to=0)
     step_seconds = bench.tokens_per_step() / ours.ask(what="train", seconds=bench.settings.seconds)
     ours.close()
-    theirs, goal = of_peer(bench, data, ours.facts, budget) if bench.peer else {}, None
+    theirs, tokens, goal = *(of_peer(bench, data, ours.facts, budget) if bench.peer else ({}, 0)), None
     if theirs:
+        fair = fair_peer(bench, ours.facts)
+        pace = fair.ask(what="train", seconds=bench.settings.seconds)
+        fair.close()
         end, goal = min((points[-1] for points in theirs.values()), key=lambda point: point[1])
         ledger.figure("loss: peer's end, bits per byte", goal, f"  after {end:.0f} s")
     mine = of_ours(bench, data, step_seconds, budget, goal)
     ledger.content["curves"] = {"peer": theirs, "ours": mine}
     for who, curves in ledger.content["curves"].items():
         if curves:
-            ledger.figure(f"loss: best of {who}, bits per byte", min(bits for points in curves.values() for _, bits in points))
+            bits, name = min((bits, name) for name, points in curves.items() for _, bits in points)
+            ledger.figure(f"loss: best of {who}, bits per byte", bits, f"  ({name})")
     times = [when for points in mine.values() if goal is not None and (when := reached(points, goal))]
     if times:
         ledger.figure("loss: seconds of ours to the peer's end", min(times))
         ledger.figure("loss: times shorter than the peer's", end / min(times))
+        ledger.figure("loss: times shorter than a fair peer's", tokens / pace / min(times), "  its tokens at the fair peer's pace")
     if bench.settings.picture:
         draw(Path(bench.settings.picture), theirs, mine)
 
@@ -55,13 +57,19 @@ def steps_in(seconds: float, step_seconds: float) -> tuple[int, int]:
     return every * max(1, round(seconds / step_seconds / every)), every
 
 
-def of_peer(bench: Bench, data: Path, facts: dict, budget: float) -> dict[str, Points]:
-    """Its own train.py at every rate and dropout; each checkpoint scored by our evaluator."""
+def of_peer(bench: Bench, data: Path, facts: dict, budget: float) -> tuple[dict[str, Points], int]:
+    """Its own train.py at every rate and dropout, each checkpoint scored by our evaluator; how many tokens each of these trainings takes."""
     curves: dict[str, Points] = {}
     bench.peer.take_data(data, facts["vocabulary"])
     compiled, step_seconds = faster(bench, facts["device"], budget)
     steps, every = steps_in(budget, step_seconds)
-    length = {"max_iters": steps, "lr_decay_iters": steps, "eval_interval": every, "warmup_iters": min(100, max(1, steps // 20))}
+    length = {
+        "always_save_checkpoint": True,
+        "max_iters": steps,
+        "lr_decay_iters": steps,
+        "eval_interval": every,
+        "warmup_iters": min(100, max(1, steps // 20)),
+    }
     scorer = bench.worker("score", peer=True, data=str(data))
     for lr, dropout in itertools.product(bench.settings.numbers("rate", RATES), bench.dropouts):
         name = f"rate {lr:g}, dropout {dropout:g}"
@@ -69,23 +77,7 @@ def of_peer(bench: Bench, data: Path, facts: dict, budget: float) -> dict[str, P
         points = bench.peer.train(command, bench.folder / f"peer-{len(curves)}", lambda told, name=name: print(f"peer, {name}: {told}", flush=True))
         curves[name] = [(clock, scorer.ask(what="score", checkpoint=str(path))) for clock, path in points]
         bench.ledger.figure(f"loss: peer, {name}, bits per byte", curves[name][-1][1], f"  after {steps:,} steps, {points[-1][0]:.0f} s")
-    return curves
-
-
-def faster(bench: Bench, device: str, budget: float) -> tuple[bool, float]:
-    """Whether the peer does more steps in its budget when it is compiled; seconds of a step."""
-    found = {}
-    for compiled in (False, True):
-        try:
-            found[compiled] = bench.peer.lap(bench.peer_words(device, compiled), bench.settings.seconds)
-        except UserError as error:
-            print(f"the peer doesn't run so here: {str(error)[-200:]}")
-    if not found:
-        raise UserError("the peer's train.py runs neither eager nor compiled")
-    best = max(found, key=lambda compiled: (budget - COMPILING * compiled) / found[compiled])
-    told = {"compiled" if compiled else "eager": f"{short(1000 * seconds)} ms a step" for compiled, seconds in found.items()}
-    bench.ledger.facts("peer", {**told, "taken": "compiled" if best else "eager"})
-    return best, found[best]
+    return curves, steps * bench.tokens_per_step()
 
 
 def of_ours(bench: Bench, data: Path, step_seconds: float, budget: float, goal: float | None) -> dict[str, Points]:
@@ -107,9 +99,10 @@ def of_ours(bench: Bench, data: Path, step_seconds: float, budget: float, goal: 
 def from_log(log: Log, data: Path, tokens_per_step: int) -> Points:
     """A run's evaluations over the time of its steps alone, as the peer's are."""
     val = read_meta(data)["splits"]["val"]
-    clocks = {0: 0.0}
-    for record in log.read("step"):
-        clocks[record["step"]] = clocks[record["step"] - 1] + tokens_per_step / record["tokens_per_second"]
+    clocks, before = {0: 0.0}, 0
+    for record in log.read("step"):  # a step that didn't count has no record: the next one's pace holds for both
+        clocks[record["step"]] = clocks[before] + (record["step"] - before) * tokens_per_step / record["tokens_per_second"]
+        before = record["step"]
     return [(clocks[record["step"]], record["bits_per_char"] * val["characters"] / val["bytes"]) for record in log.read("eval")]
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import datetime
 import gc
-import math
 import os
 import platform
 import signal
@@ -67,7 +66,8 @@ def begin(device: str, threads: int | None, tamed: bool) -> torch.device:
         keep_memory()
     if threads:
         torch.set_num_threads(threads)
-    torch.set_float32_matmul_precision("high")  # TF32 for what stays in fp32
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")  # TF32 for what stays in fp32
     return pick_device(device)
 
 
@@ -278,13 +278,18 @@ def free_memory(device: torch.device) -> float:
         with Path("/proc/meminfo").open(encoding="utf-8") as file:
             return next(1024.0 * int(line.split()[1]) for line in file if line.startswith("MemAvailable"))
     except (OSError, StopIteration):
-        return math.inf
+        return sys.maxsize
 
 
 def peak_memory(device: torch.device) -> int:
     """Bytes that this process has held at most, on the GPU if it uses one."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    try:
+        with Path("/proc/self/status").open(encoding="utf-8") as file:  # getrusage counts what the parent held as well
+            return next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmHWM"))
+    except (OSError, StopIteration):  # not Linux
+        pass
     try:
         import resource
 

@@ -250,7 +250,9 @@ class BenchSettings:
     picture: str | None = setting(None, "loss: a file for the curves, .png or .svg")
     pairs: int = setting(5, "rounds in which every contender is measured once, each second one in reversed order", low=1)
     seconds: float = setting(6.0, "length of one measurement of train and sft, of all rounds of a point in scale", low=0.01)
-    clock: str = setting("wall", "cpu: train, sft and sample count a process's own CPU seconds, for a busy machine, with --threads=1", choices=("wall", "cpu"))
+    clock: str = setting(
+        "wall", "cpu: CPU seconds of the measured process, for a busy machine, with --threads=1; not in loss, prepare, startup", choices=("wall", "cpu")
+    )
     minutes: float = setting(5.0, "loss: how long the peer trains at each of its rates, evaluations not counted", low=0.01)
     rate: tuple[str, ...] = setting((), "loss: a learning rate that the peer tries; may be given several times (none: 0.0006, 0.002 and 0.006)")
     share: tuple[str, ...] = setting(
@@ -275,6 +277,7 @@ class BenchSettings:
 
     def problems(self) -> list[str]:
         found = [f"series={name}: size, context or batch is wanted" for name in self.series if name not in ("size", "context", "batch")]
+        found += ["clock=cpu: CPU seconds of several threads say nothing; add --threads=1"] * (self.clock == "cpu" and self.threads != 1)
         for name in ("rate", "share", "dropout", "megabytes"):
             for text in getattr(self, name):
                 try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 
 import torch
 
@@ -10,7 +11,7 @@ from shuoshu import report, runtime
 from shuoshu.answers import render_question
 from shuoshu.checkpoint import Loaded
 from shuoshu.commandline import UserError
-from shuoshu.decoder import decoder_for
+from shuoshu.decoder import Decoder, decoder_for
 from shuoshu.generate import Sampling, Utf8Mask
 from shuoshu.settings import SampleSettings
 
@@ -22,7 +23,11 @@ class Voice:
         self.tokenizer, self.step, self.turns = loaded.tokenizer, loaded.step, loaded.turns
         self.block = self.model.config.block_size
         self.mask = Utf8Mask(self.tokenizer, self.model.config.vocab_size, device)
-        self.decoder = decoder_for(self.model)
+
+    @cached_property
+    def decoder(self) -> Decoder | None:
+        """Made when it is first asked for: what is never read token by token takes no memory for it."""
+        return decoder_for(self.model)
 
     def question(self, text: str, before: Sequence[dict[str, str]] = ()) -> list[int]:
         """A question's ids; of the conversation before it as much as the model learned to follow and half its block holds."""

@@ -47,7 +47,7 @@ class Ledger:
     """What a bench ran and found: told line by line, and kept for --json."""
 
     def __init__(self, part: str, settings: BenchSettings) -> None:
-        self.content: dict = {"part": part, "settings": asdict(settings), "facts": [], "commands": [], "rounds": {}, "figures": {}}
+        self.content: dict = {"part": part, "settings": asdict(settings), "complete": False, "facts": [], "commands": [], "rounds": {}, "figures": {}}
         self.facts("settings", {name: value for name, value in asdict(settings).items() if value not in (None, (), "")})
 
     def facts(self, name: str, facts: dict) -> None:

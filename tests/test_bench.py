@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import statistics
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 import bench
 from shuoshu import chores, contests, race, scale
 from shuoshu.commandline import UserError, parse
+from shuoshu.peer import Peer
 from shuoshu.settings import TrainSettings
 from shuoshu.yardstick import exponent, interleave
 
@@ -154,6 +158,47 @@ def test_a_training_ends_with_an_evaluation_about_when_it_should(seconds, step):
     assert steps % every == 0 and abs(steps * step - seconds) <= max(step, seconds / race.POINTS)
 
 
+def test_a_step_that_did_not_count_takes_its_time_all_the_same(monkeypatch):
+    log = [{"step": 1, "tokens_per_second": 100.0}, {"step": 3, "tokens_per_second": 50.0}]
+    evaluations = [{"step": step, "bits_per_char": 6.0} for step in (0, 3)]
+    monkeypatch.setattr(race, "read_meta", lambda data: {"splits": {"val": {"characters": 10, "bytes": 30}}})
+    reader = SimpleNamespace(read=lambda kind: log if kind == "step" else evaluations)
+    assert race.from_log(reader, Path(), 200) == [(0.0, 2.0), (2.0 + 2 * 4.0, 2.0)]
+
+
+def test_the_first_iterations_of_the_peer_do_not_count(checkout, tmp_path, monkeypatch):
+    peer = Peer(checkout, tmp_path / "peer", {})
+    told = [(0, 9.0, True), (1, 5.0, False), (2, 4.0, False), (3, 0.02, False), (4, 0.04, False), (5, 7.0, False)]
+    monkeypatch.setattr(peer, "iterations", lambda command: (each for each in told))
+    assert peer.lap([], 0.06) == pytest.approx(0.03)
+
+
+def test_the_first_word_is_timed_and_not_the_last():
+    talker = [sys.executable, "-c", "import time; print('one', flush=True); time.sleep(1); print('two')"]
+    assert chores.timed(talker, os.environ, after=0)[0] < chores.timed(talker, os.environ)[0] - 0.5
+    assert chores.timed(talker, os.environ, after=4)[0] > 1 and chores.timed(talker, os.environ)[1].split() == [b"one", b"two"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nobody counts what a parent holds")
+def test_what_the_bench_itself_holds_is_not_counted_as_a_command_s():
+    held = bytearray(400_000_000)
+    for at in range(0, len(held), 4096):
+        held[at] = 1
+    peak = chores.peak_in(chores.timed([sys.executable, "-c", chores.SPAWN, sys.executable, "-c", "print(1)"], os.environ)[1])
+    assert 1e6 < peak < 100e6
+
+
+def test_what_was_found_stays_when_the_bench_is_ended(checkout, tmp_path, monkeypatch):
+    def fail(bench):
+        bench.ledger.figure("half", 0.5)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(chores, "rouge", fail)
+    bench.main(["rouge", f"--json={tmp_path / 'raw.json'}"])
+    raw = json.loads((tmp_path / "raw.json").read_text(encoding="utf-8"))
+    assert raw["figures"] == {"half": 0.5} and raw["complete"] is False
+
+
 # ---------------------------------------------------------------- parts
 
 
@@ -188,6 +233,7 @@ def test_the_race_ends_with_curves_of_both_scored_alike(measured, checkout, data
     when = race.reached([tuple(point) for point in mine], theirs[-1][1])
     assert raw["figures"]["loss: seconds of ours to the peer's end"] == when
     assert raw["figures"]["loss: times shorter than the peer's"] == theirs[-1][0] / when
+    assert raw["figures"]["loss: times shorter than a fair peer's"] > 0 and raw["complete"]
     assert (tmp_path / "curves.png").stat().st_size > 10_000
     assert "no compiler" in capsys.readouterr().out  # the stand-in doesn't compile: eager was taken
 
@@ -274,6 +320,7 @@ def test_starting_up_is_measured(measured, monkeypatch):
         ([], "what is to be measured"),
         (["speed"], "what is to be measured"),
         (["train", "--vs=nowhere"], "nowhere is no nanoGPT checkout, it lacks train.py, model.py"),
+        (["train", "--clock=cpu"], "add --threads=1"),
         (["scale", "--series=depth"], "series=depth: size, context or batch is wanted"),
         (["loss", "--rate=fast"], "rate=fast: a number is wanted"),
         (["rouge", "empty.bin"], "empty.bin"),

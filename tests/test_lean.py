@@ -10,12 +10,13 @@ from model import GPT, GPTConfig
 from shuoshu import lean
 
 SHAPES = [{"n_head": 4, "n_embd": 64}, {"n_head": 6, "n_kv_head": 2, "n_embd": 48, "head_dim": 16, "tie_embeddings": True}]
+SHAPES += [{"n_head": 2, "n_embd": 32, "block_size": lean.SHORT + 10}]  # the library's attention
 
 
 def trained(shape):
     """A model whose gains, too, are no longer what they began with."""
     torch.manual_seed(3)
-    model = GPT(GPTConfig(vocab_size=192, block_size=48, n_layer=2, **shape))
+    model = GPT(GPTConfig(vocab_size=192, n_layer=2, **{"block_size": 40, **shape}))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter), alpha=0.1)
@@ -24,7 +25,7 @@ def trained(shape):
 
 def gradients(model, dtype, monkeypatch, is_lean):
     """(loss, gradients) of one batch in which some targets don't count."""
-    ids = torch.randint(192, (3, 41), generator=torch.Generator().manual_seed(5))
+    ids = torch.randint(192, (3, model.config.block_size + 1), generator=torch.Generator().manual_seed(5))
     targets = ids[:, 1:].clone()
     targets[0, :9] = targets[2] = -100
     model.zero_grad()
@@ -67,6 +68,15 @@ def test_what_a_confident_model_still_has_to_learn_is_not_rounded_away():
     assert found.item() == pytest.approx(wanted.item(), rel=0.01) and found > 0
     for own, true in zip(torch.autograd.grad(found, (x, head)), torch.autograd.grad(wanted, (x, head)), strict=True):
         assert ((own - true).norm() / true.norm()) < 0.01
+
+
+def test_a_target_that_seems_impossible_has_a_finite_loss():
+    """Its probability is no number of bfloat16 or float32; an infinite loss would leave the step out."""
+    x, head = torch.tensor([[400.0, 0.0]], requires_grad=True), torch.eye(2, requires_grad=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = lean.HeadLoss.apply(x, head, torch.tensor([1]))
+    assert 80 < loss < 400
+    assert torch.equal(torch.autograd.grad(loss, x)[0], torch.tensor([[1.0, -1.0]]))
 
 
 def test_rows_without_targets_have_no_loss_and_no_gradient():
