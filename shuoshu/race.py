@@ -81,9 +81,12 @@ def of_peer(bench: Bench, data: Path, facts: dict, budget: float) -> tuple[dict[
 
 
 def of_ours(bench: Bench, data: Path, step_seconds: float, budget: float, goal: float | None) -> dict[str, Points]:
-    """train.py at every dropout, for growing shares of the budget until one ends at the goal."""
+    """train.py at every dropout, for growing shares of the budget until one ends at the goal, and for the last share."""
     curves: dict[str, Points] = {}
-    for share in bench.settings.numbers("share", SHARES if goal is not None else (1.0,)):
+    shares, is_there = bench.settings.numbers("share", SHARES if goal is not None else (1.0,)), False
+    for share in shares:
+        if is_there and share != shares[-1]:
+            continue
         steps, every = steps_in(share * budget, step_seconds)
         length = [f"--max_iters={steps}", f"--eval_interval={every}", f"--save_interval={steps}", "--log_interval=1", "--sample_tokens=0"]
         for dropout in bench.dropouts:
@@ -91,8 +94,7 @@ def of_ours(bench: Bench, data: Path, step_seconds: float, budget: float, goal: 
             bench.run("train", *bench.words(data, *length, f"--dropout={dropout}", f"--out_dir={out}"))
             points = curves[name] = from_log(Log(out / "log.jsonl"), data, bench.tokens_per_step())
             bench.ledger.figure(f"loss: ours, {name}, bits per byte", points[-1][1], f"  after {steps:,} steps, {points[-1][0]:.0f} s")
-        if goal is not None and min(points[-1][1] for points in curves.values()) <= goal:
-            break
+        is_there = goal is not None and min(points[-1][1] for points in curves.values()) <= goal
     return curves
 
 

@@ -66,9 +66,10 @@ def begin(device: str, threads: int | None, tamed: bool) -> torch.device:
         keep_memory()
     if threads:
         torch.set_num_threads(threads)
-    if device.type == "cuda":
-        torch.set_float32_matmul_precision("high")  # TF32 for what stays in fp32
-    return pick_device(device)
+    picked = pick_device(device)
+    if picked.type == "cuda":
+        torch.set_float32_matmul_precision("high")  # TF32 for what stays in fp32, as in training
+    return picked
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:

@@ -256,7 +256,7 @@ class BenchSettings:
     minutes: float = setting(5.0, "loss: how long the peer trains at each of its rates, evaluations not counted", low=0.01)
     rate: tuple[str, ...] = setting((), "loss: a learning rate that the peer tries; may be given several times (none: 0.0006, 0.002 and 0.006)")
     share: tuple[str, ...] = setting(
-        (), "loss: a share of the minutes that ours tries, until one reaches the peer's loss; likewise (none: 0.1, 0.2, 0.4 and 1)"
+        (), "loss: a share of the minutes that ours tries, until one reaches the peer's loss, and the last; likewise (none: 0.1, 0.2, 0.4, 1)"
     )
     dropout: tuple[str, ...] = setting((), "a dropout that both try; loss takes several, the others the first (none: 0)")
     tokens: int = setting(128, "sample: tokens of a text, after a prompt of half the block", low=1)

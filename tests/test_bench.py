@@ -188,13 +188,13 @@ def test_what_the_bench_itself_holds_is_not_counted_as_a_command_s():
     assert 1e6 < peak < 100e6
 
 
-def test_what_was_found_stays_when_the_bench_is_ended(checkout, tmp_path, monkeypatch):
+def test_what_was_found_stays_when_the_bench_fails(checkout, tmp_path, monkeypatch):
     def fail(bench):
         bench.ledger.figure("half", 0.5)
-        raise KeyboardInterrupt
+        raise UserError("the disk is full")
 
     monkeypatch.setattr(chores, "rouge", fail)
-    bench.main(["rouge", f"--json={tmp_path / 'raw.json'}"])
+    assert bench.main(["rouge", f"--json={tmp_path / 'raw.json'}"]) == 2
     raw = json.loads((tmp_path / "raw.json").read_text(encoding="utf-8"))
     assert raw["figures"] == {"half": 0.5} and raw["complete"] is False
 

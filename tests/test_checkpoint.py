@@ -107,7 +107,7 @@ def test_a_config_that_asks_for_more_than_the_weights_is_refused_before_memory_i
 
 def test_names_and_shapes_that_occur_somewhere_vouch_for_no_model(pretrained, tmp_path, monkeypatch):
     folder = shutil.copytree(pretrained, tmp_path / "model", ignore=shutil.ignore_patterns("checkpoints"))
-    metadata, tensors = checkpoint.read_metadata(folder / "model.safetensors"), load_file(folder / "model.safetensors")
+    metadata, tensors = checkpoint.read_metadata(folder / "model.safetensors"), load_file(pretrained / "model.safetensors")
     checkpoint.write_tensors(folder / "model.safetensors", tensors | {"model.layers.999.mlp.up_proj.weight": torch.zeros(1)}, metadata)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 1000}), encoding="utf-8")
