@@ -90,7 +90,7 @@ def of_ours(bench: Bench, data: Path, step_seconds: float, budget: float, goal: 
         steps, every = steps_in(share * budget, step_seconds)
         length = [f"--max_iters={steps}", f"--eval_interval={every}", f"--save_interval={steps}", "--log_interval=1", "--sample_tokens=0"]
         for dropout in bench.dropouts:
-            name, out = f"{share:g} of the budget, dropout {dropout:g}", bench.folder / f"ours-{len(curves)}"
+            name, out = f"{share:.0%} of the time, dropout {dropout:g}", bench.folder / f"ours-{len(curves)}"
             bench.run("train", *bench.words(data, *length, f"--dropout={dropout}", f"--out_dir={out}"))
             points = curves[name] = from_log(Log(out / "log.jsonl"), data, bench.tokens_per_step())
             bench.ledger.figure(f"loss: ours, {name}, bits per byte", points[-1][1], f"  after {steps:,} steps, {points[-1][0]:.0f} s")

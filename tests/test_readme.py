@@ -5,7 +5,6 @@ import os
 import re
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -51,7 +50,7 @@ def page_open(arguments: list[str]) -> Iterator[str]:
         try:
             yield next(line.split()[1] for line in server.stdout if line.startswith("page "))
         finally:
-            server.send_signal(signal.SIGINT)
+            server.terminate()  # not SIGINT, which is ignored where the tests run in the background
             assert server.wait(20) == 0
 
 
