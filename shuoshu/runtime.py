@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import datetime
 import gc
+import math
 import os
 import platform
 import signal
@@ -78,20 +79,19 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
         return getattr(torch, name)
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.get_device_capability(device)[0] >= 8 else torch.float16
-    if device.type == "cpu" and _seconds_of_product(torch.bfloat16) * 1.5 < _seconds_of_product(torch.float32):
-        return torch.bfloat16
-    return torch.float32
+    return torch.bfloat16 if device.type == "cpu" and _multiplies_faster_in_bf16() else torch.float32
 
 
-def _seconds_of_product(dtype: torch.dtype, n: int = 384) -> float:
-    """The best time of a matrix product of n x n on this CPU."""
-    a = torch.ones(n, n, dtype=dtype)
-    best = float("inf")
-    for _ in range(5):
-        began = time.perf_counter()
-        a @ a
-        best = min(best, time.perf_counter() - began)
-    return best
+def _multiplies_faster_in_bf16(n: int = 768) -> bool:
+    """Whether this CPU has bf16 in hardware: the best of several products each, in turn, so that whatever else it does hits both."""
+    pairs = {dtype: torch.ones(n, n, dtype=dtype) for dtype in (torch.bfloat16, torch.float32)}
+    best = dict.fromkeys(pairs, math.inf)
+    for _ in range(8):
+        for dtype, a in pairs.items():
+            began = time.perf_counter()
+            a @ a
+            best[dtype] = min(best[dtype], time.perf_counter() - began)
+    return best[torch.bfloat16] * 1.5 < best[torch.float32]
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager:
