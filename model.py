@@ -109,7 +109,6 @@ class KVCache:
         self.k = torch.zeros(shape, device=device, dtype=dtype)
         self.v = torch.zeros(shape, device=device, dtype=dtype)
         self.lengths = [0] * rows
-        self.decoder = None  # what reads single tokens faster than the model does
 
     def place(self, count: int) -> Place:
         """Where the next `count` tokens of every row go and what they may look at: once per forward, for all layers."""
@@ -295,8 +294,6 @@ class GPT(nn.Module):
 
     def next_logits(self, ids: Tensor, last: Tensor | Sequence[int], cache: KVCache) -> Tensor:
         """Logits (B, V) after position last[b] of each row's new tokens: the head runs on one position a row only."""
-        if cache.decoder and ids.shape[1] == 1:
-            return cache.decoder(ids, cache)
         x = self.model(ids, cache)[torch.arange(len(ids), device=ids.device), torch.as_tensor(last, device=ids.device)]
         return self.lm_head(x).float()
 

@@ -139,7 +139,7 @@ def sampling(device: torch.device, rate: Callable[..., float], data: str, shape:
     prompt = (tokenizer.encode("话") * config.block_size)[: config.block_size // 2]
 
     def texts(rows: int, count: int) -> float:
-        done = complete(voice.model, tokenizer, [prompt] * rows, Sampling(max_new_tokens=count), range(rows), mask=voice.mask, decoder=voice.decoder)
+        done = complete(voice.model, tokenizer, [prompt] * rows, Sampling(max_new_tokens=count), range(rows), mask=voice.mask, reader=voice.reader)
         return sum(len(text.ids) for text in done)
 
     texts(1, WARM_UP)

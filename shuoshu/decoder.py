@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from model import GPT, Block, KVCache, RMSNorm
 
+Reader = Callable[[Tensor, KVCache], Tensor]
+
 
 class Decoder:
     """Reads single tokens as the model does, with the weights as they are now: a model in training needs a new one for each text."""
@@ -75,9 +77,11 @@ class Norm:
         return x * self.gain / torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32).hypot(self.least)
 
 
-def decoder_for(model: GPT) -> Decoder | None:
-    """A decoder where it pays: on a CPU."""
-    return Decoder(model) if model.lm_head.weight.device.type == "cpu" else None
+def reader_for(model: GPT) -> Reader:
+    """What is to read single tokens, (B, 1) → logits (B, V): a decoder where that pays, on a CPU, else the model."""
+    if model.lm_head.weight.device.type == "cpu":
+        return Decoder(model)
+    return lambda ids, cache: model.next_logits(ids, [0] * len(ids), cache)
 
 
 def product(dtype: torch.dtype, *layers: nn.Linear) -> Callable[[Tensor], Tensor]:

@@ -148,7 +148,7 @@ class Desk:
             return now > deadline or now - job.fetched > LEASE or self._is_closed
 
         texts = [""] * len(seeds)
-        for news in stream(voice.model, voice.tokenizer, [prompt] * len(seeds), sampling, seeds, voice.mask, should_stop, voice.decoder):
+        for news in stream(voice.model, voice.tokenizer, [prompt] * len(seeds), sampling, seeds, voice.mask, should_stop, voice.reader):
             if isinstance(news[0], Finished):
                 reasons = {row.reason for row in news}
                 reason = next(told for told in ("interrupted", "length", "stop", "end") if told in reasons)

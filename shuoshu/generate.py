@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from model import GPT, KVCache
-from shuoshu.decoder import Decoder, decoder_for
+from shuoshu.decoder import Reader, reader_for
 from shuoshu.tokenizer import WHOLE, TextStream, Tokenizer, utf8_transitions
 
 
@@ -97,11 +97,11 @@ def stream(
     seeds: Sequence[int],
     mask: Utf8Mask | None = None,
     should_stop: Callable[[], object] = lambda: False,
-    decoder: Decoder | None = None,
+    reader: Reader | None = None,
 ) -> Iterator[list[str] | list[Finished]]:
     """Continues each prompt (ids of whole characters); yields the rows' new texts step by step, at last a list of Finished.
 
-    Row i draws from a generator seeded with seeds[i]: its text doesn't depend on the other rows. A decoder is the model's, as it is now.
+    Row i draws from a generator seeded with seeds[i]: its text doesn't depend on the other rows. A reader reads for the model as it is now.
     """
     device, dtype, block = model.lm_head.weight.device, model.lm_head.weight.dtype, model.config.block_size
     mask = mask or Utf8Mask(tokenizer, model.config.vocab_size, device)
@@ -117,7 +117,7 @@ def stream(
             seen[row, histories[row].ids] = True
     cache = KVCache(model.config, len(prompts), device, torch.float32 if device.type == "cpu" else dtype)
     logits = prefill(model, cache, [history.fitting(block) for history in histories])
-    cache.decoder = decoder or decoder_for(model)
+    reader = reader or reader_for(model)
 
     step, interrupted = 0, False
     while not all(writer.reason for writer in writers):
@@ -146,7 +146,7 @@ def stream(
         yield news
         step += 1
         if not all(writer.reason for writer in writers):
-            logits = advance(model, cache, tokens, histories)
+            logits = advance(model, reader, cache, tokens, histories)
     yield [Finished(writer.text, writer.ids, writer.reason) for writer in writers]
 
 
@@ -167,13 +167,13 @@ def complete_many(
     tell: Callable[[int], None] = lambda done: None,
 ) -> list[Finished | None]:
     """The finished texts of many prompts, `rows` of like length side by side; None for what a stop left undone."""
-    mask, decoder = Utf8Mask(tokenizer, model.config.vocab_size, model.lm_head.weight.device), decoder_for(model)
+    mask, reader = Utf8Mask(tokenizer, model.config.vocab_size, model.lm_head.weight.device), reader_for(model)
     results: list[Finished | None] = [None] * len(prompts)
     order = sorted(range(len(prompts)), key=lambda n: len(prompts[n]))
     for start in range(0, len(order), rows):
         part = order[start : start + rows]
         texts, own = [prompts[n] for n in part], [seeds[n] for n in part]
-        finished = complete(model, tokenizer, texts, sampling, own, mask=mask, should_stop=should_stop, decoder=decoder)
+        finished = complete(model, tokenizer, texts, sampling, own, mask=mask, should_stop=should_stop, reader=reader)
         if should_stop():
             break
         for n, result in zip(part, finished, strict=True):
@@ -193,17 +193,17 @@ def prefill(model: GPT, cache: KVCache, prompts: Sequence[Sequence[int]]) -> Ten
     return logits
 
 
-def advance(model: GPT, cache: KVCache, tokens: Tensor, histories: Sequence[History]) -> Tensor:
+def advance(model: GPT, reader: Reader, cache: KVCache, tokens: Tensor, histories: Sequence[History]) -> Tensor:
     """One token a row → logits (B, V). Rows whose block is full read the last half of it again first."""
     block = model.config.block_size
     full = [row for row, length in enumerate(cache.lengths) if length == block]
     if not full:
-        return model.next_logits(tokens[:, None], [0] * len(tokens), cache)
+        return reader(tokens[:, None], cache)
     logits = torch.empty(len(tokens), model.config.vocab_size, device=cache.k.device)
     if len(full) < len(tokens):
         for row in full:
             cache.lengths[row] = 0  # so that the others can go on; its own position 0 is written over below
-        logits = model.next_logits(tokens[:, None], [0] * len(tokens), cache)
+        logits = reader(tokens[:, None], cache)
     aside = KVCache(model.config, len(full), cache.k.device, cache.k.dtype)
     logits[full] = prefill(model, aside, [histories[row].fitting(block) for row in full])
     cache.k[:, full], cache.v[:, full] = aside.k, aside.v

@@ -64,19 +64,14 @@ class NormRotate(torch.autograd.Function):
         half = len(weight) // 2
         sin = torch.cat((-sin[:, :half], sin[:, half:]), dim=1)
         ctx.save_for_backward(normed, scale, weight, cos, sin)
-        return (normed * (cos * weight)).addcmul_(swapped(normed), sin * swapped(weight))
+        return (normed * (cos * weight)).addcmul_(normed.roll(half, -1), sin * weight.roll(half))
 
     @staticmethod
     @as_forward
     def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
         *saved, cos, sin = ctx.saved_tensors
-        grad_x, grad_weight = through_norm((grad * cos).add_(swapped(grad * sin)), *saved)
+        grad_x, grad_weight = through_norm((grad * cos).add_((grad * sin).roll(grad.shape[-1] // 2, -1)), *saved)
         return grad_x.transpose(1, 2), grad_weight, None, None, None
-
-
-def swapped(x: Tensor) -> Tensor:
-    """The second half of each vector before its first."""
-    return torch.cat(x.chunk(2, dim=-1)[::-1], dim=-1)
 
 
 def short_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -15,13 +15,11 @@ HOPEFUL = 64  # texts that are tried for the closest one
 # ---------------------------------------------------------------- one answer against its reference
 
 
-def units(text: str, chars: bool = False) -> list[str]:
-    """Every character by itself, but runs of Latin letters or of digits whole and white space left out; with `chars` simply every character."""
-    return list(_units(text, chars))
+def units(text: str, chars: bool = False) -> Sequence[str]:
+    """Every character by itself, but runs of Latin letters or of digits whole and white space left out; with `chars` simply every character.
 
-
-def _units(text: str, chars: bool = False) -> Sequence[str]:
-    """The units as the sequence that is quickest made: a text without letters and digits needs only its blanks taken out."""
+    As the sequence that is quickest made: a text without letters and digits needs only its blanks taken out.
+    """
     packed = text if chars else "".join(text.split())
     return packed if chars or not _RUN.search(packed) else _UNIT.findall(text)
 
@@ -57,7 +55,7 @@ def lcs(a: Sequence[Hashable], b: Sequence[Hashable]) -> int:
 
 def rouge_l(answer: str, reference: str, beta: float = 1.0, chars: bool = False) -> tuple[float, float, float]:
     """Precision, recall and F of the longest common subsequence, upper and lower case apart; 1 where both texts are empty."""
-    a, r = _units(answer, chars), _units(reference, chars)
+    a, r = units(answer, chars), units(reference, chars)
     common = lcs(r, a)
     if not common:
         return (0.0, 0.0, 0.0) if a or r else (1.0, 1.0, 1.0)
@@ -78,7 +76,7 @@ def exact_match(answer: str, reference: str) -> bool:
 
 def char_f1(answer: str, reference: str) -> float:
     """F1 of the units whatever their order, each as often as it occurs; 1 where both texts are empty."""
-    a, r = _units(answer), _units(reference)
+    a, r = units(answer), units(reference)
     return _share(2 * (Counter(a) & Counter(r)).total(), len(a) + len(r), 1.0)
 
 
@@ -95,7 +93,7 @@ def closer_references(answers: Sequence[str], references: Sequence[str], pool: S
     The units two texts share, whatever their order, bound their F1 from above; it is computed only where that bound is high enough.
     Of several closer texts the closest is named that is among the HOPEFUL highest bounds: enough to recognise an answer to another question.
     """
-    texts = [_units(text) for text in pool]
+    texts = [units(text) for text in pool]
     lengths = np.array([len(text) for text in texts], dtype=np.int64)
     listed = defaultdict(list)
     for number, text in enumerate(texts):
@@ -104,7 +102,7 @@ def closer_references(answers: Sequence[str], references: Sequence[str], pool: S
     holders = {unit: np.array(numbers) for unit, numbers in listed.items()}
     found: list[str | None] = []
     for answer, reference in zip(answers, references, strict=True):
-        mine, own, closest = _units(answer), _units(reference), None
+        mine, own, closest = units(answer), units(reference), None
         common, both = lcs_with(mine), lengths + len(mine)
         best = _share(2 * common(own), len(mine) + len(own), 1.0)
         if best < 1:
@@ -127,13 +125,13 @@ def _numbered(sequence: Sequence[str]) -> list[tuple[str, int]]:
 
 def distinct(texts: Sequence[str], n: int) -> float:
     """Distinct-n: different runs of n units / all of them, over all texts together; 0 where there is none."""
-    runs = [run for text in map(_units, texts) for run in zip(*(text[i:] for i in range(n)), strict=False)]
+    runs = [run for text in map(units, texts) for run in zip(*(text[i:] for i in range(n)), strict=False)]
     return _share(len(set(runs)), len(runs))
 
 
 def repetition(text: str) -> float:
     """The share of a text's runs of four units that occurred in it before; 0 for a shorter text."""
-    return 1 - distinct([text], 4) if len(_units(text)) >= 4 else 0.0
+    return 1 - distinct([text], 4) if len(units(text)) >= 4 else 0.0
 
 
 class Copies:

@@ -62,7 +62,7 @@ class Speaker(Voice):
     def say(self, ids: list[int], seed: int, stop: runtime.StopFlag) -> str:
         """Streams one text to the terminal; returns it."""
         said = ""
-        for news in stream(self.model, self.tokenizer, [ids], self.sampling, [seed], self.mask, lambda: stop.raised, self.decoder):
+        for news in stream(self.model, self.tokenizer, [ids], self.sampling, [seed], self.mask, lambda: stop.raised, self.reader):
             if isinstance(news[0], str):
                 print(news[0], end="", flush=True)
                 said += news[0]

@@ -11,7 +11,7 @@ from shuoshu import report, runtime
 from shuoshu.answers import render_question
 from shuoshu.checkpoint import Loaded
 from shuoshu.commandline import UserError
-from shuoshu.decoder import Decoder, decoder_for
+from shuoshu.decoder import Reader, reader_for
 from shuoshu.generate import Sampling, Utf8Mask
 from shuoshu.settings import SampleSettings
 
@@ -25,9 +25,9 @@ class Voice:
         self.mask = Utf8Mask(self.tokenizer, self.model.config.vocab_size, device)
 
     @cached_property
-    def decoder(self) -> Decoder | None:
+    def reader(self) -> Reader:
         """Made when it is first asked for: what is never read token by token takes no memory for it."""
-        return decoder_for(self.model)
+        return reader_for(self.model)
 
     def question(self, text: str, before: Sequence[dict[str, str]] = ()) -> list[int]:
         """A question's ids; of the conversation before it as much as the model learned to follow and half its block holds."""

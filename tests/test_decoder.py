@@ -32,9 +32,9 @@ def read(model: GPT, lengths: list[int], steps: int, dtype: torch.dtype = torch.
     with torch.inference_mode():
         cache = KVCache(model.config, len(lengths))
         generate.prefill(model, cache, [row[:n].tolist() for row, n in zip(ids, lengths, strict=True)])
-        cache.decoder = Decoder(model)
+        reader = Decoder(model)
         tokens = [torch.stack([row[n + step] for row, n in zip(ids, lengths, strict=True)])[:, None] for step in range(steps)]
-        return torch.stack([model.next_logits(token, [0] * len(lengths), cache) for token in tokens], dim=1), ids
+        return torch.stack([reader(token, cache) for token in tokens], dim=1), ids
 
 
 @pytest.mark.parametrize("lengths", [[5], [7, 7, 7], [3, 11, 6]], ids=["alone", "even", "ragged"])
@@ -100,9 +100,9 @@ def test_a_voice_lays_its_weights_once(pretrained_model, monkeypatch):
     voice = Voice(Loaded(model, tokenizer, 0, 0), torch.device("cpu"))
     expected = complete(model, tokenizer, [[tokenizer.end]], Sampling(20), [1])[0].ids
     calls.clear()
-    monkeypatch.setattr(generate, "decoder_for", lambda model: pytest.fail("laid again"))
-    assert complete(model, tokenizer, [[tokenizer.end]], Sampling(20), [1], decoder=voice.decoder)[0].ids == expected
-    assert calls == [voice.decoder] * (len(expected) - 1)
+    monkeypatch.setattr(generate, "reader_for", lambda model: pytest.fail("laid again"))
+    assert complete(model, tokenizer, [[tokenizer.end]], Sampling(20), [1], reader=voice.reader)[0].ids == expected
+    assert calls == [voice.reader] * (len(expected) - 1)
 
 
 @pytest.mark.parametrize("rows, count", [(1, 1), (3, 200), (2, 4095)])

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model import GPT, GPTConfig
+from shuoshu.decoder import Decoder
 from shuoshu.generate import History, Sampling, Utf8Mask, Writer, complete, complete_many, penalise, pick, stream
 from shuoshu.tokenizer import WHOLE
 
@@ -211,24 +212,28 @@ def test_when_the_block_is_full_the_prompt_is_read_again_before_what_was_last_sa
         else:
             context.append(token)
     assert len(refills) >= 3
-    found = complete(endless(model, tokenizer), tokenizer, [prompt], Sampling(130, 0.0, keeps_prompt=True), [0])[0]
+    model, reader = endless(model, tokenizer)
+    found = complete(model, tokenizer, [prompt], Sampling(130, 0.0, keeps_prompt=True), [0], reader=reader)[0]
     assert found.ids[:130] == said
-    slid = complete(endless(model, tokenizer), tokenizer, [prompt], Sampling(130, 0.0), [0])[0]
+    slid = complete(model, tokenizer, [prompt], Sampling(130, 0.0), [0], reader=reader)[0]
     assert slid.ids[: refills[0]] == said[: refills[0]] and (slid.ids[:130] == said) == (not kept)
 
 
 def endless(model, tokenizer):
-    """The model, which never ends a text."""
+    """The model, and what reads its single tokens, which never end a text."""
 
     class Endless(GPT):
         def next_logits(self, *arguments):
-            logits = super().next_logits(*arguments)
-            logits[:, tokenizer.end] = -torch.inf
-            return logits
+            return without_end(super().next_logits(*arguments))
+
+    def without_end(logits):
+        logits[:, tokenizer.end] = -torch.inf
+        return logits
 
     made = Endless(model.config).eval()
     made.load_tensors(model.tensors())
-    return made
+    decoder = Decoder(made)
+    return made, lambda ids, cache: without_end(decoder(ids, cache))
 
 
 @pytest.mark.parametrize("kept, length, expected", [(10, 47, [*range(47)]), (10, 48, [*range(10), *range(29, 48)]), (10, 200, [*range(10), *range(181, 200)])])
