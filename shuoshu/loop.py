@@ -239,7 +239,9 @@ def introduce(run: Run) -> None:
     report.say(f"model      {total:,} parameters, {inner:,} of them outside embedding and head; a blind guess would have a loss of {guess:.2f}")
     report.say(f"optimiser  {run.settings.optimizer}: " + ", ".join(f"{count:,} parameters at {rate:g}" for rate, count in rates.items()))
     unit = "rows" if run.turns else "tokens"
-    report.say(f"data       {run.data.folder}: {len(run.data):,} training and {len(run.val):,} validation {unit}, {run.steps_per_epoch:.1f} steps an epoch")
+    more = f" and {len(run.data.numbers) - len(run.data):,} reworded" if run.settings.reworded else ""
+    sizes = f"{len(run.data):,} training{more} and {len(run.val):,} validation {unit}"
+    report.say(f"data       {run.data.folder}: {sizes}, {run.steps_per_epoch:.1f} steps an epoch")
     report.say(f"machine    {run.device}, {run.settings.dtype}, torch {run.machine['torch']}{compiled}")
 
 

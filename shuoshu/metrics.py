@@ -247,14 +247,25 @@ def lookup_joined(train_questions: Sequence[str], train_answers: Sequence[str], 
 
 def _look_up(documents: Sequence[str], answers: Sequence[str], questions: Sequence[str], longest: int) -> list[str]:
     """The answer of the document nearest to each question, the first of equals; "" where there is nothing to look in."""
-    from sklearn.feature_extraction.text import TfidfVectorizer
-
     if not any(documents) or not questions:
         return [""] * len(questions)
-    vectors = TfidfVectorizer(analyzer="char", ngram_range=(1, longest), lowercase=False, sublinear_tf=True)
-    index = vectors.fit_transform(documents).T.tocsr()
-    asked, rows = vectors.transform(questions), max(1, 2**22 // len(documents))
-    return [answers[i] for start in range(0, len(questions), rows) for i in (asked[start : start + rows] @ index).toarray().argmax(axis=1)]
+    index, rows = LookUp(documents, longest), max(1, 2**22 // len(documents))
+    parts = (index.nearness(questions[start : start + rows]) for start in range(0, len(questions), rows))
+    return [answers[i] for part in parts for i in part.argmax(axis=1)]
+
+
+class LookUp:
+    """Texts to look in, by the TF-IDF of their runs of 1 to `longest` characters."""
+
+    def __init__(self, documents: Sequence[str], longest: int) -> None:
+        from sklearn.feature_extraction.text import TfidfVectorizer
+
+        self.vectors = TfidfVectorizer(analyzer="char", ngram_range=(1, longest), lowercase=False, sublinear_tf=True)
+        self.index = self.vectors.fit_transform(documents).T.tocsr()
+
+    def nearness(self, questions: Sequence[str]) -> np.ndarray:
+        """(questions, documents): the cosine of each question with each document."""
+        return (self.vectors.transform(questions) @ self.index).toarray()
 
 
 def classification(predicted: Sequence[Hashable], actual: Sequence[Hashable], labels: Sequence[Hashable]) -> dict:

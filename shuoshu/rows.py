@@ -13,6 +13,7 @@ from shuoshu.commandline import UserError
 from shuoshu.encodings import LARGEST
 from shuoshu.files import read_text, reason_of, sha256_of
 from shuoshu.pairs import SPLITS, Pair
+from shuoshu.rewording import BEGINNING, Rewording
 from shuoshu.tokenizer import Tokenizer
 
 POOL = 64  # steps whose rows are sorted by length together
@@ -151,8 +152,8 @@ class Noise:
 class RowFile:
     """One split of questions and answers, memory-mapped where it is large, with batches whose content depends on (seed, row number) alone.
 
-    Each epoch visits every row once. Rows of like length go together: of POOL steps' rows at a time, drawn at random and
-    sorted by length, each `step_rows` in succession make a step; then the steps are shuffled.
+    Each epoch visits every row once, and as many reworded ones as were asked for. Rows of like length go together: of POOL
+    steps' rows at a time, drawn at random and sorted by length, each `step_rows` in succession make a step; then the steps are shuffled.
     """
 
     def __init__(self, folder: Path, split: str, step_rows: int = 1, noise: Noise | None = None) -> None:
@@ -168,14 +169,26 @@ class RowFile:
         self.step_rows, self.noise = step_rows, noise
         self.trained = self.mask[:, 1:].sum(axis=1, dtype=np.int64)
         self.lengths = self.width - self.mask[:, ::-1].argmax(axis=1)  # a row ends with a trained token
+        self.numbers = np.arange(len(self.ids))  # an epoch's rows; those after the file's own are reworded
+        self.rewording: Rewording | None = None
         self._order: tuple[tuple[int, int], np.ndarray] | None = None
+
+    def reword(self, tokenizer: Tokenizer, times: int) -> None:
+        """Every epoch has `times` as many rows more, made up of the single questions anew each time."""
+        self.rewording = Rewording(tokenizer, self.row, len(self), self.width)
+        if not len(self.rewording.sources):
+            raise UserError(f"reworded={times}: no row of {self.folder} is one question and its whole answer, and only these can be reworded")
+        sources = np.tile(self.rewording.sources, times)
+        trained = np.minimum(self.trained[sources], BEGINNING)
+        self.lengths = np.append(self.lengths, self.lengths[sources] - self.trained[sources] + trained)  # about
+        self.trained, self.numbers = np.append(self.trained, trained), np.append(self.numbers, sources)
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def windows(self, block_size: int) -> int:
         """Rows in an epoch."""
-        return len(self.ids)
+        return len(self.numbers)
 
     def targets(self, first: int, count: int, block_size: int, seed: int) -> int:
         """How many tokens these rows train."""
@@ -185,11 +198,16 @@ class RowFile:
         """Rows first … first + count of the endless sequence of epochs: (ids, targets) of int64, as wide as the longest of them."""
         for array, name in ((self.ids, "bin"), (self.mask, "mask.bin")):
             check_length(array, self.folder / f"{self.split}.{name}")
-        made = []
-        for n, row in zip(range(first, first + count), self.places(first, count, block_size, seed), strict=True):
-            ids, mask = self.row(row)
-            made.append(self.noise(ids, mask, np.random.default_rng([seed, 1, n])) if self.noise else (ids, mask))
-        return pack(made)
+        places = self.places(first, count, block_size, seed)
+        draws = [np.random.default_rng([seed, 1, first + n]) for n in range(count)]
+        rows = [self.row(self.numbers[place]) for place in places]
+        if self.noise:
+            rows = [self.noise(*row, draw) if place < len(self) else row for row, draw, place in zip(rows, draws, places, strict=True)]
+        made = np.flatnonzero(places >= len(self)).tolist()
+        if made:
+            for n, row in zip(made, self.rewording.rows(self.numbers[places[made]].tolist(), [draws[n] for n in made]), strict=True):
+                rows[n] = row
+        return pack(rows)
 
     def row(self, number: int) -> tuple[np.ndarray, np.ndarray]:
         """(ids, mask) of one row, the padding left out."""
@@ -197,14 +215,14 @@ class RowFile:
         return self.ids[number, :length].astype(np.int64), self.mask[number, :length]
 
     def places(self, first: int, count: int, block_size: int, seed: int) -> np.ndarray:
-        """Which of the file's rows these are."""
-        places = [divmod(n, len(self)) for n in range(first, first + count)]
+        """Which of the epoch's rows these are, the file's own before the reworded ones."""
+        places = [divmod(n, len(self.numbers)) for n in range(first, first + count)]
         return np.array([self._epoch(seed, epoch)[place] for epoch, place in places], dtype=np.int64)
 
     def _epoch(self, seed: int, epoch: int) -> np.ndarray:
         if self._order is None or self._order[0] != (seed, epoch):
             draw, size = np.random.default_rng([seed, epoch]), self.step_rows
-            order = draw.permutation(len(self))
+            order = draw.permutation(len(self.numbers))
             for start in range(0, len(order), POOL * size):
                 pool = order[start : start + POOL * size]
                 order[start : start + POOL * size] = pool[np.argsort(self.lengths[pool], kind="stable")]

@@ -100,11 +100,13 @@ class Run:
         noise = Noise(self.tokenizer, settings.question_drop, settings.question_swap) if is_noisy else None
         if self.turns:
             self.data, self.val = RowFile(folder, "train", self.rows_per_step, noise), RowFile(folder, "val")
+            if settings.reworded:
+                self.data.reword(self.tokenizer, settings.reworded)
             self.questions = read_questions(folder, "val", self.tokenizer)[: settings.eval_questions]
         else:
             self.data, self.val, self.questions = batches.TokenFile(folder, "train"), batches.TokenFile(folder, "val"), []
-        if not self.turns and (noise or settings.select_by == "rouge"):
-            raise UserError(f"{folder} holds text: question_drop, question_swap and select_by=rouge go with questions and answers (prepare_sft.py)")
+        if not self.turns and (noise or settings.reworded or settings.select_by == "rouge"):
+            raise UserError(f"{folder} holds text: question_drop, question_swap, reworded and select_by=rouge go with questions and answers (prepare_sft.py)")
         self.selects_by_answers = bool(self.questions) and settings.select_by != "loss"
 
     def val_batches(self) -> Iterator[Batch]:

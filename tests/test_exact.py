@@ -39,7 +39,8 @@ def whole(request: pytest.FixtureRequest, tiny, sft, tmp_path_factory) -> dict:
 
     def of(task: str, optimizer: str) -> tuple[list[str], Path]:
         if (task, optimizer) not in made:
-            command = [*(tiny if task == "text" else [*sft, "--question_drop=0.15", "--question_swap=0.15"]), *LENGTH, f"--optimizer={optimizer}"]
+            changed = ["--question_drop=0.15", "--question_swap=0.15", "--reworded=1"]
+            command = [*(tiny if task == "text" else [*sft, *changed]), *LENGTH, f"--optimizer={optimizer}"]
             out_dir = tmp_path_factory.mktemp("whole") / "out"
             assert train.main([*command, f"--out_dir={out_dir}"]) == 0
             made[task, optimizer] = command, out_dir

@@ -216,7 +216,7 @@ def test_each_thing_that_does_not_fit_has_its_own_message(sft, qa, dataset, text
     assert "has another tokenizer" in told and f"--tokenizer={pretrained}" in told
     assert f"n_layer=3: the model in {pretrained} has 2" in refused([*sft, "--n_layer=3"], out_dir, capsys)
     assert "tie_embeddings=True" in refused([*sft, "--tie_embeddings"], out_dir, capsys)
-    for mistake in ("--question_drop=0.1", "--question_swap=0.1", "--select_by=rouge"):
+    for mistake in ("--question_drop=0.1", "--question_swap=0.1", "--reworded=1", "--select_by=rouge"):
         assert f"{dataset} holds text" in refused([*sft, f"--dataset={dataset}", mistake], out_dir, capsys)
     assert "no trained model in" in refused([*sft, f"--init_from={tmp_path}"], out_dir, capsys)
     (tmp_path / "one.json").write_text(json.dumps([{"question": "谁？", "answer": "他。", "split": "val"}]), encoding="utf-8")
