@@ -249,18 +249,19 @@ def _look_up(documents: Sequence[str], answers: Sequence[str], questions: Sequen
     """The answer of the document nearest to each question, the first of equals; "" where there is nothing to look in."""
     if not any(documents) or not questions:
         return [""] * len(questions)
-    index, rows = LookUp(documents, longest), max(1, 2**22 // len(documents))
+    index, rows = LookUp(documents, (1, longest)), max(1, 2**22 // len(documents))
     parts = (index.nearness(questions[start : start + rows]) for start in range(0, len(questions), rows))
     return [answers[i] for part in parts for i in part.argmax(axis=1)]
 
 
 class LookUp:
-    """Texts to look in, by the TF-IDF of their runs of 1 to `longest` characters."""
+    """Texts to look in, by TF-IDF: of their runs of so many characters, from shortest to longest, or of what a function finds in them."""
 
-    def __init__(self, documents: Sequence[str], longest: int) -> None:
+    def __init__(self, documents: Sequence[str], by: tuple[int, int] | Callable[[str], list[str]]) -> None:
         from sklearn.feature_extraction.text import TfidfVectorizer
 
-        self.vectors = TfidfVectorizer(analyzer="char", ngram_range=(1, longest), lowercase=False, sublinear_tf=True)
+        features = {"analyzer": by} if callable(by) else {"analyzer": "char", "ngram_range": by, "lowercase": False}
+        self.vectors = TfidfVectorizer(**features, sublinear_tf=True)
         self.index = self.vectors.fit_transform(documents).T.tocsr()
 
     def nearness(self, questions: Sequence[str]) -> np.ndarray:

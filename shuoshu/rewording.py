@@ -23,19 +23,26 @@ class Rewording:
     """Makes up rows for those that hold one question and its whole answer; `sources` are their numbers."""
 
     def __init__(self, tokenizer: Tokenizer, row: Callable[[int], Row], count: int, width: int) -> None:
-        self.tokenizer, self.row, self.width = tokenizer, row, width
+        self.tokenizer, self.row = tokenizer, row
         self.questions: dict[int, str] = {}
+        self.room: dict[int, int] = {}  # tokens that a question may have
         alike: dict[bytes, list[int]] = defaultdict(list)
+        others = []  # what was asked elsewhere, in conversations or for answers over several rows
         for number in range(count):
             ids, mask = row(number)
             asked, start = np.flatnonzero(ids == tokenizer.user), int(mask.argmax())
-            if len(asked) == 1 and mask[start:].all() and ids[start - 1] == tokenizer.assistant and ids[-1] == tokenizer.end:
-                self.questions[number] = tokenizer.decode(ids[asked[0] + 1 : start - 1].tolist())
+            end = int(asked[0] + (ids[asked[0] :] == tokenizer.assistant).argmax())
+            question = tokenizer.decode(ids[asked[0] + 1 : end].tolist())
+            if len(asked) == 1 and end == start - 1 and mask[start:].all() and ids[-1] == tokenizer.end and question.strip():
+                self.questions[number], self.room[number] = question, width - (asked[0] + 1) - (1 + min(BEGINNING, len(ids) - start))
                 alike[ids[start:].tobytes()].append(number)
+            else:
+                others.append(question)
         self.sources = np.array(list(self.questions), dtype=np.int64)
-        self.alike = list(alike.values())  # the rows of each answer
-        self.answer = {number: answer for answer, rows in enumerate(self.alike) for number in rows}
-        self.index = LookUp(["\n".join(self.questions[number] for number in rows) for rows in self.alike], 1) if alike else None
+        self.alike = [np.array(rows) for rows in alike.values()]  # the rows of each answer
+        self.answer = {number: answer for answer, rows in enumerate(alike.values()) for number in rows}
+        documents = [" ".join(self.questions[number] for number in rows) for rows in alike.values()]
+        self.index = LookUp([*documents, *others], words) if alike else None
 
     def rows(self, numbers: Sequence[int], draws: Sequence[np.random.Generator]) -> list[Row]:
         """For each of these rows one with a question made up and the beginning of the answer."""
@@ -44,13 +51,12 @@ class Rewording:
             ids, mask = self.row(number)
             start, first = int(mask.argmax()), int((ids == self.tokenizer.user).argmax()) + 1
             answer = ids[start - 1 : start + BEGINNING]
-            asked = self.tokenizer.encode(question)[: self.width - first - len(answer)]
-            new = np.concatenate([ids[:first], np.array(asked, dtype=ids.dtype), answer])
+            new = np.concatenate([ids[:first], np.array(self.tokenizer.encode(question), dtype=ids.dtype), answer])
             made.append((new, (np.arange(len(new)) > len(new) - len(answer)).astype(mask.dtype)))
         return made
 
     def asked(self, numbers: Sequence[int], draws: Sequence[np.random.Generator]) -> list[str]:
-        """A question made up for each of these rows; it counts only if a look-up in all that was asked is sure of the row's answer."""
+        """A question made up for each of these rows; it counts only if it fits and a look-up in all that was asked is sure of the row's answer."""
         found, left = [self.questions[number] for number in numbers], list(range(len(numbers)))
         for _ in range(TRIES):
             if not left:
@@ -60,6 +66,7 @@ class Rewording:
             nearness = others[own]
             others[own] = 0
             is_sure = others.max(axis=1) < SURE * nearness
+            is_sure &= [len(self.tokenizer.encode(text)) <= self.room[numbers[n]] for n, text in zip(left, tried, strict=True)]
             for n, text, sure in zip(left, tried, is_sure, strict=True):
                 found[n] = text if sure else found[n]
             left = [n for n, sure in zip(left, is_sure, strict=True) if not sure]
@@ -67,19 +74,21 @@ class Rewording:
 
     def question(self, number: int, draw: np.random.Generator) -> str:
         """Pieces of one to three questions with the answer of this row's, and up to 0.6 times as much of any others between; as long as its own at most."""
-        alike = self.alike[self.answer[number]]
+        alike, own = self.alike[self.answer[number]], self.questions[number]
         count = min(int(draw.choice((1, 1, 2, 3))), len(alike))
         keep = draw.uniform(0.25, 0.8) / max(1, 0.75 * count)
         pieces = [piece for n in draw.choice(alike, count, replace=False) for piece in cut(self.questions[n], draw) if draw.random() < keep]
-        foreign = sum(map(len, pieces)) * draw.uniform(0, 0.6)
-        while foreign > 0:
-            others = cut(self.questions[draw.choice(self.sources)], draw)
-            piece = others[draw.integers(len(others))]
+        length = sum(map(len, pieces))
+        whole = length * (1 + draw.uniform(0, 0.6))
+        while length < whole:
+            units = UNIT.findall(self.questions[draw.choice(self.sources)])
+            start = draw.integers(len(units))
+            piece = "".join(units[start : start + draw.integers(1, LONGEST + 1)])
             pieces.insert(draw.integers(len(pieces) + 1), piece)
-            foreign -= len(piece)
-        while sum(map(len, pieces)) > len(self.questions[number]):
-            pieces.pop(draw.integers(len(pieces)))
-        return "".join(pieces) or self.questions[number]
+            length += len(piece)
+        while length > len(own):
+            length -= len(pieces.pop(draw.integers(len(pieces))))
+        return "".join(pieces) or own
 
 
 def cut(text: str, draw: np.random.Generator) -> list[str]:
@@ -91,3 +100,8 @@ def cut(text: str, draw: np.random.Generator) -> list[str]:
         pieces.append("".join(units[:size]))
         units = units[size:]
     return pieces
+
+
+def words(text: str) -> list[str]:
+    """The units without their blanks."""
+    return [unit for unit in map(str.strip, UNIT.findall(text)) if unit]

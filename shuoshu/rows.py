@@ -16,6 +16,7 @@ from shuoshu.pairs import SPLITS, Pair
 from shuoshu.rewording import BEGINNING, Rewording
 from shuoshu.tokenizer import Tokenizer
 
+TRIED = 100  # questions that are reworded before a training to see whether they can be
 POOL = 64  # steps whose rows are sorted by length together
 ROLES = ("system", "user", "assistant")
 SHORTEST = 16  # tokens of an answer that a row must have room for beside a long question; characters of a question that must stay
@@ -176,8 +177,11 @@ class RowFile:
     def reword(self, tokenizer: Tokenizer, times: int) -> None:
         """Every epoch has `times` as many rows more, made up of the single questions anew each time."""
         self.rewording = Rewording(tokenizer, self.row, len(self), self.width)
-        if not len(self.rewording.sources):
-            raise UserError(f"reworded={times}: no row of {self.folder} is one question and its whole answer, and only these can be reworded")
+        sample = self.rewording.sources[:: max(1, len(self.rewording.sources) // TRIED)].tolist()
+        asked = self.rewording.asked(sample, [np.random.default_rng(number) for number in sample]) if sample else []
+        if sum(text != self.rewording.questions[number] for text, number in zip(asked, sample, strict=True)) <= len(sample) / 4:
+            what = "too few rows of {} hold words that tell whose answer is asked for" if sample else "no row of {} is one question and its whole answer"
+            raise UserError(f"reworded={times}: {what.format(self.folder)}, and only these can be reworded")
         sources = np.tile(self.rewording.sources, times)
         trained = np.minimum(self.trained[sources], BEGINNING)
         self.lengths = np.append(self.lengths, self.lengths[sources] - self.trained[sources] + trained)  # about
@@ -192,21 +196,22 @@ class RowFile:
 
     def targets(self, first: int, count: int, block_size: int, seed: int) -> int:
         """How many tokens these rows train."""
-        return int(self.trained[self.places(first, count, block_size, seed)].sum())
+        return int(self.trained[self._places(first, count, seed)].sum())
 
     def rows(self, first: int, count: int, block_size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
         """Rows first … first + count of the endless sequence of epochs: (ids, targets) of int64, as wide as the longest of them."""
         for array, name in ((self.ids, "bin"), (self.mask, "mask.bin")):
             check_length(array, self.folder / f"{self.split}.{name}")
-        places = self.places(first, count, block_size, seed)
-        draws = [np.random.default_rng([seed, 1, first + n]) for n in range(count)]
-        rows = [self.row(self.numbers[place]) for place in places]
-        if self.noise:
-            rows = [self.noise(*row, draw) if place < len(self) else row for row, draw, place in zip(rows, draws, places, strict=True)]
-        made = np.flatnonzero(places >= len(self)).tolist()
-        if made:
-            for n, row in zip(made, self.rewording.rows(self.numbers[places[made]].tolist(), [draws[n] for n in made]), strict=True):
-                rows[n] = row
+        places = self._places(first, count, seed)
+        rows = [self.row(number) for number in self.numbers[places]]
+        if self.noise or self.rewording:
+            draws = [np.random.default_rng([seed, 1, first + n]) for n in range(count)]
+            made = np.flatnonzero(places >= len(self)).tolist()
+            if self.noise:
+                rows = [self.noise(*row, draw) if place < len(self) else row for row, draw, place in zip(rows, draws, places, strict=True)]
+            if made:
+                for n, row in zip(made, self.rewording.rows(self.numbers[places[made]].tolist(), [draws[n] for n in made]), strict=True):
+                    rows[n] = row
         return pack(rows)
 
     def row(self, number: int) -> tuple[np.ndarray, np.ndarray]:
@@ -215,9 +220,13 @@ class RowFile:
         return self.ids[number, :length].astype(np.int64), self.mask[number, :length]
 
     def places(self, first: int, count: int, block_size: int, seed: int) -> np.ndarray:
+        """Which of the file's rows these are, or are made of."""
+        return self.numbers[self._places(first, count, seed)]
+
+    def _places(self, first: int, count: int, seed: int) -> np.ndarray:
         """Which of the epoch's rows these are, the file's own before the reworded ones."""
-        places = [divmod(n, len(self.numbers)) for n in range(first, first + count)]
-        return np.array([self._epoch(seed, epoch)[place] for epoch, place in places], dtype=np.int64)
+        epochs, places = np.divmod(np.arange(first, first + count), max(1, len(self.numbers)))
+        return np.concatenate([self._epoch(seed, int(epoch))[places[epochs == epoch]] for epoch in np.unique(epochs)])
 
     def _epoch(self, seed: int, epoch: int) -> np.ndarray:
         if self._order is None or self._order[0] != (seed, epoch):

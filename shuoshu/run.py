@@ -31,7 +31,7 @@ from shuoshu.tokenizer import Tokenizer
 OWN_FILES = ("settings.json", "log.jsonl", "loss.png", "samples.md", "eval.json", "eval_answers.jsonl", "report.html", "model.safetensors", "config.json")
 OWN_FILES += ("generation_config.json", "tokenizer.json", "tokenizer_config.json", "checkpoints")
 LOCKED = {field.name for field in fields(ModelSettings)} - {"dropout"}  # a resumed run keeps these
-LOCKED |= {"seed", "batch_size", "gradient_accumulation_steps", "optimizer", "init_from"}
+LOCKED |= {"seed", "reworded", "batch_size", "gradient_accumulation_steps", "optimizer", "init_from"}
 REPLANS = {*LENGTHS, "decay_fraction", "eval_interval", "save_interval"}  # change one of these on resuming, and the rest of the run is planned anew
 
 
@@ -100,7 +100,7 @@ class Run:
         noise = Noise(self.tokenizer, settings.question_drop, settings.question_swap) if is_noisy else None
         if self.turns:
             self.data, self.val = RowFile(folder, "train", self.rows_per_step, noise), RowFile(folder, "val")
-            if settings.reworded:
+            if settings.reworded and len(self.data):
                 self.data.reword(self.tokenizer, settings.reworded)
             self.questions = read_questions(folder, "val", self.tokenizer)[: settings.eval_questions]
         else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from shuoshu.commandline import UserError
 from shuoshu.metrics import lookup_joined
 from shuoshu.pairs import Pair
 from shuoshu.rewording import BEGINNING, LONGEST, UNIT, Rewording, cut
-from shuoshu.rows import RowFile, read_pairs, windows, write_rows
+from shuoshu.rows import Noise, RowFile, read_pairs, windows, write_rows
 from shuoshu.tokenizer import Tokenizer
 
 
@@ -26,6 +27,15 @@ def own(qa: Path) -> tuple[RowFile, Tokenizer]:
     file, tokenizer = RowFile(qa, "train", 8), Tokenizer.load(qa)
     file.reword(tokenizer, 3)
     return file, tokenizer
+
+
+def rendered(tokenizer: Tokenizer, question: str, answer: str) -> tuple[list[int], list[int]]:
+    return tokenizer.render([{"role": "user", "content": question}, {"role": "assistant", "content": answer}])
+
+
+def made_of(tokenizer: Tokenizer, *pairs: tuple[str, str], width: int = 64) -> Rewording:
+    rows = [tuple(map(np.array, rendered(tokenizer, *pair))) for pair in pairs]
+    return Rewording(tokenizer, rows.__getitem__, len(rows), width)
 
 
 def said(ids: np.ndarray, targets: np.ndarray, tokenizer: Tokenizer) -> tuple[str, str]:
@@ -49,7 +59,8 @@ def test_an_epoch_has_each_row_once_and_three_times_the_beginning_of_its_answer(
         expected[record["question"], record["answer"]] += 1
         beginnings[tokenizer.decode([*tokenizer.encode(record["answer"]), tokenizer.end][:BEGINNING])] += 3
     rows = [said(*row, tokenizer) for row in epoch(file)]
-    places = file.places(0, file.windows(64), 64, 1)
+    assert Counter(file.places(0, file.windows(64), 64, 1).tolist()) == dict.fromkeys(range(len(file)), 4)
+    places = file._places(0, file.windows(64), 1)
     assert Counter(row for row, place in zip(rows, places, strict=True) if place < len(file)) == expected
     made = [row for row, place in zip(rows, places, strict=True) if place >= len(file)]
     assert Counter(answer for _, answer in made) == beginnings
@@ -76,9 +87,7 @@ def test_most_of_a_made_up_question_is_from_questions_with_its_answer(own) -> No
 
 def test_pieces_come_from_several_questions_with_one_answer(tokenizer) -> None:
     """None but them are there: nothing foreign can come between."""
-    pairs = [[{"role": "user", "content": question}, {"role": "assistant", "content": "油灯。"}] for question in ("甲" * 12, "乙" * 12)]
-    rows = [tuple(map(np.array, tokenizer.render(pair))) for pair in pairs]
-    rewording = Rewording(tokenizer, rows.__getitem__, 2, 64)
+    rewording = made_of(tokenizer, ("甲" * 12, "油灯。"), ("乙" * 12, "油灯。"))
     made = [rewording.question(seed % 2, np.random.default_rng(seed)) for seed in range(100)]
     assert sum({"甲", "乙"} <= set(text) for text in made) > 20
 
@@ -93,10 +102,81 @@ def test_a_question_counts_only_if_a_look_up_is_sure_of_its_answer(own, qa: Path
 
 
 def test_where_no_look_up_could_be_sure_the_question_stays_as_it_was_written(tokenizer) -> None:
-    pairs = [[{"role": "user", "content": "他是谁？"}, {"role": "assistant", "content": answer}] for answer in ("老船夫。", "沈砚。")]
-    rows = [tuple(map(np.array, tokenizer.render(pair))) for pair in pairs]
-    rewording = Rewording(tokenizer, rows.__getitem__, 2, 64)
+    rewording = made_of(tokenizer, ("他是谁？", "老船夫。"), ("他是谁？", "沈砚。"))
     assert rewording.asked([0, 1, 1], [np.random.default_rng(seed) for seed in range(3)]) == ["他是谁？"] * 3
+
+
+@pytest.mark.parametrize("second, is_sure", [(0.47, True), (0.48, False)])
+def test_the_look_up_is_sure_where_the_next_answer_is_a_twentieth_less_near(tokenizer, second: float, is_sure: bool) -> None:
+    rewording = made_of(tokenizer, ("点起油灯的是谁？", "沈砚。"), ("昨天夜里雨停了没有？", "没有停。"))
+    rewording.index = SimpleNamespace(nearness=lambda texts: np.array([[0.5, second]] * len(texts)))
+    asked = rewording.asked([0] * 50, [np.random.default_rng(seed) for seed in range(50)])
+    assert (len(set(asked)) > 20) == is_sure and (set(asked) == {"点起油灯的是谁？"}) != is_sure
+
+
+def test_what_was_asked_in_conversations_is_no_question_for_another_answer(tokenizer) -> None:
+    conversation = [("user", "点灯的人是谁？"), ("assistant", "没有人。"), ("user", "真的？"), ("assistant", "真的。")]
+    rows = [tokenizer.render([{"role": role, "content": text} for role, text in conversation])]
+    rows += [rendered(tokenizer, "昨天夜里点灯的人是谁？", "沈砚。"), rendered(tokenizer, "渡口在哪里？", "城南。")]
+    rewording = Rewording(tokenizer, lambda number: tuple(map(np.array, rows[number])), 3, 64)
+    assert rewording.sources.tolist() == [1, 2]
+    asked = rewording.asked([1] * 200, [np.random.default_rng(seed) for seed in range(200)])
+    assert len(set(asked)) > 50
+    assert all(set(text) & set("昨天夜里") for text in asked)
+
+
+def test_words_tell_english_questions_apart(tokenizer) -> None:
+    names = ["boat", "lamp", "stone", "letter", "ferry", "bridge", "river", "scholar", "kettle", "ink", "market", "temple"]
+    questions = [f"What did the old man do with the {a} when he saw that {b} again?" for a, b in zip(names, names[3:] + names[:3], strict=True)]
+    rewording = made_of(tokenizer, *((question, f"It was number {number}.") for number, question in enumerate(questions)), width=200)
+    asked = rewording.asked(list(range(12)) * 5, [np.random.default_rng(seed) for seed in range(60)])
+    assert sum(text != questions[n % 12] for n, text in enumerate(asked)) > 45
+
+
+def test_a_question_that_does_not_fit_is_not_taken(tokenizer) -> None:
+    pairs = [("清晨，沈砚在渡口做了什么？", "点起一盏油灯。"), ("孟婆婆在茶楼等谁呢？", "等老船夫。")]
+    width = min(len(rendered(tokenizer, *pair)[0]) for pair in pairs) - 8
+    rewording, made = made_of(tokenizer, *pairs, width=width), 0
+    for seed in range(100):
+        for (ids, _), (question, _) in zip(rewording.rows([0, 1], [np.random.default_rng([seed, n]) for n in (0, 1)]), pairs, strict=True):
+            text = tokenizer.decode(ids[1 : ids.tolist().index(tokenizer.assistant)].tolist())
+            assert text == question or len(ids) <= width
+            made += text != question
+    assert made > 50
+
+
+def test_the_files_own_rows_have_noise_and_the_made_up_ones_none(qa: Path) -> None:
+    tokenizer = Tokenizer.load(qa)
+    file = RowFile(qa, "train", 8, Noise(tokenizer, 0.0, 0.5))
+    file.reword(tokenizer, 1)
+    written = set(file.rewording.questions.values())
+    every, own, made = {unit for question in written for unit in UNIT.findall(question)}, [], []
+    for (question, _), place in zip((said(*row, tokenizer) for row in epoch(file)), file._places(0, file.windows(64), 1), strict=True):
+        (own if place < len(file) else made).append(question)
+    assert np.mean([question in written for question in own]) < 0.1
+    assert all(set(UNIT.findall(question)) <= every for question in made)
+
+
+def test_what_is_made_up_depends_on_the_seed_and_the_epoch_though_the_order_were_the_same(qa: Path, monkeypatch) -> None:
+    file, tokenizer = RowFile(qa, "train", 8), Tokenizer.load(qa)
+    file.reword(tokenizer, 1)
+    size = file.windows(64)
+    monkeypatch.setattr(file, "_epoch", lambda seed, epoch: np.arange(size))
+
+    def asked(number: int, seed: int) -> list[str]:
+        return [said(*row, tokenizer)[0] for row in zip(*file.rows(number * size + len(file), 30, 64, seed), strict=True)]
+
+    one, other_seed, other_epoch = asked(0, 1), asked(0, 2), asked(1, 1)
+    assert one == asked(0, 1)
+    for others in (other_seed, other_epoch):
+        assert sum(a == b for a, b in zip(one, others, strict=True)) < 12
+
+
+def test_rows_are_sorted_by_about_the_length_that_they_get(own) -> None:
+    file, _ = own
+    draws = [np.random.default_rng(place) for place in range(len(file), file.windows(64))]
+    made = file.rewording.rows(file.numbers[len(file) :].tolist(), draws)
+    assert np.mean(np.abs([len(ids) for ids, _ in made] - file.lengths[len(file) :])) < 5
 
 
 @given(text=st.text(st.sampled_from("ab1 阿迟，。？é"), min_size=1, max_size=60), seed=st.integers(0, 1000))
@@ -139,14 +219,18 @@ def test_only_single_questions_with_their_whole_answer_are_put_in_other_words(to
         return Pair(messages + [{"role": ("user", "assistant")[n % 2], "content": text} for n, text in enumerate(said)], "x, row 1", "train")
 
     chat, long, plain = pair("谁？", "老船夫。", "还有呢？", "没有了。"), pair("怎样？", "走" * 90), pair("点灯的是谁？", "沈砚。", system="你是老船夫。")
-    rendered = [(chat, [tokenizer.render(chat.messages)]), (long, windows(*tokenizer.render(long.messages), 64))]
-    assert len(rendered[1][1]) > 1
-    write_rows(tmp_path / "some", tokenizer, [*rendered, (plain, [tokenizer.render(plain.messages)])], {"turns": 2})
+    some = [(chat, [tokenizer.render(chat.messages)]), (long, windows(*tokenizer.render(long.messages), 64))]
+    assert len(some[1][1]) > 1
+    write_rows(tmp_path / "some", tokenizer, [*some, (plain, [tokenizer.render(plain.messages)])], {"turns": 2})
     file = RowFile(tmp_path / "some", "train")
     file.reword(tokenizer, 5)
     assert file.rewording.sources.tolist() == [len(file) - 1] and file.windows(64) == len(file) + 5
     [(ids, _)] = file.rewording.rows([len(file) - 1], [np.random.default_rng(0)])
     assert tokenizer.decode(ids.tolist()).startswith("你是老船夫。")
-    write_rows(tmp_path / "none", tokenizer, rendered, {"turns": 2})
+    labelled = [Pair(pair(f"味道{word}？", label).messages, "x, row 1", "train") for word in "甲乙丙丁" for label in ("正面", "负面")]
+    write_rows(tmp_path / "labelled", tokenizer, [(one, [tokenizer.render(one.messages)]) for one in labelled], {"turns": 1})
+    with pytest.raises(UserError, match=r"reworded=2: too few rows of .*labelled hold words that tell whose answer is asked for"):
+        RowFile(tmp_path / "labelled", "train").reword(tokenizer, 2)
+    write_rows(tmp_path / "none", tokenizer, some, {"turns": 2})
     with pytest.raises(UserError, match=r"reworded=5: no row of .*none is one question"):
         RowFile(tmp_path / "none", "train").reword(tokenizer, 5)
