@@ -181,7 +181,8 @@ class RowFile:
         asked = self.rewording.asked(sample, [np.random.default_rng(number) for number in sample]) if sample else []
         if sum(text != self.rewording.questions[number] for text, number in zip(asked, sample, strict=True)) <= len(sample) / 4:
             what = "too few rows of {} hold words that tell whose answer is asked for" if sample else "no row of {} is one question and its whole answer"
-            raise UserError(f"reworded={times}: {what.format(self.folder)}, and only these can be reworded")
+            without = "--reworded=0, and with it --batch_size=16 --max_epochs=14"
+            raise UserError(f"reworded={times}: {what.format(self.folder)}, and only these can be reworded; for this data {without}")
         sources = np.tile(self.rewording.sources, times)
         trained = np.minimum(self.trained[sources], BEGINNING)
         self.lengths = np.append(self.lengths, self.lengths[sources] - self.trained[sources] + trained)  # about

@@ -189,7 +189,8 @@ def qa(pretrained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "facts"
 
 
-QUIET = ["--dtype=float32", "--device=cpu", "--threads=1", "--sample_tokens=0", "--question_drop=0", "--question_swap=0", "--dropout=0"]
+QUIET = ["--dtype=float32", "--device=cpu", "--threads=1", "--sample_tokens=0", "--dropout=0"]
+QUIET += ["--question_drop=0", "--question_swap=0", "--reworded=0", "--batch_size=16"]
 
 
 @pytest.fixture(scope="session")

@@ -229,7 +229,7 @@ def test_only_single_questions_with_their_whole_answer_are_put_in_other_words(to
     assert tokenizer.decode(ids.tolist()).startswith("你是老船夫。")
     labelled = [Pair(pair(f"味道{word}？", label).messages, "x, row 1", "train") for word in "甲乙丙丁" for label in ("正面", "负面")]
     write_rows(tmp_path / "labelled", tokenizer, [(one, [tokenizer.render(one.messages)]) for one in labelled], {"turns": 1})
-    with pytest.raises(UserError, match=r"reworded=2: too few rows of .*labelled hold words that tell whose answer is asked for"):
+    with pytest.raises(UserError, match=r"reworded=2: too few rows of .*labelled hold words that tell whose answer is asked for.*--reworded=0"):
         RowFile(tmp_path / "labelled", "train").reword(tokenizer, 2)
     write_rows(tmp_path / "none", tokenizer, some, {"turns": 2})
     with pytest.raises(UserError, match=r"reworded=5: no row of .*none is one question"):

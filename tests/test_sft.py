@@ -303,7 +303,16 @@ def test_a_long_answer_learned_over_several_rows_is_given_whole_past_the_block(p
     assert read_pairs(tmp_path / "qa", "train")[0]["rows"] >= 2
     out_dir = tmp_path / "out"
     command = [str(HOUSE / "config" / "sft.py"), f"--dataset={tmp_path / 'qa'}", f"--init_from={pretrained}", f"--out_dir={out_dir}", "--batch_size=4"]
-    command += ["--question_drop=0", "--question_swap=0", "--dropout=0", "--max_iters=80", "--eval_interval=80", "--sample_tokens=0", "--select_by=loss"]
+    command += [
+        "--question_drop=0",
+        "--question_swap=0",
+        "--reworded=0",
+        "--dropout=0",
+        "--max_iters=80",
+        "--eval_interval=80",
+        "--sample_tokens=0",
+        "--select_by=loss",
+    ]
     assert train.main([*command, "--device=cpu", "--dtype=float32", "--threads=1"]) == 0
     newest, _ = checkpoint.newest_checkpoint(out_dir)
     model, tokenizer, *_ = checkpoint.load_model(out_dir)
