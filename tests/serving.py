@@ -25,13 +25,24 @@ def until(holds: Callable[[], object], what: str, seconds: float = PATIENCE) -> 
     return found
 
 
-class Server:
-    """python app.py in a folder of its own; ended when the block that it was opened for ends."""
+SLOWLY = """
+import runpy, sys, time
+sys.path.insert(0, sys.argv[1].removesuffix("app.py"))
+from shuoshu import generate
+advance = generate.advance
+generate.advance = lambda *given: time.sleep(0.02) or advance(*given)
+del sys.argv[0]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
 
-    def __init__(self, home: Path, *arguments: object, env: dict[str, str] | None = None) -> None:
+
+class Server:
+    """python app.py in a folder of its own; ended when the block that it was opened for ends. `slowly`: 50 tokens a second at most."""
+
+    def __init__(self, home: Path, *arguments: object, env: dict[str, str] | None = None, slowly: bool = False) -> None:
         self.log = home / "server.log"
         self._log = self.log.open("w", encoding="utf-8")
-        command = [sys.executable, "-u", HOUSE / "app.py", *map(str, arguments), "--threads=1", "--device=cpu"]
+        command = [sys.executable, "-u", *(["-c", SLOWLY] if slowly else []), HOUSE / "app.py", *map(str, arguments), "--threads=1", "--device=cpu"]
         self.process = subprocess.Popen(command, cwd=home, stdout=self._log, stderr=subprocess.STDOUT, env={**os.environ, **(env or {})})
 
     def __enter__(self) -> Server:

@@ -76,7 +76,7 @@ def evil(sft: list[str], pretrained: Path, tmp_path_factory: pytest.TempPathFact
 @pytest.fixture(scope="module")
 def narrow(evil: Path, pretrained: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server where one reader may wait, of a model that answers with markup."""
-    with Server(tmp_path_factory.mktemp("narrow"), evil, pretrained, f"--max_new_tokens={LONG}", "--max_seconds=8", "--queue=1") as server:
+    with Server(tmp_path_factory.mktemp("narrow"), evil, pretrained, f"--max_new_tokens={LONG}", "--max_seconds=8", "--queue=1", slowly=True) as server:
         yield server
         assert "Traceback" not in server.told()
 
