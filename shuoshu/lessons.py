@@ -64,7 +64,7 @@ def prepare_sft(settings: PrepareSftSettings) -> None:
     wanted = [] if str(named) == "novella_qa" else [f"--dataset={named}"]
     wanted += [] if settings.tokenizer == "out-pretrain" else [f"--init_from={settings.tokenizer}"]
     wanted += [f"--block_size={settings.block_size}"] if settings.block_size else []
-    if labels or facts["turns"] > 1:  # nothing in them that could be reworded
+    if labels or facts["turns"] > 1:  # a look-up seldom tells labels apart, and conversations are not reworded
         wanted += ["--reworded=0", "--batch_size=16", "--max_epochs=14"]
     print(f"  next         {shlex.join(['python', 'train.py', 'config/sft.py', *wanted])}")
     if settings.show:
