@@ -1,18 +1,19 @@
-"""Questions in words that nobody wrote: pieces of those with one answer among pieces of any, so that a model learns which words tell answers apart."""
+"""Questions in words that nobody wrote: pieces of those with one answer, and of it, among any, so that a model learns which words tell answers apart."""
 
 from __future__ import annotations
 
 import re
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import numpy as np
 
 from shuoshu.metrics import LookUp
 from shuoshu.tokenizer import Tokenizer
 
-BEGINNING = 12  # tokens of the answer that such a row trains: by then it is said which one it is
 LONGEST = 5  # units in a piece
+ANSWERS, OTHERS = 0.8, 1  # of the pieces with its answer: so much at most is added from the answer, and from questions of any
 SURE = 0.95  # of the nearest answer's nearness: so near at most may the next one be
 TRIES = 10  # before a question is taken as it was written
 UNIT = re.compile(r"[^\W\d_\u2e80-\U0003ffff]+\s*|\d+\s*|.", re.DOTALL)  # a word or number with the blanks after it, else a character
@@ -20,13 +21,16 @@ Row = tuple[np.ndarray, np.ndarray]  # ids and mask
 
 
 class Rewording:
-    """Makes up rows for those that hold one question and its whole answer; `sources` are their numbers."""
+    """Makes up rows for those that hold one question and its whole answer; `sources` are their numbers.
+
+    `telling`: so many tokens of a row's answer say which one it is; `room`: so many a question and what is trained of its answer may have.
+    """
 
     def __init__(self, tokenizer: Tokenizer, row: Callable[[int], Row], count: int, width: int) -> None:
         self.tokenizer, self.row = tokenizer, row
         self.questions: dict[int, str] = {}
-        self.room: dict[int, int] = {}  # tokens that a question may have
-        alike: dict[bytes, list[int]] = defaultdict(list)
+        self.room: dict[int, int] = {}
+        alike: dict[tuple[int, ...], list[int]] = defaultdict(list)
         others = []  # what was asked elsewhere, in conversations or for answers over several rows
         for number in range(count):
             ids, mask = row(number)
@@ -34,61 +38,88 @@ class Rewording:
             end = int(asked[0] + (ids[asked[0] :] == tokenizer.assistant).argmax())
             question = tokenizer.decode(ids[asked[0] + 1 : end].tolist())
             if len(asked) == 1 and end == start - 1 and mask[start:].all() and ids[-1] == tokenizer.end and question.strip():
-                self.questions[number], self.room[number] = question, width - (asked[0] + 1) - (1 + min(BEGINNING, len(ids) - start))
-                alike[ids[start:].tobytes()].append(number)
+                self.questions[number], self.room[number] = question, width - int(asked[0]) - 2
+                alike[tuple(ids[start:].tolist())].append(number)
             else:
                 others.append(question)
         self.sources = np.array(list(self.questions), dtype=np.int64)
         self.alike = [np.array(rows) for rows in alike.values()]  # the rows of each answer
         self.answer = {number: answer for answer, rows in enumerate(alike.values()) for number in rows}
+        counts = telling(list(alike))
+        self.telling = {number: counts[answer] for number, answer in self.answer.items()}
+        self.answers = [tokenizer.decode(list(ids[:-1])) or " " for ids in alike]
         documents = [" ".join(self.questions[number] for number in rows) for rows in alike.values()]
         self.index = LookUp([*documents, *others], words) if alike else None
 
-    def rows(self, numbers: Sequence[int], draws: Sequence[np.random.Generator]) -> list[Row]:
-        """For each of these rows one with a question made up and the beginning of the answer."""
+    def rows(self, numbers: Sequence[int], counts: Sequence[int], draws: Sequence[np.random.Generator]) -> list[Row]:
+        """For each of these rows one with a question made up and so many tokens of the answer."""
         made = []
-        for number, question in zip(numbers, self.asked(numbers, draws), strict=True):
+        for number, count, question in zip(numbers, counts, self.asked(numbers, counts, draws), strict=True):
             ids, mask = self.row(number)
             start, first = int(mask.argmax()), int((ids == self.tokenizer.user).argmax()) + 1
-            answer = ids[start - 1 : start + BEGINNING]
+            answer = ids[start - 1 : start + count]
             new = np.concatenate([ids[:first], np.array(self.tokenizer.encode(question), dtype=ids.dtype), answer])
             made.append((new, (np.arange(len(new)) > len(new) - len(answer)).astype(mask.dtype)))
         return made
 
-    def asked(self, numbers: Sequence[int], draws: Sequence[np.random.Generator]) -> list[str]:
-        """A question made up for each of these rows; it counts only if it fits and a look-up in all that was asked is sure of the row's answer."""
+    def asked(self, numbers: Sequence[int], counts: Sequence[int], draws: Sequence[np.random.Generator]) -> list[str]:
+        """A question made up for each of these rows; it counts only if it fits and if a look-up in all that was asked is sure of the row's answer."""
         found, left = [self.questions[number] for number in numbers], list(range(len(numbers)))
         for _ in range(TRIES):
             if not left:
                 break
             tried, own = [self.question(numbers[n], draws[n]) for n in left], (range(len(left)), [self.answer[numbers[n]] for n in left])
-            others = self.index.nearness(tried)
+            others = self.index.nearness([without for without, _ in tried])
             nearness = others[own]
             others[own] = 0
             is_sure = others.max(axis=1) < SURE * nearness
-            is_sure &= [len(self.tokenizer.encode(text)) <= self.room[numbers[n]] for n, text in zip(left, tried, strict=True)]
-            for n, text, sure in zip(left, tried, is_sure, strict=True):
+            is_sure &= [len(self.tokenizer.encode(text)) + counts[n] <= self.room[numbers[n]] for n, (_, text) in zip(left, tried, strict=True)]
+            for n, (_, text), sure in zip(left, tried, is_sure, strict=True):
                 found[n] = text if sure else found[n]
             left = [n for n, sure in zip(left, is_sure, strict=True) if not sure]
         return found
 
-    def question(self, number: int, draw: np.random.Generator) -> str:
-        """Pieces of one to three questions with the answer of this row's, and up to 0.6 times as much of any others between; as long as its own at most."""
-        alike, own = self.alike[self.answer[number]], self.questions[number]
+    def question(self, number: int, draw: np.random.Generator) -> tuple[str, str]:
+        """Pieces of one to three questions with this row's answer among some of any question, then with some of the answer too; as long as its own at most."""
+        answer, own = self.answer[number], self.questions[number]
+        alike = self.alike[answer]
         count = min(int(draw.choice((1, 1, 2, 3))), len(alike))
         keep = draw.uniform(0.25, 0.8) / max(1, 0.75 * count)
         pieces = [piece for n in draw.choice(alike, count, replace=False) for piece in cut(self.questions[n], draw) if draw.random() < keep]
         length = sum(map(len, pieces))
-        whole = length * (1 + draw.uniform(0, 0.6))
-        while length < whole:
-            units = UNIT.findall(self.questions[draw.choice(self.sources)])
-            start = draw.integers(len(units))
-            piece = "".join(units[start : start + draw.integers(1, LONGEST + 1)])
-            pieces.insert(draw.integers(len(pieces) + 1), piece)
-            length += len(piece)
-        while length > len(own):
-            length -= len(pieces.pop(draw.integers(len(pieces))))
-        return "".join(pieces) or own
+        said = some(lambda: self.answers[answer], length * draw.uniform(0, ANSWERS), draw)
+        strew(pieces, some(lambda: self.questions[draw.choice(self.sources)], length * draw.uniform(0, OTHERS) - sum(map(len, said)), draw), draw)
+        while pieces and sum(map(len, pieces + said)) > len(own):
+            pieces.pop(draw.integers(len(pieces)))
+        without = "".join(pieces)
+        strew(pieces, said, draw)
+        return without, "".join(pieces)
+
+
+def some(text: Callable[[], str], length: float, draw: np.random.Generator) -> list[str]:
+    """Pieces from anywhere in a text, which is asked for each time, until they have this length."""
+    pieces = []
+    while sum(map(len, pieces)) < length:
+        units = UNIT.findall(text())
+        start = draw.integers(len(units))
+        pieces.append("".join(units[start : start + draw.integers(1, LONGEST + 1)]))
+    return pieces
+
+
+def strew(pieces: list[str], others: Sequence[str], draw: np.random.Generator) -> None:
+    """Puts the others anywhere between these."""
+    for piece in others:
+        pieces.insert(draw.integers(len(pieces) + 1), piece)
+
+
+def telling(answers: Sequence[Sequence[int]]) -> list[int]:
+    """How many tokens of each answer tell it from every other, and one more where there is one."""
+    counts = [1] * len(answers)
+    for one, other in pairwise(sorted(range(len(answers)), key=answers.__getitem__)):
+        apart = (n for n, (a, b) in enumerate(zip(answers[one], answers[other], strict=False)) if a != b)
+        same = next(apart, len(answers[one]))
+        counts[one], counts[other] = max(counts[one], same + 1), max(counts[other], same + 1)
+    return [min(count + 1, len(answer)) for count, answer in zip(counts, answers, strict=True)]
 
 
 def cut(text: str, draw: np.random.Generator) -> list[str]:

@@ -13,7 +13,7 @@ from shuoshu.commandline import UserError
 from shuoshu.encodings import LARGEST
 from shuoshu.files import read_text, reason_of, sha256_of
 from shuoshu.pairs import SPLITS, Pair
-from shuoshu.rewording import BEGINNING, Rewording
+from shuoshu.rewording import Rewording
 from shuoshu.tokenizer import Tokenizer
 
 TRIED = 100  # questions that are reworded before a training to see whether they can be
@@ -175,16 +175,18 @@ class RowFile:
         self._order: tuple[tuple[int, int], np.ndarray] | None = None
 
     def reword(self, tokenizer: Tokenizer, times: int) -> None:
-        """Every epoch has `times` as many rows more, made up of the single questions anew each time."""
+        """Every epoch has `times` as many rows more, made up of the single questions anew each time: one trains the whole answer, the others its beginning."""
         self.rewording = Rewording(tokenizer, self.row, len(self), self.width)
         sample = self.rewording.sources[:: max(1, len(self.rewording.sources) // TRIED)].tolist()
-        asked = self.rewording.asked(sample, [np.random.default_rng(number) for number in sample]) if sample else []
+        draws = [np.random.default_rng(number) for number in sample]
+        asked = self.rewording.asked(sample, [self.rewording.telling[number] for number in sample], draws) if sample else []
         if sum(text != self.rewording.questions[number] for text, number in zip(asked, sample, strict=True)) <= len(sample) / 4:
             what = "too few rows of {} hold words that tell whose answer is asked for" if sample else "no row of {} is one question and its whole answer"
             without = "--reworded=0, and with it --batch_size=16 --max_epochs=14"
             raise UserError(f"reworded={times}: {what.format(self.folder)}, and only these can be reworded; for this data {without}")
         sources = np.tile(self.rewording.sources, times)
-        trained = np.minimum(self.trained[sources], BEGINNING)
+        trained = np.array([self.rewording.telling[number] for number in sources.tolist()])
+        trained[: len(self.rewording.sources)] = self.trained[self.rewording.sources]
         self.lengths = np.append(self.lengths, self.lengths[sources] - self.trained[sources] + trained)  # about
         self.trained, self.numbers = np.append(self.trained, trained), np.append(self.numbers, sources)
 
@@ -211,7 +213,8 @@ class RowFile:
             if self.noise:
                 rows = [self.noise(*row, draw) if place < len(self) else row for row, draw, place in zip(rows, draws, places, strict=True)]
             if made:
-                for n, row in zip(made, self.rewording.rows(self.numbers[places[made]].tolist(), [draws[n] for n in made]), strict=True):
+                numbers, counts = self.numbers[places[made]].tolist(), self.trained[places[made]].tolist()
+                for n, row in zip(made, self.rewording.rows(numbers, counts, [draws[n] for n in made]), strict=True):
                     rows[n] = row
         return pack(rows)
 

@@ -16,7 +16,7 @@ from shuoshu.batches import IGNORE
 from shuoshu.commandline import UserError
 from shuoshu.metrics import lookup_joined
 from shuoshu.pairs import Pair
-from shuoshu.rewording import BEGINNING, LONGEST, UNIT, Rewording, cut
+from shuoshu.rewording import LONGEST, UNIT, Rewording, cut, telling
 from shuoshu.rows import Noise, RowFile, read_pairs, windows, write_rows
 from shuoshu.tokenizer import Tokenizer
 
@@ -38,6 +38,10 @@ def made_of(tokenizer: Tokenizer, *pairs: tuple[str, str], width: int = 64) -> R
     return Rewording(tokenizer, rows.__getitem__, len(rows), width)
 
 
+def asked_by(rewording: Rewording, numbers: list[int], draws: list[np.random.Generator]) -> list[str]:
+    return rewording.asked(numbers, [rewording.telling[number] for number in numbers], draws)
+
+
 def said(ids: np.ndarray, targets: np.ndarray, tokenizer: Tokenizer) -> tuple[str, str]:
     """The question of a row, and what it trains."""
     row = ids.tolist()
@@ -50,14 +54,17 @@ def epoch(file: RowFile, number: int = 0) -> list[tuple[np.ndarray, np.ndarray]]
     return [tuple(part[0] for part in file.rows(number * size + n, 1, 64, 1)) for n in range(size)]
 
 
-def test_an_epoch_has_each_row_once_and_three_times_the_beginning_of_its_answer(own, qa: Path) -> None:
+def test_an_epoch_has_each_row_once_and_reworded_once_with_the_whole_answer_and_else_with_its_beginning(own, qa: Path) -> None:
     file, tokenizer = own
     records = read_pairs(qa, "train")
     assert file.windows(64) == 4 * len(records)
-    expected, beginnings = Counter(), Counter()
+    expected, beginnings, answers = Counter(), Counter(), {record["answer"]: None for record in records}
+    needed = dict(zip(answers, telling([[*tokenizer.encode(answer), tokenizer.end] for answer in answers]), strict=True))
     for record in records:
         expected[record["question"], record["answer"]] += 1
-        beginnings[tokenizer.decode([*tokenizer.encode(record["answer"]), tokenizer.end][:BEGINNING])] += 3
+        whole = [*tokenizer.encode(record["answer"]), tokenizer.end]
+        beginnings[tokenizer.decode(whole)] += 1
+        beginnings[tokenizer.decode(whole[: needed[record["answer"]]])] += 2
     rows = [said(*row, tokenizer) for row in epoch(file)]
     assert Counter(file.places(0, file.windows(64), 64, 1).tolist()) == dict.fromkeys(range(len(file)), 4)
     places = file._places(0, file.windows(64), 1)
@@ -69,48 +76,58 @@ def test_an_epoch_has_each_row_once_and_three_times_the_beginning_of_its_answer(
     assert len(questions.intersection(said(*row, tokenizer)[0] for row in epoch(file, 1))) < 0.2 * len(made)
 
 
-def test_most_of_a_made_up_question_is_from_questions_with_its_answer(own) -> None:
+def test_most_of_a_made_up_question_is_from_questions_with_its_answer_and_some_from_the_answer(own, qa: Path) -> None:
     file, _ = own
     rewording, draw = file.rewording, np.random.default_rng(0)
     units = {number: set(UNIT.findall(question)) for number, question in rewording.questions.items()}
+    answers = {number: set(UNIT.findall(record["answer"])) for number, record in enumerate(read_pairs(qa, "train"))}
     every = set().union(*units.values())
-    shares = []
+    asked, said = [], []
     for alike in rewording.alike:
         theirs = set().union(*(units[number] for number in alike))
-        for question in rewording.asked([alike[0]] * 5, [draw] * 5):
+        for question in asked_by(rewording, [alike[0]] * 5, [draw] * 5):
             found = UNIT.findall(question)
             assert len(question) <= len(rewording.questions[alike[0]])
-            assert found and set(found) <= every
-            shares.append(np.mean([unit in theirs for unit in found]))
-    assert 0.7 < np.mean(shares) < 0.95
+            assert found and set(found) <= every | answers[alike[0]], "nothing of another one's answer"
+            asked.append(np.mean([unit in theirs for unit in found]))
+            said.append(np.mean([unit in answers[alike[0]] - theirs for unit in found]))
+    assert 0.6 < np.mean(asked) < 0.85 and 0.1 < np.mean(said) < 0.4
 
 
 def test_pieces_come_from_several_questions_with_one_answer(tokenizer) -> None:
     """None but them are there: nothing foreign can come between."""
     rewording = made_of(tokenizer, ("甲" * 12, "油灯。"), ("乙" * 12, "油灯。"))
-    made = [rewording.question(seed % 2, np.random.default_rng(seed)) for seed in range(100)]
+    made = [rewording.question(seed % 2, np.random.default_rng(seed))[0] for seed in range(100)]
     assert sum({"甲", "乙"} <= set(text) for text in made) > 20
+
+
+def test_the_answers_words_are_no_reason_to_be_sure(tokenizer) -> None:
+    rewording = made_of(tokenizer, *((f"味道{word}？", label) for word in "甲乙丙丁" for label in ("正面", "负面")))
+    asked = asked_by(rewording, list(range(8)) * 5, [np.random.default_rng(seed) for seed in range(40)])
+    assert asked == list(rewording.questions.values()) * 5
+    made = [rewording.question(0, np.random.default_rng(seed)) for seed in range(100)]
+    assert any("正" in whole for _, whole in made) and not any("正" in without for without, _ in made)
 
 
 def test_a_question_counts_only_if_a_look_up_is_sure_of_its_answer(own, qa: Path) -> None:
     file, _ = own
     records = read_pairs(qa, "train")
     first = [alike[0] for alike in file.rewording.alike]
-    asked = file.rewording.asked(first, [np.random.default_rng(seed) for seed in first])
+    asked = asked_by(file.rewording, first, [np.random.default_rng(seed) for seed in first])
     named = lookup_joined([record["question"] for record in records], [record["answer"] for record in records], asked)
     assert named == [records[row]["answer"] for row in first]
 
 
 def test_where_no_look_up_could_be_sure_the_question_stays_as_it_was_written(tokenizer) -> None:
     rewording = made_of(tokenizer, ("他是谁？", "老船夫。"), ("他是谁？", "沈砚。"))
-    assert rewording.asked([0, 1, 1], [np.random.default_rng(seed) for seed in range(3)]) == ["他是谁？"] * 3
+    assert asked_by(rewording, [0, 1, 1], [np.random.default_rng(seed) for seed in range(3)]) == ["他是谁？"] * 3
 
 
 @pytest.mark.parametrize("second, is_sure", [(0.47, True), (0.48, False)])
 def test_the_look_up_is_sure_where_the_next_answer_is_a_twentieth_less_near(tokenizer, second: float, is_sure: bool) -> None:
     rewording = made_of(tokenizer, ("点起油灯的是谁？", "沈砚。"), ("昨天夜里雨停了没有？", "没有停。"))
     rewording.index = SimpleNamespace(nearness=lambda texts: np.array([[0.5, second]] * len(texts)))
-    asked = rewording.asked([0] * 50, [np.random.default_rng(seed) for seed in range(50)])
+    asked = asked_by(rewording, [0] * 50, [np.random.default_rng(seed) for seed in range(50)])
     assert (len(set(asked)) > 20) == is_sure and (set(asked) == {"点起油灯的是谁？"}) != is_sure
 
 
@@ -120,7 +137,7 @@ def test_what_was_asked_in_conversations_is_no_question_for_another_answer(token
     rows += [rendered(tokenizer, "昨天夜里点灯的人是谁？", "沈砚。"), rendered(tokenizer, "渡口在哪里？", "城南。")]
     rewording = Rewording(tokenizer, lambda number: tuple(map(np.array, rows[number])), 3, 64)
     assert rewording.sources.tolist() == [1, 2]
-    asked = rewording.asked([1] * 200, [np.random.default_rng(seed) for seed in range(200)])
+    asked = asked_by(rewording, [1] * 200, [np.random.default_rng(seed) for seed in range(200)])
     assert len(set(asked)) > 50
     assert all(set(text) & set("昨天夜里") for text in asked)
 
@@ -129,8 +146,8 @@ def test_words_tell_english_questions_apart(tokenizer) -> None:
     names = ["boat", "lamp", "stone", "letter", "ferry", "bridge", "river", "scholar", "kettle", "ink", "market", "temple"]
     questions = [f"What did the old man do with the {a} when he saw that {b} again?" for a, b in zip(names, names[3:] + names[:3], strict=True)]
     rewording = made_of(tokenizer, *((question, f"It was number {number}.") for number, question in enumerate(questions)), width=200)
-    asked = rewording.asked(list(range(12)) * 5, [np.random.default_rng(seed) for seed in range(60)])
-    assert sum(text != questions[n % 12] for n, text in enumerate(asked)) > 45
+    asked = asked_by(rewording, list(range(12)) * 5, [np.random.default_rng(seed) for seed in range(60)])
+    assert sum(text != questions[n % 12] for n, text in enumerate(asked)) > 25
 
 
 def test_a_question_that_does_not_fit_is_not_taken(tokenizer) -> None:
@@ -138,7 +155,8 @@ def test_a_question_that_does_not_fit_is_not_taken(tokenizer) -> None:
     width = min(len(rendered(tokenizer, *pair)[0]) for pair in pairs) - 8
     rewording, made = made_of(tokenizer, *pairs, width=width), 0
     for seed in range(100):
-        for (ids, _), (question, _) in zip(rewording.rows([0, 1], [np.random.default_rng([seed, n]) for n in (0, 1)]), pairs, strict=True):
+        counts = [rewording.telling[number] + seed % 2 * 20 for number in (0, 1)]
+        for (ids, _), (question, _) in zip(rewording.rows([0, 1], counts, [np.random.default_rng([seed, n]) for n in (0, 1)]), pairs, strict=True):
             text = tokenizer.decode(ids[1 : ids.tolist().index(tokenizer.assistant)].tolist())
             assert text == question or len(ids) <= width
             made += text != question
@@ -150,7 +168,7 @@ def test_the_files_own_rows_have_noise_and_the_made_up_ones_none(qa: Path) -> No
     file = RowFile(qa, "train", 8, Noise(tokenizer, 0.0, 0.5))
     file.reword(tokenizer, 1)
     written = set(file.rewording.questions.values())
-    every, own, made = {unit for question in written for unit in UNIT.findall(question)}, [], []
+    every, own, made = {unit for text in {*written, *file.rewording.answers} for unit in UNIT.findall(text)}, [], []
     for (question, _), place in zip((said(*row, tokenizer) for row in epoch(file)), file._places(0, file.windows(64), 1), strict=True):
         (own if place < len(file) else made).append(question)
     assert np.mean([question in written for question in own]) < 0.1
@@ -175,7 +193,7 @@ def test_what_is_made_up_depends_on_the_seed_and_the_epoch_though_the_order_were
 def test_rows_are_sorted_by_about_the_length_that_they_get(own) -> None:
     file, _ = own
     draws = [np.random.default_rng(place) for place in range(len(file), file.windows(64))]
-    made = file.rewording.rows(file.numbers[len(file) :].tolist(), draws)
+    made = file.rewording.rows(file.numbers[len(file) :].tolist(), file.trained[len(file) :].tolist(), draws)
     assert np.mean(np.abs([len(ids) for ids, _ in made] - file.lengths[len(file) :])) < 5
 
 
@@ -188,14 +206,31 @@ def test_pieces_make_up_the_text_and_no_word_or_number_is_torn(text: str, seed: 
         assert not (before[-1] in "abé" and after[0] in "abé") and not (before[-1] == after[0] == "1")
 
 
+@given(st.sets(st.lists(st.integers(0, 2), max_size=6).map(lambda ids: (*ids, 9)), min_size=1, max_size=12))
+def test_so_many_tokens_tell_an_answer_from_the_others_and_one_follows(answers: set[tuple[int, ...]]) -> None:
+    answers = list(answers)
+    for answer, count in zip(answers, telling(answers), strict=True):
+        others = [other for other in answers if other is not answer]
+        assert 1 <= count <= len(answer)
+        needed = next(n for n in range(1, len(answer) + 1) if all(other[:n] != answer[:n] for other in others))
+        assert count == min(needed + 1, len(answer))
+
+
+def test_an_answer_that_another_one_begins_with_is_trained_whole() -> None:
+    assert telling([(1, 2), (1, 2, 3, 4, 5), (7,)]) == [2, 4, 1]
+
+
 def test_a_row_trains_the_beginning_of_its_answer_and_is_no_wider_than_the_others(own) -> None:
     file, tokenizer = own
+    all_answers = {tuple(file.row(number)[0][file.row(number)[1] == 1].tolist()) for number in range(len(file))}
     for number in range(0, len(file), 7):
         whole, _ = file.row(number)
         answer = whole[whole.tolist().index(tokenizer.assistant) + 1 :].tolist()
         for seed in range(10):
-            [(ids, mask)] = file.rewording.rows([number], [np.random.default_rng(seed)])
-            assert ids[mask == 1].tolist() == answer[:BEGINNING] and ids.dtype == whole.dtype
+            [(ids, mask)] = file.rewording.rows([number], [file.rewording.telling[number]], [np.random.default_rng(seed)])
+            trained = ids[mask == 1].tolist()
+            assert trained == answer[: len(trained)] and ids.dtype == whole.dtype
+            assert [other for other in all_answers if [*other[: len(trained)]] == trained] == [tuple(answer)], "it is said which one it is"
             assert mask.tolist() == sorted(mask.tolist()) and ids[mask.argmax() - 1] == tokenizer.assistant
             assert len(ids) <= file.width
 
@@ -225,7 +260,7 @@ def test_only_single_questions_with_their_whole_answer_are_put_in_other_words(to
     file = RowFile(tmp_path / "some", "train")
     file.reword(tokenizer, 5)
     assert file.rewording.sources.tolist() == [len(file) - 1] and file.windows(64) == len(file) + 5
-    [(ids, _)] = file.rewording.rows([len(file) - 1], [np.random.default_rng(0)])
+    [(ids, _)] = file.rewording.rows([len(file) - 1], [1], [np.random.default_rng(0)])
     assert tokenizer.decode(ids.tolist()).startswith("你是老船夫。")
     labelled = [Pair(pair(f"味道{word}？", label).messages, "x, row 1", "train") for word in "甲乙丙丁" for label in ("正面", "负面")]
     write_rows(tmp_path / "labelled", tokenizer, [(one, [tokenizer.render(one.messages)]) for one in labelled], {"turns": 1})
