@@ -13,7 +13,7 @@ from shuoshu.metrics import LookUp
 from shuoshu.tokenizer import Tokenizer
 
 LONGEST = 5  # units in a piece
-ANSWERS, OTHERS = 0.8, 1  # of the pieces with its answer: so much at most is added from the answer, and from questions of any
+ANSWERS, OTHERS = 0.8, 1  # for one part of questions with its answer: about so much at most of the answer, and of it and of other questions together
 SURE = 0.95  # of the nearest answer's nearness: so near at most may the next one be
 TRIES = 10  # before a question is taken as it was written
 UNIT = re.compile(r"[^\W\d_\u2e80-\U0003ffff]+\s*|\d+\s*|.", re.DOTALL)  # a word or number with the blanks after it, else a character
@@ -68,7 +68,8 @@ class Rewording:
         for _ in range(TRIES):
             if not left:
                 break
-            tried, own = [self.question(numbers[n], draws[n]) for n in left], (range(len(left)), [self.answer[numbers[n]] for n in left])
+            tried = [self.question(numbers[n], draws[n]) for n in left]
+            own = range(len(left)), [self.answer[numbers[n]] for n in left]
             others = self.index.nearness([without for without, _ in tried])
             nearness = others[own]
             others[own] = 0
@@ -80,20 +81,21 @@ class Rewording:
         return found
 
     def question(self, number: int, draw: np.random.Generator) -> tuple[str, str]:
-        """Pieces of one to three questions with this row's answer among some of any question, then with some of the answer too; as long as its own at most."""
+        """(without the answer's words, with them): pieces of one to three questions with this row's answer, of any, of it; no longer than its own."""
         answer, own = self.answer[number], self.questions[number]
         alike = self.alike[answer]
         count = min(int(draw.choice((1, 1, 2, 3))), len(alike))
         keep = draw.uniform(0.25, 0.8) / max(1, 0.75 * count)
-        pieces = [piece for n in draw.choice(alike, count, replace=False) for piece in cut(self.questions[n], draw) if draw.random() < keep]
-        length = sum(map(len, pieces))
+        asked = [piece for n in draw.choice(alike, count, replace=False) for piece in cut(self.questions[n], draw) if draw.random() < keep]
+        length = sum(map(len, asked))
         said = some(lambda: self.answers[answer], length * draw.uniform(0, ANSWERS), draw)
-        strew(pieces, some(lambda: self.questions[draw.choice(self.sources)], length * draw.uniform(0, OTHERS) - sum(map(len, said)), draw), draw)
-        while pieces and sum(map(len, pieces + said)) > len(own):
-            pieces.pop(draw.integers(len(pieces)))
-        without = "".join(pieces)
-        strew(pieces, said, draw)
-        return without, "".join(pieces)
+        strew(asked, some(lambda: self.questions[draw.choice(self.sources)], length * draw.uniform(0, OTHERS) - sum(map(len, said)), draw), draw)
+        while sum(map(len, asked + said)) > len(own):
+            n = draw.integers(len(asked) + len(said))
+            _ = asked.pop(n) if n < len(asked) else said.pop(n - len(asked))
+        without = "".join(asked)
+        strew(asked, said, draw)
+        return without, "".join(asked)
 
 
 def some(text: Callable[[], str], length: float, draw: np.random.Generator) -> list[str]:
@@ -113,7 +115,7 @@ def strew(pieces: list[str], others: Sequence[str], draw: np.random.Generator) -
 
 
 def telling(answers: Sequence[Sequence[int]]) -> list[int]:
-    """How many tokens of each answer tell it from every other, and one more where there is one."""
+    """How many tokens of each of these answers tell it from every other, and one more where there is one."""
     counts = [1] * len(answers)
     for one, other in pairwise(sorted(range(len(answers)), key=answers.__getitem__)):
         apart = (n for n, (a, b) in enumerate(zip(answers[one], answers[other], strict=False)) if a != b)

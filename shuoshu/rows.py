@@ -184,9 +184,9 @@ class RowFile:
             what = "too few rows of {} hold words that tell whose answer is asked for" if sample else "no row of {} is one question and its whole answer"
             without = "--reworded=0, and with it --batch_size=16 --max_epochs=14"
             raise UserError(f"reworded={times}: {what.format(self.folder)}, and only these can be reworded; for this data {without}")
+        telling = [self.rewording.telling[number] for number in self.rewording.sources.tolist()]
         sources = np.tile(self.rewording.sources, times)
-        trained = np.array([self.rewording.telling[number] for number in sources.tolist()])
-        trained[: len(self.rewording.sources)] = self.trained[self.rewording.sources]
+        trained = np.append(self.trained[self.rewording.sources], np.tile(telling, times - 1)).astype(self.trained.dtype)
         self.lengths = np.append(self.lengths, self.lengths[sources] - self.trained[sources] + trained)  # about
         self.trained, self.numbers = np.append(self.trained, trained), np.append(self.numbers, sources)
 

@@ -64,7 +64,7 @@ class DataSettings:
     seed: int = setting(1337, "of the data's order, the initial weights and dropout", low=0, high=(1 << 63) - 1)
     question_drop: float = setting(0.0, "share of a question's characters left out in training, drawn anew in each epoch", low=0.0, high=0.9)
     question_swap: float = setting(0.0, "share of its tokens then swapped for others, so that answers don't hang on every word", low=0.0, high=0.9)
-    reworded: int = setting(0, "for each question so many more, made up anew of pieces of those with its answer and of others", low=0, high=100)
+    reworded: int = setting(0, "for each question so many more, made up anew of pieces of those with its answer, of it, and of others", low=0, high=100)
 
 
 LENGTHS = ("max_iters", "max_epochs", "max_minutes")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from shuoshu.batches import IGNORE
 from shuoshu.commandline import UserError
-from shuoshu.metrics import lookup_joined
+from shuoshu.metrics import LookUp
 from shuoshu.pairs import Pair
-from shuoshu.rewording import LONGEST, UNIT, Rewording, cut, telling
+from shuoshu.rewording import LONGEST, UNIT, Rewording, cut, telling, words
 from shuoshu.rows import Noise, RowFile, read_pairs, windows, write_rows
 from shuoshu.tokenizer import Tokenizer
 
@@ -82,16 +82,18 @@ def test_most_of_a_made_up_question_is_from_questions_with_its_answer_and_some_f
     units = {number: set(UNIT.findall(question)) for number, question in rewording.questions.items()}
     answers = {number: set(UNIT.findall(record["answer"])) for number, record in enumerate(read_pairs(qa, "train"))}
     every = set().union(*units.values())
-    asked, said = [], []
+    asked, said, foreign = [], [], set()
     for alike in rewording.alike:
         theirs = set().union(*(units[number] for number in alike))
         for question in asked_by(rewording, [alike[0]] * 5, [draw] * 5):
             found = UNIT.findall(question)
             assert len(question) <= len(rewording.questions[alike[0]])
             assert found and set(found) <= every | answers[alike[0]], "nothing of another one's answer"
+            foreign |= set(found) - theirs - answers[alike[0]]
             asked.append(np.mean([unit in theirs for unit in found]))
             said.append(np.mean([unit in answers[alike[0]] - theirs for unit in found]))
-    assert 0.6 < np.mean(asked) < 0.85 and 0.1 < np.mean(said) < 0.4
+    assert 0.6 < np.mean(asked) < 0.85 and 0.1 < np.mean(said) < 0.3
+    assert sum(not foreign.isdisjoint(found) for found in units.values()) > len(units) / 3, "from questions of any"
 
 
 def test_pieces_come_from_several_questions_with_one_answer(tokenizer) -> None:
@@ -109,13 +111,25 @@ def test_the_answers_words_are_no_reason_to_be_sure(tokenizer) -> None:
     assert any("正" in whole for _, whole in made) and not any("正" in without for without, _ in made)
 
 
-def test_a_question_counts_only_if_a_look_up_is_sure_of_its_answer(own, qa: Path) -> None:
-    file, _ = own
-    records = read_pairs(qa, "train")
-    first = [alike[0] for alike in file.rewording.alike]
-    asked = asked_by(file.rewording, first, [np.random.default_rng(seed) for seed in first])
-    named = lookup_joined([record["question"] for record in records], [record["answer"] for record in records], asked)
-    assert named == [records[row]["answer"] for row in first]
+def test_a_question_counts_only_if_a_look_up_is_sure_of_its_answer_without_the_answers_words(own, qa: Path, monkeypatch) -> None:
+    rewording, tried, question = own[0].rewording, defaultdict(set), Rewording.question
+    asked_for: dict[str, list[str]] = defaultdict(list)
+    for record in read_pairs(qa, "train"):
+        asked_for[record["answer"]].append(record["question"])
+    look_up = LookUp([" ".join(questions) for questions in asked_for.values()], words)
+
+    def recorded(self, number: int, draw: np.random.Generator) -> tuple[str, str]:
+        without, whole = question(self, number, draw)
+        tried[number, whole].add(without)
+        return without, whole
+
+    monkeypatch.setattr(Rewording, "question", recorded)
+    first = [alike[0] for alike in rewording.alike] * 5
+    asked = asked_by(rewording, first, [np.random.default_rng(seed) for seed in range(len(first))])
+    taken = [(row, text) for row, text in zip(first, asked, strict=True) if (row, text) in tried]
+    assert len(taken) > 0.9 * len(first) and sum(tried[one] != {one[1]} for one in taken) > len(taken) / 3
+    for row, text in taken:
+        assert rewording.answer[row] in look_up.nearness([*tried[row, text]]).argmax(axis=1)
 
 
 def test_where_no_look_up_could_be_sure_the_question_stays_as_it_was_written(tokenizer) -> None:
@@ -161,6 +175,23 @@ def test_a_question_that_does_not_fit_is_not_taken(tokenizer) -> None:
             assert text == question or len(ids) <= width
             made += text != question
     assert made > 50
+
+
+def test_each_row_has_room_for_what_it_trains_itself(tokenizer) -> None:
+    """One of the two trains so much that nothing made up would fit."""
+    pairs = [("清晨，沈砚在渡口做了什么？", "点起一盏油灯。"), ("孟婆婆在茶楼等谁呢？", "等老船夫。")]
+    rewording = made_of(tokenizer, *pairs)
+    for full in (0, 1):
+        counts, draws = [1, 1], [np.random.default_rng(seed) for seed in range(40)]
+        counts[full] = rewording.room[full]
+        asked = rewording.asked([0, 1] * 20, counts * 20, draws)
+        assert set(asked[full::2]) == {pairs[full][0]} and len(set(asked[1 - full :: 2])) > 10
+
+
+def test_an_answer_without_a_word_adds_none(tokenizer) -> None:
+    rewording = made_of(tokenizer, ("点起油灯的是谁？", ""), ("昨天夜里雨停了没有？", "没有停。"))
+    asked = asked_by(rewording, [0] * 50, [np.random.default_rng(seed) for seed in range(50)])
+    assert len(set(asked)) > 20 and rewording.telling == {0: 1, 1: 2}
 
 
 def test_the_files_own_rows_have_noise_and_the_made_up_ones_none(qa: Path) -> None:
