@@ -15,7 +15,7 @@ from shuoshu.tokenizer import Tokenizer
 LONGEST = 5  # units in a piece
 ANSWERS, OTHERS = 0.8, 1  # for one part of questions with its answer: about so much at most of the answer, and of it and of other questions together
 SURE = 0.95  # of the nearest answer's nearness: so near at most may the next one be
-TRIES = 10  # before a question is taken as it was written
+TRIES = 20  # before a question is taken as it was written
 UNIT = re.compile(r"[^\W\d_\u2e80-\U0003ffff]+\s*|\d+\s*|.", re.DOTALL)  # a word or number with the blanks after it, else a character
 Row = tuple[np.ndarray, np.ndarray]  # ids and mask
 

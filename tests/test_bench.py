@@ -34,7 +34,8 @@ assert all(type(settings.get(key, kind())) is kind for key, kind in kinds.items(
 if settings['compile']:
     sys.exit('no compiler')
 folder = os.path.join('data', settings['dataset'])
-vocab_size = pickle.load(open(os.path.join(folder, 'meta.pkl'), 'rb'))['vocab_size']
+with open(os.path.join(folder, 'meta.pkl'), 'rb') as file:
+    vocab_size = pickle.load(file)['vocab_size']
 assert os.path.getsize(os.path.join(folder, 'train.bin')) > 2 * settings['block_size'] and settings['device'] == 'cpu' and settings['dtype'] == 'float32'
 os.makedirs(settings['out_dir'], exist_ok=True)
 for number in range(settings['max_iters'] + 1):

@@ -92,7 +92,7 @@ def test_most_of_a_made_up_question_is_from_questions_with_its_answer_and_some_f
             foreign |= set(found) - theirs - answers[alike[0]]
             asked.append(np.mean([unit in theirs for unit in found]))
             said.append(np.mean([unit in answers[alike[0]] - theirs for unit in found]))
-    assert 0.6 < np.mean(asked) < 0.85 and 0.1 < np.mean(said) < 0.3
+    assert 0.7 < np.mean(asked) < 0.85 and 0.1 < np.mean(said) < 0.3
     assert sum(not foreign.isdisjoint(found) for found in units.values()) > len(units) / 3, "from questions of any"
 
 
@@ -161,7 +161,7 @@ def test_words_tell_english_questions_apart(tokenizer) -> None:
     questions = [f"What did the old man do with the {a} when he saw that {b} again?" for a, b in zip(names, names[3:] + names[:3], strict=True)]
     rewording = made_of(tokenizer, *((question, f"It was number {number}.") for number, question in enumerate(questions)), width=200)
     asked = asked_by(rewording, list(range(12)) * 5, [np.random.default_rng(seed) for seed in range(60)])
-    assert sum(text != questions[n % 12] for n, text in enumerate(asked)) > 25
+    assert sum(text != questions[n % 12] for n, text in enumerate(asked)) > 45
 
 
 def test_a_question_that_does_not_fit_is_not_taken(tokenizer) -> None:

@@ -37,14 +37,15 @@ def no_hang(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 def contents(folder: Path) -> dict[str, object]:
-    """All that a folder holds: each file's bytes (of a huge one the length), each link's target."""
+    """All that a folder holds: each file's bytes (of a huge one, or one that may not be read, length and date), each link's target."""
 
     def of(path: Path) -> object:
         if path.is_symlink():
             return str(path.readlink())
         if path.is_dir() or not path.is_file():
             return path.stat().st_mode
-        return path.read_bytes() if path.stat().st_size < 1 << 26 else path.stat().st_size
+        facts = path.stat()
+        return path.read_bytes() if facts.st_size < 1 << 26 and facts.st_mode & 0o400 else (facts.st_size, facts.st_mtime_ns)
 
     return {str(path.relative_to(folder)): of(path) for path in sorted(folder.rglob("*"))}
 
