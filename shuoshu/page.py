@@ -113,7 +113,7 @@ class Page:
         for draft in self.desk.write(name, ask, [wanted.seed + n for n in range(copies)], reader):
             ids = draft.ids or [[]] * copies
             yield [Written(name, asked, draft.prompt, *grown, draft.maker) for grown in zip(draft.texts, ids, strict=True)]
-        if draft.reason:
+        if draft.reason and not (reader and reader.stopped > reader.asked):
             yield draft.reason
 
     def look(self, written: Written | None, known: str = "") -> str:
