@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from shuoshu import checkpoint, report, runtime
@@ -152,7 +153,7 @@ def evaluate(run: Run, pace: Pace, bar: report.Progress, stop: runtime.StopFlag,
     between nothing is kept: it is done again when the run is resumed."""
     state, settings = run.state, run.settings
     facts: dict[str, float] = {}
-    told, is_best, samples = "", True, []
+    told, is_best, scores, samples = "", True, [], []
     if len(run.val):
         parts = run.model, run.raw
         result = within_memory(run, lambda: score(*parts, run.val_batches(), run.tokenizer.end, run.dtype, run.processes, asked_to_stop))
@@ -164,7 +165,7 @@ def evaluate(run: Run, pace: Pace, bar: report.Progress, stop: runtime.StopFlag,
             facts["bits_per_char"] = result.bits_per(run.val.characters)
             told += f", {facts['bits_per_char']:.3f} bits per character"
         if run.questions:
-            measures, samples = answer_questions(run, stop)
+            measures, scores, samples = answer_questions(run, stop)
             if asked_to_stop():
                 return
             facts |= measures
@@ -172,10 +173,12 @@ def evaluate(run: Run, pace: Pace, bar: report.Progress, stop: runtime.StopFlag,
         now = -facts["val_rouge_l"] if run.selects_by_answers else result.loss
         is_best = state.best is None or (now, result.loss) < (state.best, state.loss_at_best)
         state.worse_evals = 0 if is_best else state.worse_evals + 1
-    is_kept = is_best and run.keep_model(bar.say)
+    is_kept = (is_best or stands_by(run, scores)) and run.keep_model(bar.say)
     if is_kept and len(run.val):
-        state.best, state.best_step, state.loss_at_best = now, state.step, result.loss
-        told += ", the best so far"
+        state.kept_step = state.step
+        if is_best:
+            state.best, state.best_step, state.best_scores, state.loss_at_best = now, state.step, scores, result.loss
+        told += ", the best so far" if is_best else ", kept: worse than the best by no more than chance"
     state.evaluated = state.step
     if not run.processes.is_first:
         return
@@ -192,22 +195,30 @@ def evaluate(run: Run, pace: Pace, bar: report.Progress, stop: runtime.StopFlag,
         report.draw_curves(run.log, run.out_dir / "loss.png")
 
 
-def answer_questions(run: Run, stop: runtime.StopFlag) -> tuple[dict[str, float], list[dict[str, str]]]:
-    """(measures of the answers to the validation questions, the first few of them); the processes share the questions."""
+def stands_by(run: Run, scores: list[float]) -> bool:
+    """Whether these answers are worse than the best by no more than chance, one standard error: then what was trained for longer knows its own
+    questions better. Of labels nobody asks for those."""
+    if not run.selects_by_answers or run.data.meta.get("labels") or not 1 < len(scores) == len(run.state.best_scores):
+        return False
+    lost = np.subtract(run.state.best_scores, scores)
+    return bool(lost.mean() <= lost.std(ddof=1) / math.sqrt(len(lost)) + 1e-9)  # one answer alone makes them equal
+
+
+def answer_questions(run: Run, stop: runtime.StopFlag) -> tuple[dict[str, float], list[float], list[dict[str, str]]]:
+    """(measures of the answers to the validation questions, the ROUGE-L of each, the first few of them); the processes share the questions."""
     mine = run.questions[run.processes.rank :: run.processes.world]
     run.raw.eval()
     with runtime.autocast(run.device, run.dtype):
         answers = answer(run.raw, run.tokenizer, mine, EVALUATION_ROWS, lambda: stop.raised)
     run.raw.train()
-    done = [(question, finished) for question, finished in zip(mine, answers, strict=True) if finished]
-    sums = [len(done)]
-    sums.append(sum(rouge_l(finished.text, question.reference)[2] for question, finished in done))
-    sums.append(sum(exact_match(finished.text, question.reference) for question, finished in done))
-    sums.append(sum(finished.reason == "end" for _, finished in done))
-    count, *sums = run.processes.sum([float(value) for value in sums])
-    names = ("val_rouge_l", "val_exact_match", "val_stop_rate")
-    samples = [{"prompt": q.text, "text": finished.text, "reference": q.reference} for q, finished in done[:SAMPLES]]
-    return {name: value / max(1, count) for name, value in zip(names, sums, strict=True)}, samples
+    done = [(q, f) for q, f in zip(mine, answers, strict=True) if f]
+    own = [0.0] * len(run.questions)
+    own[run.processes.rank :: run.processes.world] = [rouge_l(f.text, q.reference)[2] if f else 0.0 for q, f in zip(mine, answers, strict=True)]
+    sums = [len(done), sum(exact_match(f.text, q.reference) for q, f in done), sum(f.reason == "end" for _, f in done)]
+    count, exact, ended, *scores = run.processes.sum([*map(float, sums), *own])
+    values = {"val_rouge_l": sum(scores), "val_exact_match": exact, "val_stop_rate": ended}
+    samples = [{"prompt": q.text, "text": f.text, "reference": q.reference} for q, f in done[:SAMPLES]]
+    return {name: value / max(1, count) for name, value in values.items()}, scores, samples
 
 
 def continue_prompt(run: Run, stop: runtime.StopFlag) -> dict[str, str]:
@@ -280,12 +291,13 @@ def conclude(run: Run, stopped: int | None, out_of_patience: bool) -> None:
         return
     early = f", stopped early after {state.worse_evals} evaluations without a better one" if out_of_patience else ""
     best = {} if state.best is None else {"best_rouge_l": -state.best} if run.selects_by_answers else {"best_loss": state.best}
-    run.record("end", step=state.step, best_step=state.best_step, **best, seconds=round(state.seconds, 2))
+    run.record("end", step=state.step, best_step=state.best_step, **best, kept_step=state.kept_step, seconds=round(state.seconds, 2))
     left_out = f", {state.skipped:,} of them left out" if state.skipped else ""
     report.say(f"done       {state.step:,} steps{left_out}, {state.step / run.steps_per_epoch:.2f} epochs in {report.duration(state.seconds)}{early}")
     for name, value in best.items():
         what = name.removeprefix("best_").replace("rouge_l", "ROUGE-L")
-        report.say(f"best       val {what} {value:.4f} at step {state.best_step:,}: that model is in {run.out_dir}, its curve in loss.png")
+        kept = "that model" if state.kept_step == state.best_step else f"that of step {state.kept_step:,}, worse by no more than chance,"
+        report.say(f"best       val {what} {value:.4f} at step {state.best_step:,}: {kept} is in {run.out_dir}, its curve in loss.png")
     report.say(f'next       python sample.py {shlex.quote(f"--out_dir={settings.out_dir}")} --start="…"')
 
 

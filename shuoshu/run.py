@@ -7,7 +7,7 @@ import math
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from inspect import signature
 from pathlib import Path
 
@@ -43,7 +43,9 @@ class RunState:
     seconds: float = 0.0  # of training so far, evaluation and saving included
     best: float | None = None  # validation loss, or ROUGE-L of the answers
     best_step: int = 0
+    best_scores: list[float] = field(default_factory=list)  # the ROUGE-L of each answer then
     loss_at_best: float = math.inf  # breaks ties: before a model answers anything, all ROUGE-L are the same
+    kept_step: int = 0  # of the model in the folder: the best one's, or a later one's that is no worse but for chance
     worse_evals: int = 0  # since the best one
     evaluated: int | None = None  # the last step that was, from beginning to end
     skipped: int = 0  # steps that didn't count
@@ -197,8 +199,11 @@ class Run:
             self.raw.load_tensors(weights)
             load_state_tensors(self.raw, self.optimizers, optimizer)
             plan = saved["run"].pop("plan")
-            self.state = checked(RunState, {"evaluated": saved["step"], **saved["run"]})  # older checkpoints don't say what was evaluated
+            scores = [float(score) for score in saved["run"].pop("best_scores", [])]
+            older = {"evaluated": saved["step"], "kept_step": saved["run"]["best_step"]}  # their checkpoints don't say these
+            self.state = checked(RunState, older | saved["run"])
             self.state.plan = checked(Plan, plan) if plan and not changed & REPLANS else None
+            self.state.best_scores = scores
             planned = [self.state.plan.max_iters, self.state.plan.eval_interval, self.state.plan.save_interval] if self.state.plan else []
             if self.state.step != saved["step"] or min(planned, default=1) < 1 or not 0 < self.state.scale < math.inf:
                 raise ValueError("its numbers make no run")

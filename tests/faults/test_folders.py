@@ -88,7 +88,7 @@ def test_an_optimiser_that_lacks_a_tensor_is_refused(tiny, tmp_path, capsys, opt
     assert f"/{lost} is missing" in capsys.readouterr().err
 
 
-FORGED = [("seconds", "NaN"), ("step", "1" + "0" * 400), ("step", "3"), ("scale", "-1.0"), ("scale", "Infinity"), ("best", "NaN")]
+FORGED = [("seconds", "NaN"), ("step", "1" + "0" * 400), ("step", "3"), ("scale", "-1.0"), ("scale", "Infinity"), ("best", "NaN"), ("best_scores", "[null]")]
 
 
 @pytest.mark.parametrize("name, value", [*FORGED, ("plan.eval_interval", "0"), ("plan.decay_from", "NaN")])

@@ -46,6 +46,11 @@ def last_val_loss(out_dir: Path) -> float:
     return Log(out_dir / "log.jsonl").read("eval")[-1]["val_loss"]
 
 
+def best_scores(out_dir: Path) -> list[float]:
+    newest, _ = checkpoint.newest_checkpoint(out_dir)
+    return json.loads((newest / "state.json").read_text(encoding="utf-8"))["run"]["best_scores"]
+
+
 # ---------------------------------------------------------------- the same training
 
 
@@ -55,6 +60,7 @@ def test_shared_by_processes_it_is_the_same_training(nursery, alone, request, tm
     assert nursery.train(command, tmp_path / "told", world) == [0] * world, (tmp_path / "told.0").read_text(encoding="utf-8")
     assert losses(tmp_path / "out") == pytest.approx(losses(alone[task]), rel=1e-5)
     assert last_val_loss(tmp_path / "out") == pytest.approx(last_val_loss(alone[task]), rel=1e-5)
+    assert best_scores(tmp_path / "out") == best_scores(alone[task]) and len(best_scores(alone[task])) == (6 if task == "questions" else 0)
     assert not (tmp_path / "told.1").read_text(encoding="utf-8")  # one process speaks
 
 
