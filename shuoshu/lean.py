@@ -11,6 +11,7 @@ from torch.amp import custom_bwd, custom_fwd
 from torch.autograd.function import FunctionCtx
 
 IGNORE = -100
+SHARE = 64  # counted targets are padded up to a multiple: each new shape costs a product time and memory
 SHORT = 320  # tokens: longer than these, the library's attention is as fast
 as_it_is, in_bfloat16 = custom_fwd(device_type="cpu"), custom_fwd(device_type="cpu", cast_inputs=torch.bfloat16)
 as_forward = custom_bwd(device_type="cpu")
@@ -90,14 +91,14 @@ class HeadLoss(torch.autograd.Function):
     @in_bfloat16
     def forward(ctx: FunctionCtx, x: Tensor, head: Tensor, targets: Tensor) -> Tensor:
         counted = (targets != IGNORE).nonzero()[:, 0]
-        part = x[counted]
+        part = torch.constant_pad_nd(x[counted], (0, 0, 0, -len(counted) % SHARE))
         p = torch.softmax(part @ head.T, dim=1)
-        own = torch.arange(len(part)), targets[counted]
+        own = torch.arange(len(counted)), targets[counted]
         hit = p[own].float().clamp(min=torch.finfo(torch.float32).tiny)
         p[own] = 0
-        rest = p.sum(dim=1)  # 1 - hit, exact also where that is tiny
+        rest = p.sum(dim=1)[: len(counted)]  # 1 - hit, exact also where that is tiny
         p[own] = -rest
-        ctx.save_for_backward(torch.zeros_like(x).index_copy_(0, counted, p @ head), p.T @ part)
+        ctx.save_for_backward(torch.zeros_like(x).index_copy_(0, counted, (p @ head)[: len(counted)]), p.T @ part)
         return -torch.where(rest < 0.5, torch.log1p(-rest.float()), hit.log()).sum()
 
     @staticmethod

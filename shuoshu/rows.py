@@ -202,21 +202,21 @@ class RowFile:
         return int(self.trained[self._places(first, count, seed)].sum())
 
     def rows(self, first: int, count: int, block_size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-        """Rows first … first + count of the endless sequence of epochs: (ids, targets) of int64, as wide as the longest of them."""
+        """Rows first … first + count of the endless sequence of epochs: (ids, targets) of int64, little wider than the longest."""
         for array, name in ((self.ids, "bin"), (self.mask, "mask.bin")):
             check_length(array, self.folder / f"{self.split}.{name}")
         places = self._places(first, count, seed)
         rows = [self.row(number) for number in self.numbers[places]]
-        if self.noise or self.rewording:
-            draws = [np.random.default_rng([seed, 1, first + n]) for n in range(count)]
-            made = np.flatnonzero(places >= len(self)).tolist()
-            if self.noise:
-                rows = [self.noise(*row, draw) if place < len(self) else row for row, draw, place in zip(rows, draws, places, strict=True)]
-            if made:
-                numbers, counts = self.numbers[places[made]].tolist(), self.trained[places[made]].tolist()
-                for n, row in zip(made, self.rewording.rows(numbers, counts, [draws[n] for n in made]), strict=True):
-                    rows[n] = row
-        return pack(rows)
+        draws = [np.random.default_rng([seed, 1, first + n]) for n in range(count)]
+        if self.noise:
+            rows = [self.noise(*row, draw) if place < len(self) else row for row, draw, place in zip(rows, draws, places, strict=True)]
+        if made := np.flatnonzero(places >= len(self)).tolist():
+            numbers, counts = self.numbers[places[made]].tolist(), self.trained[places[made]].tolist()
+            for n, row in zip(made, self.rewording.rows(numbers, counts, [draws[n] for n in made]), strict=True):
+                rows[n] = row
+        longest = max(len(ids) for ids, _ in rows)
+        step = 1 << max(0, (longest - 2).bit_length() - 4)  # eight widths a doubling: a new shape costs a CPU time and memory
+        return pack(rows, min(self.width, 1 - (1 - longest) // step * step))
 
     def row(self, number: int) -> tuple[np.ndarray, np.ndarray]:
         """(ids, mask) of one row, the padding left out."""
@@ -245,10 +245,10 @@ class RowFile:
         return self._order[1]
 
 
-def pack(rows: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
-    """(ids, mask) of several rows → (ids, targets), padded to the longest; what is not trained has IGNORE for its target."""
-    longest = max(len(ids) for ids, _ in rows)
-    ids, targets = np.zeros((len(rows), longest), np.int64), np.full((len(rows), longest), IGNORE, np.int64)
+def pack(rows: Sequence[tuple[np.ndarray, np.ndarray]], width: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """(ids, mask) of several rows → (ids, targets), padded to the longest or to `width`; what is not trained has IGNORE for its target."""
+    width = max(width, *(len(ids) for ids, _ in rows))
+    ids, targets = np.zeros((len(rows), width), np.int64), np.full((len(rows), width), IGNORE, np.int64)
     for number, (row_ids, row_mask) in enumerate(rows):
         ids[number, : len(row_ids)] = row_ids
         targets[number, : len(row_ids)] = np.where(row_mask == 1, row_ids, IGNORE)

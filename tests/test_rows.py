@@ -191,6 +191,21 @@ def test_rows_of_like_length_go_together(mixed: Path) -> None:
     assert widths not in (sorted(widths), sorted(widths, reverse=True)), "the steps themselves come in no order"
 
 
+def test_a_training_has_few_widths_and_none_is_much_wider_than_its_longest_row(tmp_path: Path, tokenizer) -> None:
+    pairs = [Pair(conversation("问" * n, "答"), "x, row 1", "train" if n else "val") for n in range(300)]
+    write_rows(tmp_path / "rows", tokenizer, [(pair, [tokenizer.render(pair.messages)]) for pair in pairs], {"turns": 1})
+    file = RowFile(tmp_path / "rows", "train")
+    widths = set()
+    for first in range(len(file)):
+        ids, targets = file.rows(first, 1, 64, 0)
+        (number,) = file.places(first, 1, 64, 0)
+        longest, (row, mask) = ids.shape[1], file.row(number)
+        assert len(row) - 1 <= longest <= min(file.width - 1, (len(row) - 1) * 9 / 8)
+        assert ids[0, : len(row) - 1].tolist() == row[:-1].tolist() and targets[0][targets[0] != IGNORE].tolist() == row[mask == 1].tolist()
+        widths.add(longest)
+    assert len(widths) <= 16 + 8 * (file.width.bit_length() - 4) < 150 < len(set(file.lengths.tolist()))
+
+
 def fed(mixed: Path, rank: int, world: int, batch_size: int, noise: Noise | None) -> list[list[list[int]]]:
     """What one of `world` processes trains in the first 40 steps of 8 rows, row by row."""
     settings = SimpleNamespace(seed=3)
