@@ -58,7 +58,7 @@ SAID: dict[str, tuple[str, str]] = {
     "time": ("到了时间上限，停在这里。", "Stopped at the time limit."),
     "trained": ("模型后来又训练过：下面是它现在怎么看这段文字。", "The model was trained further since: this is how it sees the text now."),
     "warmer": ("温度是 0 时重答只会一字不差：这次用了 0.8。", "At temperature 0 it would only repeat itself: this time 0.8 was used."),
-    "alone": ("这个模型学的是一问一答：每个问题单独作答，不看前面的。", "This model learned single questions: each is answered without what came before."),
+    "alone": ("这个模型学的是一问一答：每个问题单独作答，不看前面的。", "It learned single questions: each is answered by itself, without what came before."),
     # errors
     "empty": ("还没有写问题。", "There is no question yet."),
     "long": ("太长了：最多 {0:,} 字，这里有 {1:,}。", "Too long: {0:,} characters at most, there are {1:,}."),
