@@ -149,8 +149,8 @@ def save_or_end(run: Run) -> None:
 
 
 def evaluate(run: Run, pace: Pace, bar: report.Progress, stop: runtime.StopFlag, asked_to_stop: Callable[[], object]) -> None:
-    """Scores the validation data, keeps the model if it is the best so far, samples, redraws the curves. Of one that is stopped in
-    between nothing is kept: it is done again when the run is resumed."""
+    """Scores the validation data, keeps the model if it is the best so far or as good but for chance, samples, redraws the curves.
+    Of one that is stopped in between nothing is kept: it is done again when the run is resumed."""
     state, settings = run.state, run.settings
     facts: dict[str, float] = {}
     told, is_best, scores, samples = "", True, [], []
@@ -174,17 +174,18 @@ def evaluate(run: Run, pace: Pace, bar: report.Progress, stop: runtime.StopFlag,
         is_best = state.best is None or (now, result.loss) < (state.best, state.loss_at_best)
         state.worse_evals = 0 if is_best else state.worse_evals + 1
     is_kept = (is_best or stands_by(run, scores)) and run.keep_model(bar.say)
-    if is_kept and len(run.val):
+    if is_kept:
         state.kept_step = state.step
+    if is_kept and len(run.val):
+        told += ", the best so far" if is_best else ", kept: as good as the best but for chance"
         if is_best:
             state.best, state.best_step, state.best_scores, state.loss_at_best = now, state.step, scores, result.loss
-        told += ", the best so far" if is_best else ", kept: worse than the best by no more than chance"
     state.evaluated = state.step
     if not run.processes.is_first:
         return
     told = f"step {state.step:,}{told}"
     bar.say(told)
-    run.record("eval", step=state.step, **facts, seconds=round(pace.elapsed(), 2))
+    run.record("eval", step=state.step, **facts, kept=is_kept, seconds=round(pace.elapsed(), 2))
     if settings.sample_tokens:
         samples = samples or [continue_prompt(run, stop)]
         for sample in () if stop.raised else samples:  # a text that was cut short is none
@@ -197,8 +198,8 @@ def evaluate(run: Run, pace: Pace, bar: report.Progress, stop: runtime.StopFlag,
 
 def stands_by(run: Run, scores: list[float]) -> bool:
     """Whether these answers are worse than the best by no more than chance, one standard error: then what was trained for longer knows its own
-    questions better. Of labels nobody asks for those."""
-    if not run.selects_by_answers or run.data.meta.get("labels") or not 1 < len(scores) == len(run.state.best_scores):
+    questions better. Of labels nobody asks for those; and while no answer is any good, the lowest loss is better."""
+    if not run.selects_by_answers or run.data.meta.get("labels") or not run.state.best or not 1 < len(scores) == len(run.state.best_scores):
         return False
     lost = np.subtract(run.state.best_scores, scores)
     return bool(lost.mean() <= lost.std(ddof=1) / math.sqrt(len(lost)) + 1e-9)  # one answer alone makes them equal
@@ -296,7 +297,7 @@ def conclude(run: Run, stopped: int | None, out_of_patience: bool) -> None:
     report.say(f"done       {state.step:,} steps{left_out}, {state.step / run.steps_per_epoch:.2f} epochs in {report.duration(state.seconds)}{early}")
     for name, value in best.items():
         what = name.removeprefix("best_").replace("rouge_l", "ROUGE-L")
-        kept = "that model" if state.kept_step == state.best_step else f"that of step {state.kept_step:,}, worse by no more than chance,"
+        kept = "that model" if state.kept_step == state.best_step else f"that of step {state.kept_step:,}, as good but for chance,"
         report.say(f"best       val {what} {value:.4f} at step {state.best_step:,}: {kept} is in {run.out_dir}, its curve in loss.png")
     report.say(f'next       python sample.py {shlex.quote(f"--out_dir={settings.out_dir}")} --start="…"')
 

@@ -215,8 +215,8 @@ class RowFile:
             for n, row in zip(made, self.rewording.rows(numbers, counts, [draws[n] for n in made]), strict=True):
                 rows[n] = row
         longest = max(len(ids) for ids, _ in rows)
-        step = 1 << max(0, (longest - 2).bit_length() - 4)  # eight widths a doubling: a new shape costs a CPU time and memory
-        return pack(rows, min(self.width, 1 - (1 - longest) // step * step))
+        step = 1 << max(0, (longest - 2).bit_length() - 4)  # eight widths a doubling: each new shape costs time and memory
+        return pack(rows, min(self.width, longest + (1 - longest) % step))
 
     def row(self, number: int) -> tuple[np.ndarray, np.ndarray]:
         """(ids, mask) of one row, the padding left out."""

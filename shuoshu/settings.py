@@ -82,7 +82,7 @@ class RunSettings:
     eval_interval: int | None = setting(None, "steps between evaluations (none: a tenth of the run)", low=1, high=1 << 53)
     eval_tokens: int | None = setting(None, "validate on the first N tokens of text only (none: on all)", low=1, high=1 << 53)
     eval_questions: int = setting(200, "validation questions that every evaluation answers", low=1, high=1 << 53)
-    select_by: str = setting("auto", "keep the best model by val loss, or ROUGE-L of its answers; auto: rouge for questions", choices=("auto", "loss", "rouge"))
+    select_by: str = setting("auto", "keep the best by val loss, or the last as good by ROUGE-L; auto: rouge for questions", choices=("auto", "loss", "rouge"))
     patience: int | None = setting(None, "stop after so many evaluations without a better one", low=1, high=1 << 53)
     save_interval: int | None = setting(None, "steps between checkpoints (none: at every evaluation)", low=1, high=1 << 53)
     log_interval: int = setting(10, "steps between lines of log.jsonl", low=1, high=1 << 53)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -77,6 +79,16 @@ def test_a_target_that_seems_impossible_has_a_finite_loss():
         loss = lean.HeadLoss.apply(x, head, torch.tensor([1]))
     assert 80 < loss < 400
     assert torch.equal(torch.autograd.grad(loss, x)[0], torch.tensor([[1.0, -1.0]]))
+
+
+def test_counts_of_targets_that_differ_a_little_make_products_of_one_size(monkeypatch):
+    """Each new size costs a CPU time and memory."""
+    heights, real = [], torch.softmax
+    monkeypatch.setattr(torch, "softmax", lambda x, dim: heights.append(len(x)) or real(x, dim))
+    head = torch.randn(16, 8)
+    for count in range(1, 200):
+        lean.HeadLoss.apply(torch.randn(200, 8), head, torch.tensor([3] * count + [-100] * (200 - count)))
+    assert heights == [64 * math.ceil(count / 64) for count in range(1, 200)]
 
 
 def test_rows_without_targets_have_no_loss_and_no_gradient():

@@ -203,6 +203,8 @@ def test_a_training_has_few_widths_and_none_is_much_wider_than_its_longest_row(t
         assert len(row) - 1 <= longest <= min(file.width - 1, (len(row) - 1) * 9 / 8)
         assert ids[0, : len(row) - 1].tolist() == row[:-1].tolist() and targets[0][targets[0] != IGNORE].tolist() == row[mask == 1].tolist()
         widths.add(longest)
+    together = file.rows(0, 8, 64, 0)[0].shape[1]
+    assert together == max(file.rows(first, 1, 64, 0)[0].shape[1] for first in range(8))
     assert len(widths) <= 16 + 8 * (file.width.bit_length() - 4) < 150 < len(set(file.lengths.tolist()))
 
 
