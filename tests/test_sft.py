@@ -6,6 +6,7 @@ import json
 import random
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -148,7 +149,7 @@ def test_patience_waits_for_better_answers_not_for_as_good_ones(sft, tmp_path: P
 
 NONE, BEST = [0.0] * 4, [1.0, 1.0, 1.0, 0.0]
 LATER = {
-    "in one alone": ([[0.05, 1.0, 1.0, 0.0]], 10),  # whose share and standard error are the same but for rounding
+    "in one alone": ([[0.7, 1.0, 1.0, 0.0]], 10),
     "now this way, now that": ([[0.0, 1.0, 1.0, 0.8]], 10),
     "in all of them": ([[0.9, 0.9, 0.9, 0.0]], 5),
     "by little, and then by little again": ([[0.7, 1.0, 1.0, 0.0], [0.6, 0.9, 0.9, 0.0]], 10),
@@ -175,6 +176,16 @@ def test_a_later_model_is_kept_if_its_answers_are_worse_by_no_more_than_chance(
     assert (end["best_step"], end["best_rouge_l"], end["kept_step"]) == (5, 0.75, kept)
     told = "that model is in" if kept == 5 else f"that of step {kept}, as good but for chance, is in"
     assert f"best       val ROUGE-L 0.7500 at step 5: {told} {out_dir}" in capsys.readouterr().out
+
+
+def test_one_answer_alone_is_chance_among_however_many() -> None:
+    """Its share of the mean is one standard error exactly, which rounding must not decide."""
+    for count in range(2, 100):
+        for worse in (0.05, 0.3, 0.7, 0.9):
+            state = SimpleNamespace(best=-1.0, best_scores=[1.0] * count)
+            run = SimpleNamespace(selects_by_answers=True, data=SimpleNamespace(meta={}), state=state)
+            assert loop.stands_by(run, [worse] + [1.0] * (count - 1)), (count, worse)
+            assert not loop.stands_by(run, [worse] * 2 + [1.0] * (count - 2)), (count, worse)
 
 
 def test_of_labels_the_best_model_is_kept(sft, qa: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
