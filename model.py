@@ -190,8 +190,8 @@ class Attention(nn.Module):
         if cache is not None:
             k, v = cache.update(self.layer, k, v, place)
             q, mask, is_causal = q.to(k.dtype), place.mask, T > 1 and place.mask is None
-        if cache is None and T <= lean.SHORT and lean.is_wanted(q):
-            y = lean.short_attention(q, k, v)
+        if cache is None and T <= lean.LONG and lean.is_wanted(q):
+            y = lean.attention(q, k, v)
         else:
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=is_causal, enable_gqa=self.is_grouped)
         return self.o_proj(y.transpose(1, 2).reshape(B, T, -1).type_as(x))

@@ -19,7 +19,7 @@ from shuoshu.batches import IGNORE, read_meta, resolve
 from shuoshu.checkpoint import Loaded
 from shuoshu.commandline import parse
 from shuoshu.generate import Sampling, complete
-from shuoshu.lean import SHORT
+from shuoshu.lean import LONG
 from shuoshu.optim import Muon, orthogonalise
 from shuoshu.run import Run
 from shuoshu.saving import Lock
@@ -119,7 +119,7 @@ def estimated(settings: TrainSettings) -> float:
     total, inner = model.count_parameters()
     c = model.config
     of_parameters = 20 * total - 4 * inner  # weights, gradients, Muon's one state or AdamW's two, copies in bf16
-    attention = 8 * c.n_head * c.block_size if c.block_size <= SHORT else 0
+    attention = c.n_head * c.block_size if c.block_size <= LONG else 0
     of_tokens = settings.batch_size * c.block_size * (c.n_layer * (110 * c.n_embd + attention) + 16 * vocab_size)
     return of_parameters + max(of_tokens, 10 * inner)  # Muon works when the backward pass is done
 

@@ -12,7 +12,8 @@ from model import GPT, GPTConfig
 from shuoshu import lean
 
 SHAPES = [{"n_head": 4, "n_embd": 64}, {"n_head": 6, "n_kv_head": 2, "n_embd": 48, "head_dim": 16, "tie_embeddings": True}]
-SHAPES += [{"n_head": 2, "n_embd": 32, "block_size": lean.SHORT + 10}]  # the library's attention
+SHAPES += [{"n_head": 6, "n_kv_head": 2, "n_embd": 48, "head_dim": 16, "block_size": 3 * lean.TOGETHER - 10}]  # queries in two halves
+SHAPES += [{"n_head": 2, "n_embd": 32, "block_size": lean.LONG + 10}]  # the library's attention
 
 
 def trained(shape):
@@ -50,6 +51,24 @@ def test_loss_and_gradients_are_as_near_to_float32_as_the_plain_operations(shape
     for name, gradient in fine.items():
         off, plain_off = ((found[name] - gradient).norm() / gradient.norm() for found in (own, plain))
         assert off < 2 * plain_off + 0.002, (name, off, plain_off)
+
+
+@pytest.mark.parametrize("length", [1, 2, 127, 128, 129, 255, 256, 257, 383, 385, 700])
+def test_attention_is_as_near_to_float32_as_the_librarys(length):
+    torch.manual_seed(length)
+    q, k, v, grad = (torch.randn(2, heads, length, 16).bfloat16() for heads in (6, 2, 2, 6))
+
+    def found(way, dtype):
+        given = [x.to(dtype).requires_grad_() for x in (q, k, v)]
+        y = way(*given)
+        return y, *torch.autograd.grad(y, given, grad.to(dtype))
+
+    exact = found(lambda *x: F.scaled_dot_product_attention(*x, is_causal=True, enable_gqa=True), torch.float64)
+    library = found(lambda *x: F.scaled_dot_product_attention(*x, is_causal=True, enable_gqa=True), torch.bfloat16)
+    own = found(lean.attention, torch.bfloat16)
+    for name, true, theirs, ours in zip(("y", "q", "k", "v"), exact, library, own, strict=True):
+        off, their_off = ((x.double() - true).norm() / (true.norm() + 1e-9) for x in (ours, theirs))
+        assert ours.shape == true.shape and off < 2 * their_off + 0.002, (name, off, their_off)
 
 
 def test_float32_and_a_compiler_take_the_plain_operations():
