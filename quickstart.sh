@@ -24,7 +24,7 @@ if [ ! -f data/novella_qa/meta.json ]; then
   "$python" prepare_sft.py
 fi
 if ! grep -qs '"kind": "end"' out-sft/log.jsonl; then
-  say "Fine-tuning for eight minutes"
+  say "Fine-tuning for seven minutes"
   "$python" train.py config/sft.py --resume
 fi
 if [ ! -f out-sft/eval.json ]; then

@@ -1,4 +1,4 @@
-# Fine-tuning on questions and answers: by default the bundled ones about the bundled novella, eight minutes on two cores.
+# Fine-tuning on questions and answers: by default the bundled ones about the bundled novella, seven minutes on two cores.
 # python train.py config/sft.py --dataset=mine_qa --init_from=out-mine --out_dir=out-mine-sft
 dataset = "novella_qa"
 init_from = "out-pretrain"
