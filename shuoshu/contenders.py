@@ -119,7 +119,7 @@ def estimated(settings: TrainSettings) -> float:
     total, inner = model.count_parameters()
     c = model.config
     of_parameters = 20 * total - 4 * inner  # weights, gradients, Muon's one state or AdamW's two, copies in bf16
-    attention = c.n_head * c.block_size if c.block_size <= LONG else 0
+    attention = 2 * c.n_head * c.block_size if c.block_size <= LONG else 0
     of_tokens = settings.batch_size * c.block_size * (c.n_layer * (110 * c.n_embd + attention) + 16 * vocab_size)
     return of_parameters + max(of_tokens, 10 * inner)  # Muon works when the backward pass is done
 

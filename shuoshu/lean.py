@@ -5,17 +5,24 @@ Each computes what model.py says, forward and backward, and stands in for it whe
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 from torch.amp import custom_bwd, custom_fwd
-from torch.autograd.function import FunctionCtx
+from torch.autograd.function import FunctionCtx, once_differentiable
 
 IGNORE = -100
 SHARE = 64  # counted targets are padded up to a multiple: each new shape costs a product time and memory
-TOGETHER = 128  # queries at a time: their scores stay in a core's cache
-LONG = 2048  # tokens: of more, what attention keeps for the way back would take most of the memory, and the library's keeps nothing
+TOGETHER = 128  # queries at a time, the last up to half as many more: the fewer sizes of products the better
+LONG = 2048  # tokens: of longer rows the probabilities, kept for the way back, take more memory than the speed is worth
 as_it_is, in_bfloat16 = custom_fwd(device_type="cpu"), custom_fwd(device_type="cpu", cast_inputs=torch.bfloat16)
-as_forward = custom_bwd(device_type="cpu")
+
+
+def as_forward(backward: Callable) -> Callable:
+    """A way back in the precision of the way there; of itself it has none."""
+    return custom_bwd(once_differentiable(backward), device_type="cpu")
 
 
 def is_wanted(x: Tensor) -> bool:
@@ -76,19 +83,22 @@ class NormRotate(torch.autograd.Function):
         return grad_x.transpose(1, 2), grad_weight, None, None, None
 
 
+def pieces(T: int) -> list[tuple[slice, slice]]:
+    """Queries that attend together, and the keys up to the last of them."""
+    edges = [*range(0, max(1, T - TOGETHER // 2), TOGETHER), T]
+    return [(slice(first, end), slice(0, end)) for first, end in pairwise(edges)]
+
+
 class Attention(torch.autograd.Function):
-    """Causal attention of (heads, T, D) as plain products: some queries at a time, with the keys up to them."""
+    """Causal attention of (heads, T, D) as plain products: some queries at a time, with the keys up to them. Scores are rounded to bfloat16."""
 
     @staticmethod
     @in_bfloat16
     def forward(ctx: FunctionCtx, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        T, D = q.shape[1:]
-        size = -(-T // max(1, T // TOGETHER))
         y, kept = torch.empty_like(q), []
-        for first in range(0, T, size):
-            now, seen = slice(first, first + size), slice(0, first + size)
-            later = q.new_full((len(range(T)[now]), len(range(T)[seen])), -1e9).triu(first + 1)
-            p = torch.baddbmm(later, q[:, now], k[:, seen].mT, alpha=D**-0.5).softmax(dim=-1)
+        for now, seen in pieces(q.shape[1]):
+            later = q.new_full((now.stop - now.start, now.stop), -1e9).triu(now.start + 1)
+            p = torch.baddbmm(later, q[:, now], k[:, seen].mT, alpha=q.shape[2] ** -0.5).softmax(dim=-1)
             y[:, now] = p @ v[:, seen]
             kept += [p] if any(ctx.needs_input_grad) else []  # in measuring nothing is kept
         ctx.save_for_backward(q, k, v, *kept)
@@ -98,10 +108,9 @@ class Attention(torch.autograd.Function):
     @as_forward
     def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, ...]:
         q, k, v, *kept = ctx.saved_tensors
-        size, scale = kept[0].shape[1], q.shape[2] ** -0.5
+        scale = q.shape[2] ** -0.5
         grad_q, grad_k, grad_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
-        for number, p in enumerate(kept):
-            now, seen = slice(number * size, (number + 1) * size), slice(0, (number + 1) * size)
+        for p, (now, seen) in zip(kept, pieces(q.shape[1]), strict=True):
             grad_v[:, seen].baddbmm_(p.mT, grad[:, now])
             through = torch.ops.aten._softmax_backward_data(grad[:, now] @ v[:, seen].mT, p, -1, p.dtype)
             grad_q[:, now] = through @ k[:, seen]

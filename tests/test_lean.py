@@ -53,8 +53,8 @@ def test_loss_and_gradients_are_as_near_to_float32_as_the_plain_operations(shape
         assert off < 2 * plain_off + 0.002, (name, off, plain_off)
 
 
-@pytest.mark.parametrize("length", [1, 2, 127, 128, 129, 255, 256, 257, 383, 385, 700])
-def test_attention_is_as_near_to_float32_as_the_librarys(length):
+@pytest.mark.parametrize("length", [1, 2, 127, 128, 129, 192, 193, 255, 256, 257, 383, 385, 700])
+def test_attention_to_scores_of_ordinary_size_is_as_near_to_float32_as_the_librarys(length):
     torch.manual_seed(length)
     q, k, v, grad = (torch.randn(2, heads, length, 16).bfloat16() for heads in (6, 2, 2, 6))
 
@@ -69,6 +69,25 @@ def test_attention_is_as_near_to_float32_as_the_librarys(length):
     for name, true, theirs, ours in zip(("y", "q", "k", "v"), exact, library, own, strict=True):
         off, their_off = ((x.double() - true).norm() / (true.norm() + 1e-9) for x in (ours, theirs))
         assert ours.shape == true.shape and off < 2 * their_off + 0.002, (name, off, their_off)
+
+
+@pytest.mark.parametrize("length, pieces", [(100, [100]), (192, [192]), (193, [128, 65]), (512, [128] * 4)])
+def test_attention_keeps_the_probabilities_of_the_past_alone(length, pieces):
+    q, kept = torch.randn(1, 2, length, 16, requires_grad=True), []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(tuple(x.shape)) or x, lambda x: x):
+        lean.attention(q, q, q)
+    ends = torch.tensor(pieces).cumsum(0).tolist()
+    assert [shape for shape in kept if shape[-1] != 16] == [(2, size, end) for size, end in zip(pieces, ends, strict=True)]
+
+
+@pytest.mark.parametrize("length, calls", [(40, 2), (lean.LONG, 2), (lean.LONG + 1, 0)])
+def test_rows_up_to_a_length_take_it(length, calls, monkeypatch):
+    model, taken = trained({"n_head": 2, "n_embd": 32, "block_size": length}), []
+    real = lean.Attention.apply
+    monkeypatch.setattr(lean.Attention, "apply", lambda *given: taken.append(1) or real(*given))
+    with torch.autocast("cpu", dtype=torch.bfloat16), torch.no_grad():
+        model(torch.randint(192, (1, length)))
+    assert len(taken) == calls
 
 
 def test_float32_and_a_compiler_take_the_plain_operations():
