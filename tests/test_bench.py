@@ -93,17 +93,25 @@ TINY = ["--n_layer=1", "--n_head=2", "--n_embd=32", "--block_size=32", "--batch_
 SHORT = ["--pairs=2", "--seconds=0.02", "--tokens=6"]
 
 
-def write_checkout(folder: Path) -> Path:
-    """What stands in for a nanoGPT checkout."""
+NO_COMPILER = """
+def refuse(*_):
+    raise RuntimeError('no compiler')
+
+torch.compile = refuse
+"""
+
+
+def write_checkout(folder: Path, compiles: bool = False) -> Path:
+    """What stands in for a nanoGPT checkout; compiling even so small a model takes ten seconds."""
     folder.mkdir()
-    for name, source in (("train.py", TRAIN), ("model.py", MODEL), ("configurator.py", "")):
+    for name, source in (("train.py", TRAIN), ("model.py", MODEL + NO_COMPILER * (not compiles)), ("configurator.py", "")):
         (folder / name).write_text(source, encoding="utf-8")
     return folder
 
 
 @pytest.fixture
-def checkout(tmp_path):
-    return write_checkout(tmp_path / "their GPT")
+def checkout(tmp_path, request):
+    return write_checkout(tmp_path / "their GPT", getattr(request, "param", False))
 
 
 @pytest.fixture
@@ -203,6 +211,7 @@ def test_what_was_found_stays_when_the_bench_fails(checkout, tmp_path, monkeypat
 # ---------------------------------------------------------------- parts
 
 
+@pytest.mark.parametrize("checkout", [True], indirect=True)
 def test_training_is_measured_beside_the_peer_and_the_limit(measured, checkout, dataset):
     raw = measured("train", str(dataset), f"--vs={checkout}", *TINY, "--ours=--learning_rate=0.01")
     figures_follow_from_rounds(raw, "train", "ours", "shipped", "fair", "limit")
@@ -212,6 +221,8 @@ def test_training_is_measured_beside_the_peer_and_the_limit(measured, checkout, 
     assert any("--learning_rate=0.01" in command for command in raw["commands"])
     (ours,) = [facts for facts in raw["facts"] if facts["of"] == "ours"]
     assert ours["vocabulary"] == 512 and ours["torch"] and ours["cpu"] and ours["memory"] > 0
+    (fair,) = [facts for facts in raw["facts"] if facts["of"] == "fair"]
+    assert {"eager", "compiled"} <= set(fair)
 
 
 def test_fine_tuning_is_measured_beside_padded_rows(measured, dataset):

@@ -25,7 +25,7 @@ import train
 from shuoshu.commandline import HOUSE
 
 READMES = ("README.md", "README.zh.md")
-QUICK = ["--max_iters=2", "--sample_tokens=4", "--device=cpu", "--dtype=float32", "--threads=1"]
+QUICK = ["--max_iters=2", "--eval_questions=8", "--sample_tokens=4", "--device=cpu", "--dtype=float32", "--threads=1"]
 SMALL = ["--n_layer=1", "--n_head=2", "--n_embd=32", "--block_size=128", "--batch_size=2", "--gradient_accumulation_steps=1"]
 
 
