@@ -85,7 +85,7 @@ def loop(run: Run) -> int:
     pace = Pace(settings, run.steps_per_epoch, run.processes, run.device)
     run.processes.first(run.open_out_dir)
     if run.processes.is_first:
-        introduce(run)
+        introduce(run, pace)
     pace.begin(state)
     loss_sum, loss_steps = torch.zeros((), device=run.device), 0
     bar = report.Progress(state.plan.max_iters if state.plan else 0, state.step, show=run.processes.is_first)
@@ -241,7 +241,7 @@ def continue_prompt(run: Run, stop: runtime.StopFlag) -> dict[str, str]:
 # ---------------------------------------------------------------- what the user reads
 
 
-def introduce(run: Run) -> None:
+def introduce(run: Run, pace: Pace) -> None:
     total, inner = run.raw.count_parameters()
     guess = math.log(run.tokenizer.n_vocab)
     rates: dict[float, int] = {}
@@ -254,6 +254,10 @@ def introduce(run: Run) -> None:
     more = f" and {len(run.data.numbers) - len(run.data):,} reworded" if run.settings.reworded else ""
     sizes = f"{len(run.data):,} training{more} and {len(run.val):,} validation {unit}"
     report.say(f"data       {run.data.folder}: {sizes}, {run.steps_per_epoch:.1f} steps an epoch")
+    wanted = run.settings.max_epochs
+    if run.settings.min_iters and pace.steps > math.ceil(wanted * run.steps_per_epoch):
+        epochs = pace.steps / run.steps_per_epoch
+        report.say(f"length     {pace.steps:,} steps as min_iters says, {epochs:.1f} epochs instead of {wanted:g}: there are few rows")
     report.say(f"machine    {run.device}, {run.settings.dtype}, torch {run.machine['torch']}{compiled}")
 
 

@@ -33,7 +33,7 @@ class Pace:
         self.settings, self.processes, self.device = settings, processes, device
         self.steps = settings.max_iters
         if settings.max_epochs is not None:
-            self.steps = math.ceil(settings.max_epochs * steps_per_epoch)
+            self.steps = max(math.ceil(settings.max_epochs * steps_per_epoch), settings.min_iters or 1)
         has_length = self.steps is not None or settings.max_minutes is not None
         self.budget = 60 * (settings.max_minutes if has_length else DEFAULT_MINUTES) if self.steps is None else None
         self.paused = 0.0  # all of them together

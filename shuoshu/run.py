@@ -32,7 +32,7 @@ OWN_FILES = ("settings.json", "log.jsonl", "loss.png", "samples.md", "eval.json"
 OWN_FILES += ("generation_config.json", "tokenizer.json", "tokenizer_config.json", "checkpoints")
 LOCKED = {field.name for field in fields(ModelSettings)} - {"dropout"}  # a resumed run keeps these
 LOCKED |= {"seed", "reworded", "batch_size", "gradient_accumulation_steps", "optimizer", "init_from"}
-REPLANS = {*LENGTHS, "decay_fraction", "eval_interval", "save_interval"}  # change one of these on resuming, and the rest of the run is planned anew
+REPLANS = {*LENGTHS, "min_iters", "decay_fraction", "eval_interval", "save_interval"}  # change one on resuming, and the rest of the run is planned anew
 
 
 @dataclass

@@ -97,7 +97,10 @@ def test_costly_evaluations_are_made_rarer(clock):
     assert evaluations <= 5 and state.seconds <= 1.1 * 120
 
 
-@pytest.mark.parametrize("settings, steps", [(TrainSettings(max_iters=70), 70), (TrainSettings(max_epochs=1.5), 150)])
+LEAST = [(TrainSettings(max_epochs=1.5, min_iters=30), 150), (TrainSettings(max_epochs=1.5, min_iters=310), 310)]
+
+
+@pytest.mark.parametrize("settings, steps", [(TrainSettings(max_iters=70), 70), (TrainSettings(max_epochs=1.5), 150), *LEAST])
 def test_steps_and_epochs_are_exact(clock, settings, steps):
     state, rates, evaluations = simulate(clock, settings, lambda now: 1.0)
     assert state.step == len(rates) == steps and evaluations == 11 and state.plan.decay_start == steps // 2

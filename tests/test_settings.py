@@ -277,6 +277,14 @@ def test_a_later_layer_replaces_the_length() -> None:
     assert lengths(train("--max_minutes=3", base={"max_iters": 9, "max_epochs": None, "max_minutes": None})) == (None, None, 3.0)
 
 
+def test_steps_at_least_go_with_epochs_and_with_no_other_length() -> None:
+    few = config("few.py", "max_epochs = 2\nmin_iters = 400")
+    assert [train(few, more).min_iters for more in ("--max_epochs=3", "--max_iters=5", "--max_minutes=1")] == [400, None, None]
+    assert train("--max_epochs=3", "--min_iters=7", base={"max_epochs": 2.0, "min_iters": 400}).min_iters == 7
+    assert "min_iters=400 goes with max_epochs" in mistakes(few, "--max_epochs=none")[0]
+    assert train(str(HOUSE / "config" / "sft.py")).min_iters
+
+
 def test_none_for_one_length_leaves_another_in_force() -> None:
     assert lengths(train(config("minutes.py", "max_minutes = 3"), "--max_iters=none")) == (None, None, 3.0)
 

@@ -358,6 +358,17 @@ def test_a_question_is_put_to_the_model_as_it_was_trained_on_it(qa: Path) -> Non
         assert question.text == record["question"] and question.length == mask.sum() - 1
 
 
+def test_few_questions_are_taught_for_as_many_steps_as_wanted_at_least(sft: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = [*sft, f"--out_dir={tmp_path / 'out'}", "--max_epochs=0.5", "--eval_interval=100", "--eval_questions=1"]
+    assert train.main([*command, "--min_iters=5"]) == 0
+    assert "length     5 steps as min_iters says" in capsys.readouterr().out
+    assert train.main([f"--out_dir={tmp_path / 'out'}", "--resume", "--min_iters=7"]) == 0
+    assert json.loads((tmp_path / "out" / "log.jsonl").read_text(encoding="utf-8").splitlines()[-1])["step"] == 7
+    capsys.readouterr()
+    assert train.main([f"--out_dir={tmp_path / 'out'}", "--resume", "--min_iters=1"]) == 0  # it is done already
+    assert "length" not in capsys.readouterr().out
+
+
 def test_a_long_answer_learned_over_several_rows_is_given_whole_past_the_block(pretrained: Path, tmp_path: Path) -> None:
     """The way of the rows of --too_long=window: when the block is full, the question is read again before what was last said."""
     long = "".join(f"第{sign}天。" for sign in "甲乙丙丁戊己庚辛壬癸子丑寅卯")
