@@ -254,10 +254,10 @@ def introduce(run: Run, pace: Pace) -> None:
     more = f" and {len(run.data.numbers) - len(run.data):,} reworded" if run.settings.reworded else ""
     sizes = f"{len(run.data):,} training{more} and {len(run.val):,} validation {unit}"
     report.say(f"data       {run.data.folder}: {sizes}, {run.steps_per_epoch:.1f} steps an epoch")
-    wanted = run.settings.max_epochs
-    if run.settings.min_iters and pace.steps > math.ceil(wanted * run.steps_per_epoch):
-        epochs = pace.steps / run.steps_per_epoch
-        report.say(f"length     {pace.steps:,} steps as min_iters says, {epochs:.1f} epochs instead of {wanted:g}: there are few rows")
+    epochs = run.settings.max_epochs
+    if epochs is not None and pace.steps > (fewer := math.ceil(epochs * run.steps_per_epoch)):
+        told = f"{pace.steps:,} steps, {pace.steps / run.steps_per_epoch:.1f} epochs, since min_iters says so"
+        report.say(f"length     {told}; max_epochs={epochs:g} alone (--min_iters=none) would be {fewer:,} steps")
     report.say(f"machine    {run.device}, {run.settings.dtype}, torch {run.machine['torch']}{compiled}")
 
 

@@ -190,8 +190,8 @@ class Run:
             raise UserError(f"{folder}/state.json lacks something: remove that folder, and --resume takes the one before")
         if saved["data"] != [self.data.sha256, self.val.sha256] or saved["tokenizer"] != self.tokenizer.hash:
             raise UserError(f"{folder} was trained on other data than {self.settings.dataset}: restore that data, or start anew with --overwrite")
-        before, now = saved["settings"], asdict(self.settings)
-        changed = {name for name in before if name in now and before[name] != now[name]} - {"resume", "overwrite", "configs"}
+        before, now = asdict(TrainSettings()) | saved["settings"], asdict(self.settings)  # an older run's may lack some
+        changed = {name for name in now if before[name] != now[name]} - {"resume", "overwrite", "configs"}
         if locked := sorted(changed & LOCKED):
             told = ", ".join(f"{name}={now[name]} (was {before[name]})" for name in locked)
             raise UserError(f"a resumed run keeps its shape and its data: {told}; drop these, or start anew with --overwrite or another --out_dir")

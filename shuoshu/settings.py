@@ -76,10 +76,10 @@ class RunSettings:
 
     out_dir: str = setting("out-pretrain", "the folder of the model, its checkpoints, log and curves")
     init_from: str = setting("scratch", "scratch, or the out-dir whose model to start from")
-    max_iters: int | None = setting(None, "length in steps (none of these lengths: 10 minutes)", low=1, rivals=(*LENGTHS, "min_iters"))
+    max_iters: int | None = setting(None, "length in steps", low=1, high=1 << 53, rivals=(*LENGTHS, "min_iters"))
     max_epochs: float | None = setting(None, "length in passes over the data", low=0.001, rivals=LENGTHS)
-    min_iters: int | None = setting(None, "with max_epochs: so many steps at least, however few rows there are", low=1)
-    max_minutes: float | None = setting(None, "length in minutes, evaluation and saving included", low=0.01, rivals=(*LENGTHS, "min_iters"))
+    min_iters: int | None = setting(None, "with max_epochs: so many steps at least, however few rows there are", low=1, high=1 << 53)
+    max_minutes: float | None = setting(None, "length in minutes with all pauses (no length set: 10 minutes)", low=0.01, rivals=(*LENGTHS, "min_iters"))
     eval_interval: int | None = setting(None, "steps between evaluations (none: a tenth of the run)", low=1, high=1 << 53)
     eval_tokens: int | None = setting(None, "validate on the first N tokens of text only (none: on all)", low=1, high=1 << 53)
     eval_questions: int = setting(200, "validation questions that every evaluation answers", low=1, high=1 << 53)
@@ -104,8 +104,8 @@ class RunSettings:
         given = [name for name in LENGTHS if getattr(self, name) is not None]
         if len(given) > 1:
             found.append(f"{' and '.join(given)} are both set: choose one length, and set the other to none")
-        if self.min_iters is not None and self.max_epochs is None:
-            found.append(f"min_iters={self.min_iters} goes with max_epochs: set that too, or min_iters to none")
+        if self.min_iters is not None and given in (["max_iters"], ["max_minutes"]):
+            found.append(f"min_iters={self.min_iters} goes with max_epochs, not with {given[0]}: leave one of the two out")
         return found
 
 

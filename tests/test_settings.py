@@ -281,7 +281,8 @@ def test_steps_at_least_go_with_epochs_and_with_no_other_length() -> None:
     few = config("few.py", "max_epochs = 2\nmin_iters = 400")
     assert [train(few, more).min_iters for more in ("--max_epochs=3", "--max_iters=5", "--max_minutes=1")] == [400, None, None]
     assert train("--max_epochs=3", "--min_iters=7", base={"max_epochs": 2.0, "min_iters": 400}).min_iters == 7
-    assert "min_iters=400 goes with max_epochs" in mistakes(few, "--max_epochs=none")[0]
+    assert "min_iters=7 goes with max_epochs, not with max_minutes" in mistakes("--max_minutes=5", "--min_iters=7")[0]
+    assert len(mistakes(few, "--max_epochs=0")) == 1
     assert train(str(HOUSE / "config" / "sft.py")).min_iters
 
 

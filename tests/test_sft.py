@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import random
+import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -358,10 +360,23 @@ def test_a_question_is_put_to_the_model_as_it_was_trained_on_it(qa: Path) -> Non
         assert question.text == record["question"] and question.length == mask.sum() - 1
 
 
-def test_few_questions_are_taught_for_as_many_steps_as_wanted_at_least(sft: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_few_questions_are_taught_for_as_many_steps_as_wanted_at_least(
+    sft: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     command = [*sft, f"--out_dir={tmp_path / 'out'}", "--max_epochs=0.5", "--eval_interval=100", "--eval_questions=1"]
     assert train.main([*command, "--min_iters=5"]) == 0
-    assert "length     5 steps as min_iters says" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    steps_per_epoch = float(re.search(r"([\d.]+) steps an epoch", told)[1])
+    line = f"length     5 steps, {5 / steps_per_epoch:.1f} epochs, since min_iters says so; max_epochs=0.5 alone (--min_iters=none) would be "
+    assert f"{line}{math.ceil(steps_per_epoch / 2)} steps" in told
+    real = checkpoint.load_checkpoint
+
+    def of_an_older_version(folder: Path) -> tuple:
+        weights, optimizer, saved = real(folder)
+        del saved["settings"]["min_iters"]
+        return weights, optimizer, saved
+
+    monkeypatch.setattr(checkpoint, "load_checkpoint", of_an_older_version)
     assert train.main([f"--out_dir={tmp_path / 'out'}", "--resume", "--min_iters=7"]) == 0
     assert json.loads((tmp_path / "out" / "log.jsonl").read_text(encoding="utf-8").splitlines()[-1])["step"] == 7
     capsys.readouterr()
