@@ -4,7 +4,7 @@ dataset = "novella_qa"
 init_from = "out-pretrain"
 out_dir = "out-sft"
 max_epochs = 11
-min_iters = 400  # fewer questions want more epochs: docs/LOG.md
+min_iters = 900  # fewer questions want more epochs: docs/LOG.md
 
 learning_rate = 0.006  # of 0.0025, 0.005, 0.01 and 0.02: docs/LOG.md
 embedding_lr = 0.004
