@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
-from serving import PATIENCE, Server, until
+from tests.serving import PATIENCE, Server, until
 
 import prepare_sft
 import train

@@ -17,7 +17,7 @@ import httpx
 import pytest
 from gradio_client import Client
 from gradio_client.exceptions import AppError, AuthenticationError
-from serving import PATIENCE, Server, until
+from tests.serving import PATIENCE, Server, until
 
 from shuoshu.rows import read_pairs
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
-from test_bench import write_checkout
+from tests.test_bench import write_checkout
 
 import bench
 import eval_metrics
