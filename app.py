@@ -11,8 +11,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from shuoshu.commandline import UserError, command, parse
-from shuoshu.settings import AppSettings
+from shuoshu.core.cli import UserError, command, parse
+from shuoshu.core.settings import AppSettings
 
 
 @command

@@ -16,8 +16,8 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from shuoshu.commandline import UserError, command, parse
-from shuoshu.settings import BenchSettings
+from shuoshu.core.cli import UserError, command, parse
+from shuoshu.core.settings import BenchSettings
 
 PARTS = ("train", "loss", "sample", "sft", "scale", "prepare", "rouge", "startup")
 
@@ -30,7 +30,7 @@ def main(argv: Sequence[str]) -> None:
     for name in (settings.json, settings.picture):
         if name and not Path(name).absolute().parent.is_dir():
             raise UserError(f"can't write {name}: there is no folder {Path(name).parent}")
-    from shuoshu import chores, contests, race, scale  # numpy takes a tenth of a second: not for --help
+    from shuoshu import chores, contests, race, scale
     from shuoshu.yardstick import Ledger
 
     parts = {"train": contests.train, "sft": contests.sft, "sample": contests.sample, "loss": race.loss}

@@ -10,8 +10,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from shuoshu.commandline import UserError, command, parse
-from shuoshu.settings import EvalSettings, newest_out_dir
+from shuoshu.core.cli import UserError, command, parse
+from shuoshu.core.settings import EvalSettings, newest_out_dir
 
 
 @command
@@ -20,7 +20,7 @@ def main(argv: Sequence[str]) -> int:
     if len(settings.out_dirs) > 1:
         raise UserError(f"one model is measured; set others beside it with --compare={settings.out_dirs[1]}")
     out_dir = Path(settings.out_dirs[0]) if settings.out_dirs else newest_out_dir()
-    from shuoshu.evaluation import evaluate  # torch takes seconds to import: not before the settings are known to be right
+    from shuoshu.evaluation import evaluate
 
     return evaluate(settings, out_dir)
 

@@ -11,14 +11,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from shuoshu.commandline import command, parse
-from shuoshu.settings import PrepareSettings
+from shuoshu.core.cli import command, parse
+from shuoshu.core.settings import PrepareSettings
 
 
 @command
 def main(argv: Sequence[str]) -> None:
     settings = parse(PrepareSettings, argv, __doc__)
-    from shuoshu.corpus import prepare  # numpy takes a tenth of a second: not for --help
+    from shuoshu.corpus import prepare
 
     prepare(settings)
 

@@ -12,14 +12,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from shuoshu.commandline import command, parse
-from shuoshu.settings import PrepareSftSettings
+from shuoshu.core.cli import command, parse
+from shuoshu.core.settings import PrepareSftSettings
 
 
 @command
 def main(argv: Sequence[str]) -> None:
     settings = parse(PrepareSftSettings, argv, __doc__)
-    from shuoshu.lessons import prepare_sft  # numpy takes a tenth of a second: not for --help
+    from shuoshu.lessons import prepare_sft
 
     prepare_sft(settings)
 

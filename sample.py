@@ -11,8 +11,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from shuoshu.commandline import UserError, command, parse
-from shuoshu.settings import SampleSettings, newest_out_dir
+from shuoshu.core.cli import UserError, command, parse
+from shuoshu.core.settings import SampleSettings, newest_out_dir
 
 
 @command
@@ -25,7 +25,7 @@ def main(argv: Sequence[str]) -> int:
     if settings.chat and (settings.infile or settings.start or settings.raw):
         raise UserError("--chat asks for its questions one by one: drop --start, --in and --raw")
     out_dir = Path(settings.out_dir) if settings.out_dir else newest_out_dir()
-    from shuoshu.prompts import continue_prompts  # torch takes seconds to import: not before the settings are known to be right
+    from shuoshu.prompts import continue_prompts
 
     return continue_prompts(settings, out_dir)
 

@@ -12,9 +12,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from shuoshu.commandline import UserError, command, parse
-from shuoshu.files import read_json, reason_of
-from shuoshu.settings import TrainSettings
+from shuoshu.core.cli import UserError, command, parse
+from shuoshu.core.files import read_json, reason_of
+from shuoshu.core.settings import TrainSettings
 
 
 @command
@@ -22,7 +22,7 @@ def main(argv: Sequence[str]) -> int:
     settings = parse(TrainSettings, argv, __doc__, default_config="config/pretrain.py")
     if settings.resume and (saved := saved_settings(Path(settings.out_dir))):
         settings = parse(TrainSettings, argv, __doc__, base=saved)  # the config files as they were when the run began
-    from shuoshu.loop import train  # torch takes seconds to import: not before the settings are known to be right
+    from shuoshu.loop import train
 
     return train(settings)
 

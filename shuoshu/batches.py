@@ -13,8 +13,8 @@ from typing import BinaryIO
 
 import numpy as np
 
-from shuoshu.commandline import UserError
-from shuoshu.files import is_count, read_json, reason_of, sha256_of
+from shuoshu.core.cli import UserError
+from shuoshu.core.files import is_count, read_json, reason_of, sha256_of
 from shuoshu.tokenizer import Tokenizer
 
 FORMAT = 1

@@ -24,9 +24,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from model import GPT, GPTConfig
-from shuoshu.commandline import UserError
-from shuoshu.files import open_file, read_json, reason_of, sha256_of, size
-from shuoshu.saving import sync_folder, verify, write_text, write_whole
+from shuoshu.core.cli import UserError
+from shuoshu.core.files import open_file, read_json, reason_of, sha256_of, size
+from shuoshu.core.saving import sync_folder, verify, write_text, write_whole
 from shuoshu.tokenizer import Tokenizer
 
 FORMAT = 1

@@ -14,8 +14,8 @@ from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
-from shuoshu.commandline import HOUSE, UserError
 from shuoshu.contests import Bench
+from shuoshu.core.cli import HOUSE, UserError
 from shuoshu.text import find_files
 from shuoshu.tokenizer import Tokenizer
 from shuoshu.yardstick import rate_of

@@ -14,16 +14,16 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from model import GPT, GPTConfig
-from shuoshu import runtime
 from shuoshu.batches import IGNORE, read_meta, resolve
 from shuoshu.checkpoint import Loaded
-from shuoshu.commandline import parse
+from shuoshu.core import device as core_device
+from shuoshu.core.cli import parse
+from shuoshu.core.saving import Lock
+from shuoshu.core.settings import ModelSettings, TrainSettings
 from shuoshu.generate import Sampling, complete
 from shuoshu.lean import LONG
 from shuoshu.optim import Muon, orthogonalise
 from shuoshu.run import Run
-from shuoshu.saving import Lock
-from shuoshu.settings import ModelSettings, TrainSettings
 from shuoshu.step import train_step
 from shuoshu.tokenizer import Tokenizer
 from shuoshu.voice import Voice
@@ -31,12 +31,12 @@ from shuoshu.yardstick import WARM_UP, Measure, rate_of, serve
 
 
 def begin(job: dict) -> tuple[dict, Measure]:
-    device = runtime.begin(job["device"], job["threads"], tamed=True)
+    device = core_device.begin(job["device"], job["threads"], tamed=True)
     rate = partial(rate_of, clock=job["clock"])
     facts, own = {"train": training, "sample": sampling, "scale": growing}[job["kind"]](device, rate, **job["how"])
     measures = {job["kind"]: own, "matrix": lambda seconds, dtype: rate(product(device, dtype), seconds), "memory": lambda seconds: rate(copy(device), seconds)}
-    measures["peak"] = lambda: runtime.peak_memory(device)
-    return {**runtime.describe(device), "device": str(device), **facts}, lambda what, **how: measures[what](**how)
+    measures["peak"] = lambda: core_device.peak_memory(device)
+    return {**core_device.describe(device), "device": str(device), **facts}, lambda what, **how: measures[what](**how)
 
 
 def product(device: torch.device, dtype: str) -> Callable[[], float]:
@@ -46,7 +46,7 @@ def product(device: torch.device, dtype: str) -> Callable[[], float]:
 
     def step() -> float:
         torch.mm(a, b, out=c)
-        runtime.synchronise(device)
+        core_device.synchronise(device)
         return 2.0 * n**3
 
     return step
@@ -59,7 +59,7 @@ def copy(device: torch.device) -> Callable[[], float]:
 
     def step() -> float:
         b.copy_(a)
-        runtime.synchronise(device)
+        core_device.synchronise(device)
         return 2.0 * a.numel() * a.element_size()
 
     return step
@@ -68,14 +68,14 @@ def copy(device: torch.device) -> Callable[[], float]:
 def training(device: torch.device, rate: Callable[..., float], words: list[str], pad_to: int = 0, patience: float = math.inf) -> tuple[dict, Measure]:
     """Tokens/s of train.py's own step on its own batches, or on the same rows padded to one width; warmed up in `patience` seconds, about."""
     settings = parse(TrainSettings, words, "")
-    run = Run(settings, runtime.Processes(), device, Lock(Path(settings.out_dir)))
+    run = Run(settings, core_device.Processes(), device, Lock(Path(settings.out_dir)))
     if pad_to:
         run.data.rows = partial(padded, run.data.rows, pad_to)
     run.raw.train()
 
     def step() -> float:
         train_step(run)
-        runtime.synchronise(device)
+        core_device.synchronise(device)
         run.state.step += 1
         return run.data.targets((run.state.step - 1) * run.rows_per_step, run.rows_per_step, run.block, run.settings.seed)
 
@@ -85,7 +85,7 @@ def training(device: torch.device, rate: Callable[..., float], words: list[str],
             step()
     total, inner = run.raw.count_parameters()
     facts = {"parameters": total, "inner": inner, "vocabulary": run.raw.config.vocab_size, "dtype": run.settings.dtype}
-    facts |= {"compiled": run.model is not run.raw, "flops_per_token": run.raw.flops_per_token(), "memory": runtime.peak_memory(device)}
+    facts |= {"compiled": run.model is not run.raw, "flops_per_token": run.raw.flops_per_token(), "memory": core_device.peak_memory(device)}
     facts |= {"context": run.block, "rows": run.rows_per_step, "optimizer_flops": orthogonalising(run), "settings": asdict(run.settings)}
     return facts, lambda seconds: rate(step, seconds)
 
@@ -101,12 +101,12 @@ def orthogonalising(run: Run) -> int:
 
 def growing(device: torch.device, rate: Callable[..., float], words: list[str], patience: float) -> tuple[dict, Measure]:
     """As `training`, if its memory is there: what it needs is estimated first, and not taken where it isn't free."""
-    memory = {"estimate": estimated(parse(TrainSettings, words, "")), "available": runtime.free_memory(device)}
+    memory = {"estimate": estimated(parse(TrainSettings, words, "")), "available": core_device.free_memory(device)}
     if memory["estimate"] > memory["available"]:
         return memory, lambda seconds: 0.0
     small = ("--n_layer=1", "--n_head=1", "--n_embd=8", "--block_size=8", "--batch_size=1", "--compile=false")
     training(device, rate, [*words, *small], patience=0.0)  # torch loads what it needs before memory is counted
-    memory["before"] = runtime.peak_memory(device)
+    memory["before"] = core_device.peak_memory(device)
     facts, measure = training(device, rate, words, patience=patience)
     return {**facts, **memory}, measure
 

@@ -14,9 +14,9 @@ from functools import partial
 from pathlib import Path
 
 from shuoshu.batches import read_meta
-from shuoshu.commandline import HOUSE, UserError
+from shuoshu.core.cli import HOUSE, UserError
+from shuoshu.core.settings import BenchSettings
 from shuoshu.peer import Peer
-from shuoshu.settings import BenchSettings
 from shuoshu.yardstick import Ledger, Worker, short
 
 ROWS = (1, 10)  # texts side by side in sampling

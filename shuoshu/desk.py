@@ -11,11 +11,12 @@ from pathlib import Path
 
 import torch
 
-from shuoshu import checkpoint, runtime
-from shuoshu.commandline import UserError
+from shuoshu import checkpoint
+from shuoshu.core import device
+from shuoshu.core.cli import UserError
+from shuoshu.core.settings import AppSettings
 from shuoshu.figures import TrainingText, saved_run
 from shuoshu.generate import Finished, Sampling, stream
-from shuoshu.settings import AppSettings
 from shuoshu.voice import Voice
 
 PAUSE = 0.04  # seconds between two states of a growing text: an eye sees no more
@@ -59,7 +60,7 @@ class _Job:
 class Desk:
     def __init__(self, folders: Sequence[Path], settings: AppSettings) -> None:
         self.folders = {str(folder): folder for folder in folders}
-        self.settings, self.device = settings, runtime.pick_device(settings.device)
+        self.settings, self.device = settings, device.pick_device(settings.device)
         self._worker = ThreadPoolExecutor(1, "model")  # one thread: each new one would bring its own set of helpers, and compete
         self._kept: dict[str, tuple[tuple[int, ...], Voice]] = {}
         self._texts: dict[str, tuple[dict, TrainingText | None]] = {}
@@ -173,6 +174,6 @@ class Desk:
 
 def begin(settings: AppSettings) -> None:
     """What this process needs before its first tensor."""
-    runtime.keep_memory()
+    device.keep_memory()
     if settings.threads:
         torch.set_num_threads(settings.threads)

@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from shuoshu.commandline import UserError
-from shuoshu.files import size
+from shuoshu.core.cli import UserError
+from shuoshu.core.files import size
 
 SUFFIXES = (".txt", ".zip", ".gz")
 LARGEST = 4 << 30  # bytes that one file may unpack to

@@ -14,16 +14,18 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from shuoshu import batches, checkpoint, metrics, report, runtime
+from shuoshu import batches, checkpoint, metrics
 from shuoshu.answers import Question, answer, label_scores, read_questions
-from shuoshu.commandline import UserError
+from shuoshu.core import device as core_device
+from shuoshu.core import terminal
+from shuoshu.core.cli import UserError
+from shuoshu.core.saving import write_text, write_whole
+from shuoshu.core.settings import EvalSettings
 from shuoshu.document import report_html
 from shuoshu.figures import COPIED, Figures, TrainingText, saved_run
 from shuoshu.generate import Sampling, complete_many
 from shuoshu.rows import RowFile
-from shuoshu.saving import write_text, write_whole
 from shuoshu.scoring import answer_batches, score, text_windows
-from shuoshu.settings import EvalSettings
 
 PROMPTS, PROMPT_TOKENS, CONTINUED = 40, 64, 100  # continuations of a text model: how many, of how much, for how long
 COLUMNS = 100  # of the terminal
@@ -32,10 +34,10 @@ COLUMNS = 100  # of the terminal
 def evaluate(settings: EvalSettings, out_dir: Path) -> int:
     """Measures the model in out_dir, and those to compare it with on the same rows; the exit code."""
     began = time.perf_counter()
-    runtime.keep_memory()
+    core_device.keep_memory()
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    device = runtime.pick_device(settings.device)
+    device = core_device.pick_device(settings.device)
     subjects = [Subject(Path(name), settings, device) for name in (out_dir, *settings.compare)]
     saved = saved_run(out_dir)
     folder = batches.resolve(settings.data or str(saved.get("data", {}).get("folder") or "novella"))
@@ -57,7 +59,7 @@ def evaluate(settings: EvalSettings, out_dir: Path) -> int:
         "data": {"folder": str(folder), **{split: meta["splits"][split]["sha256"] for split in splits}},
         "settings": asdict(settings),
         "training": saved.get("settings", {}),
-        "machine": runtime.describe(device) | {"device": str(device), "dtype": str(first.model.lm_head.weight.dtype).removeprefix("torch.")},
+        "machine": core_device.describe(device) | {"device": str(device), "dtype": str(first.model.lm_head.weight.dtype).removeprefix("torch.")},
         "definitions": {"rouge_l": metrics.definition(settings.beta, settings.rouge == "chars"), "copy_rate": f"share with {COPIED} characters or more"},
         "measures": {split: result.measures[0] for split, result in results.items()},
         "counts": {split: result.counts for split, result in results.items()},
@@ -72,7 +74,7 @@ def evaluate(settings: EvalSettings, out_dir: Path) -> int:
         "classes": {split: result.classes for split, result in results.items() if result.classes},
     }
     answers = [row for result in results.values() for row in sorted(result.rows, key=lambda row: row.get("rouge_l", 0.0))]  # the worst first
-    runs = [(str(s.folder), report.Log(s.folder / "log.jsonl").read()) for s in subjects]
+    runs = [(str(s.folder), terminal.Log(s.folder / "log.jsonl").read()) for s in subjects]
     evaluation["seconds"] = round(time.perf_counter() - began, 1)
     try:
         write(out_dir / "eval.json", json.dumps(evaluation, ensure_ascii=False, indent=1))
@@ -285,7 +287,7 @@ def told(evaluation: dict, sources: TrainingText | None) -> str:
     tables = []
     while columns:
         count = 3
-        while max(map(report.width, (part := side_by_side(names, columns[:count])).split("\n"))) > COLUMNS and count > 1:
+        while max(map(terminal.width, (part := side_by_side(names, columns[:count])).split("\n"))) > COLUMNS and count > 1:
             count -= 1
         tables.append(part)
         columns = columns[count:]
@@ -294,19 +296,19 @@ def told(evaluation: dict, sources: TrainingText | None) -> str:
     if evaluation["task"] == "answers":
         facts += zip(("ROUGE-L", "", ""), textwrap.wrap(evaluation["definitions"]["rouge_l"], COLUMNS - 15), strict=False)
     facts.append(("copies", f"from {sources.folder}" if sources else "not measured: the text that the model was pretrained on is no longer there"))
-    facts.append(("written to", f"{evaluation['model']}/eval.json, eval_answers.jsonl, report.html in {report.duration(evaluation['seconds'])}"))
+    facts.append(("written to", f"{evaluation['model']}/eval.json, eval_answers.jsonl, report.html in {terminal.duration(evaluation['seconds'])}"))
     return "\n".join([*tables, *(f"  {name:<12} {fact}" for name, fact in facts)])
 
 
 def side_by_side(names: Sequence[str], columns: Sequence[tuple[str, dict]]) -> str:
     rows: list[list[object]] = [["measure", *(fitted(title, 24) for title, _ in columns)]]
     rows += [[name, *(shown(measures.get(name)) for _, measures in columns)] for name in names if any(name in measures for _, measures in columns)]
-    return report.table(rows)
+    return terminal.table(rows)
 
 
 def fitted(title: str, columns: int) -> str:
     """The title, or its end: a split stands there."""
-    while report.width(title) > columns:
+    while terminal.width(title) > columns:
         title = "…" + title.lstrip("…")[1:]
     return title
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from shuoshu import batches, metrics
-from shuoshu.commandline import UserError
-from shuoshu.files import read_json
+from shuoshu.core.cli import UserError
+from shuoshu.core.files import read_json
 from shuoshu.scoring import Score
 from shuoshu.tokenizer import Tokenizer
 

@@ -15,16 +15,17 @@ from starlette.middleware import Middleware
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from shuoshu import desk, report, runtime
-from shuoshu.commandline import UserError
+from shuoshu import desk
+from shuoshu.core import device, terminal
+from shuoshu.core.cli import UserError
+from shuoshu.core.files import read_json
+from shuoshu.core.settings import AppSettings
 from shuoshu.desk import Desk
 from shuoshu.document import report_html
 from shuoshu.figures import saved_run
-from shuoshu.files import read_json
 from shuoshu.markup import both
 from shuoshu.page import HERE, I18N, Page, Story, told
 from shuoshu.rows import read_pairs
-from shuoshu.settings import AppSettings
 
 MODEL = {"concurrency_limit": 1, "concurrency_id": "model", "api_visibility": "private"}  # one text after the other
 READ = {"concurrency_limit": 4, "concurrency_id": "files", "api_visibility": "private", "show_progress": "hidden"}
@@ -180,7 +181,7 @@ def training_html(page: Page, name: str) -> str:
     folder = page.desk.folders[page.model_of(name)]
     saved = saved_run(folder)
     bare = {"model": name, "measures": {}, "data": saved.get("data", {}), "training": saved.get("settings", {}), "machine": saved.get("machine", {})}
-    runs = [(name, report.Log(folder / "log.jsonl").read())]
+    runs = [(name, terminal.Log(folder / "log.jsonl").read())]
     try:
         page_html = report_html(read_json(folder / "eval.json"), [], runs)
     except (OSError, ValueError, LookupError, TypeError, AttributeError):  # not measured yet, or damaged
@@ -252,7 +253,7 @@ def serve(settings: AppSettings, folders: list[Path]) -> int:
     page.desk.voice((page.answering or page.names)[0])
     os.environ["NO_PROXY"] = ",".join(filter(None, (os.environ.get("NO_PROXY"), "127.0.0.1", "localhost", settings.host)))  # Gradio calls on itself
     blocks = build(page).queue(max_size=settings.queue, default_concurrency_limit=4, api_open=False)
-    with runtime.StopFlag() as stop:
+    with device.StopFlag() as stop:
         try:
             *_, shared = blocks.launch(
                 server_name=settings.host,

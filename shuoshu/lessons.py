@@ -11,11 +11,12 @@ from pathlib import Path
 
 import numpy as np
 
-from shuoshu import batches, pairs, questions, report, rows
-from shuoshu.commandline import HOUSE, UserError
-from shuoshu.files import is_count, read_json, reason_of, same
+from shuoshu import batches, pairs, questions, rows
+from shuoshu.core import terminal
+from shuoshu.core.cli import HOUSE, UserError
+from shuoshu.core.files import is_count, read_json, reason_of, same
+from shuoshu.core.settings import PrepareSftSettings
 from shuoshu.pairs import SPLITS, Dropped, Pair
-from shuoshu.settings import PrepareSftSettings
 from shuoshu.tokenizer import Tokenizer
 
 
@@ -58,8 +59,8 @@ def prepare_sft(settings: PrepareSftSettings) -> None:
     for line in [*told, *leak_lines([pair for pair, _ in rendered])]:
         print(f"  {line}")
     how = "as the files say" if has_splits else "by seed, equal questions together" + (", each answer in proportion" if labels else "")
-    print(f"  splits       {how}" + (f"; a closed set of {len(labels)} answers: {report.shorten('、'.join(labels), 60)}" if labels else ""))
-    print(f"  written to   {folder} in {report.duration(time.perf_counter() - began)}")
+    print(f"  splits       {how}" + (f"; a closed set of {len(labels)} answers: {terminal.shorten('、'.join(labels), 60)}" if labels else ""))
+    print(f"  written to   {folder} in {terminal.duration(time.perf_counter() - began)}")
     named = folder.name if folder.parent == Path("data") else folder
     wanted = [] if str(named) == "novella_qa" else [f"--dataset={named}"]
     wanted += [] if settings.tokenizer == "out-pretrain" else [f"--init_from={settings.tokenizer}"]
@@ -129,7 +130,7 @@ def render(found: Sequence[Pair], tokenizer: Tokenizer, width: int, too_long: st
         length, pair = max(long, key=lambda item: item[0])
         raise UserError(
             f"{len(long):,} of {len(found):,} pairs are longer than the model's {width - 1:,} tokens. The longest, {pair.source}, has {length:,}:\n"
-            f"  {report.shorten(' '.join(pair.question.split()), 90)}\n"
+            f"  {terminal.shorten(' '.join(pair.question.split()), 90)}\n"
             f"choose --block_size={length - 1} (and train with it), which fits all, or\n"
             "  --too_long=drop          leaves these pairs out\n"
             "  --too_long=cut_question  takes the middle out of their questions\n"
@@ -147,7 +148,7 @@ def summary(rendered: Sequence[tuple[Pair, list[rows.Row]]], meta: dict, dropped
         middle, high, most = (int(value) for value in np.percentile(lengths, [50, 95, 100]))
         table.append([split, facts["pairs"], facts["rows"], facts["answer_tokens"], middle, high, most])
     used = len(rendered)
-    lines = [report.table(table), "", f"  read         {dropped.read:,} rows, {used:,} used, {dropped.read - used:,} left out"]
+    lines = [terminal.table(table), "", f"  read         {dropped.read:,} rows, {used:,} used, {dropped.read - used:,} left out"]
     return "\n".join([*lines, *(f"  {line}" for line in dropped_lines(dropped)), *(f"  note         {note}" for note in dropped.notes)])
 
 
@@ -167,7 +168,7 @@ def leak_lines(used: Sequence[Pair]) -> list[str]:
         these = [leak for leak in found if leak.kind == kind]
         if these:
             lines.append(f"leaks        {len(these):,} validation or test questions {what}, for example")
-            short = [report.shorten(" ".join(pair.question.split()), 40) for pair in (these[0].pair, these[0].train)]
+            short = [terminal.shorten(" ".join(pair.question.split()), 40) for pair in (these[0].pair, these[0].train)]
             lines.append(f"             {these[0].pair.split}: {short[0]}" + (f"  train: {short[1]}" if kind == "near" else ""))
     if not any(pair.split in ("val", "test") for pair in used):
         lines.append("note         no questions are held out: no checkpoint can be chosen by what it answers, and nothing measured")

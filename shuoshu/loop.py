@@ -12,17 +12,19 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from shuoshu import checkpoint, report, runtime
+from shuoshu import checkpoint
 from shuoshu.answers import answer
-from shuoshu.commandline import UserError
-from shuoshu.files import reason_of, size
+from shuoshu.core import device as core_device
+from shuoshu.core import terminal
+from shuoshu.core.cli import UserError
+from shuoshu.core.files import reason_of, size
+from shuoshu.core.saving import Lock
+from shuoshu.core.settings import TrainSettings
 from shuoshu.generate import Sampling, complete
 from shuoshu.metrics import exact_match, rouge_l
 from shuoshu.pace import Pace
 from shuoshu.run import Run
-from shuoshu.saving import Lock
 from shuoshu.scoring import score
-from shuoshu.settings import TrainSettings
 from shuoshu.step import ASKED_EVERY, train_step, within_memory
 
 EVALUATION_ROWS = 64  # questions answered side by side
@@ -31,9 +33,9 @@ SAMPLES = 4  # of their answers in samples.md
 
 def train(settings: TrainSettings) -> int:
     """Trains as the settings say; the exit code."""
-    runtime.keep_memory()
-    processes = runtime.Processes()
-    device = runtime.pick_device(settings.device, processes.local_rank)
+    core_device.keep_memory()
+    processes = core_device.Processes()
+    device = core_device.pick_device(settings.device, processes.local_rank)
     start_processes(processes, device)
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")  # TF32 for what stays in fp32
@@ -62,14 +64,14 @@ def train(settings: TrainSettings) -> int:
         processes.stop(failed)
 
 
-def start_processes(processes: runtime.Processes, device: torch.device) -> None:
+def start_processes(processes: core_device.Processes, device: torch.device) -> None:
     try:
         processes.start(device)
     except (ValueError, RuntimeError) as error:
         raise UserError(f"the {processes.world} processes of this run don't find each other ({error}): start them with torchrun, as README shows") from None
 
 
-def out_of_memory(settings: TrainSettings, processes: runtime.Processes, rows: int) -> str:
+def out_of_memory(settings: TrainSettings, processes: core_device.Processes, rows: int) -> str:
     """What to turn when the GPU's memory is not enough."""
     halve = f"--batch_size={settings.batch_size // 2} --gradient_accumulation_steps={2 * settings.gradient_accumulation_steps} (the same training); "
     return (
@@ -88,9 +90,9 @@ def loop(run: Run) -> int:
         introduce(run, pace)
     pace.begin(state)
     loss_sum, loss_steps = torch.zeros((), device=run.device), 0
-    bar = report.Progress(state.plan.max_iters if state.plan else 0, state.step, show=run.processes.is_first)
+    bar = terminal.Progress(state.plan.max_iters if state.plan else 0, state.step, show=run.processes.is_first)
     run.raw.train()
-    with runtime.StopFlag() as stop:
+    with core_device.StopFlag() as stop:
 
         def asked_to_stop() -> int | None:
             return run.processes.agree_on_signal(stop.raised)
@@ -148,7 +150,7 @@ def save_or_end(run: Run) -> None:
         raise UserError(f"step {run.state.step:,} can't be saved in {run.out_dir}: {reason_of(error)}{intact}") from None
 
 
-def evaluate(run: Run, pace: Pace, bar: report.Progress, stop: runtime.StopFlag, asked_to_stop: Callable[[], object]) -> None:
+def evaluate(run: Run, pace: Pace, bar: terminal.Progress, stop: core_device.StopFlag, asked_to_stop: Callable[[], object]) -> None:
     """Scores the validation data, keeps the model if it is the best so far or as good but for chance, samples, redraws the curves.
     Of one that is stopped in between nothing is kept: it is done again when the run is resumed."""
     state, settings = run.state, run.settings
@@ -192,8 +194,8 @@ def evaluate(run: Run, pace: Pace, bar: report.Progress, stop: runtime.StopFlag,
             run.record("sample", step=state.step, title=told, **sample)
     with run.spared("curves and samples", bar.say):
         if settings.sample_tokens:
-            report.write_samples(run.log, run.out_dir / "samples.md")
-        report.draw_curves(run.log, run.out_dir / "loss.png")
+            terminal.write_samples(run.log, run.out_dir / "samples.md")
+        terminal.draw_curves(run.log, run.out_dir / "loss.png")
 
 
 def stands_by(run: Run, scores: list[float]) -> bool:
@@ -205,11 +207,11 @@ def stands_by(run: Run, scores: list[float]) -> bool:
     return bool(lost.mean() <= lost.std(ddof=1) / math.sqrt(len(lost)) + 1e-9)  # one answer alone makes them equal
 
 
-def answer_questions(run: Run, stop: runtime.StopFlag) -> tuple[dict[str, float], list[float], list[dict[str, str]]]:
+def answer_questions(run: Run, stop: core_device.StopFlag) -> tuple[dict[str, float], list[float], list[dict[str, str]]]:
     """(measures of the answers to the validation questions, the ROUGE-L of each, the first few of them); the processes share the questions."""
     mine = run.questions[run.processes.rank :: run.processes.world]
     run.raw.eval()
-    with runtime.autocast(run.device, run.dtype):
+    with core_device.autocast(run.device, run.dtype):
         answers = answer(run.raw, run.tokenizer, mine, EVALUATION_ROWS, lambda: stop.raised)
     run.raw.train()
     done = [(q, f) for q, f in zip(mine, answers, strict=True) if f]
@@ -222,7 +224,7 @@ def answer_questions(run: Run, stop: runtime.StopFlag) -> tuple[dict[str, float]
     return {name: value / max(1, count) for name, value in values.items()}, scores, samples
 
 
-def continue_prompt(run: Run, stop: runtime.StopFlag) -> dict[str, str]:
+def continue_prompt(run: Run, stop: core_device.StopFlag) -> dict[str, str]:
     """What the model makes of the run's prompt, the same each time."""
     prompt = run.settings.sample_prompt
     if prompt is None:
@@ -232,7 +234,7 @@ def continue_prompt(run: Run, stop: runtime.StopFlag) -> dict[str, str]:
     ids = run.tokenizer.encode(prompt)[-run.block // 2 :]
     sampling = Sampling(max_new_tokens=run.settings.sample_tokens)
     run.raw.eval()
-    with runtime.autocast(run.device, run.dtype):
+    with core_device.autocast(run.device, run.dtype):
         text = complete(run.raw, run.tokenizer, [ids], sampling, [run.settings.seed], should_stop=lambda: stop.raised)[0].text
     run.raw.train()
     return {"prompt": prompt, "text": text}
@@ -248,17 +250,17 @@ def introduce(run: Run, pace: Pace) -> None:
     for group in (group for optimizer in run.optimizers for group in optimizer.param_groups):
         rates[group["full_lr"]] = rates.get(group["full_lr"], 0) + sum(p.numel() for p in group["params"])
     compiled = ", compiled" if run.machine["compiled"] else ""
-    report.say(f"model      {total:,} parameters, {inner:,} of them outside embedding and head; a blind guess would have a loss of {guess:.2f}")
-    report.say(f"optimiser  {run.settings.optimizer}: " + ", ".join(f"{count:,} parameters at {rate:g}" for rate, count in rates.items()))
+    terminal.say(f"model      {total:,} parameters, {inner:,} of them outside embedding and head; a blind guess would have a loss of {guess:.2f}")
+    terminal.say(f"optimiser  {run.settings.optimizer}: " + ", ".join(f"{count:,} parameters at {rate:g}" for rate, count in rates.items()))
     unit = "rows" if run.turns else "tokens"
     more = f" and {len(run.data.numbers) - len(run.data):,} reworded" if run.settings.reworded else ""
     sizes = f"{len(run.data):,} training{more} and {len(run.val):,} validation {unit}"
-    report.say(f"data       {run.data.folder}: {sizes}, {run.steps_per_epoch:.1f} steps an epoch")
+    terminal.say(f"data       {run.data.folder}: {sizes}, {run.steps_per_epoch:.1f} steps an epoch")
     epochs = run.settings.max_epochs
     if epochs is not None and pace.steps > (fewer := math.ceil(epochs * run.steps_per_epoch)):
         told = f"{pace.steps:,} steps, {pace.steps / run.steps_per_epoch:.1f} epochs, since min_iters says so"
-        report.say(f"length     {told}; max_epochs={epochs:g} alone (--min_iters=none) would be {fewer:,} steps")
-    report.say(f"machine    {run.device}, {run.settings.dtype}, torch {run.machine['torch']}{compiled}")
+        terminal.say(f"length     {told}; max_epochs={epochs:g} alone (--min_iters=none) would be {fewer:,} steps")
+    terminal.say(f"machine    {run.device}, {run.settings.dtype}, torch {run.machine['torch']}{compiled}")
 
 
 def finite(run: Run, loss: float) -> float:
@@ -269,18 +271,18 @@ def finite(run: Run, loss: float) -> float:
     return loss
 
 
-def tell(run: Run, pace: Pace, bar: report.Progress, loss: float) -> None:
+def tell(run: Run, pace: Pace, bar: terminal.Progress, loss: float) -> None:
     """The loss of the last steps and the speed, to the bar and the log."""
     state = run.state
     lr = run.optimizers[0].param_groups[0]["lr"]
     rate = pace.recent_steps_per_second(state.step) * run.tokens_per_step
-    peak = None if run.turns else runtime.peak_flops(run.device)  # of questions only a part of the work is counted
+    peak = None if run.turns else core_device.peak_flops(run.device)  # of questions only a part of the work is counted
     mfu = rate * run.raw.flops_per_token() / (peak * run.processes.world) if peak else None
     left = pace.seconds_left(state)
     told = [f"loss {loss:.3f}", f"lr {lr:.2g}", f"{rate:,.0f} tok/s"]
     told[1:1] = [f"best val {abs(state.best):.3f}"] if state.best is not None else []
     told += [f"MFU {mfu:.0%}"] if mfu else []
-    told += [f"{report.duration(left)} left"] if left is not None else []
+    told += [f"{terminal.duration(left)} left"] if left is not None else []
     bar.update(state.step, state.plan.max_iters if state.plan else 0, "  ".join(told))
     if run.processes.is_first:
         epoch = round(state.step / run.steps_per_epoch, 3)
@@ -292,18 +294,18 @@ def conclude(run: Run, stopped: int | None, out_of_patience: bool) -> None:
     state, settings = run.state, run.settings
     if stopped:
         again = f"python train.py --resume {shlex.quote(f'--out_dir={settings.out_dir}')}"
-        report.say(f"stopped by {signal.Signals(stopped).name} after step {state.step:,}; everything is saved. Go on with\n  {again}")
+        terminal.say(f"stopped by {signal.Signals(stopped).name} after step {state.step:,}; everything is saved. Go on with\n  {again}")
         return
     early = f", stopped early after {state.worse_evals} evaluations without a better one" if out_of_patience else ""
     best = {} if state.best is None else {"best_rouge_l": -state.best} if run.selects_by_answers else {"best_loss": state.best}
     run.record("end", step=state.step, best_step=state.best_step, **best, kept_step=state.kept_step, seconds=round(state.seconds, 2))
     left_out = f", {state.skipped:,} of them left out" if state.skipped else ""
-    report.say(f"done       {state.step:,} steps{left_out}, {state.step / run.steps_per_epoch:.2f} epochs in {report.duration(state.seconds)}{early}")
+    terminal.say(f"done       {state.step:,} steps{left_out}, {state.step / run.steps_per_epoch:.2f} epochs in {terminal.duration(state.seconds)}{early}")
     for name, value in best.items():
         what = name.removeprefix("best_").replace("rouge_l", "ROUGE-L")
         kept = "that model" if state.kept_step == state.best_step else f"that of step {state.kept_step:,}, as good but for chance,"
-        report.say(f"best       val {what} {value:.4f} at step {state.best_step:,}: {kept} is in {run.out_dir}, its curve in loss.png")
-    report.say(f'next       python sample.py {shlex.quote(f"--out_dir={settings.out_dir}")} --start="…"')
+        terminal.say(f"best       val {what} {value:.4f} at step {state.best_step:,}: {kept} is in {run.out_dir}, its curve in loss.png")
+    terminal.say(f'next       python sample.py {shlex.quote(f"--out_dir={settings.out_dir}")} --start="…"')
 
 
 def dry_run(run: Run) -> int:
@@ -313,7 +315,7 @@ def dry_run(run: Run) -> int:
     for _ in range(8):
         began = time.perf_counter()
         train_step(run)
-        runtime.synchronise(run.device)
+        core_device.synchronise(run.device)
         seconds.append(time.perf_counter() - began)
     per_step = sorted(seconds[3:])[2]
     steps = Pace(run.settings, run.steps_per_epoch, run.processes, run.device).steps_at(per_step)
@@ -322,7 +324,7 @@ def dry_run(run: Run) -> int:
         rows = f"{run.rows_per_step} rows, {run.tokens_per_step:,.0f} trained tokens"
         print(f"parameters   {total:,}, {inner:,} of them outside embedding and head; vocabulary {run.raw.config.vocab_size:,}")
         print(f"step         {rows} in {per_step:.3f} s, {run.tokens_per_step / per_step:,.0f} tokens/s")
-        print(f"run          {steps:,} steps, {steps / run.steps_per_epoch:.2f} epochs, {report.duration(steps * per_step)} and the evaluations")
-        print(f"memory       {size(runtime.peak_memory(run.device))} at the peak, on {run.device} in {run.settings.dtype}")
+        print(f"run          {steps:,} steps, {steps / run.steps_per_epoch:.2f} epochs, {terminal.duration(steps * per_step)} and the evaluations")
+        print(f"memory       {size(core_device.peak_memory(run.device))} at the peak, on {run.device} in {run.settings.dtype}")
         print(f"disk         {size(run.bytes_per_checkpoint())} a checkpoint, {checkpoint.KEEP} are kept; {size(4 * total)} the model")
     return 0

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from shuoshu.settings import OptimSettings
+from shuoshu.core.settings import OptimSettings
 
 # Polar Express (Amsel, Persson, Musco, Gower 2025, arXiv 2505.16932): odd quintics whose composition drives singular values
 # to 1, each the best one for what those before it leave: here three, made by linear programming for singular values from 0.02 to 1.

@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from shuoshu import runtime
-from shuoshu.optim import Plan
-from shuoshu.settings import TrainSettings
-
 if TYPE_CHECKING:
     from shuoshu.run import RunState
+from shuoshu.core import device as core_device
+from shuoshu.core.settings import TrainSettings
+from shuoshu.optim import Plan
 
 DEFAULT_MINUTES = 10.0  # where no length is set
 EVALUATIONS = 10  # in a run whose eval_interval is not set,
@@ -29,7 +28,7 @@ LATE, EARLY = 1.03, 0.90  # a plan is made anew when it would take this much of 
 class Pace:
     """The clock of a run and the plan that follows from it. Only the first process's clock counts."""
 
-    def __init__(self, settings: TrainSettings, steps_per_epoch: float, processes: runtime.Processes, device: torch.device) -> None:
+    def __init__(self, settings: TrainSettings, steps_per_epoch: float, processes: core_device.Processes, device: torch.device) -> None:
         self.settings, self.processes, self.device = settings, processes, device
         self.steps = settings.max_iters
         if settings.max_epochs is not None:
@@ -60,7 +59,7 @@ class Pace:
     @contextmanager
     def pause(self) -> Iterator[None]:
         """Around evaluating and saving: time that isn't the steps'."""
-        runtime.synchronise(self.device)
+        core_device.synchronise(self.device)
         began = self.elapsed()
         yield
         last = self.elapsed() - began
@@ -73,7 +72,7 @@ class Pace:
             return state.plan
         done = state.step - self._first_step - UNMEASURED
         if done == 0:
-            runtime.synchronise(self.device)
+            core_device.synchronise(self.device)
             self._window = (state.step, self.working())
         if done <= 0:
             return state.plan
@@ -90,7 +89,7 @@ class Pace:
             return None
         plan = None
         if self.processes.is_first:
-            runtime.synchronise(self.device)
+            core_device.synchronise(self.device)
             if self.working() - self._window[1] >= MEASURED_SHARE * self.budget:
                 plan = self._fit(state.step, self._step_seconds(state.step))
         return self.processes.agree(plan)
@@ -115,7 +114,7 @@ class Pace:
     def _mended(self, state: RunState) -> Plan:
         """The plan, shortened or lengthened where the machine no longer keeps the pace that it was made for."""
         plan = state.plan
-        runtime.synchronise(self.device)
+        core_device.synchronise(self.device)
         if state.step == self._window[0]:
             return plan
         step_seconds = self._step_seconds(state.step)

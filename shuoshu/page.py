@@ -13,7 +13,7 @@ from pathlib import Path
 import gradio as gr
 
 from shuoshu import inside
-from shuoshu.commandline import UserError
+from shuoshu.core.cli import UserError
 from shuoshu.desk import Desk, Draft, Reader
 from shuoshu.figures import saved_run
 from shuoshu.generate import Sampling

@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from shuoshu.commandline import UserError
-from shuoshu.report import shorten, width
+from shuoshu.core.cli import UserError
+from shuoshu.core.terminal import shorten, width
 
 SPLITS = ("train", "val", "test", "untaught")
 NEAR = 0.8  # share of spans of 3 characters in common, from which two questions are near duplicates

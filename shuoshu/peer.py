@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from shuoshu.batches import SPLITS, TokenFile
-from shuoshu.commandline import UserError
+from shuoshu.core.cli import UserError
 
 NEEDED = ("train.py", "model.py", "configurator.py")
 SETTLED = 3  # first iterations that don't count: the first one holds an evaluation, the others warm the caches

@@ -13,13 +13,14 @@ from pathlib import Path
 
 import torch
 
-from shuoshu import checkpoint, runtime
-from shuoshu.commandline import UserError
-from shuoshu.files import read_text, reason_of
+from shuoshu import checkpoint
+from shuoshu.core import device as core_device
+from shuoshu.core.cli import UserError
+from shuoshu.core.files import read_text, reason_of
+from shuoshu.core.saving import write_text, write_whole
+from shuoshu.core.settings import SampleSettings
 from shuoshu.generate import complete_many, stream
 from shuoshu.questions import loads
-from shuoshu.saving import write_text, write_whole
-from shuoshu.settings import SampleSettings
 from shuoshu.voice import Voice
 
 COLUMNS = ("prompt", "question", "instruction", "start", "text", "问题")  # where a file's prompts stand, the first that is there
@@ -32,10 +33,10 @@ def continue_prompts(settings: SampleSettings, out_dir: Path) -> int:
         check_target(Path(settings.outfile))
     elif not settings.chat:
         prompts = list(command_line_prompts(settings))
-    runtime.keep_memory()
+    core_device.keep_memory()
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    device = runtime.pick_device(settings.device)
+    device = core_device.pick_device(settings.device)
     speaker = Speaker(settings, checkpoint.load_model(out_dir, device), device)
     if settings.chat:
         return chat(speaker)
@@ -59,7 +60,7 @@ class Speaker(Voice):
         """A prompt as the model reads it."""
         return self.question(text) if self.answers else self.tokenizer.encode(text)
 
-    def say(self, ids: list[int], seed: int, stop: runtime.StopFlag) -> str:
+    def say(self, ids: list[int], seed: int, stop: core_device.StopFlag) -> str:
         """Streams one text to the terminal; returns it."""
         said = ""
         for news in stream(self.model, self.tokenizer, [ids], self.sampling, [seed], self.mask, lambda: stop.raised, self.reader):
@@ -98,7 +99,7 @@ def command_line_prompts(settings: SampleSettings) -> Iterator[str]:
 def tell(speaker: Speaker, prompts: list[str]) -> None:
     """Streams one text after the other; several are told apart by a line."""
     texts = [prompt for prompt in prompts for _ in range(speaker.settings.num_samples)]
-    with runtime.StopFlag() as stop:
+    with core_device.StopFlag() as stop:
         for number, prompt in enumerate(texts):
             if len(texts) > 1:
                 asked = f"  {prompt}" if speaker.answers else ""
@@ -130,7 +131,7 @@ def chat(speaker: Speaker) -> int:
         except UserError as error:
             print(error)
             continue
-        with runtime.StopFlag() as stop:  # Ctrl-C ends an answer, not the conversation
+        with core_device.StopFlag() as stop:  # Ctrl-C ends an answer, not the conversation
             said = speaker.say(ids, seed_of(speaker.settings, number), stop)
         history += [{"role": "user", "content": question}, {"role": "assistant", "content": said}]
     return 0
@@ -163,7 +164,7 @@ def write_answers(speaker: Speaker, rows: list[dict], prompts: list[str]) -> int
     settings = speaker.settings
     texts = [speaker.ids(prompt) for prompt in prompts for _ in range(settings.num_samples)]
     seeds = [seed_of(settings, number) for number in range(len(texts))]
-    with runtime.StopFlag() as stop:
+    with core_device.StopFlag() as stop:
         results = complete_many(
             speaker.model,
             speaker.tokenizer,

@@ -14,9 +14,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
 
-from shuoshu.commandline import UserError
+from shuoshu.core.cli import UserError
+from shuoshu.core.files import nothing_at, open_file, reason_of
 from shuoshu.encodings import LARGEST, Decoder
-from shuoshu.files import nothing_at, open_file, reason_of
 from shuoshu.pairs import SPLITS, Dropped, Pair, brief, clean
 
 SUFFIXES = (".json", ".jsonl", ".csv", ".tsv")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from shuoshu.batches import read_meta
 from shuoshu.contests import Bench, fair_peer, faster
-from shuoshu.report import Log
+from shuoshu.core.terminal import Log
 
 RATES = (0.0006, 0.002, 0.006)  # of the peer: from large models' to small ones'
 SHARES = (0.1, 0.2, 0.4, 1.0)  # of the budget that ours is given, one after the other

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from shuoshu.batches import AGAIN, IGNORE, Aside, check_length, open_array, read_meta, token_dtype
-from shuoshu.commandline import UserError
+from shuoshu.core.cli import UserError
+from shuoshu.core.files import read_text, reason_of, sha256_of
 from shuoshu.encodings import LARGEST
-from shuoshu.files import read_text, reason_of, sha256_of
 from shuoshu.pairs import SPLITS, Pair
 from shuoshu.rewording import Rewording
 from shuoshu.tokenizer import Tokenizer

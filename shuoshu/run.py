@@ -16,15 +16,17 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from model import GPT, GPTConfig
-from shuoshu import batches, checkpoint, report, runtime
+from shuoshu import batches, checkpoint
 from shuoshu.answers import read_questions
-from shuoshu.commandline import UserError
-from shuoshu.files import checked, reason_of, same
+from shuoshu.core import device as core_device
+from shuoshu.core import terminal
+from shuoshu.core.cli import UserError
+from shuoshu.core.files import checked, reason_of, same
+from shuoshu.core.saving import Lock, write_text, write_whole
+from shuoshu.core.settings import LENGTHS, ModelSettings, TrainSettings
 from shuoshu.optim import Muon, Plan, build_optimizers, load_state_tensors, state_tensors
 from shuoshu.rows import Noise, RowFile
-from shuoshu.saving import Lock, write_text, write_whole
 from shuoshu.scoring import Batch, answer_batches, text_windows
-from shuoshu.settings import LENGTHS, ModelSettings, TrainSettings
 from shuoshu.step import Skips
 from shuoshu.tokenizer import Tokenizer
 
@@ -64,13 +66,13 @@ def shared(model: nn.Module) -> DistributedDataParallel:
 class Run:
     """One run in one out_dir, ready to go on from `state.step`."""
 
-    def __init__(self, settings: TrainSettings, processes: runtime.Processes, device: torch.device, lock: Lock) -> None:
+    def __init__(self, settings: TrainSettings, processes: core_device.Processes, device: torch.device, lock: Lock) -> None:
         self.settings, self.processes, self.device, self.lock = settings, processes, device, lock
         self.out_dir = Path(settings.out_dir)
         self._open_data(batches.resolve(settings.dataset))
 
         earlier = processes.first(self._earlier_checkpoint)
-        settings.dtype = processes.agree(str(runtime.pick_dtype(settings.dtype, device)).removeprefix("torch."))
+        settings.dtype = processes.agree(str(core_device.pick_dtype(settings.dtype, device)).removeprefix("torch."))
         self.dtype = getattr(torch, settings.dtype)
         self.raw = self._build_model(is_resumed=earlier is not None).to(device)
         self._check_sizes()
@@ -81,13 +83,13 @@ class Run:
         if earlier:
             self._restore(earlier)
         self.scaler = torch.amp.GradScaler(device.type, init_scale=self.state.scale, enabled=self.dtype == torch.float16)
-        wants_compile = settings.compile == "true" or (settings.compile == "auto" and not self.turns and runtime.can_compile(device))
+        wants_compile = settings.compile == "true" or (settings.compile == "auto" and not self.turns and core_device.can_compile(device))
         self.model = torch.compile(self.raw) if wants_compile else self.raw
         self.forward = shared(self.model) if processes.world > 1 else self.model
         self.micro_rows = min(settings.batch_size, self.rows_per_step // processes.world)
         self.skips = Skips(self)
         self.saved = self.state.step if earlier else None  # the step of the newest checkpoint
-        self.log = report.Log(self.out_dir / "log.jsonl")
+        self.log = terminal.Log(self.out_dir / "log.jsonl")
         self._unwritten: set[str] = set()
 
     def _open_data(self, folder: Path) -> None:
@@ -235,7 +237,7 @@ class Run:
             checkpoint.write_model_folder(self.out_dir, self.raw.config, self.tokenizer)
 
     def _write_head(self) -> None:
-        self.machine = runtime.describe(self.device)
+        self.machine = core_device.describe(self.device)
         self.machine |= {"device": str(self.device), "dtype": self.settings.dtype, "compiled": self.model is not self.raw}
         head = {
             "settings": asdict(self.settings),
@@ -256,7 +258,7 @@ class Run:
             raise UserError(f"can't write to {self.out_dir}: {reason_of(error)}") from None
 
     @contextmanager
-    def spared(self, what: str, say: Callable[[str], None] = report.say) -> Iterator[None]:
+    def spared(self, what: str, say: Callable[[str], None] = terminal.say) -> Iterator[None]:
         """What can't be written in mid-run is told, once in succession, and the training goes on without it."""
         try:
             yield

@@ -6,10 +6,10 @@ import statistics
 import time
 from pathlib import Path
 
-from shuoshu.commandline import UserError
 from shuoshu.contests import Bench
-from shuoshu.report import table
-from shuoshu.settings import SIZES
+from shuoshu.core.cli import UserError
+from shuoshu.core.settings import SIZES
+from shuoshu.core.terminal import table
 from shuoshu.yardstick import short
 
 CONTEXTS = (256, 512, 1024, 2048, 4096, 8192)  # the tokens of a step stay the same: the longest is one row

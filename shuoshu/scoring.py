@@ -11,8 +11,8 @@ import torch
 
 from model import GPT
 from shuoshu.batches import IGNORE
+from shuoshu.core.device import Processes, autocast
 from shuoshu.rows import RowFile, pack
-from shuoshu.runtime import Processes, autocast
 
 
 @dataclass

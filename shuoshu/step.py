@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 from torch import Tensor
 
-from shuoshu import report, runtime
-from shuoshu.commandline import UserError
-from shuoshu.optim import rate_factor, set_rates, step_unless
-
 if TYPE_CHECKING:
     from shuoshu.run import Run
+from shuoshu.core import device, terminal
+from shuoshu.core.cli import UserError
+from shuoshu.optim import rate_factor, set_rates, step_unless
 
 Result = TypeVar("Result")
 
@@ -52,18 +51,18 @@ def within_memory(run: Run, work: Callable[[], Result]) -> Result:
         if run.device.type == "cuda":
             torch.cuda.empty_cache()
         run.micro_rows = (run.micro_rows + 1) // 2
-        report.say(f"out of memory: from step {run.state.step:,} on, {run.micro_rows} rows at a time, and as many a step as before: the same training")
+        terminal.say(f"out of memory: from step {run.state.step:,} on, {run.micro_rows} rows at a time, and as many a step as before: the same training")
 
 
 def gradients(run: Run) -> Tensor:
     """Leaves this step's gradients in the model; this process's part of the mean loss."""
     processes = run.processes
-    runtime.seed_step(run.settings.seed, run.state.step, processes.rank)
+    device.seed_step(run.settings.seed, run.state.step, processes.rank)
     total = torch.zeros((), device=run.device)
     for ids, targets, count, is_last in micro_batches(run):
         is_quiet = processes.world > 1 and not is_last  # gradients travel once a step
         with run.forward.no_sync() if is_quiet else nullcontext():
-            with runtime.autocast(run.device, run.dtype):
+            with device.autocast(run.device, run.dtype):
                 loss = run.forward(ids, targets, reduction="sum") / count
             run.scaler.scale(loss * processes.world).backward()  # DDP takes the mean of the processes, we want their sum
         total += loss.detach()

@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 import tiktoken
 
-from shuoshu.commandline import UserError
-from shuoshu.files import read_json, reason_of
+from shuoshu.core.cli import UserError
+from shuoshu.core.files import read_json, reason_of
 
 END, SYSTEM, USER, ASSISTANT, PAD = SPECIALS = ("<|endoftext|>", "<|system|>", "<|user|>", "<|assistant|>", "<|pad|>")
 

@@ -7,19 +7,20 @@ from functools import cached_property
 
 import torch
 
-from shuoshu import report, runtime
 from shuoshu.answers import render_question
 from shuoshu.checkpoint import Loaded
-from shuoshu.commandline import UserError
+from shuoshu.core import device as core_device
+from shuoshu.core import terminal
+from shuoshu.core.cli import UserError
+from shuoshu.core.settings import SampleSettings
 from shuoshu.decoder import Reader, reader_for
 from shuoshu.generate import Sampling, Utf8Mask
-from shuoshu.settings import SampleSettings
 
 
 class Voice:
     def __init__(self, loaded: Loaded, device: torch.device, dtype: str = "auto") -> None:
         wanted = "float32" if dtype == "auto" and device.type != "cuda" else dtype
-        self.model = loaded.model.to(runtime.pick_dtype(wanted, device))
+        self.model = loaded.model.to(core_device.pick_dtype(wanted, device))
         self.tokenizer, self.step, self.turns = loaded.tokenizer, loaded.step, loaded.turns
         self.block = self.model.config.block_size
         self.mask = Utf8Mask(self.tokenizer, self.model.config.vocab_size, device)
@@ -39,7 +40,7 @@ class Voice:
             history = history[2:]
         ids = render_question(self.tokenizer, history)
         if len(ids) >= self.block:
-            raise UserError(f"a question of {len(ids):,} tokens is longer than the {self.block:,} that this model reads: {report.shorten(text[:200], 60)}")
+            raise UserError(f"a question of {len(ids):,} tokens is longer than the {self.block:,} that this model reads: {terminal.shorten(text[:200], 60)}")
         return ids
 
     def sampling_by(self, settings: SampleSettings, answers: bool) -> Sampling:

@@ -6,8 +6,8 @@ import math
 import secrets
 from typing import NamedTuple
 
-from shuoshu.commandline import UserError
-from shuoshu.settings import SampleSettings
+from shuoshu.core.cli import UserError
+from shuoshu.core.settings import SampleSettings
 from shuoshu.words import said
 
 LONGEST = 20_000  # characters of a question or a beginning

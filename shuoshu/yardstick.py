@@ -15,8 +15,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from shuoshu.commandline import UserError
-from shuoshu.settings import BenchSettings
+from shuoshu.core.cli import UserError
+from shuoshu.core.settings import BenchSettings
 
 Round = dict[str, float]
 Measure = Callable[..., float]

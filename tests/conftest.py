@@ -22,7 +22,7 @@ import prepare_sft
 import train
 from model import GPT
 from shuoshu import checkpoint
-from shuoshu.commandline import HOUSE
+from shuoshu.core.cli import HOUSE
 from shuoshu.tokenizer import Tokenizer, train_bpe
 
 torch.set_num_threads(1)  # exact results, and no two threads waiting for each other on a busy machine

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from shuoshu import batches
 from shuoshu.batches import SPLITS, DatasetWriter, TokenFile, read_meta, resolve
-from shuoshu.commandline import UserError
+from shuoshu.core.cli import UserError
 
 TOKENS = {"train": 203, "val": 41}
 

@@ -14,9 +14,9 @@ import pytest
 
 import bench
 from shuoshu import chores, contests, race, scale
-from shuoshu.commandline import UserError, parse
+from shuoshu.core.cli import UserError, parse
+from shuoshu.core.settings import TrainSettings
 from shuoshu.peer import Peer
-from shuoshu.settings import TrainSettings
 from shuoshu.yardstick import exponent, interleave
 
 TRAIN = """

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
-from tests.serving import PATIENCE, Server, until
 
 import prepare_sft
 import train
 from shuoshu.rows import read_pairs
+from tests.serving import PATIENCE, Server, until
 
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update"]
 ARGUMENTS += ["--disable-sync"]

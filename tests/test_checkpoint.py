@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from model import GPT
 from shuoshu import checkpoint
-from shuoshu.commandline import HOUSE, UserError
+from shuoshu.core.cli import HOUSE, UserError
 
 TENSORS = {"b": torch.arange(6).reshape(2, 3).float(), "a": torch.ones(3, dtype=torch.bfloat16), "c": torch.tensor(7.0), "n": torch.arange(3)}
 

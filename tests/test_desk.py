@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from shuoshu.commandline import UserError
+from shuoshu.core.cli import UserError
+from shuoshu.core.settings import AppSettings
 from shuoshu.desk import Desk
 from shuoshu.generate import Sampling
-from shuoshu.settings import AppSettings
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shuoshu.commandline import HOUSE
+from shuoshu.core.cli import HOUSE
 from shuoshu.document import BESIDE, MEASURES, SHOWN, chosen, marked, report_html
 from shuoshu.drawing import POINTS, points, ticks
 

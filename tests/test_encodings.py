@@ -13,7 +13,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from shuoshu import encodings
-from shuoshu.commandline import UserError
+from shuoshu.core.cli import UserError
 from shuoshu.encodings import Decoder, choose, last_line_start, raw_texts
 from shuoshu.text import Book, read_books
 

@@ -6,8 +6,8 @@ import pytest
 
 import train
 from shuoshu import checkpoint, loop, pace, run, step
-from shuoshu.files import sha256_of
-from shuoshu.report import Log
+from shuoshu.core.files import sha256_of
+from shuoshu.core.terminal import Log
 
 LENGTH = ["--dropout=0.1", "--max_iters=16", "--eval_interval=8", "--save_interval=5", "--sample_tokens=0", "--log_interval=1", "--batch_size=4"]
 LENGTH += ["--gradient_accumulation_steps=1", "--eval_questions=2"]

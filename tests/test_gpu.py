@@ -9,10 +9,10 @@ import torch
 
 import train
 from shuoshu import checkpoint
-from shuoshu.commandline import HOUSE
+from shuoshu.core.cli import HOUSE
+from shuoshu.core.terminal import Log
 from shuoshu.generate import Sampling, complete
 from shuoshu.optim import orthogonalise
-from shuoshu.report import Log
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU: compiled training, fp16, nccl")]
 

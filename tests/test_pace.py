@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from shuoshu import pace as pace_module
+from shuoshu.core.device import Processes
+from shuoshu.core.settings import TrainSettings
 from shuoshu.optim import rate_factor
 from shuoshu.pace import Pace
 from shuoshu.run import RunState
-from shuoshu.runtime import Processes
-from shuoshu.settings import TrainSettings
 
 
 class Clock:

@@ -17,9 +17,9 @@ import httpx
 import pytest
 from gradio_client import Client
 from gradio_client.exceptions import AppError, AuthenticationError
-from tests.serving import PATIENCE, Server, until
 
 from shuoshu.rows import read_pairs
+from tests.serving import PATIENCE, Server, until
 
 QUEUE, FLOOD = 5, 200
 WATCHER = """

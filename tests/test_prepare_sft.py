@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 import prepare_sft
-from shuoshu import batches, files, rows
+from shuoshu import batches, rows
+from shuoshu.core import files
 from shuoshu.rows import RowFile, read_pairs
 from shuoshu.tokenizer import Tokenizer
 

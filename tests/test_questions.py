@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from shuoshu import pairs as pairing
 from shuoshu import questions
-from shuoshu.commandline import HOUSE, UserError
+from shuoshu.core.cli import HOUSE, UserError
 from shuoshu.pairs import Dropped, Pair, closed_answers, drop_repeats, leaks, split_pairs
 from shuoshu.questions import find_question_files, read_pairs, read_records
 

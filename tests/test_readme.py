@@ -14,7 +14,6 @@ from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
-from tests.test_bench import write_checkout
 
 import bench
 import eval_metrics
@@ -22,7 +21,8 @@ import prepare
 import prepare_sft
 import sample
 import train
-from shuoshu.commandline import HOUSE
+from shuoshu.core.cli import HOUSE
+from tests.test_bench import write_checkout
 
 READMES = ("README.md", "README.zh.md")
 QUICK = ["--max_iters=2", "--eval_questions=8", "--sample_tokens=4", "--device=cpu", "--dtype=float32", "--threads=1"]
@@ -198,7 +198,7 @@ def test_links_lead_somewhere():
 def test_settings_named_in_the_readmes_and_formats_exist():
     from dataclasses import fields
 
-    from shuoshu.settings import AppSettings, BenchSettings, PrepareSettings, PrepareSftSettings, SampleSettings, TrainSettings
+    from shuoshu.core.settings import AppSettings, BenchSettings, PrepareSettings, PrepareSftSettings, SampleSettings, TrainSettings
 
     commands_settings = (AppSettings, BenchSettings, PrepareSettings, PrepareSftSettings, SampleSettings, TrainSettings)
     known = {f.metadata.get("alias", f.name) for cls in commands_settings for f in fields(cls)} | {

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shuoshu.batches import IGNORE
-from shuoshu.commandline import UserError
+from shuoshu.core.cli import UserError
 from shuoshu.metrics import LookUp
 from shuoshu.pairs import Pair
 from shuoshu.rewording import LONGEST, UNIT, Rewording, cut, telling, words

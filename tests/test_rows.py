@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shuoshu.batches import IGNORE
-from shuoshu.commandline import UserError
+from shuoshu.core.cli import UserError
 from shuoshu.pairs import Pair
 from shuoshu.rows import Noise, RowFile, cut_question, pack, read_pairs, windows, write_rows
 from shuoshu.step import micro_batches

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from shuoshu.batches import IGNORE, TokenFile
+from shuoshu.core.device import Processes
 from shuoshu.rows import RowFile
-from shuoshu.runtime import Processes
 from shuoshu.scoring import answer_batches, score, text_windows
 
 

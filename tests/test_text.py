@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from shuoshu import encodings
 from shuoshu import text as reading
 from shuoshu.cleaning import clean
-from shuoshu.commandline import UserError
+from shuoshu.core.cli import UserError
 from shuoshu.text import HEADING, Book, find_files, read_books, same_books, sections
 
 # Text in which every kind of cut is near: line ends of all kinds, indents, headings, characters of one to four bytes.

@@ -18,7 +18,7 @@ from tokenizers import Tokenizer as HFTokenizer
 from transformers import AutoTokenizer
 
 from shuoshu import text as reading
-from shuoshu.commandline import UserError
+from shuoshu.core.cli import UserError
 from shuoshu.text import sections
 from shuoshu.tokenizer import (
     SPECIALS,

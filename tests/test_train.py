@@ -19,9 +19,9 @@ import prepare
 import train
 from shuoshu import checkpoint, loop, run
 from shuoshu.batches import TokenFile
-from shuoshu.commandline import HOUSE
-from shuoshu.files import sha256_of
-from shuoshu.report import Log
+from shuoshu.core.cli import HOUSE
+from shuoshu.core.files import sha256_of
+from shuoshu.core.terminal import Log
 from shuoshu.scoring import Score
 
 EXACT = ["--dropout=0.1", "--max_iters=60", "--eval_interval=30", "--save_interval=10", "--sample_tokens=0"]
@@ -189,7 +189,7 @@ def test_a_signal_saves_says_how_to_go_on_and_loses_no_step(tiny, uninterrupted,
 
 
 def test_a_second_interrupt_stops_at_once(monkeypatch):
-    from shuoshu.runtime import StopFlag
+    from shuoshu.core.device import StopFlag
 
     with StopFlag() as stop:
         signal.raise_signal(signal.SIGINT)

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import torch
 
-from shuoshu import checkpoint, loop, run, saving, step
-from shuoshu.commandline import UserError
+from shuoshu import checkpoint, loop, run, step
+from shuoshu.core import saving
+from shuoshu.core.cli import UserError
 from tests.faults.board import BEGUN, CHECKPOINT, EVALUATION, MODEL, STEP, Board
 
 

@@ -17,7 +17,6 @@ import matplotlib.figure  # noqa: F401
 import torch
 
 import train
-from shuoshu import loop  # noqa: F401
 from tests.faults import injected
 
 

@@ -18,9 +18,9 @@ import prepare
 import prepare_sft
 import train
 from shuoshu import batches, loop
-from shuoshu.commandline import HOUSE
+from shuoshu.core.cli import HOUSE
+from shuoshu.core.files import sha256_of
 from shuoshu.figures import TrainingText
-from shuoshu.files import sha256_of
 from tests.conftest import QUIET, TINY
 
 

@@ -12,7 +12,7 @@ import pytest
 
 import train
 from shuoshu import checkpoint
-from shuoshu.files import sha256_of
+from shuoshu.core.files import sha256_of
 from tests.faults.test_models import HEADERS, PARTS, newest, resuming, taken_apart, written
 
 DAMAGE: dict[str, Callable[[Path], object]] = {

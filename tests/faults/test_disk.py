@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 import train
-from shuoshu import checkpoint, files, loop, saving
-from shuoshu.commandline import UserError
-from shuoshu.report import Log
+from shuoshu import checkpoint, loop
+from shuoshu.core import files, saving
+from shuoshu.core.cli import UserError
+from shuoshu.core.terminal import Log
 
 RUN = ["--max_iters=20", "--save_interval=5", "--eval_interval=10", "--sample_tokens=0", "--optimizer=adamw"]
 

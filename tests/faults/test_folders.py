@@ -13,8 +13,9 @@ import pytest
 from safetensors.torch import load_file
 
 import train
-from shuoshu import checkpoint, run, runtime
-from shuoshu.files import sha256_of
+from shuoshu import checkpoint, run
+from shuoshu.core import device
+from shuoshu.core.files import sha256_of
 
 SHORT = ["--max_iters=4", "--eval_interval=2", "--save_interval=2", "--sample_tokens=0"]
 
@@ -107,7 +108,7 @@ def test_a_forged_state_is_refused(tiny, out_dir, capsys, name, value):
 def test_a_signal_that_is_ignored_stays_ignored():
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
     try:
-        with runtime.StopFlag() as stop:
+        with device.StopFlag() as stop:
             os.kill(os.getpid(), signal.SIGHUP)
             os.kill(os.getpid(), signal.SIGTERM)
         assert stop.raised == signal.SIGTERM
@@ -124,16 +125,16 @@ def test_processes_that_do_not_find_each_other_are_told_of_torchrun(tiny, tmp_pa
 
 
 def test_when_the_reader_of_our_output_is_gone_the_run_is_saved(tiny, tmp_path, monkeypatch):
-    from shuoshu import report
+    from shuoshu.core import terminal
 
-    told = report.Progress.say
+    told = terminal.Progress.say
 
     def broken(self, line):
         if line.startswith("step 2"):
             raise BrokenPipeError
         told(self, line)
 
-    monkeypatch.setattr(report.Progress, "say", broken)
+    monkeypatch.setattr(terminal.Progress, "say", broken)
     monkeypatch.setattr(os, "dup2", lambda a, b: None)
     assert train.main([*tiny, *SHORT, "--save_interval=100", f"--out_dir={tmp_path / 'out'}"]) == 141
     assert checkpoint.newest_checkpoint(tmp_path / "out")[0].name == "step-000002"

@@ -18,14 +18,15 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from shuoshu import batches, checkpoint, prompts, report
+from shuoshu import batches, checkpoint, prompts
 from shuoshu.answers import read_questions
-from shuoshu.commandline import UserError, parse
+from shuoshu.core import terminal
+from shuoshu.core.cli import UserError, parse
+from shuoshu.core.settings import EvalSettings, PrepareSettings, PrepareSftSettings, SampleSettings, TrainSettings
 from shuoshu.figures import TrainingText, saved_run
 from shuoshu.pairs import Pair
 from shuoshu.questions import read_pairs
 from shuoshu.rows import RowFile
-from shuoshu.settings import EvalSettings, PrepareSettings, PrepareSftSettings, SampleSettings, TrainSettings
 from shuoshu.text import read_books
 from shuoshu.tokenizer import Tokenizer
 from tests.faults.test_models import taken_apart, written
@@ -299,9 +300,9 @@ def test_any_log(pretrained: Path, tmp_path: Path, damage: Callable, data: st.Da
     (tmp_path / "log.jsonl").write_bytes(b"\n".join(lines))
     draws = data.draw(st.integers(0, 19)) == 0  # takes long
     tried("tried")
-    log = report.Log(tmp_path / "log.jsonl")
+    log = terminal.Log(tmp_path / "log.jsonl")
     log.rewind(100, 100)
-    report.write_samples(log, tmp_path / "samples.md")
+    terminal.write_samples(log, tmp_path / "samples.md")
     if draws:
-        report.draw_curves(log, tmp_path / "loss.png")
+        terminal.draw_curves(log, tmp_path / "loss.png")
     tried("survived")

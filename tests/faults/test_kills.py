@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from shuoshu import checkpoint, report
-from shuoshu.commandline import UserError
-from shuoshu.files import sha256_of
+from shuoshu import checkpoint
+from shuoshu.core import terminal
+from shuoshu.core.cli import UserError
+from shuoshu.core.files import sha256_of
 from tests.faults.board import BEGUN, CHECKPOINT, EVALUATION, MODEL, PHASES, STEP, Board
 
 STEPS, SAVED_EVERY = 24, 4
@@ -36,7 +37,7 @@ class Tally:
         rows = [("killed in", "tried", "survived", "lost")]
         rows += [(name, self.tried[p], self.tried[p] - self.lost[p], self.lost[p]) for p, name in enumerate(PHASES) if self.tried[p]]
         rows.append(("all", self.tried.total(), self.tried.total() - self.lost.total(), self.lost.total()))
-        return f"{report.table(rows)}\n  steps lost by a kill: {max(self.steps_lost, default=0)} at most"
+        return f"{terminal.table(rows)}\n  steps lost by a kill: {max(self.steps_lost, default=0)} at most"
 
 
 @dataclass

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from shuoshu import checkpoint
-from shuoshu.commandline import HOUSE
-from shuoshu.report import Log
+from shuoshu.core.cli import HOUSE
+from shuoshu.core.terminal import Log
 
 STEADY = ["--optimizer=adamw", "--dropout=0", "--log_interval=1", "--sample_tokens=0", "--batch_size=8"]
 

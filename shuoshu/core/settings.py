@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from shuoshu.commandline import UserError, setting
+from shuoshu.core.cli import UserError, setting
 
 
 @dataclass

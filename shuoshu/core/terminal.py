@@ -9,7 +9,7 @@ import unicodedata
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from shuoshu.saving import write_text, write_whole
+from shuoshu.core.saving import write_text, write_whole
 
 
 def width(text: str) -> int:

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from shuoshu.commandline import HOUSE, UserError, command, parse
-from shuoshu.settings import BenchSettings, PrepareSettings, SampleSettings, TrainSettings
+from shuoshu.core.cli import HOUSE, UserError, command, parse
+from shuoshu.core.settings import BenchSettings, PrepareSettings, SampleSettings, TrainSettings
 
 COMMANDS = {"train": TrainSettings, "sample": SampleSettings, "prepare": PrepareSettings, "bench": BenchSettings}
 

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
-from shuoshu.commandline import UserError
-from shuoshu.files import sha256_of
+from shuoshu.core.cli import UserError
+from shuoshu.core.files import sha256_of
 
 
 def sync_folder(folder: Path) -> None:

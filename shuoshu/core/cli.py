@@ -19,7 +19,7 @@ import typing
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from shuoshu.files import read_text, reason_of
+from shuoshu.core.files import read_text, reason_of
 
 HOUSE = Path(__file__).resolve().parent.parent  # the folder of the commands, config/ and the bundled data
 

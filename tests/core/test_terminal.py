@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
-from shuoshu.files import size
-from shuoshu.report import Log, Progress, draw_curves, duration, pad, shorten, table, width, write_samples
+from shuoshu.core.files import size
+from shuoshu.core.terminal import Log, Progress, draw_curves, duration, pad, shorten, table, width, write_samples
 
 
 @pytest.mark.parametrize(("text", "columns"), [("", 0), ("abc", 3), ("说书", 4), ("a书，", 5), ("e\u0301", 1), ("“…”", 3), ("１２", 4), ("한", 2)])

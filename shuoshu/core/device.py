@@ -20,7 +20,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from shuoshu.commandline import HOUSE, UserError
+from shuoshu.core.cli import HOUSE, UserError
 
 
 def keep_memory() -> None:
