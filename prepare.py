@@ -18,7 +18,7 @@ from shuoshu.core.settings import PrepareSettings
 @command
 def main(argv: Sequence[str]) -> None:
     settings = parse(PrepareSettings, argv, __doc__)
-    from shuoshu.corpus import prepare
+    from shuoshu.text.prepare import prepare
 
     prepare(settings)
 

@@ -13,7 +13,7 @@ import torch
 from model import GPT, KVCache
 from shuoshu.generate import Finished, Sampling, complete_many, prefill
 from shuoshu.rows import read_pairs
-from shuoshu.tokenizer import Tokenizer
+from shuoshu.text.tokenizer import Tokenizer
 
 
 @dataclass

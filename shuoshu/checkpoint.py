@@ -27,7 +27,7 @@ from model import GPT, GPTConfig
 from shuoshu.core.cli import UserError
 from shuoshu.core.files import open_file, read_json, reason_of, sha256_of, size
 from shuoshu.core.saving import sync_folder, verify, write_text, write_whole
-from shuoshu.tokenizer import Tokenizer
+from shuoshu.text.tokenizer import Tokenizer
 
 FORMAT = 1
 KEEP = 2  # checkpoints of a run

@@ -16,8 +16,8 @@ from types import SimpleNamespace
 
 from shuoshu.contests import Bench
 from shuoshu.core.cli import HOUSE, UserError
-from shuoshu.text import find_files
-from shuoshu.tokenizer import Tokenizer
+from shuoshu.text.books import find_files
+from shuoshu.text.tokenizer import Tokenizer
 from shuoshu.yardstick import rate_of
 
 MEGABYTES = (1.0, 10.0, 100.0)

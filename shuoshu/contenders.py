@@ -14,7 +14,6 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from model import GPT, GPTConfig
-from shuoshu.batches import IGNORE, read_meta, resolve
 from shuoshu.checkpoint import Loaded
 from shuoshu.core import device as core_device
 from shuoshu.core.cli import parse
@@ -25,7 +24,8 @@ from shuoshu.lean import LONG
 from shuoshu.optim import Muon, orthogonalise
 from shuoshu.run import Run
 from shuoshu.step import train_step
-from shuoshu.tokenizer import Tokenizer
+from shuoshu.text.dataset import IGNORE, read_meta, resolve
+from shuoshu.text.tokenizer import Tokenizer
 from shuoshu.voice import Voice
 from shuoshu.yardstick import WARM_UP, Measure, rate_of, serve
 

@@ -13,10 +13,10 @@ from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
-from shuoshu.batches import read_meta
 from shuoshu.core.cli import HOUSE, UserError
 from shuoshu.core.settings import BenchSettings
 from shuoshu.peer import Peer
+from shuoshu.text.dataset import read_meta
 from shuoshu.yardstick import Ledger, Worker, short
 
 ROWS = (1, 10)  # texts side by side in sampling

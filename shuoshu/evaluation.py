@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from shuoshu import batches, checkpoint, metrics
+from shuoshu import checkpoint, metrics
 from shuoshu.answers import Question, answer, label_scores, read_questions
 from shuoshu.core import device as core_device
 from shuoshu.core import terminal
@@ -26,6 +26,7 @@ from shuoshu.figures import COPIED, Figures, TrainingText, saved_run
 from shuoshu.generate import Sampling, complete_many
 from shuoshu.rows import RowFile
 from shuoshu.scoring import answer_batches, score, text_windows
+from shuoshu.text import dataset
 
 PROMPTS, PROMPT_TOKENS, CONTINUED = 40, 64, 100  # continuations of a text model: how many, of how much, for how long
 COLUMNS = 100  # of the terminal
@@ -40,8 +41,8 @@ def evaluate(settings: EvalSettings, out_dir: Path) -> int:
     device = core_device.pick_device(settings.device)
     subjects = [Subject(Path(name), settings, device) for name in (out_dir, *settings.compare)]
     saved = saved_run(out_dir)
-    folder = batches.resolve(settings.data or str(saved.get("data", {}).get("folder") or "novella"))
-    meta = batches.read_meta(folder)
+    folder = dataset.resolve(settings.data or str(saved.get("data", {}).get("folder") or "novella"))
+    meta = dataset.read_meta(folder)
     for subject in subjects:
         subject.check_fits(meta, folder)
     sources = TrainingText.find(out_dir)
@@ -113,7 +114,7 @@ class Subject:
     def check_fits(self, meta: dict, data: Path) -> None:
         """UserError if this model can't read the data."""
         message = f"{data} was prepared with another tokenizer than {self.folder}'s: prepare it with --tokenizer={self.folder}"
-        batches.check_tokenizer(self.tokenizer, meta, message)
+        dataset.check_tokenizer(self.tokenizer, meta, message)
         if meta.get("width", 0) > (block := self.model.config.block_size) + 1:
             raise UserError(
                 f"the longest row of {data} has {meta['width']:,} tokens, the model in {self.folder} reads {block:,}: prepare it with --tokenizer={self.folder}"
@@ -132,7 +133,7 @@ class Result:
 
 def measure_text(settings: EvalSettings, subjects: Sequence[Subject], folder: Path, split: str, sources: TrainingText | None) -> Result:
     """Perplexity of a text, by overlapping and by disjoint windows, and continuations of prompts from it."""
-    file = batches.TokenFile(folder, split)
+    file = dataset.TokenFile(folder, split)
     facts = file.meta["splits"][split]
     head = min(PROMPT_TOKENS, *(subject.model.config.block_size // 2 for subject in subjects))
     result, figures = Result({name: facts[name] for name in ("tokens", "characters", "bytes")}), []
@@ -158,7 +159,7 @@ def measure_text(settings: EvalSettings, subjects: Sequence[Subject], folder: Pa
     return result
 
 
-def continuations(settings: EvalSettings, subject: Subject, file: batches.TokenFile, head: int) -> list[tuple[str, str, str]]:
+def continuations(settings: EvalSettings, subject: Subject, file: dataset.TokenFile, head: int) -> list[tuple[str, str, str]]:
     """(prompt of `head` tokens, what the model writes, how the text goes on) at evenly chosen places; none in a text that is too short."""
     length = settings.max_new_tokens or CONTINUED
     room = len(file) - head - length

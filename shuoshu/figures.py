@@ -10,11 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
-from shuoshu import batches, metrics
+from shuoshu import metrics
 from shuoshu.core.cli import UserError
 from shuoshu.core.files import read_json
 from shuoshu.scoring import Score
-from shuoshu.tokenizer import Tokenizer
+from shuoshu.text import dataset
+from shuoshu.text.tokenizer import Tokenizer
 
 COPIED = 20  # characters in succession that count as copied from the training text
 MARKED = 8  # characters in succession that the report marks
@@ -34,7 +35,7 @@ class TrainingText:
     """What a model was pretrained on, as text: where its answers may be copied from."""
 
     def __init__(self, folder: Path) -> None:
-        file, tokenizer = batches.TokenFile(folder, "train"), Tokenizer.load(folder)
+        file, tokenizer = dataset.TokenFile(folder, "train"), Tokenizer.load(folder)
         books = [f"《{book['title']}》" for book in file.meta["books"]]
         titles = {c["token"]: books[c["book"]] + c["title"] for c in file.meta["chapters"] if c["split"] == "train"}
         edges, pieces, self.places, length = sorted({0, *titles, len(file)}), [], [], 0
@@ -51,7 +52,7 @@ class TrainingText:
             for _ in range(8):
                 saved = saved_run(out_dir)
                 folder, before = Path(str(saved.get("data", {}).get("folder"))), saved.get("settings", {}).get("init_from", "scratch")
-                if (folder / "meta.json").is_file() and "width" not in (meta := batches.read_meta(folder)):
+                if (folder / "meta.json").is_file() and "width" not in (meta := dataset.read_meta(folder)):
                     return cls(folder) if meta["splits"]["train"]["sha256"] == saved["data"].get("train") else None
                 if before == "scratch":
                     return None

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from model import GPT, KVCache
 from shuoshu.decoder import Reader, reader_for
-from shuoshu.tokenizer import WHOLE, TextStream, Tokenizer, utf8_transitions
+from shuoshu.text.tokenizer import WHOLE, TextStream, Tokenizer, utf8_transitions
 
 
 @dataclass

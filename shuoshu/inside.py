@@ -10,7 +10,7 @@ import torch
 
 from shuoshu.figures import MARKED, TrainingText
 from shuoshu.markup import both, text
-from shuoshu.tokenizer import WHOLE, TextStream, Tokenizer
+from shuoshu.text.tokenizer import WHOLE, TextStream, Tokenizer
 from shuoshu.voice import Voice
 
 STRONGEST = 8  # alternatives that are shown

@@ -11,13 +11,14 @@ from pathlib import Path
 
 import numpy as np
 
-from shuoshu import batches, pairs, questions, rows
+from shuoshu import pairs, questions, rows
 from shuoshu.core import terminal
 from shuoshu.core.cli import HOUSE, UserError
 from shuoshu.core.files import is_count, read_json, reason_of, same
 from shuoshu.core.settings import PrepareSftSettings
 from shuoshu.pairs import SPLITS, Dropped, Pair
-from shuoshu.tokenizer import Tokenizer
+from shuoshu.text import dataset
+from shuoshu.text.tokenizer import Tokenizer
 
 
 def prepare_sft(settings: PrepareSftSettings) -> None:
@@ -97,7 +98,7 @@ def check_target(folder: Path, files: Sequence[Path]) -> None:
     taken = [path for path in targets if path.exists() and (not ours or path.resolve() in {file.resolve() for file in files})]
     if taken:
         raise UserError(f"{taken[0]} would be written over: choose another folder with --out=data/NAME")
-    if is_whole and "width" not in batches.read_meta(folder):
+    if is_whole and "width" not in dataset.read_meta(folder):
         raise UserError(f"{folder} holds prepared text: choose another folder with --out=data/NAME")
 
 

@@ -11,8 +11,8 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from shuoshu.batches import SPLITS, TokenFile
 from shuoshu.core.cli import UserError
+from shuoshu.text.dataset import SPLITS, TokenFile
 
 NEEDED = ("train.py", "model.py", "configurator.py")
 SETTLED = 3  # first iterations that don't count: the first one holds an evaluation, the others warm the caches

@@ -18,10 +18,10 @@ import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
 
 from model import GPT, GPTConfig
-from shuoshu.batches import TokenFile
 from shuoshu.core import device as core_device
 from shuoshu.scoring import score, text_windows
-from shuoshu.tokenizer import Tokenizer
+from shuoshu.text.dataset import TokenFile
+from shuoshu.text.tokenizer import Tokenizer
 from shuoshu.yardstick import WARM_UP, Measure, rate_of, serve
 
 

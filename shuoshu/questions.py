@@ -16,8 +16,8 @@ from pathlib import Path
 
 from shuoshu.core.cli import UserError
 from shuoshu.core.files import nothing_at, open_file, reason_of
-from shuoshu.encodings import LARGEST, Decoder
 from shuoshu.pairs import SPLITS, Dropped, Pair, brief, clean
+from shuoshu.text.encodings import LARGEST, Decoder
 
 SUFFIXES = (".json", ".jsonl", ".csv", ".tsv")
 SPLIT_NAMES = {**{name: name for name in SPLITS}, "training": "train", "valid": "val", "validation": "val", "dev": "val"}

@@ -5,9 +5,9 @@ from __future__ import annotations
 import itertools
 from pathlib import Path
 
-from shuoshu.batches import read_meta
 from shuoshu.contests import Bench, fair_peer, faster
 from shuoshu.core.terminal import Log
+from shuoshu.text.dataset import read_meta
 
 RATES = (0.0006, 0.002, 0.006)  # of the peer: from large models' to small ones'
 SHARES = (0.1, 0.2, 0.4, 1.0)  # of the budget that ours is given, one after the other

@@ -10,7 +10,7 @@ from itertools import pairwise
 import numpy as np
 
 from shuoshu.metrics import LookUp
-from shuoshu.tokenizer import Tokenizer
+from shuoshu.text.tokenizer import Tokenizer
 
 LONGEST = 5  # units in a piece
 ANSWERS, OTHERS = 0.8, 1  # for one part of questions with its answer: about so much at most of the answer, and of it and of other questions together

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
-from shuoshu.batches import AGAIN, IGNORE, Aside, check_length, open_array, read_meta, token_dtype
 from shuoshu.core.cli import UserError
 from shuoshu.core.files import read_text, reason_of, sha256_of
-from shuoshu.encodings import LARGEST
 from shuoshu.pairs import SPLITS, Pair
 from shuoshu.rewording import Rewording
-from shuoshu.tokenizer import Tokenizer
+from shuoshu.text.dataset import AGAIN, IGNORE, Aside, check_length, open_array, read_meta, token_dtype
+from shuoshu.text.encodings import LARGEST
+from shuoshu.text.tokenizer import Tokenizer
 
 TRIED = 100  # questions that are reworded before a training to see whether they can be
 POOL = 64  # steps whose rows are sorted by length together

@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from model import GPT, GPTConfig
-from shuoshu import batches, checkpoint
+from shuoshu import checkpoint
 from shuoshu.answers import read_questions
 from shuoshu.core import device as core_device
 from shuoshu.core import terminal
@@ -28,7 +28,8 @@ from shuoshu.optim import Muon, Plan, build_optimizers, load_state_tensors, stat
 from shuoshu.rows import Noise, RowFile
 from shuoshu.scoring import Batch, answer_batches, text_windows
 from shuoshu.step import Skips
-from shuoshu.tokenizer import Tokenizer
+from shuoshu.text import dataset
+from shuoshu.text.tokenizer import Tokenizer
 
 OWN_FILES = ("settings.json", "log.jsonl", "loss.png", "samples.md", "eval.json", "eval_answers.jsonl", "report.html", "model.safetensors", "config.json")
 OWN_FILES += ("generation_config.json", "tokenizer.json", "tokenizer_config.json", "checkpoints")
@@ -69,7 +70,7 @@ class Run:
     def __init__(self, settings: TrainSettings, processes: core_device.Processes, device: torch.device, lock: Lock) -> None:
         self.settings, self.processes, self.device, self.lock = settings, processes, device, lock
         self.out_dir = Path(settings.out_dir)
-        self._open_data(batches.resolve(settings.dataset))
+        self._open_data(dataset.resolve(settings.dataset))
 
         earlier = processes.first(self._earlier_checkpoint)
         settings.dtype = processes.agree(str(core_device.pick_dtype(settings.dtype, device)).removeprefix("torch."))
@@ -95,9 +96,9 @@ class Run:
     def _open_data(self, folder: Path) -> None:
         """Token files of text, or rows of questions and answers; their tokenizer."""
         settings = self.settings
-        meta = batches.read_meta(folder)
+        meta = dataset.read_meta(folder)
         self.tokenizer = Tokenizer.load(folder)
-        batches.check_tokenizer(self.tokenizer, meta, f"{folder}/tokenizer.json is not the tokenizer that made the data: {batches.AGAIN}")
+        dataset.check_tokenizer(self.tokenizer, meta, f"{folder}/tokenizer.json is not the tokenizer that made the data: {dataset.AGAIN}")
         self.rows_per_step = settings.batch_size * settings.gradient_accumulation_steps
         self.turns = meta.get("turns", 0)
         is_noisy = settings.question_drop or settings.question_swap
@@ -108,7 +109,7 @@ class Run:
                 self.data.reword(self.tokenizer, settings.reworded)
             self.questions = read_questions(folder, "val", self.tokenizer)[: settings.eval_questions]
         else:
-            self.data, self.val, self.questions = batches.TokenFile(folder, "train"), batches.TokenFile(folder, "val"), []
+            self.data, self.val, self.questions = dataset.TokenFile(folder, "train"), dataset.TokenFile(folder, "val"), []
         if not self.turns and (noise or settings.reworded or settings.select_by == "rouge"):
             raise UserError(f"{folder} holds text: question_drop, question_swap, reworded and select_by=rouge go with questions and answers (prepare_sft.py)")
         self.selects_by_answers = bool(self.questions) and settings.select_by != "loss"

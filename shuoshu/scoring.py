@@ -10,9 +10,9 @@ import numpy as np
 import torch
 
 from model import GPT
-from shuoshu.batches import IGNORE
 from shuoshu.core.device import Processes, autocast
 from shuoshu.rows import RowFile, pack
+from shuoshu.text.dataset import IGNORE
 
 
 @dataclass

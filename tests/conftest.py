@@ -23,7 +23,7 @@ import train
 from model import GPT
 from shuoshu import checkpoint
 from shuoshu.core.cli import HOUSE
-from shuoshu.tokenizer import Tokenizer, train_bpe
+from shuoshu.text.tokenizer import Tokenizer, train_bpe
 
 torch.set_num_threads(1)  # exact results, and no two threads waiting for each other on a busy machine
 

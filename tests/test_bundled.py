@@ -9,7 +9,7 @@ from itertools import pairwise
 import pytest
 
 from shuoshu.core.cli import HOUSE
-from shuoshu.text import Book, find_files, read_books
+from shuoshu.text.books import Book, find_files, read_books
 
 FIELDS = {"question", "answer", "chapter", "evidence", "fact", "split"}
 # Two phrasings of one fact differ in at least 40% of the longer one's characters: below that they share a clause word for word

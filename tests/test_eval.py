@@ -21,11 +21,11 @@ import prepare_sft
 from model import GPT
 from shuoshu import checkpoint, metrics
 from shuoshu.answers import Question, label_scores, read_questions, render_question
-from shuoshu.batches import TokenFile, read_meta
 from shuoshu.core.terminal import width
 from shuoshu.evaluation import COLUMNS, told
 from shuoshu.figures import COPIED, MARKED, TrainingText
 from shuoshu.rows import RowFile
+from shuoshu.text.dataset import TokenFile, read_meta
 
 FILES = ("eval.json", "eval_answers.jsonl", "report.html")
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from model import GPT, GPTConfig
 from shuoshu.decoder import Decoder
 from shuoshu.generate import History, Sampling, Utf8Mask, Writer, complete, complete_many, penalise, pick, stream
-from shuoshu.tokenizer import WHOLE
+from shuoshu.text.tokenizer import WHOLE
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import torch
 from shuoshu import checkpoint, inside
 from shuoshu.figures import MARKED, TrainingText
 from shuoshu.generate import Sampling, Utf8Mask, complete
-from shuoshu.tokenizer import WHOLE, TextStream
+from shuoshu.text.tokenizer import WHOLE, TextStream
 from shuoshu.voice import Voice
 
 EVIL = "<script>alert(1)</script> **b** <img src=x onerror=alert(1)> '\"& \x00\x1b\x7f\x85\r"

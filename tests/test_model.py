@@ -10,9 +10,9 @@ from transformers import Qwen3ForCausalLM
 
 from model import GPT, GPTConfig, KVCache
 from shuoshu import checkpoint
-from shuoshu.batches import IGNORE
 from shuoshu.core.cli import HOUSE, parse
 from shuoshu.core.settings import ModelSettings, TrainSettings
+from shuoshu.text.dataset import IGNORE
 
 ODD = GPTConfig(vocab_size=96, block_size=32, n_layer=2, n_head=4, n_kv_head=2, n_embd=48, head_dim=16, n_hidden=80)  # 16 != 48 / 4
 TIED = dataclasses.replace(ODD, tie_embeddings=True)

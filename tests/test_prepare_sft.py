@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 
 import prepare_sft
-from shuoshu import batches, rows
+from shuoshu import rows
 from shuoshu.core import files
 from shuoshu.rows import RowFile, read_pairs
-from shuoshu.tokenizer import Tokenizer
+from shuoshu.text import dataset as text_dataset
+from shuoshu.text.tokenizer import Tokenizer
 
 ROWS = [{"question": f"第{n}问：谁在渡口？", "answer": f"第{n}个人在渡口。"} for n in range(30)]
 LONG = {"question": "最长的一问：" + "沈砚在渡口望着河面出神。" * 12, "answer": "他想着一封信。"}
@@ -105,7 +106,7 @@ def test_the_readable_pairs_say_where_they_stand(prepare, tmp_path: Path) -> Non
     lines = [json.loads(line) for line in (folder / "train.jsonl").read_text(encoding="utf-8").splitlines()]
     assert lines[0] == {**ROWS[0], "split": "train", "source": "rows.json, row 1", "row": 0, "rows": 1}
     assert lines[-1] == {**talk, "chapter": 3, "split": "train", "source": "talk.jsonl, row 1", "row": 30, "rows": 1}
-    assert batches.read_meta(folder)["turns"] == 2
+    assert text_dataset.read_meta(folder)["turns"] == 2
     assert trained(folder)[-1] == "走了。也走了。"
 
 
@@ -212,7 +213,7 @@ def test_leaks_between_the_splits_are_told(prepare) -> None:
 def test_templates_and_labels_make_a_closed_set(prepare, tmp_path: Path) -> None:
     reviews = [{"review": f"茶{'好' if n % 3 else '凉'}，第{n}回来", "label": int(n % 3 > 0)} for n in range(60)]
     told = prepare(reviews, "--question=评论：{review} 是正面还是负面？", "--answer={label}", "--labels=1=正面,0=负面")
-    assert "a closed set of 2 answers" in told and batches.read_meta(tmp_path / "out")["labels"] == ["正面", "负面"]
+    assert "a closed set of 2 answers" in told and text_dataset.read_meta(tmp_path / "out")["labels"] == ["正面", "负面"]
     for split in ("train", "val", "test"):  # a third of each is negative
         answers = [pair["answer"] for pair in read_pairs(tmp_path / "out", split)]
         assert abs(answers.count("负面") - len(answers) / 3) <= 1
@@ -268,4 +269,4 @@ def test_questions_that_cutting_makes_equal_are_told_and_not_taught(prepare) -> 
 def test_labels_make_a_closed_set_of_however_few_rows(prepare, tmp_path: Path) -> None:
     reviews = [{"review": f"第{n}间房", "label": n % 2} for n in range(14)]
     prepare(reviews, "--question={review}", "--answer={label}", "--labels=1=正面,0=负面")
-    assert batches.read_meta(tmp_path / "out")["labels"] == sorted(["正面", "负面"])
+    assert text_dataset.read_meta(tmp_path / "out")["labels"] == sorted(["正面", "负面"])

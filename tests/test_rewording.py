@@ -12,13 +12,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shuoshu.batches import IGNORE
 from shuoshu.core.cli import UserError
 from shuoshu.metrics import LookUp
 from shuoshu.pairs import Pair
 from shuoshu.rewording import LONGEST, UNIT, Rewording, cut, telling, words
 from shuoshu.rows import Noise, RowFile, read_pairs, windows, write_rows
-from shuoshu.tokenizer import Tokenizer
+from shuoshu.text.dataset import IGNORE
+from shuoshu.text.tokenizer import Tokenizer
 
 
 @pytest.fixture(scope="module")

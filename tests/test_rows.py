@@ -14,12 +14,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shuoshu.batches import IGNORE
 from shuoshu.core.cli import UserError
 from shuoshu.pairs import Pair
 from shuoshu.rows import Noise, RowFile, cut_question, pack, read_pairs, windows, write_rows
 from shuoshu.step import micro_batches
-from shuoshu.tokenizer import Tokenizer
+from shuoshu.text.dataset import IGNORE
+from shuoshu.text.tokenizer import Tokenizer
 
 MARKED = st.lists(st.sampled_from(["？", "<|endoftext|>", "<|assistant|>", "<|user|>", "<|pad|>", "沈砚", "在渡口", "\n", "é🙂", "a1"]), min_size=1, max_size=8)
 SPELT = MARKED.map("".join)

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from shuoshu.batches import IGNORE, TokenFile
 from shuoshu.core.device import Processes
 from shuoshu.rows import RowFile
 from shuoshu.scoring import answer_batches, score, text_windows
+from shuoshu.text.dataset import IGNORE, TokenFile
 
 
 def by_hand(model, tokens, end):

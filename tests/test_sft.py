@@ -19,7 +19,6 @@ import prepare_sft
 import train
 from shuoshu import checkpoint, loop
 from shuoshu.answers import answer, read_questions, render_question
-from shuoshu.batches import IGNORE
 from shuoshu.core.cli import HOUSE
 from shuoshu.core.files import sha256_of
 from shuoshu.core.settings import ModelSettings, TrainSettings
@@ -27,7 +26,8 @@ from shuoshu.core.terminal import Log
 from shuoshu.generate import Sampling, complete
 from shuoshu.rows import RowFile, pack, read_pairs
 from shuoshu.scoring import Score
-from shuoshu.tokenizer import Tokenizer
+from shuoshu.text.dataset import IGNORE
+from shuoshu.text.tokenizer import Tokenizer
 
 NOISY = ["--question_drop=0.15", "--question_swap=0.15", "--dropout=0.1"]
 

@@ -10,11 +10,11 @@ import torch
 import train
 from model import GPT, GPTConfig
 from shuoshu import checkpoint, loop, optim, step
-from shuoshu.batches import TokenFile
 from shuoshu.core.settings import OptimSettings
 from shuoshu.core.terminal import Log
 from shuoshu.rows import RowFile
 from shuoshu.scoring import Score
+from shuoshu.text.dataset import TokenFile
 
 SHORT = ["--max_iters=12", "--eval_interval=12", "--log_interval=4", "--sample_tokens=0", "--dropout=0"]
 

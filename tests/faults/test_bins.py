@@ -17,10 +17,11 @@ import eval_metrics
 import prepare
 import prepare_sft
 import train
-from shuoshu import batches, loop
+from shuoshu import loop
 from shuoshu.core.cli import HOUSE
 from shuoshu.core.files import sha256_of
 from shuoshu.figures import TrainingText
+from shuoshu.text import dataset as text_dataset
 from tests.conftest import QUIET, TINY
 
 
@@ -232,7 +233,7 @@ def test_a_meta_of_the_future_is_told(book: Path, refused: Callable) -> None:
 def test_a_byte_order_mark_does_no_harm(book: Path, tried: Callable) -> None:
     tried("tried")
     (book / "meta.json").write_bytes(b"\xef\xbb\xbf" + (book / "meta.json").read_bytes())
-    assert len(batches.TokenFile(book, "train")) > 0
+    assert len(text_dataset.TokenFile(book, "train")) > 0
     tried("survived")
 
 

@@ -15,7 +15,7 @@ import prepare
 import prepare_sft
 import sample
 import train
-from shuoshu.tokenizer import SPECIALS
+from shuoshu.text.tokenizer import SPECIALS
 from tests.conftest import TINY
 
 CONFIGS: dict[str, tuple[bytes, str]] = {

@@ -18,7 +18,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from shuoshu import batches, checkpoint, prompts
+from shuoshu import checkpoint, prompts
 from shuoshu.answers import read_questions
 from shuoshu.core import terminal
 from shuoshu.core.cli import UserError, parse
@@ -27,8 +27,9 @@ from shuoshu.figures import TrainingText, saved_run
 from shuoshu.pairs import Pair
 from shuoshu.questions import read_pairs
 from shuoshu.rows import RowFile
-from shuoshu.text import read_books
-from shuoshu.tokenizer import Tokenizer
+from shuoshu.text import dataset as text_dataset
+from shuoshu.text.books import read_books
+from shuoshu.text.tokenizer import Tokenizer
 from tests.faults.test_models import taken_apart, written
 from tests.faults.test_novels import TXT, zipped
 from train import saved_settings
@@ -222,14 +223,14 @@ def test_any_meta(
     raw = json.dumps(damage(data, right)).encode() if data.draw(st.booleans()) else hurt_bytes(data, json.dumps(right).encode())
     (folder / "meta.json").write_bytes(raw)
     with answered():
-        meta = batches.read_meta(folder)
-        batches.check_tokenizer(Tokenizer.load(folder), meta, "another tokenizer")
+        meta = text_dataset.read_meta(folder)
+        text_dataset.check_tokenizer(Tokenizer.load(folder), meta, "another tokenizer")
         if "width" in meta:
             made = RowFile(folder, "train").rows(0, 8, 64, 1)
             assert (made[0] == RowFile(qa, "train").rows(0, 8, 64, 1)[0]).all()
             read_questions(folder, "val", tokenizer)
         else:
-            assert (batches.TokenFile(folder, "train").rows(0, 8, 64, 1)[0] == batches.TokenFile(dataset, "train").rows(0, 8, 64, 1)[0]).all()
+            assert (text_dataset.TokenFile(folder, "train").rows(0, 8, 64, 1)[0] == text_dataset.TokenFile(dataset, "train").rows(0, 8, 64, 1)[0]).all()
             TrainingText(folder).spans("三更天，沈砚在渡口")
 
 

@@ -144,7 +144,7 @@ def test_json_that_is_none_is_refused(model: Path, name: str, fault: str, refuse
 
 
 def test_another_models_tokenizer_is_refused(model: Path, text: str, refused: Callable) -> None:
-    from shuoshu.tokenizer import train_bpe
+    from shuoshu.text.tokenizer import train_bpe
 
     other = train_bpe([text[::-1]], 512)
     (model / "tokenizer.json").write_text(other.to_json(), encoding="utf-8")

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import prepare
-from shuoshu.tokenizer import SPECIALS, Tokenizer
+from shuoshu.text.tokenizer import SPECIALS, Tokenizer
 
 
 def zipped(members: dict[str, bytes], mode: int = 0o600, method: int = zipfile.ZIP_DEFLATED) -> bytes:

@@ -13,7 +13,7 @@ import pytest
 
 import prepare_sft
 from shuoshu.rows import RowFile, read_pairs
-from shuoshu.tokenizer import SPECIALS, Tokenizer
+from shuoshu.text.tokenizer import SPECIALS, Tokenizer
 
 ROW = '{"question": "谁？", "answer": "我。"}'
 DEEP = "[" * 200_000

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
-from shuoshu.cleaning import HEADING, Account, clean
 from shuoshu.core.cli import UserError
 from shuoshu.core.files import nothing_at, reason_of
-from shuoshu.encodings import SUFFIXES, Decoder, last_line_start, most_of, raw_texts
+from shuoshu.text.cleaning import HEADING, Account, clean
+from shuoshu.text.encodings import SUFFIXES, Decoder, last_line_start, most_of, raw_texts
 
 BLOCK = 1 << 17  # characters of the longest section
 ODD = {"private-use": re.compile("[\ue000-\uf8ff]"), "unreadable (�)": re.compile("�"), "rare": re.compile("[\u3400-\u4dbf\uf900-\ufaff\U00020000-\U0003ffff]")}

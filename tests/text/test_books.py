@@ -9,11 +9,11 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from shuoshu import encodings
-from shuoshu import text as reading
-from shuoshu.cleaning import clean
 from shuoshu.core.cli import UserError
-from shuoshu.text import HEADING, Book, find_files, read_books, same_books, sections
+from shuoshu.text import books as text_books
+from shuoshu.text import encodings
+from shuoshu.text.books import HEADING, Book, find_files, read_books, same_books, sections
+from shuoshu.text.cleaning import clean
 
 # Text in which every kind of cut is near: line ends of all kinds, indents, headings, characters of one to four bytes.
 PROSE = st.lists(
@@ -114,7 +114,7 @@ def test_a_heading_is_found_at_the_beginning_and_at_the_end_of_a_file(tmp_path: 
 def test_sections_join_to_the_text(tmp_path_factory: pytest.TempPathFactory, text: str, block: int) -> None:
     path = write(tmp_path_factory.getbasetemp() / "joined.txt", text)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reading, "BLOCK", block)
+        patch.setattr(text_books, "BLOCK", block)
         found = list(sections(path))
     assert "".join(section.text for section in found) == text
     assert all(section.text for section in found)
@@ -126,7 +126,7 @@ def test_sections_join_to_the_text(tmp_path_factory: pytest.TempPathFactory, tex
 @pytest.mark.parametrize("block", [1, 2, 3, 5, 7, 64])
 def test_characters_cut_by_a_block_stay_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int) -> None:
     text = "é雨𠮷👩‍👧\r\n" * 20
-    monkeypatch.setattr(reading, "BLOCK", block)
+    monkeypatch.setattr(text_books, "BLOCK", block)
     assert "".join(s.text for s in sections(write(tmp_path / "book.txt", text))) == text
 
 
@@ -134,27 +134,27 @@ def test_characters_cut_by_a_block_stay_whole(tmp_path: Path, monkeypatch: pytes
 def test_chapters_are_found_wherever_the_blocks_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, block: int) -> None:
     path = write(tmp_path / "book.txt", text)
     whole = titles(path)
-    monkeypatch.setattr(reading, "BLOCK", block)
+    monkeypatch.setattr(text_books, "BLOCK", block)
     assert titles(path) == whole and len(whole) == 10
 
 
 @pytest.mark.parametrize("block", range(25, 45))
 def test_a_section_begins_at_a_line_that_is_not_blank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int) -> None:
-    monkeypatch.setattr(reading, "BLOCK", block)
+    monkeypatch.setattr(text_books, "BLOCK", block)
     found = list(sections(write(tmp_path / "book.txt", "一行文字。\n\n \n另一行文字。\n\n\n" * 20)))
     assert len(found) > 5
     assert not any(section.text[:1].isspace() for section in found)
 
 
 def test_a_novel_with_indented_paragraphs_is_cut_at_lines_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reading, "BLOCK", 300)
+    monkeypatch.setattr(text_books, "BLOCK", 300)
     found = list(sections(write(tmp_path / "book.txt", "　　沈砚点起一盏油灯，望着河面出神。\n" * 200)))
     assert all(section.text.endswith("\n") for section in found)
     assert max(len(section.text) for section in found) < 600
 
 
 def test_only_a_few_blocks_of_an_endless_line_are_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reading, "BLOCK", 100)
+    monkeypatch.setattr(text_books, "BLOCK", 100)
     assert max(len(s.text) for s in sections(write(tmp_path / "book.txt", "a" * 5000))) <= 500
 
 
@@ -295,7 +295,7 @@ def test_short_texts_are_compared_without_a_fault(tmp_path: Path) -> None:
 def test_the_splits_join_to_the_text(tmp_path_factory: pytest.TempPathFactory, text: str, block: int, val_fraction: float) -> None:
     assume(text.strip() and "\0" not in text)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reading, "BLOCK", block)
+        patch.setattr(text_books, "BLOCK", block)
         found = parts(read(tmp_path_factory.getbasetemp() / "split.txt", text, val_fraction))
     assert found["train"] + found["val"] == clean(text.removeprefix("\ufeff"))[0]
 

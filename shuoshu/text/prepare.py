@@ -13,13 +13,13 @@ from pathlib import Path
 
 import numpy as np
 
-from shuoshu import batches
 from shuoshu.core import terminal
 from shuoshu.core.cli import HOUSE, UserError
 from shuoshu.core.files import same
 from shuoshu.core.settings import PrepareSettings
-from shuoshu.text import Account, Book, Section, find_files, read_books, same_books
-from shuoshu.tokenizer import Tokenizer, character_tokenizer, gpt2_tokenizer, train_bpe
+from shuoshu.text import dataset
+from shuoshu.text.books import Account, Book, Section, find_files, read_books, same_books
+from shuoshu.text.tokenizer import Tokenizer, character_tokenizer, gpt2_tokenizer, train_bpe
 
 SAMPLE_BYTES = 8_000_000  # of text that a tokenizer is trained on: more costs seconds and changes little
 SAMPLE_PIECE = 20_000  # characters drawn together
@@ -38,7 +38,7 @@ def prepare(settings: PrepareSettings) -> None:
     if settings.threads:
         os.environ["RAYON_NUM_THREADS"] = str(settings.threads)  # for the tokenizer's training
     try:
-        with batches.DatasetWriter(folder) as writer:
+        with dataset.DatasetWriter(folder) as writer:
             books, bad = read_books(files, writer.aside, settings.encoding, settings.clean)
             check_files(bad, len(files), settings.skip_bad, bool(books))
             for book in books:
@@ -118,7 +118,7 @@ def sample(books: list[Book], seed: int) -> Iterator[str]:
                 yield text[start : start + SAMPLE_PIECE]
 
 
-def encode(books: list[Book], tokenizer: Tokenizer, writer: batches.DatasetWriter, threads: int) -> None:
+def encode(books: list[Book], tokenizer: Tokenizer, writer: dataset.DatasetWriter, threads: int) -> None:
     """Every section through the tokenizer, on all cores, into its split, in order."""
 
     def encoded(item: tuple[int, str, Section]) -> tuple[int, str, Section, np.ndarray, int]:

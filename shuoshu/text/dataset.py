@@ -15,7 +15,7 @@ import numpy as np
 
 from shuoshu.core.cli import UserError
 from shuoshu.core.files import is_count, read_json, reason_of, sha256_of
-from shuoshu.tokenizer import Tokenizer
+from shuoshu.text.tokenizer import Tokenizer
 
 FORMAT = 1
 IGNORE = -100  # the target of a position that is not trained, as cross_entropy has it

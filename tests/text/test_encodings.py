@@ -12,10 +12,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from shuoshu import encodings
 from shuoshu.core.cli import UserError
-from shuoshu.encodings import Decoder, choose, last_line_start, raw_texts
-from shuoshu.text import Book, read_books
+from shuoshu.text import encodings
+from shuoshu.text.books import Book, read_books
+from shuoshu.text.encodings import Decoder, choose, last_line_start, raw_texts
 
 SIMPLIFIED = """第一回　渡口夜雨
 

@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shuoshu import batches
-from shuoshu.batches import SPLITS, DatasetWriter, TokenFile, read_meta, resolve
 from shuoshu.core.cli import UserError
+from shuoshu.text import dataset
+from shuoshu.text.dataset import SPLITS, DatasetWriter, TokenFile, read_meta, resolve
 
 TOKENS = {"train": 203, "val": 41}
 
@@ -187,8 +187,8 @@ def test_a_meta_that_is_no_json_object_is_named(copy: Path, raw: bytes) -> None:
 
 def test_another_format_is_told(copy: Path) -> None:
     meta = json.loads((copy / "meta.json").read_text(encoding="utf-8"))
-    (copy / "meta.json").write_text(json.dumps({**meta, "format": batches.FORMAT + 1}), encoding="utf-8")
-    with pytest.raises(UserError, match=f"has format {batches.FORMAT + 1}, this version reads {batches.FORMAT}"):
+    (copy / "meta.json").write_text(json.dumps({**meta, "format": dataset.FORMAT + 1}), encoding="utf-8")
+    with pytest.raises(UserError, match=f"has format {dataset.FORMAT + 1}, this version reads {dataset.FORMAT}"):
         read_meta(copy)
 
 

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shuoshu.cleaning import HEADING, clean
-from shuoshu.wraps import columns, rejoined
+from shuoshu.text.cleaning import HEADING, clean
+from shuoshu.text.line_wraps import columns, rejoined
 
 NOT_FIRST = "，。！？：；、…”’」』）》—"
 NOT_LAST = "“‘「『（《"

@@ -26,11 +26,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import prepare
-from shuoshu import corpus
-from shuoshu import text as reading
-from shuoshu.batches import DatasetWriter, TokenFile
-from shuoshu.text import HEADING
-from shuoshu.tokenizer import Tokenizer
+from shuoshu.text import books
+from shuoshu.text import prepare as text_prepare
+from shuoshu.text.books import HEADING
+from shuoshu.text.dataset import DatasetWriter, TokenFile
+from shuoshu.text.tokenizer import Tokenizer
 
 FILES = ["meta.json", "tokenizer.json", "train.bin", "val.bin"]
 
@@ -39,7 +39,7 @@ FILES = ["meta.json", "tokenizer.json", "train.bin", "val.bin"]
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty folder to work in, which the commands also take for their own home."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(corpus, "HOUSE", tmp_path)
+    monkeypatch.setattr(text_prepare, "HOUSE", tmp_path)
     return tmp_path
 
 
@@ -175,7 +175,7 @@ def test_a_line_of_a_million_spaces_is_text_too(text: str) -> None:
 
 
 def test_the_same_books_give_the_same_bytes(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reading, "BLOCK", 2000)  # many sections, so that the order of the threads could matter
+    monkeypatch.setattr(books, "BLOCK", 2000)  # many sections, so that the order of the threads could matter
     book("a.txt", text.replace("　　", "") * 3)
     for out, threads in (("one", 1), ("two", 2), ("again", 2)):
         assert made("a.txt", f"--out={out}", f"--threads={threads}") == 0
@@ -225,13 +225,13 @@ def test_a_disk_that_fills_up_leaves_the_earlier_data_alone(text: str, when: str
 
 def test_a_book_that_changes_after_it_was_read_changes_nothing(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     book("shelf/a.txt", text)
-    encode = corpus.encode
+    encode = text_prepare.encode
 
     def encode_spoilt(*arguments: object) -> None:
         Path("shelf/a.txt").write_bytes(b"\0" * 100)
         encode(*arguments)
 
-    monkeypatch.setattr(corpus, "encode", encode_spoilt)
+    monkeypatch.setattr(text_prepare, "encode", encode_spoilt)
     assert made("shelf") == 0
     assert "".join(documents("data/shelf", "train") + documents("data/shelf", "val")) == laid_out(text)
 
@@ -550,7 +550,7 @@ def test_only_a_few_items_are_held_at_a_time(threads: int, ahead: int) -> None:
 
     results = []
     with ThreadPoolExecutor(threads) as pool:
-        for result in corpus.in_order(pool, work, items(), ahead):
+        for result in text_prepare.in_order(pool, work, items(), ahead):
             assert drawn - len(results) <= ahead
             results.append(result)
     assert results == list(range(1, 61))

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from shuoshu.cleaning import HEADING, Account, clean, heading_key
+from shuoshu.text.cleaning import HEADING, Account, clean, heading_key
 
 # Paragraphs that have nothing to do with any rule; each stands for the story around what a test is about.
 STORY = [

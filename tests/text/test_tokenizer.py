@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as HFTokenizer
 from transformers import AutoTokenizer
 
-from shuoshu import text as reading
 from shuoshu.core.cli import UserError
-from shuoshu.text import sections
-from shuoshu.tokenizer import (
+from shuoshu.text import books
+from shuoshu.text.books import sections
+from shuoshu.text.tokenizer import (
     SPECIALS,
     STATES,
     WHOLE,
@@ -175,7 +175,7 @@ def test_sections_are_encoded_as_the_whole_is(greedy: Tokenizer, written: str, b
     path = tmp_path_factory.getbasetemp() / "cut.txt"
     path.write_bytes(written.encode("utf-8"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reading, "BLOCK", block)
+        patch.setattr(books, "BLOCK", block)
         pieces = [section.text for section in sections(path)]
     if all(piece.endswith("\n") for piece in pieces[:-1]):  # not so in an endless line
         assert [i for piece in pieces for i in greedy.encode(piece)] == greedy.encode("".join(pieces))
@@ -184,7 +184,7 @@ def test_sections_are_encoded_as_the_whole_is(greedy: Tokenizer, written: str, b
 def test_a_novel_is_encoded_in_sections_as_the_whole_is(ours: Tokenizer, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = text.replace("　　", "")
     (tmp_path / "book.txt").write_text(text, encoding="utf-8", newline="\n")
-    monkeypatch.setattr(reading, "BLOCK", 1000)
+    monkeypatch.setattr(books, "BLOCK", 1000)
     pieces = [section.text for section in sections(tmp_path / "book.txt")]
     assert len(pieces) > 30
     assert [i for piece in pieces for i in ours.encode(piece)] == ours.encode(text)

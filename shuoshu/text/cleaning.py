@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-from shuoshu.wraps import rejoined
+from shuoshu.text.line_wraps import rejoined
 
 # ---------------------------------------------------------------- headings
 
