@@ -19,7 +19,7 @@ from shuoshu.core.settings import PrepareSftSettings
 @command
 def main(argv: Sequence[str]) -> None:
     settings = parse(PrepareSftSettings, argv, __doc__)
-    from shuoshu.lessons import prepare_sft
+    from shuoshu.sft.prepare import prepare_sft
 
     prepare_sft(settings)
 

@@ -12,7 +12,7 @@ import torch
 
 from model import GPT, KVCache
 from shuoshu.generate import Finished, Sampling, complete_many, prefill
-from shuoshu.rows import read_pairs
+from shuoshu.sft.dataset import read_pairs
 from shuoshu.text.tokenizer import Tokenizer
 
 

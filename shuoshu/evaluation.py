@@ -24,8 +24,8 @@ from shuoshu.core.settings import EvalSettings
 from shuoshu.document import report_html
 from shuoshu.figures import COPIED, Figures, TrainingText, saved_run
 from shuoshu.generate import Sampling, complete_many
-from shuoshu.rows import RowFile
 from shuoshu.scoring import answer_batches, score, text_windows
+from shuoshu.sft.dataset import RowFile
 from shuoshu.text import dataset
 
 PROMPTS, PROMPT_TOKENS, CONTINUED = 40, 64, 100  # continuations of a text model: how many, of how much, for how long

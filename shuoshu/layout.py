@@ -25,7 +25,7 @@ from shuoshu.document import report_html
 from shuoshu.figures import saved_run
 from shuoshu.markup import both
 from shuoshu.page import HERE, I18N, Page, Story, told
-from shuoshu.rows import read_pairs
+from shuoshu.sft.dataset import read_pairs
 
 MODEL = {"concurrency_limit": 1, "concurrency_id": "model", "api_visibility": "private"}  # one text after the other
 READ = {"concurrency_limit": 4, "concurrency_id": "files", "api_visibility": "private", "show_progress": "hidden"}

@@ -20,7 +20,7 @@ from shuoshu.core.files import read_text, reason_of
 from shuoshu.core.saving import write_text, write_whole
 from shuoshu.core.settings import SampleSettings
 from shuoshu.generate import complete_many, stream
-from shuoshu.questions import loads
+from shuoshu.sft.question_files import loads
 from shuoshu.voice import Voice
 
 COLUMNS = ("prompt", "question", "instruction", "start", "text", "问题")  # where a file's prompts stand, the first that is there

@@ -11,7 +11,7 @@ import torch
 
 from model import GPT
 from shuoshu.core.device import Processes, autocast
-from shuoshu.rows import RowFile, pack
+from shuoshu.sft.dataset import RowFile, pack
 from shuoshu.text.dataset import IGNORE
 
 

@@ -15,7 +15,7 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 import prepare_sft
 import train
-from shuoshu.rows import read_pairs
+from shuoshu.sft.dataset import read_pairs
 from tests.serving import PATIENCE, Server, until
 
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update"]

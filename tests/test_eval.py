@@ -24,7 +24,7 @@ from shuoshu.answers import Question, label_scores, read_questions, render_quest
 from shuoshu.core.terminal import width
 from shuoshu.evaluation import COLUMNS, told
 from shuoshu.figures import COPIED, MARKED, TrainingText
-from shuoshu.rows import RowFile
+from shuoshu.sft.dataset import RowFile
 from shuoshu.text.dataset import TokenFile, read_meta
 
 FILES = ("eval.json", "eval_answers.jsonl", "report.html")

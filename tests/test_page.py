@@ -23,7 +23,7 @@ from shuoshu.core.cli import HOUSE, UserError
 from shuoshu.core.settings import AppSettings
 from shuoshu.desk import Desk
 from shuoshu.page import I18N, Page, Story, Written, messages, note, told
-from shuoshu.rows import read_pairs
+from shuoshu.sft.dataset import read_pairs
 from shuoshu.words import SAID, WORDS, said
 
 EVIL = "<script>alert(1)</script> **b** <img src=x onerror=alert(1)> '\"& \x00\x1b\x7f\x85\r"

@@ -18,7 +18,7 @@ import pytest
 from gradio_client import Client
 from gradio_client.exceptions import AppError, AuthenticationError
 
-from shuoshu.rows import read_pairs
+from shuoshu.sft.dataset import read_pairs
 from tests.serving import PATIENCE, Server, until
 
 QUEUE, FLOOD = 5, 200

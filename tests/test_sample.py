@@ -12,7 +12,7 @@ import pytest
 
 import sample
 from shuoshu import generate, prompts
-from shuoshu.rows import read_pairs
+from shuoshu.sft.dataset import read_pairs
 from shuoshu.voice import Voice
 
 QUICK = ["--max_new_tokens=12", "--threads=1", "--device=cpu"]

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from shuoshu.core.device import Processes
-from shuoshu.rows import RowFile
 from shuoshu.scoring import answer_batches, score, text_windows
+from shuoshu.sft.dataset import RowFile
 from shuoshu.text.dataset import IGNORE, TokenFile
 
 

@@ -24,8 +24,8 @@ from shuoshu.core.files import sha256_of
 from shuoshu.core.settings import ModelSettings, TrainSettings
 from shuoshu.core.terminal import Log
 from shuoshu.generate import Sampling, complete
-from shuoshu.rows import RowFile, pack, read_pairs
 from shuoshu.scoring import Score
+from shuoshu.sft.dataset import RowFile, pack, read_pairs
 from shuoshu.text.dataset import IGNORE
 from shuoshu.text.tokenizer import Tokenizer
 

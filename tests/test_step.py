@@ -12,8 +12,8 @@ from model import GPT, GPTConfig
 from shuoshu import checkpoint, loop, optim, step
 from shuoshu.core.settings import OptimSettings
 from shuoshu.core.terminal import Log
-from shuoshu.rows import RowFile
 from shuoshu.scoring import Score
+from shuoshu.sft.dataset import RowFile
 from shuoshu.text.dataset import TokenFile
 
 SHORT = ["--max_iters=12", "--eval_interval=12", "--log_interval=4", "--sample_tokens=0", "--dropout=0"]

@@ -24,9 +24,9 @@ from shuoshu.core import terminal
 from shuoshu.core.cli import UserError, parse
 from shuoshu.core.settings import EvalSettings, PrepareSettings, PrepareSftSettings, SampleSettings, TrainSettings
 from shuoshu.figures import TrainingText, saved_run
-from shuoshu.pairs import Pair
-from shuoshu.questions import read_pairs
-from shuoshu.rows import RowFile
+from shuoshu.sft.dataset import RowFile
+from shuoshu.sft.pairs import Pair
+from shuoshu.sft.question_files import read_pairs
 from shuoshu.text import dataset as text_dataset
 from shuoshu.text.books import read_books
 from shuoshu.text.tokenizer import Tokenizer

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import prepare_sft
-from shuoshu.rows import RowFile, read_pairs
+from shuoshu.sft.dataset import RowFile, read_pairs
 from shuoshu.text.tokenizer import SPECIALS, Tokenizer
 
 ROW = '{"question": "谁？", "answer": "我。"}'

@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shuoshu.core.cli import UserError
-from shuoshu.pairs import Pair
-from shuoshu.rows import Noise, RowFile, cut_question, pack, read_pairs, windows, write_rows
+from shuoshu.sft.dataset import Noise, RowFile, cut_question, pack, read_pairs, windows, write_rows
+from shuoshu.sft.pairs import Pair
 from shuoshu.step import micro_batches
 from shuoshu.text.dataset import IGNORE
 from shuoshu.text.tokenizer import Tokenizer

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 import prepare_sft
-from shuoshu import rows
 from shuoshu.core import files
-from shuoshu.rows import RowFile, read_pairs
+from shuoshu.sft import dataset as sft_dataset
+from shuoshu.sft.dataset import RowFile, read_pairs
 from shuoshu.text import dataset as text_dataset
 from shuoshu.text.tokenizer import Tokenizer
 
@@ -149,7 +149,7 @@ def test_a_failure_leaves_the_old_folder_as_it_was(prepare, tmp_path: Path, monk
 
     prepare(ROWS)
     before = bytes_in(tmp_path / "out")
-    monkeypatch.setattr(*{"writing": (rows, "record_of"), "meta": (Tokenizer, "to_json")}[moment], fail)
+    monkeypatch.setattr(*{"writing": (sft_dataset, "record_of"), "meta": (Tokenizer, "to_json")}[moment], fail)
     assert "No space left" in prepare(ROWS[:20], "--test_fraction=0", code=2)
     assert bytes_in(tmp_path / "out") == before
     shutil.rmtree(tmp_path / "out")

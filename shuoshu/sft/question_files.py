@@ -16,7 +16,7 @@ from pathlib import Path
 
 from shuoshu.core.cli import UserError
 from shuoshu.core.files import nothing_at, open_file, reason_of
-from shuoshu.pairs import SPLITS, Dropped, Pair, brief, clean
+from shuoshu.sft.pairs import SPLITS, Dropped, Pair, brief, clean
 from shuoshu.text.encodings import LARGEST, Decoder
 
 SUFFIXES = (".json", ".jsonl", ".csv", ".tsv")

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import numpy as np
 
-from shuoshu import pairs, questions, rows
 from shuoshu.core import terminal
 from shuoshu.core.cli import HOUSE, UserError
 from shuoshu.core.files import is_count, read_json, reason_of, same
 from shuoshu.core.settings import PrepareSftSettings
-from shuoshu.pairs import SPLITS, Dropped, Pair
+from shuoshu.sft import dataset, pairs, question_files
+from shuoshu.sft.pairs import SPLITS, Dropped, Pair
 from shuoshu.text import dataset
 from shuoshu.text.tokenizer import Tokenizer
 
@@ -26,14 +26,14 @@ def prepare_sft(settings: PrepareSftSettings) -> None:
     began = time.perf_counter()
     bundled = HOUSE / "data" / "novella_qa"
     inputs = settings.inputs or (str(bundled),)
-    files = questions.find_question_files(inputs)
+    files = question_files.find_question_files(inputs)
     folder = Path(settings.out or Path("data") / Path(inputs[0]).resolve().stem)
     if settings.inputs and same(folder, bundled) and not all(same(name, bundled) for name in inputs):
         raise UserError(f"{folder} belongs to the bundled questions: choose another name with --out=data/NAME")
     tokenizer, block = load_tokenizer(settings)
     check_target(folder, files)
 
-    found, dropped = questions.read_pairs(files, settings)
+    found, dropped = question_files.read_pairs(files, settings)
     cut = cut_questions(found, tokenizer, block + 1) if settings.too_long == "cut_question" else 0  # before questions are compared
     found = pairs.drop_repeats(found, dropped)
     has_splits = any(pair.split for pair in found)
@@ -52,7 +52,7 @@ def prepare_sft(settings: PrepareSftSettings) -> None:
         "settings": {k: getattr(settings, k) for k in ("question", "answer", "system", "labels", "group", "too_long", "val_fraction", "test_fraction", "seed")},
     }
     try:
-        meta = rows.write_rows(folder, tokenizer, rendered, facts)
+        meta = dataset.write_rows(folder, tokenizer, rendered, facts)
     except OSError as error:
         raise UserError(f"can't write to {folder}: {error.strerror}") from None
 
@@ -106,22 +106,22 @@ def cut_questions(found: Sequence[Pair], tokenizer: Tokenizer, width: int) -> in
     """Takes the middle out of the questions of pairs that are too long, where that helps; how many there were."""
     cut = 0
     for pair in found:
-        if len(tokenizer.render(pair.messages)[0]) > width and (messages := rows.cut_question(tokenizer, pair.messages, width)):
+        if len(tokenizer.render(pair.messages)[0]) > width and (messages := dataset.cut_question(tokenizer, pair.messages, width)):
             pair.messages, cut = messages, cut + 1
     return cut
 
 
-def render(found: Sequence[Pair], tokenizer: Tokenizer, width: int, too_long: str, dropped: Dropped) -> tuple[list[tuple[Pair, list[rows.Row]]], list[str]]:
+def render(found: Sequence[Pair], tokenizer: Tokenizer, width: int, too_long: str, dropped: Dropped) -> tuple[list[tuple[Pair, list[dataset.Row]]], list[str]]:
     """Each pair's rows, none cut in silence; and what was done to those that are too long."""
-    rendered: list[tuple[Pair, list[rows.Row]]] = []
+    rendered: list[tuple[Pair, list[dataset.Row]]] = []
     long: list[tuple[int, Pair]] = []
     windowed = 0
     for pair in found:
         ids, mask = tokenizer.render(pair.messages)
-        made: list[rows.Row] | None = [(ids, mask)]
+        made: list[dataset.Row] | None = [(ids, mask)]
         if len(ids) > width:
             long.append((len(ids), pair))
-            made = rows.windows(ids, mask, width) if too_long == "window" else None
+            made = dataset.windows(ids, mask, width) if too_long == "window" else None
             windowed += made is not None
             if made is None:
                 dropped.add("too long", pair.source, f"{len(ids):,} tokens: {pair.question}")
@@ -141,7 +141,7 @@ def render(found: Sequence[Pair], tokenizer: Tokenizer, width: int, too_long: st
     return rendered, told
 
 
-def summary(rendered: Sequence[tuple[Pair, list[rows.Row]]], meta: dict, dropped: Dropped) -> str:
+def summary(rendered: Sequence[tuple[Pair, list[dataset.Row]]], meta: dict, dropped: Dropped) -> str:
     """What was read, what was left out and what was made, for a person to read."""
     table: list[list[object]] = [["split", "pairs", "rows", "answer tokens", "row tokens: median", "95%", "longest"]]
     for split, facts in meta["splits"].items():
@@ -180,7 +180,7 @@ def show(folder: Path, tokenizer: Tokenizer, count: int) -> None:
     """Prints training rows as the model gets them, what is trained in green (where there is no colour: in ⟦ ⟧)."""
     begin, end = ("\033[32m", "\033[0m") if sys.stdout.isatty() else ("⟦", "⟧")
     names = {number: name for name, number in tokenizer.specials.items()}
-    file = rows.RowFile(folder, "train")
+    file = dataset.RowFile(folder, "train")
     for number in range(min(count, len(file))):
         ids, mask = file.row(number)
         edges = [0, *(np.flatnonzero(np.diff(mask)) + 1).tolist(), len(ids)]

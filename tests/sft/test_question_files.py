@@ -14,11 +14,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shuoshu import pairs as pairing
-from shuoshu import questions
 from shuoshu.core.cli import HOUSE, UserError
-from shuoshu.pairs import Dropped, Pair, closed_answers, drop_repeats, leaks, split_pairs
-from shuoshu.questions import find_question_files, read_pairs, read_records
+from shuoshu.sft import pairs as sft_pairs
+from shuoshu.sft import question_files
+from shuoshu.sft.pairs import Dropped, Pair, closed_answers, drop_repeats, leaks, split_pairs
+from shuoshu.sft.question_files import find_question_files, read_pairs, read_records
 
 ROWS = [{"question": "谁点起了油灯？", "answer": "沈砚。"}, {"question": "雨停了吗？", "answer": "没有停。"}]
 NOTHING = {"question": None, "answer": None, "system": None, "labels": None, "group": None, "encoding": None}
@@ -398,7 +398,7 @@ def test_the_splits_have_the_sizes_asked_for_and_depend_on_the_seed() -> None:
 def test_what_belongs_together_stays_on_one_side(rows: list, val: float, test: float, seed: int) -> None:
     pairs = [plain(f"问{' ' * (1 + n % 2)}题 {question}", answer, group=group and str(group)) for n, (question, group, answer) in enumerate(rows)]
     split_pairs(pairs, val, test, seed)
-    for key in (lambda pair: pairing.normal(pair.question), lambda pair: pair.group or id(pair)):
+    for key in (lambda pair: sft_pairs.normal(pair.question), lambda pair: pair.group or id(pair)):
         assert all(len({pair.split for pair in pairs if key(pair) == one}) == 1 for one in map(key, pairs))
     counts = sizes(pairs)
     assert counts["train"] and counts.keys() <= {"train", *(["val"] if val else []), *(["test"] if test else [])}
@@ -458,7 +458,7 @@ def test_splits_of_the_files_stay_and_half_given_ones_are_told() -> None:
 def test_the_bundled_questions_are_read_whole() -> None:
     pairs, dropped = read_pairs(find_question_files([HOUSE / "data" / "novella_qa"]), SimpleNamespace(**{**NOTHING, "group": "fact"}))
     assert len(drop_repeats(pairs, dropped)) == len(pairs) == dropped.read > 2000 and not dropped.counts and not dropped.notes
-    assert sizes(pairs).keys() == set(pairing.SPLITS) and closed_answers(pairs) is None
+    assert sizes(pairs).keys() == set(sft_pairs.SPLITS) and closed_answers(pairs) is None
     assert all(pair.facts["fact"] == pair.group and pair.facts["evidence"] is not None for pair in pairs)
 
 
@@ -490,7 +490,7 @@ def test_a_near_leak_names_the_nearest_training_question() -> None:
 
 def test_of_very_long_questions_the_ends_are_compared() -> None:
     draw = random.Random(1)
-    ends = "".join(chr(draw.randrange(0x4E00, 0x9FA5)) for _ in range(pairing.LONGEST))
+    ends = "".join(chr(draw.randrange(0x4E00, 0x9FA5)) for _ in range(sft_pairs.LONGEST))
     assert len(leaks([plain("".join(map(str, range(999))) + ends, split="train"), plain("丙" + ends, split="val")])) == 1
 
 
@@ -502,14 +502,14 @@ def test_a_template_alone_is_no_leak() -> None:
         return f"下面是一条酒店评论，请先仔细读一遍，再判断它的态度。评论内容：{review}。这条评论是正面还是负面？只答两个字，不要解释。"
 
     pairs = [plain(asked(3), split="test" if n < 10 else "train") for n in range(60)]
-    assert overlap(pairs[0].question, pairs[-1].question) > pairing.NEAR and leaks(pairs) == []
+    assert overlap(pairs[0].question, pairs[-1].question) > sft_pairs.NEAR and leaks(pairs) == []
     long = asked(30)
     pairs += [plain(long, split="train"), plain(long.replace("。这", "！这"), split="val")]
     assert [leak[:3] for leak in leaks(pairs)] == [("near", pairs[-1], pairs[-2])]
 
 
 def overlap(a: str, b: str) -> float:
-    first, second = ({f" {pairing.normal(text)} "[i : i + 3] for i in range(len(pairing.normal(text)))} for text in (a, b))
+    first, second = ({f" {sft_pairs.normal(text)} "[i : i + 3] for i in range(len(sft_pairs.normal(text)))} for text in (a, b))
     return len(first & second) / len(first | second)
 
 
@@ -525,18 +525,18 @@ def test_near_leaks_are_those_of_the_definition(base: str, edits: list, cut: int
             texts[n] = texts[n][:at] + news + texts[n][at + 1 :]
     pairs = [plain(f"问{text}", split="train" if n < cut else "val") for n, text in enumerate(texts)]
     train = [pair for pair in pairs if pair.split == "train"]
-    same = {pairing.normal(pair.question) for pair in train}
+    same = {sft_pairs.normal(pair.question) for pair in train}
     expected = {
         id(pair): best
         for pair in pairs
-        if pair.split == "val" and pairing.normal(pair.question) not in same
-        if (best := max(overlap(pair.question, other.question) for other in train)) >= pairing.NEAR
+        if pair.split == "val" and sft_pairs.normal(pair.question) not in same
+        if (best := max(overlap(pair.question, other.question) for other in train)) >= sft_pairs.NEAR
     }
     assert {id(leak.pair): leak.similarity for leak in leaks(pairs) if leak.kind == "near"} == pytest.approx(expected)
 
 
 def test_of_very_many_held_out_questions_some_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pairing, "COMPARED", 4)
+    monkeypatch.setattr(sft_pairs, "COMPARED", 4)
     texts = ["".join(draw.sample("一二三四五六七八九十甲乙丙丁戊己庚辛壬癸", 18)) for draw in map(random.Random, range(10))]
     pairs = [plain(text + end, split=split) for text in texts for end, split in (("？", "train"), ("", "test"))]
     assert len(leaks(pairs)) == 4 and "4 of 10" in leaks(pairs).note
@@ -580,6 +580,6 @@ def test_damaged_rows_give_pairs_or_one_message(tmp_path_factory: pytest.TempPat
     survives(tmp_path_factory.getbasetemp() / "a.json", json.dumps(damage(data, {"data": data.draw(st.sampled_from([rows, turns]))})), labels=labels)
 
 
-@given(content=SOUP | st.binary(max_size=60), suffix=st.sampled_from(questions.SUFFIXES), template=st.none() | SOUP)
+@given(content=SOUP | st.binary(max_size=60), suffix=st.sampled_from(question_files.SUFFIXES), template=st.none() | SOUP)
 def test_any_bytes_give_pairs_or_one_message(tmp_path_factory: pytest.TempPathFactory, content: str | bytes, suffix: str, template: str | None) -> None:
     survives(tmp_path_factory.getbasetemp() / f"a{suffix}", content, question=template, answer=template)

@@ -10,8 +10,8 @@ import numpy as np
 
 from shuoshu.core.cli import UserError
 from shuoshu.core.files import read_text, reason_of, sha256_of
-from shuoshu.pairs import SPLITS, Pair
-from shuoshu.rewording import Rewording
+from shuoshu.sft.augment import Rewording
+from shuoshu.sft.pairs import SPLITS, Pair
 from shuoshu.text.dataset import AGAIN, IGNORE, Aside, check_length, open_array, read_meta, token_dtype
 from shuoshu.text.encodings import LARGEST
 from shuoshu.text.tokenizer import Tokenizer

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from shuoshu.core.cli import UserError
 from shuoshu.metrics import LookUp
-from shuoshu.pairs import Pair
-from shuoshu.rewording import LONGEST, UNIT, Rewording, cut, telling, words
-from shuoshu.rows import Noise, RowFile, read_pairs, windows, write_rows
+from shuoshu.sft.augment import LONGEST, UNIT, Rewording, cut, telling, words
+from shuoshu.sft.dataset import Noise, RowFile, read_pairs, windows, write_rows
+from shuoshu.sft.pairs import Pair
 from shuoshu.text.dataset import IGNORE
 from shuoshu.text.tokenizer import Tokenizer
 
