@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from shuoshu import lean
+from shuoshu.models import cpu_kernels
 
 
 @dataclass
@@ -150,14 +150,14 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        if lean.is_wanted(x):
-            return lean.Norm.apply(x, self.weight, self.eps)
+        if cpu_kernels.is_wanted(x):
+            return cpu_kernels.Norm.apply(x, self.weight, self.eps)
         return F.rms_norm(x.float(), x.shape[-1:], self.weight.float(), self.eps).type_as(x)
 
     def rotated(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """x (B, T, heads, D) → (B, heads, T, D), normed and turned by its positions' angles."""
-        if cos.ndim == 2 and lean.is_wanted(x):
-            return lean.NormRotate.apply(x, self.weight, self.eps, cos, sin)
+        if cos.ndim == 2 and cpu_kernels.is_wanted(x):
+            return cpu_kernels.NormRotate.apply(x, self.weight, self.eps, cos, sin)
         return rotate(self(x).transpose(1, 2), cos, sin)
 
 
@@ -190,8 +190,8 @@ class Attention(nn.Module):
         if cache is not None:
             k, v = cache.update(self.layer, k, v, place)
             q, mask, is_causal = q.to(k.dtype), place.mask, T > 1 and place.mask is None
-        if cache is None and T <= lean.LONG and lean.is_wanted(q):
-            y = lean.attention(q, k, v)
+        if cache is None and T <= cpu_kernels.LONG and cpu_kernels.is_wanted(q):
+            y = cpu_kernels.attention(q, k, v)
         else:
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=is_causal, enable_gqa=self.is_grouped)
         return self.o_proj(y.transpose(1, 2).reshape(B, T, -1).type_as(x))
@@ -287,8 +287,8 @@ class GPT(nn.Module):
         x = self.model(ids, cache)
         if targets is None:
             return self.lm_head(x)
-        if reduction == "sum" and torch.is_grad_enabled() and lean.is_wanted(x):
-            return lean.HeadLoss.apply(x.flatten(0, 1), self.lm_head.weight, targets.flatten())
+        if reduction == "sum" and torch.is_grad_enabled() and cpu_kernels.is_wanted(x):
+            return cpu_kernels.HeadLoss.apply(x.flatten(0, 1), self.lm_head.weight, targets.flatten())
         logits = self.lm_head(x).float()
         return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction=reduction)
 

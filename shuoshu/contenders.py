@@ -20,7 +20,7 @@ from shuoshu.core.cli import parse
 from shuoshu.core.saving import Lock
 from shuoshu.core.settings import ModelSettings, TrainSettings
 from shuoshu.generate import Sampling, complete
-from shuoshu.lean import LONG
+from shuoshu.models.cpu_kernels import LONG
 from shuoshu.optim import Muon, orthogonalise
 from shuoshu.run import Run
 from shuoshu.step import train_step

@@ -15,7 +15,7 @@ from shuoshu.core import terminal
 from shuoshu.core.cli import HOUSE, UserError
 from shuoshu.core.files import is_count, read_json, reason_of, same
 from shuoshu.core.settings import PrepareSftSettings
-from shuoshu.sft import dataset, pairs, question_files
+from shuoshu.sft import pairs, question_files
 from shuoshu.sft.pairs import SPLITS, Dropped, Pair
 from shuoshu.text import dataset
 from shuoshu.text.tokenizer import Tokenizer

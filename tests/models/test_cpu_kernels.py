@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 
 from model import GPT, GPTConfig
-from shuoshu import lean
+from shuoshu.models import cpu_kernels
 
 SHAPES = [{"n_head": 4, "n_embd": 64}, {"n_head": 6, "n_kv_head": 2, "n_embd": 48, "head_dim": 16, "tie_embeddings": True}]
-SHAPES += [{"n_head": 6, "n_kv_head": 2, "n_embd": 48, "head_dim": 16, "block_size": 3 * lean.TOGETHER - 10}]  # queries in two halves
-SHAPES += [{"n_head": 2, "n_embd": 32, "block_size": lean.LONG + 10}]  # the library's attention
+SHAPES += [{"n_head": 6, "n_kv_head": 2, "n_embd": 48, "head_dim": 16, "block_size": 3 * cpu_kernels.TOGETHER - 10}]  # queries in two halves
+SHAPES += [{"n_head": 2, "n_embd": 32, "block_size": cpu_kernels.LONG + 10}]  # the library's attention
 
 
 def trained(shape):
@@ -34,7 +34,7 @@ def gradients(model, dtype, monkeypatch, is_lean):
     model.zero_grad()
     with monkeypatch.context() as patch, torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32):
         if not is_lean:
-            patch.setattr(lean, "is_wanted", lambda x: False)
+            patch.setattr(cpu_kernels, "is_wanted", lambda x: False)
         loss = model(ids[:, :-1], targets, reduction="sum")
     (loss / 31).backward()
     return loss.item(), {name: p.grad.clone() for name, p in model.named_parameters()}
@@ -65,7 +65,7 @@ def test_attention_to_scores_of_ordinary_size_is_as_near_to_float32_as_the_libra
 
     exact = found(lambda *x: F.scaled_dot_product_attention(*x, is_causal=True, enable_gqa=True), torch.float64)
     library = found(lambda *x: F.scaled_dot_product_attention(*x, is_causal=True, enable_gqa=True), torch.bfloat16)
-    own = found(lean.attention, torch.bfloat16)
+    own = found(cpu_kernels.attention, torch.bfloat16)
     for name, true, theirs, ours in zip(("y", "q", "k", "v"), exact, library, own, strict=True):
         off, their_off = ((x.double() - true).norm() / (true.norm() + 1e-9) for x in (ours, theirs))
         assert ours.shape == true.shape and off < 2 * their_off + 0.002, (name, off, their_off)
@@ -75,16 +75,16 @@ def test_attention_to_scores_of_ordinary_size_is_as_near_to_float32_as_the_libra
 def test_attention_keeps_the_probabilities_of_the_past_alone(length, pieces):
     q, kept = torch.randn(1, 2, length, 16, requires_grad=True), []
     with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(tuple(x.shape)) or x, lambda x: x):
-        lean.attention(q, q, q)
+        cpu_kernels.attention(q, q, q)
     ends = torch.tensor(pieces).cumsum(0).tolist()
     assert [shape for shape in kept if shape[-1] != 16] == [(2, size, end) for size, end in zip(pieces, ends, strict=True)]
 
 
-@pytest.mark.parametrize("length, calls", [(40, 2), (lean.LONG, 2), (lean.LONG + 1, 0)])
+@pytest.mark.parametrize("length, calls", [(40, 2), (cpu_kernels.LONG, 2), (cpu_kernels.LONG + 1, 0)])
 def test_rows_up_to_a_length_take_it(length, calls, monkeypatch):
     model, taken = trained({"n_head": 2, "n_embd": 32, "block_size": length}), []
-    real = lean.Attention.apply
-    monkeypatch.setattr(lean.Attention, "apply", lambda *given: taken.append(1) or real(*given))
+    real = cpu_kernels.Attention.apply
+    monkeypatch.setattr(cpu_kernels.Attention, "apply", lambda *given: taken.append(1) or real(*given))
     with torch.autocast("cpu", dtype=torch.bfloat16), torch.no_grad():
         model(torch.randint(192, (1, length)))
     assert len(taken) == calls
@@ -92,10 +92,10 @@ def test_rows_up_to_a_length_take_it(length, calls, monkeypatch):
 
 def test_float32_and_a_compiler_take_the_plain_operations():
     x = torch.randn(2, 3)
-    assert not lean.is_wanted(x)
+    assert not cpu_kernels.is_wanted(x)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert lean.is_wanted(x)
-        assert torch.compile(lean.is_wanted, backend="eager", fullgraph=True)(x) is False
+        assert cpu_kernels.is_wanted(x)
+        assert torch.compile(cpu_kernels.is_wanted, backend="eager", fullgraph=True)(x) is False
 
 
 def test_what_a_confident_model_still_has_to_learn_is_not_rounded_away():
@@ -103,7 +103,7 @@ def test_what_a_confident_model_still_has_to_learn_is_not_rounded_away():
     x = torch.eye(4, 8).mul(10).bfloat16().requires_grad_()
     head = torch.eye(8).bfloat16().requires_grad_()
     targets = torch.tensor([0, 1, 2, -100])
-    found = lean.HeadLoss.apply(x, head, targets)
+    found = cpu_kernels.HeadLoss.apply(x, head, targets)
     wanted = F.cross_entropy(x.float() @ head.float().T, targets, reduction="sum")
     assert found.item() == pytest.approx(wanted.item(), rel=0.01) and found > 0
     for own, true in zip(torch.autograd.grad(found, (x, head)), torch.autograd.grad(wanted, (x, head)), strict=True):
@@ -114,7 +114,7 @@ def test_a_target_that_seems_impossible_has_a_finite_loss():
     """Its probability is no number of bfloat16 or float32; an infinite loss would leave the step out."""
     x, head = torch.tensor([[400.0, 0.0]], requires_grad=True), torch.eye(2, requires_grad=True)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss = lean.HeadLoss.apply(x, head, torch.tensor([1]))
+        loss = cpu_kernels.HeadLoss.apply(x, head, torch.tensor([1]))
     assert 80 < loss < 400
     assert torch.equal(torch.autograd.grad(loss, x)[0], torch.tensor([[1.0, -1.0]]))
 
@@ -125,13 +125,13 @@ def test_counts_of_targets_that_differ_a_little_make_products_of_one_size(monkey
     monkeypatch.setattr(torch, "softmax", lambda x, dim: heights.append(len(x)) or real(x, dim))
     head = torch.randn(16, 8)
     for count in range(1, 200):
-        lean.HeadLoss.apply(torch.randn(200, 8), head, torch.tensor([3] * count + [-100] * (200 - count)))
+        cpu_kernels.HeadLoss.apply(torch.randn(200, 8), head, torch.tensor([3] * count + [-100] * (200 - count)))
     assert heights == [64 * math.ceil(count / 64) for count in range(1, 200)]
 
 
 def test_rows_without_targets_have_no_loss_and_no_gradient():
     x, head = torch.randn(5, 8).bfloat16().requires_grad_(), torch.randn(16, 8, requires_grad=True)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss = lean.HeadLoss.apply(x, head, torch.full((5,), -100))
+        loss = cpu_kernels.HeadLoss.apply(x, head, torch.full((5,), -100))
     assert loss.item() == 0
     assert all(not gradient.any() for gradient in torch.autograd.grad(loss, (x, head)))
