@@ -19,14 +19,14 @@ from shuoshu.core import device as core_device
 from shuoshu.core.cli import parse
 from shuoshu.core.saving import Lock
 from shuoshu.core.settings import ModelSettings, TrainSettings
-from shuoshu.generate import Sampling, complete
+from shuoshu.generation.chat_model import Voice
+from shuoshu.generation.sampling import Sampling, complete
 from shuoshu.models.cpu_kernels import LONG
 from shuoshu.optim import Muon, orthogonalise
 from shuoshu.run import Run
 from shuoshu.step import train_step
 from shuoshu.text.dataset import IGNORE, read_meta, resolve
 from shuoshu.text.tokenizer import Tokenizer
-from shuoshu.voice import Voice
 from shuoshu.yardstick import WARM_UP, Measure, rate_of, serve
 
 

@@ -16,8 +16,8 @@ from shuoshu.core import device
 from shuoshu.core.cli import UserError
 from shuoshu.core.settings import AppSettings
 from shuoshu.figures import TrainingText, saved_run
-from shuoshu.generate import Finished, Sampling, stream
-from shuoshu.voice import Voice
+from shuoshu.generation.chat_model import Voice
+from shuoshu.generation.sampling import Finished, Sampling, stream
 
 PAUSE = 0.04  # seconds between two states of a growing text: an eye sees no more
 LEASE = 10.0  # seconds without anybody fetching a text's next state after which it ends

@@ -15,7 +15,6 @@ import numpy as np
 import torch
 
 from shuoshu import checkpoint, metrics
-from shuoshu.answers import Question, answer, label_scores, read_questions
 from shuoshu.core import device as core_device
 from shuoshu.core import terminal
 from shuoshu.core.cli import UserError
@@ -23,7 +22,8 @@ from shuoshu.core.saving import write_text, write_whole
 from shuoshu.core.settings import EvalSettings
 from shuoshu.document import report_html
 from shuoshu.figures import COPIED, Figures, TrainingText, saved_run
-from shuoshu.generate import Sampling, complete_many
+from shuoshu.generation.answers import Question, answer, label_scores, read_questions
+from shuoshu.generation.sampling import Sampling, complete_many
 from shuoshu.scoring import answer_batches, score, text_windows
 from shuoshu.sft.dataset import RowFile
 from shuoshu.text import dataset

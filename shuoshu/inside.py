@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import torch
 
 from shuoshu.figures import MARKED, TrainingText
+from shuoshu.generation.chat_model import Voice
 from shuoshu.markup import both, text
 from shuoshu.text.tokenizer import WHOLE, TextStream, Tokenizer
-from shuoshu.voice import Voice
 
 STRONGEST = 8  # alternatives that are shown
 LEAST = 0.0005  # probability of an alternative that is worth a line

@@ -13,14 +13,14 @@ import numpy as np
 import torch
 
 from shuoshu import checkpoint
-from shuoshu.answers import answer
 from shuoshu.core import device as core_device
 from shuoshu.core import terminal
 from shuoshu.core.cli import UserError
 from shuoshu.core.files import reason_of, size
 from shuoshu.core.saving import Lock
 from shuoshu.core.settings import TrainSettings
-from shuoshu.generate import Sampling, complete
+from shuoshu.generation.answers import answer
+from shuoshu.generation.sampling import Sampling, complete
 from shuoshu.metrics import exact_match, rouge_l
 from shuoshu.pace import Pace
 from shuoshu.run import Run

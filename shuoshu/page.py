@@ -16,9 +16,9 @@ from shuoshu import inside
 from shuoshu.core.cli import UserError
 from shuoshu.desk import Desk, Draft, Reader
 from shuoshu.figures import saved_run
-from shuoshu.generate import Sampling
+from shuoshu.generation.chat_model import Voice
+from shuoshu.generation.sampling import Sampling
 from shuoshu.markup import both, text
-from shuoshu.voice import Voice
 from shuoshu.wishes import LOOKED, history_of, knobs, settings_of, text_of
 from shuoshu.words import SAID, WORDS, said
 

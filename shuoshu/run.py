@@ -17,13 +17,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 from model import GPT, GPTConfig
 from shuoshu import checkpoint
-from shuoshu.answers import read_questions
 from shuoshu.core import device as core_device
 from shuoshu.core import terminal
 from shuoshu.core.cli import UserError
 from shuoshu.core.files import checked, reason_of, same
 from shuoshu.core.saving import Lock, write_text, write_whole
 from shuoshu.core.settings import LENGTHS, ModelSettings, TrainSettings
+from shuoshu.generation.answers import read_questions
 from shuoshu.optim import Muon, Plan, build_optimizers, load_state_tensors, state_tensors
 from shuoshu.scoring import Batch, answer_batches, text_windows
 from shuoshu.sft.dataset import Noise, RowFile

@@ -13,7 +13,7 @@ import pytest
 from shuoshu.core.cli import UserError
 from shuoshu.core.settings import AppSettings
 from shuoshu.desk import Desk
-from shuoshu.generate import Sampling
+from shuoshu.generation.sampling import Sampling
 
 
 @pytest.fixture

@@ -20,10 +20,10 @@ import prepare
 import prepare_sft
 from model import GPT
 from shuoshu import checkpoint, metrics
-from shuoshu.answers import Question, label_scores, read_questions, render_question
 from shuoshu.core.terminal import width
 from shuoshu.evaluation import COLUMNS, told
 from shuoshu.figures import COPIED, MARKED, TrainingText
+from shuoshu.generation.answers import Question, label_scores, read_questions, render_question
 from shuoshu.sft.dataset import RowFile
 from shuoshu.text.dataset import TokenFile, read_meta
 

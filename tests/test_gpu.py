@@ -11,7 +11,7 @@ import train
 from shuoshu import checkpoint
 from shuoshu.core.cli import HOUSE
 from shuoshu.core.terminal import Log
-from shuoshu.generate import Sampling, complete
+from shuoshu.generation.sampling import Sampling, complete
 from shuoshu.optim import orthogonalise
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU: compiled training, fp16, nccl")]

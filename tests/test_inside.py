@@ -11,9 +11,9 @@ import torch
 
 from shuoshu import checkpoint, inside
 from shuoshu.figures import MARKED, TrainingText
-from shuoshu.generate import Sampling, Utf8Mask, complete
+from shuoshu.generation.chat_model import Voice
+from shuoshu.generation.sampling import Sampling, Utf8Mask, complete
 from shuoshu.text.tokenizer import WHOLE, TextStream
-from shuoshu.voice import Voice
 
 EVIL = "<script>alert(1)</script> **b** <img src=x onerror=alert(1)> '\"& \x00\x1b\x7f\x85\r"
 

@@ -18,12 +18,12 @@ import prepare
 import prepare_sft
 import train
 from shuoshu import checkpoint, loop
-from shuoshu.answers import answer, read_questions, render_question
 from shuoshu.core.cli import HOUSE
 from shuoshu.core.files import sha256_of
 from shuoshu.core.settings import ModelSettings, TrainSettings
 from shuoshu.core.terminal import Log
-from shuoshu.generate import Sampling, complete
+from shuoshu.generation.answers import answer, read_questions, render_question
+from shuoshu.generation.sampling import Sampling, complete
 from shuoshu.scoring import Score
 from shuoshu.sft.dataset import RowFile, pack, read_pairs
 from shuoshu.text.dataset import IGNORE

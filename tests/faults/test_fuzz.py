@@ -18,12 +18,13 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from shuoshu import checkpoint, prompts
-from shuoshu.answers import read_questions
+from shuoshu import checkpoint
 from shuoshu.core import terminal
 from shuoshu.core.cli import UserError, parse
 from shuoshu.core.settings import EvalSettings, PrepareSettings, PrepareSftSettings, SampleSettings, TrainSettings
 from shuoshu.figures import TrainingText, saved_run
+from shuoshu.generation import sample_command
+from shuoshu.generation.answers import read_questions
 from shuoshu.sft.dataset import RowFile
 from shuoshu.sft.pairs import Pair
 from shuoshu.sft.question_files import read_pairs
@@ -180,10 +181,10 @@ def test_any_file_of_prompts(tmp_path: Path, tokenizer: Tokenizer, answered: Cal
     raw = {"txt": "清晨，\n黄昏，", "jsonl": '{"prompt": "a"}\n{"prompt": "b", "n": [1]}', "csv": 'prompt,n\n"a\n""b",1\nc,2\n'}[kind].encode()
     (tmp_path / f"a.{kind}").write_bytes(hurt_bytes(data, raw))
     with answered():
-        rows, texts = prompts.read_file(tmp_path / f"a.{kind}")
+        rows, texts = sample_command.read_file(tmp_path / f"a.{kind}")
         for text in texts:
             tokenizer.encode(text)
-        for suffix, write in prompts.WRITERS.items():
+        for suffix, write in sample_command.WRITERS.items():
             write(tmp_path / f"out{suffix}", rows)
             (tmp_path / f"out{suffix}").read_text(encoding="utf-8")
 

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model import GPT, GPTConfig
-from shuoshu.decoder import Decoder
-from shuoshu.generate import History, Sampling, Utf8Mask, Writer, complete, complete_many, penalise, pick, stream
+from shuoshu.generation.cpu_decoder import Decoder
+from shuoshu.generation.sampling import History, Sampling, Utf8Mask, Writer, complete, complete_many, penalise, pick, stream
 from shuoshu.text.tokenizer import WHOLE
 
 

@@ -19,9 +19,9 @@ from shuoshu.core.cli import UserError
 from shuoshu.core.files import read_text, reason_of
 from shuoshu.core.saving import write_text, write_whole
 from shuoshu.core.settings import SampleSettings
-from shuoshu.generate import complete_many, stream
+from shuoshu.generation.chat_model import Voice
+from shuoshu.generation.sampling import complete_many, stream
 from shuoshu.sft.question_files import loads
-from shuoshu.voice import Voice
 
 COLUMNS = ("prompt", "question", "instruction", "start", "text", "问题")  # where a file's prompts stand, the first that is there
 

@@ -11,9 +11,9 @@ from types import SimpleNamespace
 import pytest
 
 import sample
-from shuoshu import generate, prompts
+from shuoshu.generation import sample_command, sampling
+from shuoshu.generation.chat_model import Voice
 from shuoshu.sft.dataset import read_pairs
-from shuoshu.voice import Voice
 
 QUICK = ["--max_new_tokens=12", "--threads=1", "--device=cpu"]
 
@@ -77,7 +77,7 @@ def test_a_file_of_prompts_becomes_a_file_of_answers(ask, tmp_path, suffix):
 
 def test_interrupted_it_writes_what_is_done(ask, tmp_path, monkeypatch, capsys, pretrained):
     (tmp_path / "in.txt").write_text("\n".join("清晨黄昏"), encoding="utf-8")
-    real, calls = generate.complete, []
+    real, calls = sampling.complete, []
 
     def interrupted(*args, should_stop, **more):
         calls.append(1)
@@ -85,7 +85,7 @@ def test_interrupted_it_writes_what_is_done(ask, tmp_path, monkeypatch, capsys, 
             signal.raise_signal(signal.SIGINT)
         return real(*args, should_stop=should_stop, **more)
 
-    monkeypatch.setattr(generate, "complete", interrupted)
+    monkeypatch.setattr(sampling, "complete", interrupted)
     target = tmp_path / "o.jsonl"
     assert sample.main([f"--out_dir={pretrained}", *QUICK, f"--in={tmp_path / 'in.txt'}", f"--out={target}", "--batch_size=2"]) == 130
     rows = [json.loads(line) for line in target.read_text(encoding="utf-8").split("\n") if line]
@@ -94,7 +94,7 @@ def test_interrupted_it_writes_what_is_done(ask, tmp_path, monkeypatch, capsys, 
 
 def test_a_line_separator_inside_json_is_text(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"prompt": "a\u2028b\x85c"}\n', encoding="utf-8")
-    assert prompts.read_file(tmp_path / "a.jsonl")[1] == ["a\u2028b\x85c"]
+    assert sample_command.read_file(tmp_path / "a.jsonl")[1] == ["a\u2028b\x85c"]
 
 
 def test_without_a_folder_the_newest_model_is_taken(pretrained, tmp_path, monkeypatch, capsys):
@@ -136,8 +136,8 @@ def test_a_mistake_is_one_message(pretrained, capsys, arguments, told):
 )
 def test_a_file_that_is_none_is_named(tmp_path, name, content, told):
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(prompts.UserError, match=told):
-        prompts.read_file(tmp_path / name)
+    with pytest.raises(sample_command.UserError, match=told):
+        sample_command.read_file(tmp_path / name)
 
 
 # ---------------------------------------------------------------- a model that answers
@@ -232,13 +232,13 @@ class Recorder(Voice):
 def test_a_chat_remembers_as_many_turns_as_were_learned_until_new(tokenizer, monkeypatch, turns, expected):
     speaker = Recorder(tokenizer, turns)
     monkeypatch.setattr("sys.stdin", io.StringIO("a\nb\nc\n/new\nd\ne\n\n"))
-    assert prompts.chat(speaker) == 0 and speaker.asked == expected
+    assert sample_command.chat(speaker) == 0 and speaker.asked == expected
 
 
 def test_a_chats_oldest_turns_go_when_half_the_block_is_full(tokenizer, monkeypatch):
     speaker = Recorder(tokenizer, 9)
     monkeypatch.setattr("sys.stdin", io.StringIO("".join(f"{letter * 6}\n" for letter in "ABCDE")))
-    assert prompts.chat(speaker) == 0
+    assert sample_command.chat(speaker) == 0
     assert speaker.asked[0] == "A" * 6 and "AAAAAA1。BBBBBB" in speaker.asked[1]
     assert speaker.asked[4].endswith("DDDDDD4。EEEEEE") and "A" not in speaker.asked[4]
 

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from model import GPT, GPTConfig, KVCache
-from shuoshu import decoder, generate
 from shuoshu.checkpoint import Loaded
-from shuoshu.decoder import Decoder
-from shuoshu.generate import Sampling, complete, largest
-from shuoshu.voice import Voice
+from shuoshu.generation import cpu_decoder, sampling
+from shuoshu.generation.chat_model import Voice
+from shuoshu.generation.cpu_decoder import Decoder
+from shuoshu.generation.sampling import Sampling, complete, largest
 
 SHAPE = GPTConfig(vocab_size=96, block_size=32, n_layer=2, n_head=4, n_kv_head=2, n_embd=48, head_dim=16, n_hidden=80)
 
@@ -31,7 +31,7 @@ def read(model: GPT, lengths: list[int], steps: int, dtype: torch.dtype = torch.
     ids = torch.randint(0, 96, (len(lengths), max(lengths) + steps), generator=torch.Generator().manual_seed(1))
     with torch.inference_mode():
         cache = KVCache(model.config, len(lengths))
-        generate.prefill(model, cache, [row[:n].tolist() for row, n in zip(ids, lengths, strict=True)])
+        sampling.prefill(model, cache, [row[:n].tolist() for row, n in zip(ids, lengths, strict=True)])
         reader = Decoder(model)
         tokens = [torch.stack([row[n + step] for row, n in zip(ids, lengths, strict=True)])[:, None] for step in range(steps)]
         return torch.stack([reader(token, cache) for token in tokens], dim=1), ids
@@ -50,7 +50,7 @@ def test_a_token_read_alone_gets_the_logits_of_the_whole(lengths, config, is_pac
 
 
 def test_products_are_packed_where_torch_can():
-    made_of = decoder.product(torch.float32, torch.nn.Linear(32, 32, bias=False)).func
+    made_of = cpu_decoder.product(torch.float32, torch.nn.Linear(32, 32, bias=False)).func
     assert (made_of is torch.ops.mkldnn._linear_pointwise) == torch.backends.mkldnn.is_available()
 
 
@@ -100,7 +100,7 @@ def test_a_voice_lays_its_weights_once(pretrained_model, monkeypatch):
     voice = Voice(Loaded(model, tokenizer, 0, 0), torch.device("cpu"))
     expected = complete(model, tokenizer, [[tokenizer.end]], Sampling(20), [1])[0].ids
     calls.clear()
-    monkeypatch.setattr(generate, "reader_for", lambda model: pytest.fail("laid again"))
+    monkeypatch.setattr(sampling, "reader_for", lambda model: pytest.fail("laid again"))
     assert complete(model, tokenizer, [[tokenizer.end]], Sampling(20), [1], reader=voice.reader)[0].ids == expected
     assert calls == [voice.reader] * (len(expected) - 1)
 

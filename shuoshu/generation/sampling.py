@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from model import GPT, KVCache
-from shuoshu.decoder import Reader, reader_for
+from shuoshu.generation.cpu_decoder import Reader, reader_for
 from shuoshu.text.tokenizer import WHOLE, TextStream, Tokenizer, utf8_transitions
 
 

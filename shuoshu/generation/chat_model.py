@@ -7,14 +7,14 @@ from functools import cached_property
 
 import torch
 
-from shuoshu.answers import render_question
 from shuoshu.checkpoint import Loaded
 from shuoshu.core import device as core_device
 from shuoshu.core import terminal
 from shuoshu.core.cli import UserError
 from shuoshu.core.settings import SampleSettings
-from shuoshu.decoder import Reader, reader_for
-from shuoshu.generate import Sampling, Utf8Mask
+from shuoshu.generation.answers import render_question
+from shuoshu.generation.cpu_decoder import Reader, reader_for
+from shuoshu.generation.sampling import Sampling, Utf8Mask
 
 
 class Voice:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from model import GPT, KVCache
-from shuoshu.generate import Finished, Sampling, complete_many, prefill
+from shuoshu.generation.sampling import Finished, Sampling, complete_many, prefill
 from shuoshu.sft.dataset import read_pairs
 from shuoshu.text.tokenizer import Tokenizer
 
