@@ -118,7 +118,7 @@ def peak_in(told: bytes) -> int:
 
 def rouge(bench: Bench) -> None:
     """Pairs of texts a second, beside rouge-score by character where that is installed."""
-    from shuoshu.metrics import rouge_l
+    from shuoshu.evaluation.metrics import rouge_l
 
     draw, text, scores = random.Random(7), "".join(source_text(bench).split()), {"ours": lambda answer, reference: rouge_l(answer, reference)[2]}
     with suppress(ImportError):

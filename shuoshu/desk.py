@@ -15,7 +15,7 @@ from shuoshu import checkpoint
 from shuoshu.core import device
 from shuoshu.core.cli import UserError
 from shuoshu.core.settings import AppSettings
-from shuoshu.figures import TrainingText, saved_run
+from shuoshu.evaluation.copies import TrainingText, saved_run
 from shuoshu.generation.chat_model import Voice
 from shuoshu.generation.sampling import Finished, Sampling, stream
 

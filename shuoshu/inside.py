@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import torch
 
-from shuoshu.figures import MARKED, TrainingText
+from shuoshu.evaluation.copies import MARKED, TrainingText
+from shuoshu.evaluation.html import both, text
 from shuoshu.generation.chat_model import Voice
-from shuoshu.markup import both, text
 from shuoshu.text.tokenizer import WHOLE, TextStream, Tokenizer
 
 STRONGEST = 8  # alternatives that are shown

@@ -21,9 +21,9 @@ from shuoshu.core.cli import UserError
 from shuoshu.core.files import read_json
 from shuoshu.core.settings import AppSettings
 from shuoshu.desk import Desk
-from shuoshu.document import report_html
-from shuoshu.figures import saved_run
-from shuoshu.markup import both
+from shuoshu.evaluation.copies import saved_run
+from shuoshu.evaluation.html import both
+from shuoshu.evaluation.html_report import report_html
 from shuoshu.page import HERE, I18N, Page, Story, told
 from shuoshu.sft.dataset import read_pairs
 

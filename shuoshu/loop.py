@@ -19,12 +19,12 @@ from shuoshu.core.cli import UserError
 from shuoshu.core.files import reason_of, size
 from shuoshu.core.saving import Lock
 from shuoshu.core.settings import TrainSettings
+from shuoshu.evaluation.loss import score
+from shuoshu.evaluation.metrics import exact_match, rouge_l
 from shuoshu.generation.answers import answer
 from shuoshu.generation.sampling import Sampling, complete
-from shuoshu.metrics import exact_match, rouge_l
 from shuoshu.pace import Pace
 from shuoshu.run import Run
-from shuoshu.scoring import score
 from shuoshu.step import ASKED_EVERY, train_step, within_memory
 
 EVALUATION_ROWS = 64  # questions answered side by side

@@ -15,10 +15,10 @@ import gradio as gr
 from shuoshu import inside
 from shuoshu.core.cli import UserError
 from shuoshu.desk import Desk, Draft, Reader
-from shuoshu.figures import saved_run
+from shuoshu.evaluation.copies import saved_run
+from shuoshu.evaluation.html import both, text
 from shuoshu.generation.chat_model import Voice
 from shuoshu.generation.sampling import Sampling
-from shuoshu.markup import both, text
 from shuoshu.wishes import LOOKED, history_of, knobs, settings_of, text_of
 from shuoshu.words import SAID, WORDS, said
 

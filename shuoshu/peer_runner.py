@@ -19,7 +19,7 @@ import torch.nn.functional as F  # noqa: E402
 
 from model import GPT, GPTConfig
 from shuoshu.core import device as core_device
-from shuoshu.scoring import score, text_windows
+from shuoshu.evaluation.loss import score, text_windows
 from shuoshu.text.dataset import TokenFile
 from shuoshu.text.tokenizer import Tokenizer
 from shuoshu.yardstick import WARM_UP, Measure, rate_of, serve

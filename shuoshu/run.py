@@ -23,9 +23,9 @@ from shuoshu.core.cli import UserError
 from shuoshu.core.files import checked, reason_of, same
 from shuoshu.core.saving import Lock, write_text, write_whole
 from shuoshu.core.settings import LENGTHS, ModelSettings, TrainSettings
+from shuoshu.evaluation.loss import Batch, answer_batches, text_windows
 from shuoshu.generation.answers import read_questions
 from shuoshu.optim import Muon, Plan, build_optimizers, load_state_tensors, state_tensors
-from shuoshu.scoring import Batch, answer_batches, text_windows
 from shuoshu.sft.dataset import Noise, RowFile
 from shuoshu.step import Skips
 from shuoshu.text import dataset

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from shuoshu import checkpoint, inside
-from shuoshu.figures import MARKED, TrainingText
+from shuoshu.evaluation.copies import MARKED, TrainingText
 from shuoshu.generation.chat_model import Voice
 from shuoshu.generation.sampling import Sampling, Utf8Mask, complete
 from shuoshu.text.tokenizer import WHOLE, TextStream

@@ -22,9 +22,9 @@ from shuoshu.core.cli import HOUSE
 from shuoshu.core.files import sha256_of
 from shuoshu.core.settings import ModelSettings, TrainSettings
 from shuoshu.core.terminal import Log
+from shuoshu.evaluation.loss import Score
 from shuoshu.generation.answers import answer, read_questions, render_question
 from shuoshu.generation.sampling import Sampling, complete
-from shuoshu.scoring import Score
 from shuoshu.sft.dataset import RowFile, pack, read_pairs
 from shuoshu.text.dataset import IGNORE
 from shuoshu.text.tokenizer import Tokenizer

@@ -12,7 +12,7 @@ from model import GPT, GPTConfig
 from shuoshu import checkpoint, loop, optim, step
 from shuoshu.core.settings import OptimSettings
 from shuoshu.core.terminal import Log
-from shuoshu.scoring import Score
+from shuoshu.evaluation.loss import Score
 from shuoshu.sft.dataset import RowFile
 from shuoshu.text.dataset import TokenFile
 

@@ -21,7 +21,7 @@ from shuoshu import checkpoint, loop, run
 from shuoshu.core.cli import HOUSE
 from shuoshu.core.files import sha256_of
 from shuoshu.core.terminal import Log
-from shuoshu.scoring import Score
+from shuoshu.evaluation.loss import Score
 from shuoshu.text.dataset import TokenFile
 
 EXACT = ["--dropout=0.1", "--max_iters=60", "--eval_interval=30", "--save_interval=10", "--sample_tokens=0"]

@@ -9,7 +9,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from shuoshu.metrics import LookUp
+from shuoshu.evaluation.metrics import LookUp
 from shuoshu.text.tokenizer import Tokenizer
 
 LONGEST = 5  # units in a piece

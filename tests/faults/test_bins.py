@@ -20,7 +20,7 @@ import train
 from shuoshu import loop
 from shuoshu.core.cli import HOUSE
 from shuoshu.core.files import sha256_of
-from shuoshu.figures import TrainingText
+from shuoshu.evaluation.copies import TrainingText
 from shuoshu.text import dataset as text_dataset
 from tests.conftest import QUIET, TINY
 

@@ -22,7 +22,7 @@ from shuoshu import checkpoint
 from shuoshu.core import terminal
 from shuoshu.core.cli import UserError, parse
 from shuoshu.core.settings import EvalSettings, PrepareSettings, PrepareSftSettings, SampleSettings, TrainSettings
-from shuoshu.figures import TrainingText, saved_run
+from shuoshu.evaluation.copies import TrainingText, saved_run
 from shuoshu.generation import sample_command
 from shuoshu.generation.answers import read_questions
 from shuoshu.sft.dataset import RowFile

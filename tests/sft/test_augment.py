@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shuoshu.core.cli import UserError
-from shuoshu.metrics import LookUp
+from shuoshu.evaluation.metrics import LookUp
 from shuoshu.sft.augment import LONGEST, UNIT, Rewording, cut, telling, words
 from shuoshu.sft.dataset import Noise, RowFile, read_pairs, windows, write_rows
 from shuoshu.sft.pairs import Pair

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shuoshu.core.cli import HOUSE
-from shuoshu.document import BESIDE, MEASURES, SHOWN, chosen, marked, report_html
-from shuoshu.drawing import POINTS, points, ticks
+from shuoshu.evaluation.charts import POINTS, points, ticks
+from shuoshu.evaluation.html_report import BESIDE, MEASURES, SHOWN, chosen, marked, report_html
 
 HOSTILE = "</style></script><script>alert(1)</script><img src=x onerror=alert(2)>\"'&amp;\x00\x1b[31m\x85\ud800"
 

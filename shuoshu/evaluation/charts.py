@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 
-from shuoshu.markup import both, number, text
+from shuoshu.evaluation.html import both, number, text
 
 POINTS = 400  # of a curve, about
 

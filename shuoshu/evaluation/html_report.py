@@ -7,8 +7,8 @@ import random
 from collections.abc import Iterable, Sequence
 
 from shuoshu.core.terminal import shorten
-from shuoshu.drawing import run_panels
-from shuoshu.markup import both, number, text
+from shuoshu.evaluation.charts import run_panels
+from shuoshu.evaluation.html import both, number, text
 
 SHOWN, SAMPLED = 20, 12  # worst answers, and as many random ones; evaluations whose samples are shown
 # name: (Chinese, English, format, +1 where more is better and −1 where less is, a note in Chinese, in English)

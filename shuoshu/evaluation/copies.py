@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from shuoshu import metrics
 from shuoshu.core.cli import UserError
 from shuoshu.core.files import read_json
-from shuoshu.scoring import Score
+from shuoshu.evaluation import metrics
+from shuoshu.evaluation.loss import Score
 from shuoshu.text import dataset
 from shuoshu.text.tokenizer import Tokenizer
 

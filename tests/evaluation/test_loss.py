@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from shuoshu.core.device import Processes
-from shuoshu.scoring import answer_batches, score, text_windows
+from shuoshu.evaluation.loss import answer_batches, score, text_windows
 from shuoshu.sft.dataset import RowFile
 from shuoshu.text.dataset import IGNORE, TokenFile
 

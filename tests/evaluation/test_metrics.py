@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shuoshu import metrics
 from shuoshu.core.cli import HOUSE
+from shuoshu.evaluation import metrics
 
 FEW = st.text(alphabet="甲乙丙，", max_size=24)  # small alphabets make much in common
 MIXED = st.text(alphabet="甲乙，。 \n　aBé7８", max_size=16)

@@ -14,17 +14,18 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from shuoshu import checkpoint, metrics
+from shuoshu import checkpoint
 from shuoshu.core import device as core_device
 from shuoshu.core import terminal
 from shuoshu.core.cli import UserError
 from shuoshu.core.saving import write_text, write_whole
 from shuoshu.core.settings import EvalSettings
-from shuoshu.document import report_html
-from shuoshu.figures import COPIED, Figures, TrainingText, saved_run
+from shuoshu.evaluation import metrics
+from shuoshu.evaluation.copies import COPIED, Figures, TrainingText, saved_run
+from shuoshu.evaluation.html_report import report_html
+from shuoshu.evaluation.loss import answer_batches, score, text_windows
 from shuoshu.generation.answers import Question, answer, label_scores, read_questions
 from shuoshu.generation.sampling import Sampling, complete_many
-from shuoshu.scoring import answer_batches, score, text_windows
 from shuoshu.sft.dataset import RowFile
 from shuoshu.text import dataset
 

@@ -19,10 +19,11 @@ import eval_metrics
 import prepare
 import prepare_sft
 from model import GPT
-from shuoshu import checkpoint, metrics
+from shuoshu import checkpoint
 from shuoshu.core.terminal import width
-from shuoshu.evaluation import COLUMNS, told
-from shuoshu.figures import COPIED, MARKED, TrainingText
+from shuoshu.evaluation import metrics
+from shuoshu.evaluation.copies import COPIED, MARKED, TrainingText
+from shuoshu.evaluation.evaluate import COLUMNS, told
 from shuoshu.generation.answers import Question, label_scores, read_questions, render_question
 from shuoshu.sft.dataset import RowFile
 from shuoshu.text.dataset import TokenFile, read_meta
