@@ -22,7 +22,7 @@ def main(argv: Sequence[str]) -> int:
     settings = parse(TrainSettings, argv, __doc__, default_config="config/pretrain.py")
     if settings.resume and (saved := saved_settings(Path(settings.out_dir))):
         settings = parse(TrainSettings, argv, __doc__, base=saved)  # the config files as they were when the run began
-    from shuoshu.loop import train
+    from shuoshu.training.loop import train
 
     return train(settings)
 

@@ -14,7 +14,6 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from model import GPT, GPTConfig
-from shuoshu.checkpoint import Loaded
 from shuoshu.core import device as core_device
 from shuoshu.core.cli import parse
 from shuoshu.core.saving import Lock
@@ -22,11 +21,12 @@ from shuoshu.core.settings import ModelSettings, TrainSettings
 from shuoshu.generation.chat_model import Voice
 from shuoshu.generation.sampling import Sampling, complete
 from shuoshu.models.cpu_kernels import LONG
-from shuoshu.optim import Muon, orthogonalise
-from shuoshu.run import Run
-from shuoshu.step import train_step
 from shuoshu.text.dataset import IGNORE, read_meta, resolve
 from shuoshu.text.tokenizer import Tokenizer
+from shuoshu.training.checkpoints import Loaded
+from shuoshu.training.optimizers import Muon, orthogonalise
+from shuoshu.training.run import Run
+from shuoshu.training.step import train_step
 from shuoshu.yardstick import WARM_UP, Measure, rate_of, serve
 
 

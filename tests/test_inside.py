@@ -9,18 +9,19 @@ from pathlib import Path
 import pytest
 import torch
 
-from shuoshu import checkpoint, inside
+from shuoshu import inside
 from shuoshu.evaluation.copies import MARKED, TrainingText
 from shuoshu.generation.chat_model import Voice
 from shuoshu.generation.sampling import Sampling, Utf8Mask, complete
 from shuoshu.text.tokenizer import WHOLE, TextStream
+from shuoshu.training import checkpoints
 
 EVIL = "<script>alert(1)</script> **b** <img src=x onerror=alert(1)> '\"& \x00\x1b\x7f\x85\r"
 
 
 @pytest.fixture(scope="module")
 def voice(pretrained: Path) -> Voice:
-    return Voice(checkpoint.load_model(pretrained), torch.device("cpu"))
+    return Voice(checkpoints.load_model(pretrained), torch.device("cpu"))
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from shuoshu import checkpoint
 from shuoshu.core import device as core_device
 from shuoshu.core import terminal
 from shuoshu.core.cli import UserError
@@ -28,6 +27,7 @@ from shuoshu.generation.answers import Question, answer, label_scores, read_ques
 from shuoshu.generation.sampling import Sampling, complete_many
 from shuoshu.sft.dataset import RowFile
 from shuoshu.text import dataset
+from shuoshu.training import checkpoints
 
 PROMPTS, PROMPT_TOKENS, CONTINUED = 40, 64, 100  # continuations of a text model: how many, of how much, for how long
 COLUMNS = 100  # of the terminal
@@ -109,7 +109,7 @@ class Subject:
 
     def __init__(self, folder: Path, settings: EvalSettings, device: torch.device) -> None:
         self.folder = folder
-        model, self.tokenizer, self.step, _ = checkpoint.load_model(folder, device)
+        model, self.tokenizer, self.step, _ = checkpoints.load_model(folder, device)
         self.model = model.to(getattr(torch, settings.dtype))
 
     def check_fits(self, meta: dict, data: Path) -> None:

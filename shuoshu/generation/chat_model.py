@@ -7,7 +7,6 @@ from functools import cached_property
 
 import torch
 
-from shuoshu.checkpoint import Loaded
 from shuoshu.core import device as core_device
 from shuoshu.core import terminal
 from shuoshu.core.cli import UserError
@@ -15,6 +14,7 @@ from shuoshu.core.settings import SampleSettings
 from shuoshu.generation.answers import render_question
 from shuoshu.generation.cpu_decoder import Reader, reader_for
 from shuoshu.generation.sampling import Sampling, Utf8Mask
+from shuoshu.training.checkpoints import Loaded
 
 
 class Voice:

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import torch
 
-from shuoshu import checkpoint
 from shuoshu.core import device as core_device
 from shuoshu.core.cli import UserError
 from shuoshu.core.files import read_text, reason_of
@@ -22,6 +21,7 @@ from shuoshu.core.settings import SampleSettings
 from shuoshu.generation.chat_model import Voice
 from shuoshu.generation.sampling import complete_many, stream
 from shuoshu.sft.question_files import loads
+from shuoshu.training import checkpoints
 
 COLUMNS = ("prompt", "question", "instruction", "start", "text", "问题")  # where a file's prompts stand, the first that is there
 
@@ -37,7 +37,7 @@ def continue_prompts(settings: SampleSettings, out_dir: Path) -> int:
     if settings.threads:
         torch.set_num_threads(settings.threads)
     device = core_device.pick_device(settings.device)
-    speaker = Speaker(settings, checkpoint.load_model(out_dir, device), device)
+    speaker = Speaker(settings, checkpoints.load_model(out_dir, device), device)
     if settings.chat:
         return chat(speaker)
     if settings.infile:
@@ -49,7 +49,7 @@ def continue_prompts(settings: SampleSettings, out_dir: Path) -> int:
 class Speaker(Voice):
     """A voice that tells the terminal what the settings ask for."""
 
-    def __init__(self, settings: SampleSettings, loaded: checkpoint.Loaded, device: torch.device) -> None:
+    def __init__(self, settings: SampleSettings, loaded: checkpoints.Loaded, device: torch.device) -> None:
         super().__init__(loaded, device, settings.dtype)
         self.settings, self.answers = settings, bool(self.turns) and not settings.raw
         if settings.chat and not self.answers:

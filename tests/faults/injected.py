@@ -10,9 +10,10 @@ from pathlib import Path
 
 import torch
 
-from shuoshu import checkpoint, loop, run, step
 from shuoshu.core import saving
 from shuoshu.core.cli import UserError
+from shuoshu.training import checkpoints, loop, run
+from shuoshu.training import step as training_step
 from tests.faults.board import BEGUN, CHECKPOINT, EVALUATION, MODEL, STEP, Board
 
 
@@ -87,14 +88,14 @@ def saves_in_place(_: bool) -> None:
         folder = out_dir / "checkpoints" / "step-000000"
         folder.mkdir(parents=True, exist_ok=True)
         hashes = {
-            "model.safetensors": checkpoint.write_tensors(folder / "model.safetensors", model.tensors(), {"step": str(step)}),
-            "optimizer.safetensors": checkpoint.write_tensors(folder / "optimizer.safetensors", optimizer, {"step": str(step)}),
-            "state.json": saving.write_text(folder / "state.json", json.dumps({"format": checkpoint.FORMAT, "step": step, **state})),
+            "model.safetensors": checkpoints.write_tensors(folder / "model.safetensors", model.tensors(), {"step": str(step)}),
+            "optimizer.safetensors": checkpoints.write_tensors(folder / "optimizer.safetensors", optimizer, {"step": str(step)}),
+            "state.json": saving.write_text(folder / "state.json", json.dumps({"format": checkpoints.FORMAT, "step": step, **state})),
         }
-        saving.write_text(folder / "manifest.json", json.dumps({"format": checkpoint.FORMAT, "sha256": hashes}))
+        saving.write_text(folder / "manifest.json", json.dumps({"format": checkpoints.FORMAT, "sha256": hashes}))
 
-    checkpoint.write_whole = write_whole
-    checkpoint.save_checkpoint = save_checkpoint
+    checkpoints.write_whole = write_whole
+    checkpoints.save_checkpoint = save_checkpoint
 
 
 def draws_nothing(_: bool) -> None:
@@ -166,12 +167,12 @@ def counts_messages(path: str) -> None:
 def without(names: list[str]) -> None:
     """Takes out what a claim rests on."""
     if "no_sync" in names:
-        torch.nn.parallel.DistributedDataParallel.no_sync = lambda self: step.nullcontext()
+        torch.nn.parallel.DistributedDataParallel.no_sync = lambda self: training_step.nullcontext()
     if "global count" in names:
-        real = step.micro_batches
+        real = training_step.micro_batches
 
         def counted_here(this):
             for ids, targets, _, is_last in real(this):
                 yield ids, targets, int((targets >= 0).sum()) * this.processes.world, is_last
 
-        step.micro_batches = counted_here
+        training_step.micro_batches = counted_here

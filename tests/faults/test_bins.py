@@ -17,11 +17,11 @@ import eval_metrics
 import prepare
 import prepare_sft
 import train
-from shuoshu import loop
 from shuoshu.core.cli import HOUSE
 from shuoshu.core.files import sha256_of
 from shuoshu.evaluation.copies import TrainingText
 from shuoshu.text import dataset as text_dataset
+from shuoshu.training import loop
 from tests.conftest import QUIET, TINY
 
 

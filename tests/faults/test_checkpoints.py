@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 import train
-from shuoshu import checkpoint
 from shuoshu.core.files import sha256_of
+from shuoshu.training import checkpoints
 from tests.faults.test_models import HEADERS, PARTS, newest, resuming, taken_apart, written
 
 DAMAGE: dict[str, Callable[[Path], object]] = {
@@ -55,18 +55,18 @@ def test_a_damaged_checkpoint_is_passed_over_by_name(run: Path, name: str, fault
     tried("tried")
     bad = newest(run)
     DAMAGE[fault](bad / name)
-    found, wrong = checkpoint.newest_checkpoint(run)
+    found, wrong = checkpoints.newest_checkpoint(run)
     if found == bad:  # a flipped bit in the manifest's blanks
         assert name == "manifest.json" and "flipped" in fault
     else:
-        assert found == checkpoint.checkpoints(run)[-2] and len(wrong) == 1 and str(bad) in wrong[0]
-    checkpoint.load_checkpoint(found)
+        assert found == checkpoints.checkpoints(run)[-2] and len(wrong) == 1 and str(bad) in wrong[0]
+    checkpoints.load_checkpoint(found)
     tried("survived")
 
 
 def test_the_run_goes_on_from_the_one_before_and_says_so(run: Path, dataset: Path, tried: Callable, capsys: pytest.CaptureFixture) -> None:
     tried("tried")
-    good, bad = checkpoint.checkpoints(run)
+    good, bad = checkpoints.checkpoints(run)
     flip(bad / "model.safetensors", 5000)
     assert train.main([str(word) for word in resuming(run, dataset)]) == 0
     out = capsys.readouterr().out
@@ -77,7 +77,7 @@ def test_the_run_goes_on_from_the_one_before_and_says_so(run: Path, dataset: Pat
 @pytest.mark.parametrize("name", PARTS)
 @pytest.mark.parametrize("fault", ["gone", "empty", "flipped in the middle", "a pipe", "null"])
 def test_a_run_without_a_valid_checkpoint_is_refused(run: Path, dataset: Path, name: str, fault: str, refused: Callable) -> None:
-    for folder in checkpoint.checkpoints(run):
+    for folder in checkpoints.checkpoints(run):
         DAMAGE[fault](folder / name)
     refused(train.main, resuming(run, dataset), run, "holds no valid checkpoint")
 
@@ -87,7 +87,7 @@ def test_odd_names_among_the_checkpoints_are_left_alone(run: Path, dataset: Path
     for name in ("step-²", "step-", "step--1", "step-٣", "other"):
         (run / "checkpoints" / name).mkdir()
     (run / "checkpoints" / "step-999999").write_bytes(b"a file")
-    assert checkpoint.newest_checkpoint(run)[0].name == "step-000150"
+    assert checkpoints.newest_checkpoint(run)[0].name == "step-000150"
     tried("survived")
 
 

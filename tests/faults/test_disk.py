@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 import train
-from shuoshu import checkpoint, loop
 from shuoshu.core import files, saving
 from shuoshu.core.cli import UserError
 from shuoshu.core.terminal import Log
+from shuoshu.training import checkpoints, loop
 
 RUN = ["--max_iters=20", "--save_interval=5", "--eval_interval=10", "--sample_tokens=0", "--optimizer=adamw"]
 
@@ -32,8 +32,8 @@ def during_steps(monkeypatch, happen):
 
 def is_whole(out_dir: Path, step: int) -> bool:
     """Whether the newest checkpoint is this one, valid, and the model loads."""
-    newest, wrong = checkpoint.newest_checkpoint(out_dir)
-    checkpoint.load_model(out_dir)
+    newest, wrong = checkpoints.newest_checkpoint(out_dir)
+    checkpoints.load_model(out_dir)
     return newest.name == f"step-{step:06d}" and not wrong
 
 
@@ -74,7 +74,7 @@ def test_a_disk_that_stays_full_is_an_honest_end(tiny, small_disk, monkeypatch, 
     def happen(step):
         if step == 7:
             (small_disk / "ballast").write_bytes(bytes(shutil.disk_usage(small_disk).free - 4096))
-            monkeypatch.setattr(checkpoint, "need_room", lambda *args: None)  # full to the last byte, and nobody foresaw it
+            monkeypatch.setattr(checkpoints, "need_room", lambda *args: None)  # full to the last byte, and nobody foresaw it
 
     during_steps(monkeypatch, happen)
     assert train.main([*tiny, *RUN, f"--out_dir={small_disk / 'out'}"]) == 2
@@ -135,7 +135,7 @@ def test_a_folder_that_vanishes_is_not_made_anew(tiny, tmp_path, monkeypatch, ca
 
 
 def test_a_disk_that_gives_back_other_bytes_is_noticed_before_the_old_goes(tiny, tmp_path, monkeypatch, capsys):
-    real = checkpoint.write_tensors
+    real = checkpoints.write_tensors
 
     def flipped(path, tensors, metadata):
         digest = real(path, tensors, metadata)
@@ -145,10 +145,10 @@ def test_a_disk_that_gives_back_other_bytes_is_noticed_before_the_old_goes(tiny,
                 file.write(b"\xff")
         return digest
 
-    monkeypatch.setattr(checkpoint, "write_tensors", flipped)
+    monkeypatch.setattr(checkpoints, "write_tensors", flipped)
     assert train.main([*tiny, *RUN, "--max_iters=12", f"--out_dir={tmp_path / 'out'}"]) == 0
     assert "step 10 to" in (told := capsys.readouterr().out) and "does not read back" in told
-    assert [path.name for path in checkpoint.checkpoints(tmp_path / "out")] == ["step-000005", "step-000012"]
+    assert [path.name for path in checkpoints.checkpoints(tmp_path / "out")] == ["step-000005", "step-000012"]
 
 
 # ---------------------------------------------------------------- which checkpoint goes
@@ -166,13 +166,13 @@ def test_a_run_resumed_past_damaged_checkpoints_keeps_what_it_saves(tiny, tmp_pa
 
 
 def is_whole_but(out_dir: Path, name: str, damaged: int) -> bool:
-    newest, wrong = checkpoint.newest_checkpoint(out_dir)
+    newest, wrong = checkpoints.newest_checkpoint(out_dir)
     return newest.name == name and len(wrong) == damaged
 
 
 def test_a_checkpoint_that_is_replaced_counts_until_the_new_one_stands(pretrained, tmp_path, monkeypatch):
-    model = checkpoint.load_model(pretrained).model
-    checkpoint.save_checkpoint(tmp_path, 10, model, {}, {"fact": "old"})
+    model = checkpoints.load_model(pretrained).model
+    checkpoints.save_checkpoint(tmp_path, 10, model, {}, {"fact": "old"})
     real = Path.rename
 
     def killed(self, target):
@@ -182,13 +182,13 @@ def test_a_checkpoint_that_is_replaced_counts_until_the_new_one_stands(pretraine
 
     monkeypatch.setattr(Path, "rename", killed)
     with pytest.raises(KeyboardInterrupt):
-        checkpoint.save_checkpoint(tmp_path, 10, model, {}, {"fact": "new"})
+        checkpoints.save_checkpoint(tmp_path, 10, model, {}, {"fact": "new"})
     monkeypatch.undo()
-    newest, wrong = checkpoint.newest_checkpoint(tmp_path)
-    assert checkpoint.load_checkpoint(newest)[2]["fact"] == "old" and not wrong
-    checkpoint.save_checkpoint(tmp_path, 10, model, {}, {"fact": "newest"})
+    newest, wrong = checkpoints.newest_checkpoint(tmp_path)
+    assert checkpoints.load_checkpoint(newest)[2]["fact"] == "old" and not wrong
+    checkpoints.save_checkpoint(tmp_path, 10, model, {}, {"fact": "newest"})
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-000010"]
-    assert checkpoint.load_checkpoint(tmp_path / "checkpoints" / "step-000010")[2]["fact"] == "newest"
+    assert checkpoints.load_checkpoint(tmp_path / "checkpoints" / "step-000010")[2]["fact"] == "newest"
 
 
 # ---------------------------------------------------------------- two runs

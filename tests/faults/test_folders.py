@@ -13,9 +13,9 @@ import pytest
 from safetensors.torch import load_file
 
 import train
-from shuoshu import checkpoint, run
 from shuoshu.core import device
 from shuoshu.core.files import sha256_of
+from shuoshu.training import checkpoints, run
 
 SHORT = ["--max_iters=4", "--eval_interval=2", "--save_interval=2", "--sample_tokens=0"]
 
@@ -80,10 +80,10 @@ def forge(folder: Path, name: str) -> None:
 def test_an_optimiser_that_lacks_a_tensor_is_refused(tiny, tmp_path, capsys, optimizer, lost):
     command = [*tiny, *SHORT, f"--optimizer={optimizer}", f"--out_dir={tmp_path / 'out'}"]
     assert train.main(command) == 0
-    newest, _ = checkpoint.newest_checkpoint(tmp_path / "out")
+    newest, _ = checkpoints.newest_checkpoint(tmp_path / "out")
     tensors = {name: tensor.clone() for name, tensor in load_file(newest / "optimizer.safetensors").items()}  # the file itself is mapped
     del tensors[next(name for name in tensors if name.endswith("/" + lost))]
-    checkpoint.write_tensors(newest / "optimizer.safetensors", tensors, {"step": "4"})
+    checkpoints.write_tensors(newest / "optimizer.safetensors", tensors, {"step": "4"})
     forge(newest, "optimizer.safetensors")
     assert train.main([*command, "--resume", "--max_iters=6"]) == 2
     assert f"/{lost} is missing" in capsys.readouterr().err
@@ -94,7 +94,7 @@ FORGED = [("seconds", "NaN"), ("step", "1" + "0" * 400), ("step", "3"), ("scale"
 
 @pytest.mark.parametrize("name, value", [*FORGED, ("plan.eval_interval", "0"), ("plan.decay_from", "NaN")])
 def test_a_forged_state_is_refused(tiny, out_dir, capsys, name, value):
-    newest, _ = checkpoint.newest_checkpoint(out_dir)
+    newest, _ = checkpoints.newest_checkpoint(out_dir)
     state = json.loads((newest / "state.json").read_text(encoding="utf-8"))
     place = state["run"]["plan"] if name.startswith("plan.") else state["run"]
     place[name.removeprefix("plan.")] = "FORGED"
@@ -137,4 +137,4 @@ def test_when_the_reader_of_our_output_is_gone_the_run_is_saved(tiny, tmp_path, 
     monkeypatch.setattr(terminal.Progress, "say", broken)
     monkeypatch.setattr(os, "dup2", lambda a, b: None)
     assert train.main([*tiny, *SHORT, "--save_interval=100", f"--out_dir={tmp_path / 'out'}"]) == 141
-    assert checkpoint.newest_checkpoint(tmp_path / "out")[0].name == "step-000002"
+    assert checkpoints.newest_checkpoint(tmp_path / "out")[0].name == "step-000002"

@@ -18,7 +18,6 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from shuoshu import checkpoint
 from shuoshu.core import terminal
 from shuoshu.core.cli import UserError, parse
 from shuoshu.core.settings import EvalSettings, PrepareSettings, PrepareSftSettings, SampleSettings, TrainSettings
@@ -31,6 +30,7 @@ from shuoshu.sft.question_files import read_pairs
 from shuoshu.text import dataset as text_dataset
 from shuoshu.text.books import read_books
 from shuoshu.text.tokenizer import Tokenizer
+from shuoshu.training import checkpoints
 from tests.faults.test_models import taken_apart, written
 from tests.faults.test_novels import TXT, zipped
 from train import saved_settings
@@ -252,9 +252,9 @@ def test_any_header_of_weights(pretrained: Path, tmp_path: Path, damage: Callabl
     else:
         path.write_bytes(hurt_bytes(data, path.read_bytes()))
     with answered():
-        loaded = checkpoint.load_model(tmp_path / "model")
+        loaded = checkpoints.load_model(tmp_path / "model")
         if not is_forged:
-            right = checkpoint.load_model(pretrained).model.tensors()
+            right = checkpoints.load_model(pretrained).model.tensors()
             assert all(torch.equal(tensor, right[name]) for name, tensor in loaded.model.tensors().items())
 
 
@@ -267,7 +267,7 @@ def test_any_tokenizer_and_any_config(pretrained: Path, tmp_path: Path, damage: 
     hurt = json.dumps(damage(data, json.loads(raw))).encode() if data.draw(st.booleans()) else hurt_bytes(data, raw)
     (folder / name).write_bytes(hurt)
     with answered():
-        loaded, right = checkpoint.load_model(folder), checkpoint.load_model(pretrained)
+        loaded, right = checkpoints.load_model(folder), checkpoints.load_model(pretrained)
         assert loaded.tokenizer.hash == right.tokenizer.hash
         ids = torch.arange(40)[None]
         assert torch.equal(loaded.model(ids), right.model(ids))
@@ -285,10 +285,10 @@ def test_any_checkpoint(pretrained: Path, tmp_path: Path, damage: Callable, data
     is_json = name.endswith("json") and data.draw(st.booleans())
     (folder / name).write_bytes(json.dumps(damage(data, json.loads(raw))).encode() if is_json else hurt_bytes(data, raw))
     tried("tried")
-    found, wrong = checkpoint.newest_checkpoint(tmp_path)
+    found, wrong = checkpoints.newest_checkpoint(tmp_path)
     assert found is not None and len(wrong) == (found != folder)
     assert found != folder or (folder / name).read_bytes() == raw or name == "manifest.json"
-    checkpoint.load_checkpoint(found)
+    checkpoints.load_checkpoint(found)
     tried("survived" if found == folder else "refused")
 
 

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from shuoshu import checkpoint
 from shuoshu.core import terminal
 from shuoshu.core.cli import UserError
 from shuoshu.core.files import sha256_of
+from shuoshu.training import checkpoints
 from tests.faults.board import BEGUN, CHECKPOINT, EVALUATION, MODEL, PHASES, STEP, Board
 
 STEPS, SAVED_EVERY = 24, 4
@@ -102,11 +102,11 @@ class Harness:
         if step < saved:
             return f"step {saved} was saved, {step} is the newest that is valid"
         if step >= 0:
-            checkpoint.load_checkpoint(checkpoint.newest_checkpoint(out_dir)[0])
+            checkpoints.load_checkpoint(checkpoints.newest_checkpoint(out_dir)[0])
             self.tally.steps_lost.append(max(0, board["step"] - step))
         if (out_dir / "model.safetensors").exists():
             try:
-                checkpoint.load_model(out_dir)
+                checkpoints.load_model(out_dir)
             except UserError as error:
                 return str(error)
         return None
@@ -114,8 +114,8 @@ class Harness:
 
 def newest_step(out_dir: Path) -> int:
     """Of the newest valid checkpoint; -1 if there is none. What the folder is called proves nothing."""
-    folder, _ = checkpoint.newest_checkpoint(out_dir)
-    return -1 if folder is None else checkpoint.load_checkpoint(folder)[2]["step"]
+    folder, _ = checkpoints.newest_checkpoint(out_dir)
+    return -1 if folder is None else checkpoints.load_checkpoint(folder)[2]["step"]
 
 
 def shoot(pid: int, board: Board, aim: Aim) -> None:

@@ -18,7 +18,7 @@ import prepare
 import prepare_sft
 import sample
 import train
-from shuoshu import checkpoint
+from shuoshu.training import checkpoints
 from tests.conftest import TINY
 
 FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "settings.json", "log.jsonl")
@@ -39,7 +39,7 @@ def resuming(folder: Path, dataset: Path) -> list[object]:
 
 
 def newest(folder: Path) -> Path:
-    return checkpoint.checkpoints(folder)[-1]
+    return checkpoints.checkpoints(folder)[-1]
 
 
 def written(path: Path, header: object, body: bytes = b"", sealed: bool = True) -> None:
@@ -220,10 +220,10 @@ def test_a_header_that_is_none_is_refused_without_taking_memory(model: Path, fau
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_weights_that_are_no_numbers_are_refused(model: Path, value: float, refused: Callable) -> None:
-    loaded = checkpoint.load_model(model)
+    loaded = checkpoints.load_model(model)
     with torch.no_grad():
         loaded.model.lm_head.weight[3, 3] = value
-    checkpoint.save_weights(model, loaded.model, loaded.tokenizer, 1)
+    checkpoints.save_weights(model, loaded.model, loaded.tokenizer, 1)
     refused(sample.main, saying(model), model, "not finite")
 
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from shuoshu import checkpoint
 from shuoshu.core.cli import HOUSE
 from shuoshu.core.terminal import Log
+from shuoshu.training import checkpoints
 
 STEADY = ["--optimizer=adamw", "--dropout=0", "--log_interval=1", "--sample_tokens=0", "--batch_size=8"]
 
@@ -47,7 +47,7 @@ def last_val_loss(out_dir: Path) -> float:
 
 
 def best_scores(out_dir: Path) -> list[float]:
-    newest, _ = checkpoint.newest_checkpoint(out_dir)
+    newest, _ = checkpoints.newest_checkpoint(out_dir)
     return json.loads((newest / "state.json").read_text(encoding="utf-8"))["run"]["best_scores"]
 
 
@@ -125,7 +125,7 @@ def test_a_signal_to_one_process_stops_all_in_mid_evaluation(nursery, prose, tmp
     assert [nursery.wait(pid) for pid in pids] == [143, 143]
     assert time.monotonic() - began < 20
     assert "stopped by SIGTERM after step 0" in (tmp_path / "told.0").read_text(encoding="utf-8")
-    assert not Log(tmp_path / "out" / "log.jsonl").read("eval") and checkpoint.newest_checkpoint(tmp_path / "out")[0].name == "step-000000"
+    assert not Log(tmp_path / "out" / "log.jsonl").read("eval") and checkpoints.newest_checkpoint(tmp_path / "out")[0].name == "step-000000"
 
 
 @pytest.mark.parametrize("rank, how, told", [(1, "killed", ""), (1, "error", "ValueError: only here"), (0, "mistake", "error: only here")])
@@ -137,7 +137,7 @@ def test_one_that_fails_ends_the_other_with_the_cause_told(nursery, prose, tmp_p
     assert told in (tmp_path / f"told.{rank}").read_text(encoding="utf-8")
     other = (tmp_path / f"told.{1 - rank}").read_text(encoding="utf-8")
     assert f"error: process {1 - rank}: another process of this run is gone" in other and "Traceback" not in other
-    assert checkpoint.newest_checkpoint(tmp_path / "out")[0].name == "step-000010"
+    assert checkpoints.newest_checkpoint(tmp_path / "out")[0].name == "step-000010"
 
 
 def test_a_mistake_that_only_the_first_sees_ends_all(nursery, prose, tmp_path):
@@ -165,7 +165,7 @@ def test_under_torchrun_an_interrupt_saves_and_a_lost_process_ends_the_others(pr
     process.send_signal(signal.SIGINT)
     told = process.communicate(timeout=60)[0]
     stopped = int(re.search(r"stopped by SIGINT after step (\d+)", told)[1])
-    assert checkpoint.newest_checkpoint(tmp_path / "out")[0].name == f"step-{stopped:06d}" and process.returncode
+    assert checkpoints.newest_checkpoint(tmp_path / "out")[0].name == f"step-{stopped:06d}" and process.returncode
 
     process = start_and_wait(f"step-{stopped // 20 * 20 + 40:06d}")
     lock = (tmp_path / "out" / ".lock").read_text(encoding="utf-8")

@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from shuoshu.core.cli import UserError
 from shuoshu.sft.dataset import Noise, RowFile, cut_question, pack, read_pairs, windows, write_rows
 from shuoshu.sft.pairs import Pair
-from shuoshu.step import micro_batches
 from shuoshu.text.dataset import IGNORE
 from shuoshu.text.tokenizer import Tokenizer
+from shuoshu.training.step import micro_batches
 
 MARKED = st.lists(st.sampled_from(["？", "<|endoftext|>", "<|assistant|>", "<|user|>", "<|pad|>", "沈砚", "在渡口", "\n", "é🙂", "a1"]), min_size=1, max_size=8)
 SPELT = MARKED.map("".join)

@@ -5,12 +5,12 @@ from itertools import pairwise
 import pytest
 import torch
 
-from shuoshu import pace as pace_module
 from shuoshu.core.device import Processes
 from shuoshu.core.settings import TrainSettings
-from shuoshu.optim import rate_factor
-from shuoshu.pace import Pace
-from shuoshu.run import RunState
+from shuoshu.training import schedule
+from shuoshu.training.optimizers import rate_factor
+from shuoshu.training.run import RunState
+from shuoshu.training.schedule import Pace
 
 
 class Clock:
@@ -23,7 +23,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch):
     clock = Clock()
-    monkeypatch.setattr(pace_module, "time", clock)
+    monkeypatch.setattr(schedule, "time", clock)
     return clock
 
 

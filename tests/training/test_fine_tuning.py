@@ -17,7 +17,6 @@ import torch
 import prepare
 import prepare_sft
 import train
-from shuoshu import checkpoint, loop
 from shuoshu.core.cli import HOUSE
 from shuoshu.core.files import sha256_of
 from shuoshu.core.settings import ModelSettings, TrainSettings
@@ -28,6 +27,7 @@ from shuoshu.generation.sampling import Sampling, complete
 from shuoshu.sft.dataset import RowFile, pack, read_pairs
 from shuoshu.text.dataset import IGNORE
 from shuoshu.text.tokenizer import Tokenizer
+from shuoshu.training import checkpoints, loop
 
 NOISY = ["--question_drop=0.15", "--question_swap=0.15", "--dropout=0.1"]
 
@@ -38,7 +38,7 @@ def records(out_dir: Path, kind: str) -> list[dict]:
 
 def weights(out_dir: Path) -> str:
     """Of the newest checkpoint."""
-    newest, _ = checkpoint.newest_checkpoint(out_dir)
+    newest, _ = checkpoints.newest_checkpoint(out_dir)
     return newest.name + sha256_of(newest / "model.safetensors") + sha256_of(newest / "optimizer.safetensors")
 
 
@@ -123,7 +123,7 @@ def test_the_model_that_answers_best_is_kept_or_the_one_with_the_lowest_loss(
     answering(monkeypatch, *([rouge] * 4 for rouge in rouges))
     command = [*sft, f"--select_by={select_by}", f"--out_dir={tmp_path / 'out'}", "--max_iters=25", "--eval_interval=5"]
     assert train.main(command) == 0
-    assert checkpoint.read_metadata(tmp_path / "out" / "model.safetensors")["step"] == str(kept)
+    assert checkpoints.read_metadata(tmp_path / "out" / "model.safetensors")["step"] == str(kept)
     told = capsys.readouterr().out
     assert ("best       val loss 1.0000 at step 10" if select_by == "loss" else "best       val ROUGE-L 0.9000 at step 20") in told
     evals = records(tmp_path / "out", "eval")
@@ -138,7 +138,7 @@ def test_while_no_answer_is_any_good_the_lowest_loss_decides(sft, tmp_path: Path
     answering(monkeypatch, *[[0.0] * 4] * 4)
     assert train.main([*sft, f"--out_dir={tmp_path / 'out'}", "--max_iters=6", "--eval_interval=2"]) == 0
     assert records(tmp_path / "out", "end")[0]["best_step"] == 4
-    assert checkpoint.read_metadata(tmp_path / "out" / "model.safetensors")["step"] == "4"
+    assert checkpoints.read_metadata(tmp_path / "out" / "model.safetensors")["step"] == "4"
 
 
 def test_patience_waits_for_better_answers_not_for_as_good_ones(sft, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,7 +173,7 @@ def test_a_later_model_is_kept_if_its_answers_are_worse_by_no_more_than_chance(
         assert train.main([f"--out_dir={out_dir}", "--resume", f"--max_iters={length}"]) == 0
     else:
         assert train.main([*command, f"--max_iters={length}"]) == 0
-    assert checkpoint.read_metadata(out_dir / "model.safetensors")["step"] == str(kept)
+    assert checkpoints.read_metadata(out_dir / "model.safetensors")["step"] == str(kept)
     end = records(out_dir, "end")[-1]
     assert (end["best_step"], end["best_rouge_l"], end["kept_step"]) == (5, 0.75, kept)
     told = "that model is in" if kept == 5 else f"that of step {kept}, as good but for chance, is in"
@@ -197,7 +197,7 @@ def test_of_labels_the_best_model_is_kept(sft, qa: Path, tmp_path: Path, monkeyp
     (data / "meta.json").write_text(json.dumps(meta | {"labels": ["好", "坏"]}), encoding="utf-8")
     answering(monkeypatch, NONE, BEST, [0.0, 1.0, 1.0, 0.8])
     assert train.main([*sft, f"--dataset={data}", f"--out_dir={tmp_path / 'out'}", "--eval_interval=5", "--max_iters=10"]) == 0
-    assert checkpoint.read_metadata(tmp_path / "out" / "model.safetensors")["step"] == "5"
+    assert checkpoints.read_metadata(tmp_path / "out" / "model.safetensors")["step"] == "5"
 
 
 def test_a_run_resumed_with_another_measure_begins_to_choose_anew(sft, tmp_path: Path) -> None:
@@ -221,7 +221,7 @@ def test_the_log_and_the_samples_show_how_it_answers(tuned: Path, qa: Path) -> N
 
 
 def test_the_measures_are_those_of_the_answers(tuned: Path, qa: Path) -> None:
-    model, tokenizer, step, _ = checkpoint.load_model(tuned)
+    model, tokenizer, step, _ = checkpoints.load_model(tuned)
     questions = read_questions(qa, "val", tokenizer)
     found = answer(model, tokenizer, questions, 5)
     (record,) = [record for record in records(tuned, "eval") if record["step"] == step]
@@ -245,7 +245,7 @@ def test_resumed_in_mid_epoch_with_dropout_and_noise_it_ends_with_the_same_bytes
     monkeypatch.setattr(loop, "train_step", killed)
     assert train.main([*command, f"--out_dir={tmp_path / 'cut'}"]) == 130
     monkeypatch.setattr(loop, "train_step", real)
-    assert checkpoint.newest_checkpoint(tmp_path / "cut")[0].name == "step-000010"  # 3.2 steps an epoch: in the middle of one
+    assert checkpoints.newest_checkpoint(tmp_path / "cut")[0].name == "step-000010"  # 3.2 steps an epoch: in the middle of one
     assert train.main([f"--out_dir={tmp_path / 'cut'}", "--resume"]) == 0
     assert weights(tmp_path / "cut") == weights(tmp_path / "whole")
     assert sha256_of(tmp_path / "cut" / "model.safetensors") == sha256_of(tmp_path / "whole" / "model.safetensors")
@@ -300,7 +300,7 @@ def test_rows_longer_than_the_block_say_how_far_it_must_grow_and_then_it_does(sf
     assert f"the longest row has {width} tokens, the model reads 64" in told and f"--block_size={width - 1}" in told
     refused([*command, f"--block_size={width - 2}"], tmp_path / "out", capsys)
     assert train.main([*command, f"--block_size={width - 1}", "--max_iters=2", f"--out_dir={tmp_path / 'out'}"]) == 0
-    grown, *_ = checkpoint.load_model(tmp_path / "out")
+    grown, *_ = checkpoints.load_model(tmp_path / "out")
     assert grown.config.block_size == width - 1 and grown.config.n_layer == 2
     assert train.main([f"--out_dir={tmp_path / 'out'}", "--resume", "--max_iters=3"]) == 0  # and it goes on with the block that grew
 
@@ -311,9 +311,9 @@ def test_the_models_shape_is_taken_from_its_folder_and_its_weights_are_where_it_
     model, _ = pretrained_model
     assert {name: head[name] for name in ("n_layer", "n_head", "n_embd", "block_size")} == {"n_layer": 2, "n_head": 2, "n_embd": 64, "block_size": 64}
     assert head["n_embd"] != ModelSettings.n_embd
-    first = checkpoint.checkpoints(tmp_path / "out")[0]
+    first = checkpoints.checkpoints(tmp_path / "out")[0]
     assert first.name == "step-000000"
-    assert all(torch.equal(tensor, checkpoint.load_checkpoint(first)[0][name]) for name, tensor in model.tensors().items())
+    assert all(torch.equal(tensor, checkpoints.load_checkpoint(first)[0][name]) for name, tensor in model.tensors().items())
 
 
 def test_the_same_validation_loss_with_noise_on_the_training_questions(sft, tmp_path: Path) -> None:
@@ -334,7 +334,7 @@ def test_a_dry_run_counts_the_answers_tokens(sft, qa: Path, tmp_path: Path, caps
 
 
 def test_every_training_question_is_answered_word_for_word_and_then_it_stops(tuned: Path, qa: Path) -> None:
-    model, tokenizer, _, turns = checkpoint.load_model(tuned)
+    model, tokenizer, _, turns = checkpoints.load_model(tuned)
     assert turns == 1
     questions = read_questions(qa, "train", tokenizer)
     found = answer(model, tokenizer, questions, 16)
@@ -342,7 +342,7 @@ def test_every_training_question_is_answered_word_for_word_and_then_it_stops(tun
 
 
 def test_answers_do_not_depend_on_how_questions_are_put_into_batches(pretrained: Path, qa: Path) -> None:
-    model, tokenizer, *_ = checkpoint.load_model(pretrained)  # one that rambles
+    model, tokenizer, *_ = checkpoints.load_model(pretrained)  # one that rambles
     questions = read_questions(qa, "val", tokenizer)[:7]
     told: list[int] = []
     batches = answer(model, tokenizer, questions, 3, tell=told.append)
@@ -369,14 +369,14 @@ def test_few_questions_are_taught_for_as_many_steps_as_wanted_at_least(
     steps_per_epoch = float(re.search(r"([\d.]+) steps an epoch", told)[1])
     line = f"length     5 steps, {5 / steps_per_epoch:.1f} epochs, since min_iters says so; max_epochs=0.5 alone (--min_iters=none) would be "
     assert f"{line}{math.ceil(steps_per_epoch / 2)} steps" in told
-    real = checkpoint.load_checkpoint
+    real = checkpoints.load_checkpoint
 
     def of_an_older_version(folder: Path) -> tuple:
         weights, optimizer, saved = real(folder)
         del saved["settings"]["min_iters"]
         return weights, optimizer, saved
 
-    monkeypatch.setattr(checkpoint, "load_checkpoint", of_an_older_version)
+    monkeypatch.setattr(checkpoints, "load_checkpoint", of_an_older_version)
     assert train.main([f"--out_dir={tmp_path / 'out'}", "--resume", "--min_iters=7"]) == 0
     assert json.loads((tmp_path / "out" / "log.jsonl").read_text(encoding="utf-8").splitlines()[-1])["step"] == 7
     capsys.readouterr()
@@ -405,9 +405,9 @@ def test_a_long_answer_learned_over_several_rows_is_given_whole_past_the_block(p
         "--select_by=loss",
     ]
     assert train.main([*command, "--device=cpu", "--dtype=float32", "--threads=1"]) == 0
-    newest, _ = checkpoint.newest_checkpoint(out_dir)
-    model, tokenizer, *_ = checkpoint.load_model(out_dir)
-    model.load_tensors(checkpoint.load_checkpoint(newest)[0])
+    newest, _ = checkpoints.newest_checkpoint(out_dir)
+    model, tokenizer, *_ = checkpoints.load_model(out_dir)
+    model.load_tensors(checkpoints.load_checkpoint(newest)[0])
     ids = render_question(tokenizer, [{"role": "user", "content": "天天？"}])
     assert len(tokenizer.encode(long)) > model.config.block_size
     found = complete(model, tokenizer, [ids], Sampling(200, 0.0, keeps_prompt=True), [0])[0]

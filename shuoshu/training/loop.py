@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from shuoshu import checkpoint
 from shuoshu.core import device as core_device
 from shuoshu.core import terminal
 from shuoshu.core.cli import UserError
@@ -23,9 +22,10 @@ from shuoshu.evaluation.loss import score
 from shuoshu.evaluation.metrics import exact_match, rouge_l
 from shuoshu.generation.answers import answer
 from shuoshu.generation.sampling import Sampling, complete
-from shuoshu.pace import Pace
-from shuoshu.run import Run
-from shuoshu.step import ASKED_EVERY, train_step, within_memory
+from shuoshu.training import checkpoints
+from shuoshu.training.run import Run
+from shuoshu.training.schedule import Pace
+from shuoshu.training.step import ASKED_EVERY, train_step, within_memory
 
 EVALUATION_ROWS = 64  # questions answered side by side
 SAMPLES = 4  # of their answers in samples.md
@@ -326,5 +326,5 @@ def dry_run(run: Run) -> int:
         print(f"step         {rows} in {per_step:.3f} s, {run.tokens_per_step / per_step:,.0f} tokens/s")
         print(f"run          {steps:,} steps, {steps / run.steps_per_epoch:.2f} epochs, {terminal.duration(steps * per_step)} and the evaluations")
         print(f"memory       {size(core_device.peak_memory(run.device))} at the peak, on {run.device} in {run.settings.dtype}")
-        print(f"disk         {size(run.bytes_per_checkpoint())} a checkpoint, {checkpoint.KEEP} are kept; {size(4 * total)} the model")
+        print(f"disk         {size(run.bytes_per_checkpoint())} a checkpoint, {checkpoints.KEEP} are kept; {size(4 * total)} the model")
     return 0

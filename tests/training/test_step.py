@@ -9,12 +9,13 @@ import torch
 
 import train
 from model import GPT, GPTConfig
-from shuoshu import checkpoint, loop, optim, step
 from shuoshu.core.settings import OptimSettings
 from shuoshu.core.terminal import Log
 from shuoshu.evaluation.loss import Score
 from shuoshu.sft.dataset import RowFile
 from shuoshu.text.dataset import TokenFile
+from shuoshu.training import checkpoints, loop, step
+from shuoshu.training import optimizers as training_optimizers
 
 SHORT = ["--max_iters=12", "--eval_interval=12", "--log_interval=4", "--sample_tokens=0", "--dropout=0"]
 
@@ -39,15 +40,15 @@ def poison(monkeypatch, steps, value=math.nan):
 def test_a_bad_step_changes_neither_weights_nor_optimisers(decay):
     torch.manual_seed(0)
     model = GPT(GPTConfig(vocab_size=64, block_size=16, n_layer=2, n_head=2, n_embd=32))
-    optimizers = optim.build_optimizers(model, OptimSettings(weight_decay=decay), torch.device("cpu"), torch.float32)
+    optimizers = training_optimizers.build_optimizers(model, OptimSettings(weight_decay=decay), torch.device("cpu"), torch.float32)
     ids = torch.randint(64, (2, 17))
 
     def take(is_bad):
         model(ids[:, :-1], ids[:, 1:]).backward()
         if is_bad:
             next(iter(model.model.layers.parameters())).grad.view(-1)[0] = math.inf  # one gradient of one optimiser
-        optim.step_unless(torch.tensor(is_bad), optimizers)
-        return [t.clone() for t in (*model.parameters(), *optim.state_tensors(model, optimizers).values())]
+        training_optimizers.step_unless(torch.tensor(is_bad), optimizers)
+        return [t.clone() for t in (*model.parameters(), *training_optimizers.state_tensors(model, optimizers).values())]
 
     first = take(False)
     assert all(torch.equal(a, b) for a, b in zip(take(True), first, strict=True))
@@ -66,7 +67,7 @@ def test_a_step_that_is_not_finite_is_left_out_and_told_with_its_rows(tiny, tmp_
     assert all(math.isfinite(r["loss"]) and r["loss"] > 1 for r in log.read("step"))
     for row, place in zip(data.rows(20, 4, 64, 1337)[0], log.read("skip")[0]["rows"], strict=True):
         assert row[0] == data.tokens[place]
-    assert json.loads((checkpoint.newest_checkpoint(tmp_path / "out")[0] / "state.json").read_text(encoding="utf-8"))["run"]["skipped"] == 2
+    assert json.loads((checkpoints.newest_checkpoint(tmp_path / "out")[0] / "state.json").read_text(encoding="utf-8"))["run"]["skipped"] == 2
 
 
 def test_rows_of_questions_are_named_by_their_number(qa):
@@ -82,7 +83,7 @@ def test_ten_in_a_row_end_the_run_with_advice(tiny, tmp_path, monkeypatch, capsy
     assert train.main(command) == 2
     err = capsys.readouterr().err
     assert "10 steps in a row" in err and "step 21" in err and "lower --learning_rate (it is 0.02)" in err and "Traceback" not in err
-    newest, wrong = checkpoint.newest_checkpoint(tmp_path / "out")
+    newest, wrong = checkpoints.newest_checkpoint(tmp_path / "out")
     assert newest.name == "step-000000" and not wrong  # what led to bad steps pushes nothing out
     assert train.main([*command, "--resume"]) == 2
     assert "10 steps in a row" in (err := capsys.readouterr().err) and "step 21" in err

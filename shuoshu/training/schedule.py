@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
-    from shuoshu.run import RunState
+    from shuoshu.training.run import RunState
 from shuoshu.core import device as core_device
 from shuoshu.core.settings import TrainSettings
-from shuoshu.optim import Plan
+from shuoshu.training.optimizers import Plan
 
 DEFAULT_MINUTES = 10.0  # where no length is set
 EVALUATIONS = 10  # in a run whose eval_interval is not set,

@@ -16,7 +16,6 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from model import GPT, GPTConfig
-from shuoshu import checkpoint
 from shuoshu.core import device as core_device
 from shuoshu.core import terminal
 from shuoshu.core.cli import UserError
@@ -25,11 +24,12 @@ from shuoshu.core.saving import Lock, write_text, write_whole
 from shuoshu.core.settings import LENGTHS, ModelSettings, TrainSettings
 from shuoshu.evaluation.loss import Batch, answer_batches, text_windows
 from shuoshu.generation.answers import read_questions
-from shuoshu.optim import Muon, Plan, build_optimizers, load_state_tensors, state_tensors
 from shuoshu.sft.dataset import Noise, RowFile
-from shuoshu.step import Skips
 from shuoshu.text import dataset
 from shuoshu.text.tokenizer import Tokenizer
+from shuoshu.training import checkpoints
+from shuoshu.training.optimizers import Muon, Plan, build_optimizers, load_state_tensors, state_tensors
+from shuoshu.training.step import Skips
 
 OWN_FILES = ("settings.json", "log.jsonl", "loss.png", "samples.md", "eval.json", "eval_answers.jsonl", "report.html", "model.safetensors", "config.json")
 OWN_FILES += ("generation_config.json", "tokenizer.json", "tokenizer_config.json", "checkpoints")
@@ -130,7 +130,7 @@ class Run:
         if settings.resume:
             with self._writing():
                 self.lock.take()
-            folder, wrong = checkpoint.newest_checkpoint(self.out_dir)
+            folder, wrong = checkpoints.newest_checkpoint(self.out_dir)
             for problem in wrong:
                 print(f"skipped {problem}")
             if folder is None and not (self.out_dir / "settings.json").exists():
@@ -159,7 +159,7 @@ class Run:
             vocab_size = math.ceil(self.tokenizer.n_vocab / 64) * 64  # matrix units like round numbers; sampling masks the padding
             return GPT(GPTConfig(vocab_size=vocab_size, **shape))
         may_change = {name: shape[name] for name in ("dropout", "block_size") if name in settings.given}
-        model, tokenizer, *_ = checkpoint.load_model(settings.init_from, **may_change)
+        model, tokenizer, *_ = checkpoints.load_model(settings.init_from, **may_change)
         if tokenizer.hash != self.tokenizer.hash:
             raise UserError(f"{settings.init_from} has another tokenizer than {settings.dataset}: prepare the data with --tokenizer={settings.init_from}")
         for name in shape:  # the weights say how large the model is
@@ -188,7 +188,7 @@ class Run:
         self.steps_per_epoch = windows / self.rows_per_step
 
     def _restore(self, folder: Path) -> None:
-        weights, optimizer, saved = checkpoint.load_checkpoint(folder)
+        weights, optimizer, saved = checkpoints.load_checkpoint(folder)
         if not isinstance(saved.get("settings"), dict) or not {"run", "data", "tokenizer"} <= saved.keys():
             raise UserError(f"{folder}/state.json lacks something: remove that folder, and --resume takes the one before")
         if saved["data"] != [self.data.sha256, self.val.sha256] or saved["tokenizer"] != self.tokenizer.hash:
@@ -228,14 +228,14 @@ class Run:
                 self._check_empty()  # again: another run may have come and gone since
             old = [self.out_dir / name for name in OWN_FILES] if self.settings.overwrite else []
             if not self.state.step:  # a checkpoint more than are kept, and a model more than there is, for as long as it is written
-                needed = (checkpoint.KEEP + 1) * self.bytes_per_checkpoint() + 2 * checkpoint.size_of(self.raw.tensors().values())
+                needed = (checkpoints.KEEP + 1) * self.bytes_per_checkpoint() + 2 * checkpoints.size_of(self.raw.tensors().values())
                 going = sum(path.stat().st_size for top in old for path in (top, *top.rglob("*")) if path.is_file())
-                checkpoint.need_room(self.out_dir, needed - going)
+                checkpoints.need_room(self.out_dir, needed - going)
             for path in old:
                 shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-            checkpoint.sweep(self.out_dir)
+            checkpoints.sweep(self.out_dir)
             self._write_head()  # what makes the folder a run's comes first
-            checkpoint.write_model_folder(self.out_dir, self.raw.config, self.tokenizer)
+            checkpoints.write_model_folder(self.out_dir, self.raw.config, self.tokenizer)
 
     def _write_head(self) -> None:
         self.machine = core_device.describe(self.device)
@@ -277,7 +277,7 @@ class Run:
     def bytes_per_checkpoint(self) -> int:
         """Of weights and optimisers, once these have begun."""
         kept = (p.numel() * p.element_size() * (1 if isinstance(o, Muon) else 2) for o in self.optimizers for group in o.param_groups for p in group["params"])
-        return checkpoint.size_of(self.raw.tensors().values()) + sum(kept)
+        return checkpoints.size_of(self.raw.tensors().values()) + sum(kept)
 
     def keep_model(self, say: Callable[[str], None]) -> bool:
         """This step's model becomes the folder's, if the disk takes it; whether it did, in all processes."""
@@ -290,7 +290,7 @@ class Run:
         return self.processes.agree(kept)
 
     def _write_model(self) -> None:
-        checkpoint.save_weights(self.out_dir, self.raw, self.tokenizer, self.state.step, self.turns)
+        checkpoints.save_weights(self.out_dir, self.raw, self.tokenizer, self.state.step, self.turns)
 
     def _check_weights(self) -> None:
         """No weights that are not finite are ever saved."""
@@ -305,7 +305,7 @@ class Run:
         if self.processes.is_first:
             saved = {"run": asdict(self.state), "settings": asdict(self.settings), "tokenizer": self.tokenizer.hash}
             saved["data"] = [self.data.sha256, self.val.sha256]
-            checkpoint.save_checkpoint(self.out_dir, self.state.step, self.raw, state_tensors(self.raw, self.optimizers), saved)
+            checkpoints.save_checkpoint(self.out_dir, self.state.step, self.raw, state_tensors(self.raw, self.optimizers), saved)
             if not len(self.val):
                 self._write_model()
         self.saved = self.state.step

@@ -17,12 +17,12 @@ import torch
 
 import prepare
 import train
-from shuoshu import checkpoint, loop, run
 from shuoshu.core.cli import HOUSE
 from shuoshu.core.files import sha256_of
 from shuoshu.core.terminal import Log
 from shuoshu.evaluation.loss import Score
 from shuoshu.text.dataset import TokenFile
+from shuoshu.training import checkpoints, loop, run
 
 EXACT = ["--dropout=0.1", "--max_iters=60", "--eval_interval=30", "--save_interval=10", "--sample_tokens=0"]
 
@@ -73,9 +73,9 @@ def test_the_folder_holds_the_best_model_and_patience_ends_the_run(tiny, tmp_pat
     losses = iter([5.0, 4.0, 3.0, 3.5, 3.6, 3.7, 1.0])
     monkeypatch.setattr(loop, "score", lambda *args: Score(next(losses) * 100, 100, 0.0, None))
     assert train.main([*tiny, f"--out_dir={tmp_path / 'out'}", "--max_iters=60", "--eval_interval=5", "--patience=3", "--sample_tokens=0"]) == 0
-    assert checkpoint.read_metadata(tmp_path / "out" / "model.safetensors")["step"] == "10"
+    assert checkpoints.read_metadata(tmp_path / "out" / "model.safetensors")["step"] == "10"
     assert "25 steps" in (told := capsys.readouterr().out) and "stopped early" in told and "at step 10" in told
-    newest, _ = checkpoint.newest_checkpoint(tmp_path / "out")
+    newest, _ = checkpoints.newest_checkpoint(tmp_path / "out")
     assert newest.name == "step-000025"
 
 
@@ -107,7 +107,7 @@ def test_without_validation_text_the_last_model_is_kept(text, tmp_path, tiny):
     (tmp_path / "book.txt").write_text(text, encoding="utf-8")
     assert prepare.main([str(tmp_path / "book.txt"), f"--out={tmp_path / 'data'}", "--val_fraction=0", "--vocab_size=400"]) == 0
     assert train.main([*tiny, f"--dataset={tmp_path / 'data'}", f"--out_dir={tmp_path / 'out'}", "--max_iters=20", "--eval_interval=7"]) == 0
-    assert checkpoint.read_metadata(tmp_path / "out" / "model.safetensors")["step"] == "20"
+    assert checkpoints.read_metadata(tmp_path / "out" / "model.safetensors")["step"] == "20"
 
 
 def test_init_from_begins_with_that_model(tiny, pretrained, tmp_path, text, capsys):
@@ -182,7 +182,7 @@ def test_a_signal_saves_says_how_to_go_on_and_loses_no_step(tiny, uninterrupted,
     told = process.communicate(timeout=60)[0]
     assert process.returncode == code, told
     step = int(re.search(r"after step (\d+)", told)[1])
-    assert checkpoint.newest_checkpoint(out_dir)[0].name == f"step-{step:06d}"
+    assert checkpoints.newest_checkpoint(out_dir)[0].name == f"step-{step:06d}"
     (again,) = [line for line in told.splitlines() if line.startswith("  python train.py")]
     assert train.main(shlex.split(again)[2:]) == 0  # just as it was printed
     assert weights(out_dir) == weights(uninterrupted)
@@ -262,7 +262,7 @@ def test_an_earlier_run_is_never_written_over_unasked(tiny, uninterrupted, tmp_p
     assert "--resume" in capsys.readouterr().err
     assert train.main([*tiny, f"--out_dir={out_dir}", "--max_iters=2", "--overwrite"]) == 0
     assert weights(out_dir) != before and (out_dir / "notes.txt").read_text(encoding="utf-8") == "mine"
-    assert [path.name for path in checkpoint.checkpoints(out_dir)] == ["step-000001", "step-000002"]
+    assert [path.name for path in checkpoints.checkpoints(out_dir)] == ["step-000001", "step-000002"]
 
 
 @pytest.mark.parametrize(
@@ -301,9 +301,9 @@ def test_a_model_that_is_no_longer_finite_is_never_saved(tiny, tmp_path, monkeyp
     monkeypatch.setattr(loop, "train_step", poisoned)
     assert train.main([*tiny, f"--out_dir={tmp_path / 'out'}", "--max_iters=50", "--save_interval=2", "--eval_interval=50"]) == 2
     assert "no longer finite" in capsys.readouterr().err
-    newest, wrong = checkpoint.newest_checkpoint(tmp_path / "out")
+    newest, wrong = checkpoints.newest_checkpoint(tmp_path / "out")
     assert newest.name == "step-000004" and not wrong
-    assert all(torch.isfinite(tensor).all() for tensor in checkpoint.load_checkpoint(newest)[0].values())
+    assert all(torch.isfinite(tensor).all() for tensor in checkpoints.load_checkpoint(newest)[0].values())
 
 
 def test_without_a_config_it_does_what_config_pretrain_says(monkeypatch):

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from shuoshu.run import Run
+    from shuoshu.training.run import Run
 from shuoshu.core import device, terminal
 from shuoshu.core.cli import UserError
-from shuoshu.optim import rate_factor, set_rates, step_unless
+from shuoshu.training.optimizers import rate_factor, set_rates, step_unless
 
 Result = TypeVar("Result")
 
