@@ -25,7 +25,7 @@ def main(argv: Sequence[str]) -> int:
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # Gradio reads these when it is imported
     os.environ["HF_HUB_OFFLINE"] = "1"
     try:
-        from shuoshu.layout import serve
+        from shuoshu.web.server import serve
     except ImportError as error:
         raise UserError(f"the page needs what is not installed here ({error}): pip install -r requirements.txt") from None
     return serve(settings, folders)

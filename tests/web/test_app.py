@@ -16,7 +16,7 @@ from gradio.routes import App
 
 import app
 from shuoshu.core.cli import HOUSE
-from shuoshu.layout import Gate
+from shuoshu.web.server import Gate
 
 QUICK = ["--threads=1", "--device=cpu"]
 OPEN = ("/", "/config", "/theme.css", "/assets/a.js", "/static/img/logo.svg", "/gradio_api/queue/join", "/gradio_api/queue/data", "/gradio_api/call/ask")

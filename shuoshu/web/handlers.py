@@ -12,15 +12,15 @@ from pathlib import Path
 
 import gradio as gr
 
-from shuoshu import inside
 from shuoshu.core.cli import UserError
-from shuoshu.desk import Desk, Draft, Reader
 from shuoshu.evaluation.copies import saved_run
 from shuoshu.evaluation.html import both, text
 from shuoshu.generation.chat_model import Voice
 from shuoshu.generation.sampling import Sampling
-from shuoshu.wishes import LOOKED, history_of, knobs, settings_of, text_of
-from shuoshu.words import SAID, WORDS, said
+from shuoshu.web import token_view
+from shuoshu.web.labels import SAID, WORDS, said
+from shuoshu.web.model_server import Desk, Draft, Reader
+from shuoshu.web.validation import LOOKED, history_of, knobs, settings_of, text_of
 
 HERE = Path(__file__).parent
 I18N = gr.I18n(**{code: {key: words[n] for key, words in WORDS.items()} for n, codes in enumerate((("zh", "zh-CN", "zh-TW"), ("en",))) for code in codes})
@@ -121,15 +121,15 @@ class Page:
         if written is None or not written.text:
             raise UserError(said("nothing"))
 
-        def pieces(voice: Voice) -> tuple[list[inside.Piece], bool]:
+        def pieces(voice: Voice) -> tuple[list[token_view.Piece], bool]:
             is_same = written.maker in ((voice.tokenizer.hash, voice.step), ("", 0))
             if written.maker[0] in (voice.tokenizer.hash, ""):
-                return inside.look(voice, written.prompt, written.ids or voice.tokenizer.encode(written.text)), is_same
-            return inside.look(voice, voice.tokenizer.encode(written.asked), voice.tokenizer.encode(written.text)), is_same
+                return token_view.look(voice, written.prompt, written.ids or voice.tokenizer.encode(written.text)), is_same
+            return token_view.look(voice, voice.tokenizer.encode(written.asked), voice.tokenizer.encode(written.text)), is_same
 
         found, is_same = self.desk.do(written.model, pieces)
         head = "" if is_same else f'<p class="soft">{note("trained")}</p>'
-        return head + inside.pieces_html(found, text(known)) + inside.copied_html(written.text, self.desk.sources(written.model))
+        return head + token_view.pieces_html(found, text(known)) + token_view.copied_html(written.text, self.desk.sources(written.model))
 
     # ------------------------------------------------------------ waiting, stopping
 
@@ -314,7 +314,7 @@ class Page:
     def api_inside(self, text: str, start: str = "", model: str | None = None) -> list[dict]:
         """The pieces of a text as the model held them after `start`: text, probability, likeliest alternatives (None: the end)."""
         written, begun, name = text_of(text, LOOKED), text_of(start), self.model_of(model)
-        pieces = self.desk.do(name, lambda voice: inside.look(voice, voice.tokenizer.encode(begun), voice.tokenizer.encode(written)))
+        pieces = self.desk.do(name, lambda voice: token_view.look(voice, voice.tokenizer.encode(begun), voice.tokenizer.encode(written)))
         return [vars(piece) for piece in pieces]
 
 

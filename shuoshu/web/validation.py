@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from shuoshu.core.cli import UserError
 from shuoshu.core.settings import SampleSettings
-from shuoshu.words import said
+from shuoshu.web.labels import said
 
 LONGEST = 20_000  # characters of a question or a beginning
 LOOKED = 2_000  # characters that are looked into

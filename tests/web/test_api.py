@@ -19,7 +19,7 @@ from gradio_client import Client
 from gradio_client.exceptions import AppError, AuthenticationError
 
 from shuoshu.sft.dataset import read_pairs
-from tests.serving import PATIENCE, Server, until
+from tests.web.serving import PATIENCE, Server, until
 
 QUEUE, FLOOD = 5, 200
 WATCHER = """

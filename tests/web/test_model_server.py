@@ -12,8 +12,8 @@ import pytest
 
 from shuoshu.core.cli import UserError
 from shuoshu.core.settings import AppSettings
-from shuoshu.desk import Desk
 from shuoshu.generation.sampling import Sampling
+from shuoshu.web.model_server import Desk
 
 
 @pytest.fixture
@@ -67,7 +67,7 @@ def test_closing_a_text_frees_the_model_at_once(pretrained):
 
 
 def test_a_text_that_nobody_fetches_ends_with_its_lease(pretrained, monkeypatch):
-    monkeypatch.setattr("shuoshu.desk.LEASE", 0.5)
+    monkeypatch.setattr("shuoshu.web.model_server.LEASE", 0.5)
     desk = desk_of(pretrained, max_seconds=600.0)
     growing = writes(desk, str(pretrained), 10**6)
     assert next(growing).texts  # and never again

@@ -18,13 +18,13 @@ from types import SimpleNamespace
 import gradio as gr
 import pytest
 
-from shuoshu import layout, wishes
 from shuoshu.core.cli import HOUSE, UserError
 from shuoshu.core.settings import AppSettings
-from shuoshu.desk import Desk
-from shuoshu.page import I18N, Page, Story, Written, messages, note, told
 from shuoshu.sft.dataset import read_pairs
-from shuoshu.words import SAID, WORDS, said
+from shuoshu.web import server, validation
+from shuoshu.web.handlers import I18N, Page, Story, Written, messages, note, told
+from shuoshu.web.labels import SAID, WORDS, said
+from shuoshu.web.model_server import Desk
 
 EVIL = "<script>alert(1)</script> **b** <img src=x onerror=alert(1)> '\"& \x00\x1b\x7f\x85\r"
 NAMES = ("temperature", "top_p", "top_k", "max_new_tokens", "repetition_penalty", "seed")
@@ -62,62 +62,62 @@ def known(qa: Path) -> dict[str, str]:
 @pytest.mark.parametrize("value", ["one", [1], {}, True, math.nan, math.inf, -math.inf, b"1"])
 def test_a_setting_that_is_no_number_is_named(name, value):
     with pytest.raises(UserError, match=f"{name} wants a number"):
-        wishes.settings_of({name: value}, 300)
+        validation.settings_of({name: value}, 300)
 
 
-@pytest.mark.parametrize("name, knob", wishes.knobs(300).items())
+@pytest.mark.parametrize("name, knob", validation.knobs(300).items())
 def test_a_settings_bounds_hold_and_belong_to_it(name, knob):
     for value in (knob.low, knob.high):
-        assert getattr(wishes.settings_of({name: value}, 300), name) in (value, None)
+        assert getattr(validation.settings_of({name: value}, 300), name) in (value, None)
     for value in (knob.low - 0.01, knob.high + 1, 10**400, -1e308):
         with pytest.raises(UserError, match=f"{name} must lie between"):
-            wishes.settings_of({name: value}, 300)
+            validation.settings_of({name: value}, 300)
     assert knob.low <= knob.default <= knob.high
 
 
 @pytest.mark.parametrize("name", ["top_k", "max_new_tokens", "seed"])
 def test_a_count_with_a_fraction_is_refused(name):
     with pytest.raises(UserError, match=name):
-        wishes.settings_of({name: 2.5}, 300)
+        validation.settings_of({name: 2.5}, 300)
 
 
 def test_a_seed_is_kept_and_none_is_another_one_each_time():
-    assert wishes.settings_of({"seed": 7}, 300).seed == wishes.settings_of({"seed": 7.0}, 300).seed == 7
-    assert len({wishes.settings_of({}, 300).seed for _ in range(20)}) == 20
+    assert validation.settings_of({"seed": 7}, 300).seed == validation.settings_of({"seed": 7.0}, 300).seed == 7
+    assert len({validation.settings_of({}, 300).seed for _ in range(20)}) == 20
     for seed in (-1, 1e300):
         with pytest.raises(UserError, match="seed must lie"):
-            wishes.settings_of({"seed": seed}, 300)
+            validation.settings_of({"seed": seed}, 300)
 
 
 def test_a_pages_own_limit_is_the_default_where_it_is_short():
-    assert wishes.settings_of({}, 50).max_new_tokens == 50 and wishes.settings_of({}, 999).max_new_tokens == 200
-    assert wishes.settings_of({"top_k": 0}, 50).top_k is None
+    assert validation.settings_of({}, 50).max_new_tokens == 50 and validation.settings_of({}, 999).max_new_tokens == 200
+    assert validation.settings_of({"top_k": 0}, 50).top_k is None
 
 
 def test_a_text_is_bounded_and_what_utf8_can_not_hold_is_replaced():
-    assert wishes.text_of("好" * wishes.LONGEST) == "好" * wishes.LONGEST
-    assert wishes.text_of("a\ud800b\udfff").encode() == b"a?b?"
+    assert validation.text_of("好" * validation.LONGEST) == "好" * validation.LONGEST
+    assert validation.text_of("a\ud800b\udfff").encode() == b"a?b?"
     with pytest.raises(UserError, match="20,000 characters at most, there are 100,000"):
-        wishes.text_of("好" * 100_000)
+        validation.text_of("好" * 100_000)
     for value in (None, 3, ["a"], {"text": "a"}, b"a"):
         with pytest.raises(UserError, match=f"this is {type(value).__name__}"):
-            wishes.text_of(value)
+            validation.text_of(value)
 
 
 def test_a_history_is_pairs_of_texts():
-    assert wishes.history_of(None) == wishes.history_of([]) == []
-    talk = wishes.history_of([["问", "答"], ("谁？", "我。")])
+    assert validation.history_of(None) == validation.history_of([]) == []
+    talk = validation.history_of([["问", "答"], ("谁？", "我。")])
     assert [(turn["role"], turn["content"]) for turn in talk] == [("user", "问"), ("assistant", "答"), ("user", "谁？"), ("assistant", "我。")]
     for value in ("问答", 3, {"a": "b"}, [["a"]], ["ab"], [["a", "b", "c"]], [["a", 3]], [["a", "b"]] * 101, [["a", "b" * 100_000]]):
         with pytest.raises(UserError):
-            wishes.history_of(value)
+            validation.history_of(value)
 
 
 # ---------------------------------------------------------------- what the page says
 
 
 def test_each_label_is_used_and_each_used_label_is_there(page):
-    config = json.dumps(layout.build(page).get_config_file(), default=str)
+    config = json.dumps(server.build(page).get_config_file(), default=str)
     used = set(re.findall(r"translation_metadata[^}]*?key\W+(\w+)", config))
     assert used == set(WORDS)
 
@@ -215,8 +215,8 @@ def test_after_a_stop_a_text_says_no_more(page, sft_name, known, deed, is_whole)
 
 
 def test_retry_takes_another_seed_and_at_temperature_0_it_says_so(page, sft_name, known, monkeypatch):
-    seen, real = [], wishes.settings_of
-    monkeypatch.setattr("shuoshu.page.settings_of", lambda given, longest: seen.append(real(given, longest)) or seen[-1])
+    seen, real = [], validation.settings_of
+    monkeypatch.setattr("shuoshu.web.handlers.settings_of", lambda given, longest: seen.append(real(given, longest)) or seen[-1])
     talk = [Written(sft_name, next(iter(known)), text="甲")]
     for temperature in (0, 1.3):
         _, shown, grown, noted, _ = last(page.retry(READER, "", talk, sft_name, *values(temperature=temperature, seed=7, max_new_tokens=40)))
@@ -235,10 +235,10 @@ def test_an_example_is_asked_and_the_box_keeps_what_stood_there(page, sft_name, 
 
 
 def test_examples_come_from_the_models_own_data(page, sft_name, base_name, known):
-    shown = [example["text"] for example in layout.examples(page, sft_name)]
-    assert len(shown) == len(set(shown)) == layout.EXAMPLES and set(shown) <= set(known)
+    shown = [example["text"] for example in server.examples(page, sft_name)]
+    assert len(shown) == len(set(shown)) == server.EXAMPLES and set(shown) <= set(known)
     assert len({known[question] for question in shown}) > 1
-    assert layout.examples(page, base_name) == []
+    assert server.examples(page, base_name) == []
 
 
 def test_a_text_goes_on_in_its_box_and_undo_brings_it_back(page, base_name):
@@ -303,11 +303,11 @@ def test_a_model_that_was_trained_further_is_said_to_be(page, base_name):
 
 @pytest.mark.parametrize("text, seed", [(" 7 ", 7), ("007", 7)])
 def test_the_pages_own_field_for_a_seed_is_a_text(text, seed):
-    assert wishes.settings_of({"seed": text}, 100).seed == seed
-    assert len({wishes.settings_of({"seed": empty}, 100).seed for empty in ("", " ", None)}) == 3
+    assert validation.settings_of({"seed": text}, 100).seed == seed
+    assert len({validation.settings_of({"seed": empty}, 100).seed for empty in ("", " ", None)}) == 3
     for wrong in ("-3", "1.5", "1_0", "七", "9" * 30):
         with pytest.raises(UserError, match="seed"):
-            wishes.settings_of({"seed": wrong}, 100)
+            validation.settings_of({"seed": wrong}, 100)
 
 
 # ---------------------------------------------------------------- how training went
@@ -322,7 +322,7 @@ def run_page(tuned: Path, tmp_path: Path) -> tuple[Path, Page]:
 
 def report_of(page: Page) -> str:
     """The document in the training tab's frame."""
-    [document] = re.findall(r'srcdoc="([^"]*)"', layout.training_html(page, page.names[0]))
+    [document] = re.findall(r'srcdoc="([^"]*)"', server.training_html(page, page.names[0]))
     return unescape(document)
 
 

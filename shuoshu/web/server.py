@@ -15,17 +15,17 @@ from starlette.middleware import Middleware
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from shuoshu import desk
 from shuoshu.core import device, terminal
 from shuoshu.core.cli import UserError
 from shuoshu.core.files import read_json
 from shuoshu.core.settings import AppSettings
-from shuoshu.desk import Desk
 from shuoshu.evaluation.copies import saved_run
 from shuoshu.evaluation.html import both
 from shuoshu.evaluation.html_report import report_html
-from shuoshu.page import HERE, I18N, Page, Story, told
 from shuoshu.sft.dataset import read_pairs
+from shuoshu.web import model_server
+from shuoshu.web.handlers import HERE, I18N, Page, Story, told
+from shuoshu.web.model_server import Desk
 
 MODEL = {"concurrency_limit": 1, "concurrency_id": "model", "api_visibility": "private"}  # one text after the other
 READ = {"concurrency_limit": 4, "concurrency_id": "files", "api_visibility": "private", "show_progress": "hidden"}
@@ -247,7 +247,7 @@ class Gate:
 
 def serve(settings: AppSettings, folders: list[Path]) -> int:
     """Loads the first model, opens the page and stays until it is stopped; the exit code."""
-    desk.begin(settings)
+    model_server.begin(settings)
     check_address(settings)
     page = Page(Desk(folders, settings))
     page.desk.voice((page.answering or page.names)[0])

@@ -16,7 +16,7 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 import prepare_sft
 import train
 from shuoshu.sft.dataset import read_pairs
-from tests.serving import PATIENCE, Server, until
+from tests.web.serving import PATIENCE, Server, until
 
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update"]
 ARGUMENTS += ["--disable-sync"]

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from shuoshu import inside
 from shuoshu.evaluation.copies import MARKED, TrainingText
 from shuoshu.generation.chat_model import Voice
 from shuoshu.generation.sampling import Sampling, Utf8Mask, complete
 from shuoshu.text.tokenizer import WHOLE, TextStream
 from shuoshu.training import checkpoints
+from shuoshu.web import token_view
 
 EVIL = "<script>alert(1)</script> **b** <img src=x onerror=alert(1)> '\"& \x00\x1b\x7f\x85\r"
 
@@ -47,7 +47,7 @@ def by_hand(voice: Voice, prompt: list[int], ids: list[int]) -> list[float]:
 
 def test_within_a_block_a_piece_is_as_likely_as_a_plain_forward_pass_holds_it(voice):
     prompt, ids = voice.tokenizer.encode("清晨，沈砚"), voice.tokenizer.encode("在渡口🏮点灯。é")
-    pieces, expected = inside.look(voice, prompt, ids), by_hand(voice, prompt, ids)
+    pieces, expected = token_view.look(voice, prompt, ids), by_hand(voice, prompt, ids)
     assert "".join(piece.text for piece in pieces) == "在渡口🏮点灯。é"
     assert math.prod(piece.probability for piece in pieces) == pytest.approx(math.prod(expected), rel=1e-3, abs=0)
     lamp = next(piece for piece in pieces if "🏮" in piece.text)
@@ -65,7 +65,7 @@ def is_seen_after_half_a_block(voice: Voice, whole: list[int], at: int, probabil
 def test_beyond_a_block_a_piece_is_seen_after_half_a_block_at_least(voice):
     prompt = voice.tokenizer.encode("清晨，沈砚")
     [written] = complete(voice.model, voice.tokenizer, [prompt], Sampling(max_new_tokens=2 * voice.block + 20), [1])
-    pieces, spelling, single, state = iter(inside.look(voice, prompt, written.ids)), TextStream(voice.tokenizer), {}, WHOLE
+    pieces, spelling, single, state = iter(token_view.look(voice, prompt, written.ids)), TextStream(voice.tokenizer), {}, WHOLE
     for at, token in enumerate(written.ids, len(prompt)):
         before, state = state, int(voice.mask.after[state, token])
         if spelling.push(token):
@@ -78,23 +78,23 @@ def test_beyond_a_block_a_piece_is_seen_after_half_a_block_at_least(voice):
 
 def test_alternatives_are_sorted_likely_and_hold_the_choice_of_a_greedy_text(voice):
     [greedy] = complete(voice.model, voice.tokenizer, [[voice.tokenizer.end]], Sampling(max_new_tokens=40, temperature=0), [1])
-    for piece in inside.look(voice, [], greedy.ids):
+    for piece in token_view.look(voice, [], greedy.ids):
         chances = [p for _, p in piece.others]
-        assert chances == sorted(chances, reverse=True) and len(chances) <= inside.STRONGEST and min(chances) >= inside.LEAST
+        assert chances == sorted(chances, reverse=True) and len(chances) <= token_view.STRONGEST and min(chances) >= token_view.LEAST
         first = piece.others[0]
         assert first[0].startswith("<") or (piece.text.startswith(first[0]) and piece.probability <= first[1] + 1e-6)
 
 
 def test_a_readers_own_odd_text_is_looked_into_whole(voice):
     for odd in ("a\x00b\x7f", "e\u0301\u200d👩‍👩‍👧", "?\ufffd?", " \n\t", "ÿ" * 200):
-        pieces = inside.look(voice, [], voice.tokenizer.encode(odd))
+        pieces = token_view.look(voice, [], voice.tokenizer.encode(odd))
         assert "".join(piece.text for piece in pieces) == odd
         assert all(0 <= piece.probability <= 1 for piece in pieces)
 
 
 def test_pieces_and_copies_hold_no_markup_but_the_pages_own(sources, text):
     line = next(line for line in text.split("\n")[40:] if len(line) > 60)
-    shown = inside.pieces_html([inside.Piece(EVIL, 0.5, [(EVIL, 0.5), (None, 0.1)])], "known") + inside.copied_html(EVIL + line + EVIL, sources)
+    shown = token_view.pieces_html([token_view.Piece(EVIL, 0.5, [(EVIL, 0.5), (None, 0.1)])], "known") + token_view.copied_html(EVIL + line + EVIL, sources)
     assert "<mark>" in shown
     assert "<script" not in shown and "<img" not in shown and not re.search(r"[\x00-\x08\x0b-\x1f\x7f\x80-\x9f]", shown)
     assert set(re.findall(r"<(\w+)", shown)) <= {"div", "p", "span", "br", "button", "mark", "sup", "ol", "li"}
@@ -104,12 +104,12 @@ def test_pieces_and_copies_hold_no_markup_but_the_pages_own(sources, text):
 
 def test_a_copied_span_names_its_book_and_chapter(sources, text):
     line = next(line for line in text.split("\n")[40:] if len(line) > 60)
-    shown = inside.copied_html(f"我说：{line[5:35]}！？", sources)
+    shown = token_view.copied_html(f"我说：{line[5:35]}！？", sources)
     assert re.search(rf"<mark>{re.escape(line[5:35])}<sup>1</sup></mark>", shown)
     assert re.search(r"<li>《book》第.回.*30 字", shown)
-    assert "<mark>" not in inside.copied_html(line[5 : 5 + MARKED - 1], sources)
+    assert "<mark>" not in token_view.copied_html(line[5 : 5 + MARKED - 1], sources)
 
 
 def test_without_its_training_text_a_copy_is_not_denied():
-    shown = inside.copied_html("清晨", None)
+    shown = token_view.copied_html("清晨", None)
     assert "no longer there" in shown and "verbatim" not in shown
