@@ -22,7 +22,7 @@ import prepare_sft
 import sample
 import train
 from shuoshu.core.cli import HOUSE
-from tests.test_bench import write_checkout
+from tests.bench.test_bench import write_checkout
 
 READMES = ("README.md", "README.zh.md")
 QUICK = ["--max_iters=2", "--eval_questions=8", "--sample_tokens=4", "--device=cpu", "--dtype=float32", "--threads=1"]

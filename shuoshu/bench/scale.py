@@ -6,11 +6,11 @@ import statistics
 import time
 from pathlib import Path
 
-from shuoshu.contests import Bench
+from shuoshu.bench.measure import short
+from shuoshu.bench.throughput import Bench
 from shuoshu.core.cli import UserError
 from shuoshu.core.settings import SIZES
 from shuoshu.core.terminal import table
-from shuoshu.yardstick import short
 
 CONTEXTS = (256, 512, 1024, 2048, 4096, 8192)  # the tokens of a step stay the same: the longest is one row
 ROWS = (1, 2, 4, 8, 16, 32, 64)

@@ -14,6 +14,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from model import GPT, GPTConfig
+from shuoshu.bench.measure import WARM_UP, Measure, rate_of, serve
 from shuoshu.core import device as core_device
 from shuoshu.core.cli import parse
 from shuoshu.core.saving import Lock
@@ -27,7 +28,6 @@ from shuoshu.training.checkpoints import Loaded
 from shuoshu.training.optimizers import Muon, orthogonalise
 from shuoshu.training.run import Run
 from shuoshu.training.step import train_step
-from shuoshu.yardstick import WARM_UP, Measure, rate_of, serve
 
 
 def begin(job: dict) -> tuple[dict, Measure]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from pathlib import Path
 
-from shuoshu.contests import Bench, fair_peer, faster
+from shuoshu.bench.throughput import Bench, fair_peer, faster
 from shuoshu.core.terminal import Log
 from shuoshu.text.dataset import read_meta
 

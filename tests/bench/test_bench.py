@@ -13,11 +13,11 @@ from types import SimpleNamespace
 import pytest
 
 import bench
-from shuoshu import chores, contests, race, scale
+from shuoshu.bench import chores, scale, throughput, time_to_loss
+from shuoshu.bench.measure import exponent, interleave
+from shuoshu.bench.nanogpt import Peer
 from shuoshu.core.cli import UserError, parse
 from shuoshu.core.settings import TrainSettings
-from shuoshu.peer import Peer
-from shuoshu.yardstick import exponent, interleave
 
 TRAIN = """
 import os, pickle, sys, time
@@ -157,22 +157,22 @@ def test_an_exponent_is_the_power_that_a_cost_grows_with():
 
 def test_a_curve_reaches_its_goal_between_two_evaluations():
     points = [(0.0, 8.0), (10.0, 4.0), (20.0, 3.0), (30.0, 3.5)]
-    assert race.reached(points, 6.0) == 5.0 and race.reached(points, 3.0) == 20.0
-    assert race.reached(points, 2.9) is None and race.reached(points, 9.0) == 0.0
+    assert time_to_loss.reached(points, 6.0) == 5.0 and time_to_loss.reached(points, 3.0) == 20.0
+    assert time_to_loss.reached(points, 2.9) is None and time_to_loss.reached(points, 9.0) == 0.0
 
 
 @pytest.mark.parametrize(("seconds", "step"), [(300, 0.7), (1, 0.9), (0.01, 5), (60, 0.001)])
 def test_a_training_ends_with_an_evaluation_about_when_it_should(seconds, step):
-    steps, every = race.steps_in(seconds, step)
-    assert steps % every == 0 and abs(steps * step - seconds) <= max(step, seconds / race.POINTS)
+    steps, every = time_to_loss.steps_in(seconds, step)
+    assert steps % every == 0 and abs(steps * step - seconds) <= max(step, seconds / time_to_loss.POINTS)
 
 
 def test_a_step_that_did_not_count_takes_its_time_all_the_same(monkeypatch):
     log = [{"step": 1, "tokens_per_second": 100.0}, {"step": 3, "tokens_per_second": 50.0}]
     evaluations = [{"step": step, "bits_per_char": 6.0} for step in (0, 3)]
-    monkeypatch.setattr(race, "read_meta", lambda data: {"splits": {"val": {"characters": 10, "bytes": 30}}})
+    monkeypatch.setattr(time_to_loss, "read_meta", lambda data: {"splits": {"val": {"characters": 10, "bytes": 30}}})
     reader = SimpleNamespace(read=lambda kind: log if kind == "step" else evaluations)
-    assert race.from_log(reader, Path(), 200) == [(0.0, 2.0), (2.0 + 2 * 4.0, 2.0)]
+    assert time_to_loss.from_log(reader, Path(), 200) == [(0.0, 2.0), (2.0 + 2 * 4.0, 2.0)]
 
 
 def test_the_first_iterations_of_the_peer_do_not_count(checkout, tmp_path, monkeypatch):
@@ -232,7 +232,7 @@ def test_fine_tuning_is_measured_beside_padded_rows(measured, dataset):
 
 def test_sampling_is_measured_alone_and_in_batches(measured, checkout, dataset):
     raw = measured("sample", str(dataset), f"--vs={checkout}", "--clock=cpu", *TINY)
-    for rows in contests.ROWS:
+    for rows in throughput.ROWS:
         figures_follow_from_rounds(raw, f"sampling, batch {rows}", "ours", "shipped", "fair")
 
 
@@ -242,7 +242,7 @@ def test_the_race_ends_with_curves_of_both_scored_alike(measured, checkout, data
     assert theirs[-1][0] == pytest.approx(0.020 * round(theirs[-1][0] / 0.020)) and theirs[-1][0] == pytest.approx(0.6, rel=0.1)
     assert mine[-1][1] < theirs[-1][1] < mine[0][1] < math.log2(512) and mine[0][0] == 0  # trained, counted, blind, bits a token
     assert raw["figures"]["loss: peer's end, bits per byte"] == theirs[-1][1]
-    when = race.reached([tuple(point) for point in mine], theirs[-1][1])
+    when = time_to_loss.reached([tuple(point) for point in mine], theirs[-1][1])
     assert raw["figures"]["loss: seconds of ours to the peer's end"] == when
     assert raw["figures"]["loss: times shorter than the peer's"] == theirs[-1][0] / when
     assert raw["figures"]["loss: times shorter than a fair peer's"] > 0 and raw["complete"]

@@ -14,11 +14,11 @@ from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
-from shuoshu.contests import Bench
+from shuoshu.bench.measure import rate_of
+from shuoshu.bench.throughput import Bench
 from shuoshu.core.cli import HOUSE, UserError
 from shuoshu.text.books import find_files
 from shuoshu.text.tokenizer import Tokenizer
-from shuoshu.yardstick import rate_of
 
 MEGABYTES = (1.0, 10.0, 100.0)
 ON_DISK = 4  # times the size of a corpus that preparing it takes: it, its text cleaned, its tokens, those of the round before

@@ -13,11 +13,11 @@ from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
+from shuoshu.bench.measure import Ledger, Worker, short
+from shuoshu.bench.nanogpt import Peer
 from shuoshu.core.cli import HOUSE, UserError
 from shuoshu.core.settings import BenchSettings
-from shuoshu.peer import Peer
 from shuoshu.text.dataset import read_meta
-from shuoshu.yardstick import Ledger, Worker, short
 
 ROWS = (1, 10)  # texts side by side in sampling
 PADDED = 512  # the one width that fine-tuning is compared with
