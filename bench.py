@@ -16,8 +16,9 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from shuoshu.core.cli import UserError, command, parse
-from shuoshu.core.settings import BenchSettings
+from shuoshu.bench.settings import BenchSettings
+from shuoshu.core.cli import command, parse
+from shuoshu.core.errors import UserError
 
 PARTS = ("train", "loss", "sample", "sft", "scale", "prepare", "rouge", "startup")
 

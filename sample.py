@@ -11,8 +11,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from shuoshu.core.cli import UserError, command, parse
-from shuoshu.core.settings import SampleSettings, newest_out_dir
+from shuoshu.core.cli import command, parse
+from shuoshu.core.errors import UserError
+from shuoshu.core.run_log import newest_out_dir
+from shuoshu.core.settings import SampleSettings
 
 
 @command

@@ -12,7 +12,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from shuoshu.core.cli import UserError, command, parse
+from shuoshu.core.cli import command, parse
+from shuoshu.core.errors import UserError
 from shuoshu.core.files import read_json, reason_of
 from shuoshu.core.settings import TrainSettings
 

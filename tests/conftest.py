@@ -21,9 +21,9 @@ import prepare
 import prepare_sft
 import train
 from model import GPT
-from shuoshu.core.cli import HOUSE
+from shuoshu.core.errors import HOUSE
+from shuoshu.models import weights
 from shuoshu.text.tokenizer import Tokenizer, train_bpe
-from shuoshu.training import checkpoints
 
 torch.set_num_threads(1)  # exact results, and no two threads waiting for each other on a busy machine
 
@@ -154,7 +154,7 @@ def pretrained(tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 @pytest.fixture(scope="session")
 def pretrained_model(pretrained: Path) -> tuple[GPT, Tokenizer]:
-    model, tokenizer, *_ = checkpoints.load_model(pretrained)
+    model, tokenizer, *_ = weights.load_model(pretrained)
     return model, tokenizer
 
 

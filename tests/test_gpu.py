@@ -8,10 +8,10 @@ import pytest
 import torch
 
 import train
-from shuoshu.core.cli import HOUSE
-from shuoshu.core.terminal import Log
+from shuoshu.core.errors import HOUSE
+from shuoshu.core.run_log import Log
 from shuoshu.generation.sampling import Sampling, complete
-from shuoshu.training import checkpoints
+from shuoshu.models import weights
 from shuoshu.training.optimizers import orthogonalise
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU: compiled training, fp16, nccl")]
@@ -46,7 +46,7 @@ def test_a_resumed_run_goes_on_where_it_stopped(tiny, tmp_path):
 def test_greedy_text_is_the_cpus(pretrained):
     texts = []
     for device in ("cpu", "cuda"):
-        model, tokenizer, *_ = checkpoints.load_model(pretrained, device)
+        model, tokenizer, *_ = weights.load_model(pretrained, device)
         prompts = [tokenizer.encode(text) for text in ("清晨，沈砚在渡口", "赵")]
         texts.append([result.text for result in complete(model, tokenizer, prompts, Sampling(90, 0.0), [0, 1])])
     assert texts[0] == texts[1]

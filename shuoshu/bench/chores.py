@@ -16,7 +16,7 @@ from types import SimpleNamespace
 
 from shuoshu.bench.measure import rate_of
 from shuoshu.bench.throughput import Bench
-from shuoshu.core.cli import HOUSE, UserError
+from shuoshu.core.errors import HOUSE, UserError
 from shuoshu.text.books import find_files
 from shuoshu.text.tokenizer import Tokenizer
 

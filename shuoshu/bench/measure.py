@@ -15,8 +15,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from shuoshu.core.cli import UserError
-from shuoshu.core.settings import BenchSettings
+from shuoshu.bench.settings import BenchSettings
+from shuoshu.core.errors import UserError
 
 Round = dict[str, float]
 Measure = Callable[..., float]

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from shuoshu.core.cli import UserError
+from shuoshu.core.errors import UserError
 from shuoshu.text.dataset import SPLITS, TokenFile
 
 NEEDED = ("train.py", "model.py", "configurator.py")

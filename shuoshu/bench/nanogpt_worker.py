@@ -20,8 +20,8 @@ import torch.nn.functional as F  # noqa: E402
 from model import GPT, GPTConfig
 from shuoshu.bench.measure import WARM_UP, Measure, rate_of, serve
 from shuoshu.core import device as core_device
-from shuoshu.evaluation.loss import score, text_windows
-from shuoshu.text.dataset import TokenFile
+from shuoshu.evaluation.loss import score
+from shuoshu.text.dataset import TokenFile, text_windows
 from shuoshu.text.tokenizer import Tokenizer
 
 

@@ -16,15 +16,16 @@ from torch.utils.flop_counter import FlopCounterMode
 from model import GPT, GPTConfig
 from shuoshu.bench.measure import WARM_UP, Measure, rate_of, serve
 from shuoshu.core import device as core_device
+from shuoshu.core import distributed
 from shuoshu.core.cli import parse
-from shuoshu.core.saving import Lock
+from shuoshu.core.files import Lock
 from shuoshu.core.settings import ModelSettings, TrainSettings
 from shuoshu.generation.chat_model import Voice
 from shuoshu.generation.sampling import Sampling, complete
 from shuoshu.models.cpu_kernels import LONG
+from shuoshu.models.weights import Loaded
 from shuoshu.text.dataset import IGNORE, read_meta, resolve
 from shuoshu.text.tokenizer import Tokenizer
-from shuoshu.training.checkpoints import Loaded
 from shuoshu.training.optimizers import Muon, orthogonalise
 from shuoshu.training.run import Run
 from shuoshu.training.step import train_step
@@ -68,7 +69,7 @@ def copy(device: torch.device) -> Callable[[], float]:
 def training(device: torch.device, rate: Callable[..., float], words: list[str], pad_to: int = 0, patience: float = math.inf) -> tuple[dict, Measure]:
     """Tokens/s of train.py's own step on its own batches, or on the same rows padded to one width; warmed up in `patience` seconds, about."""
     settings = parse(TrainSettings, words, "")
-    run = Run(settings, core_device.Processes(), device, Lock(Path(settings.out_dir)))
+    run = Run(settings, distributed.Processes(), device, Lock(Path(settings.out_dir)))
     if pad_to:
         run.data.rows = partial(padded, run.data.rows, pad_to)
     run.raw.train()

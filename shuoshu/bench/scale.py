@@ -7,9 +7,9 @@ import time
 from pathlib import Path
 
 from shuoshu.bench.measure import short
+from shuoshu.bench.settings import SIZES
 from shuoshu.bench.throughput import Bench
-from shuoshu.core.cli import UserError
-from shuoshu.core.settings import SIZES
+from shuoshu.core.errors import UserError
 from shuoshu.core.terminal import table
 
 CONTEXTS = (256, 512, 1024, 2048, 4096, 8192)  # the tokens of a step stay the same: the longest is one row

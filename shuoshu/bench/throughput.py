@@ -15,8 +15,8 @@ from pathlib import Path
 
 from shuoshu.bench.measure import Ledger, Worker, short
 from shuoshu.bench.nanogpt import Peer
-from shuoshu.core.cli import HOUSE, UserError
-from shuoshu.core.settings import BenchSettings
+from shuoshu.bench.settings import BenchSettings
+from shuoshu.core.errors import HOUSE, UserError
 from shuoshu.text.dataset import read_meta
 
 ROWS = (1, 10)  # texts side by side in sampling

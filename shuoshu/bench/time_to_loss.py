@@ -6,7 +6,7 @@ import itertools
 from pathlib import Path
 
 from shuoshu.bench.throughput import Bench, fair_peer, faster
-from shuoshu.core.terminal import Log
+from shuoshu.core.run_log import Log
 from shuoshu.text.dataset import read_meta
 
 RATES = (0.0006, 0.002, 0.006)  # of the peer: from large models' to small ones'

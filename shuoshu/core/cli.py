@@ -19,16 +19,10 @@ import typing
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from shuoshu.core.errors import HOUSE, UserError
 from shuoshu.core.files import read_text, reason_of
 
-HOUSE = Path(__file__).resolve().parent.parent  # the folder of the commands, config/ and the bundled data
-
-
 NO_NAME = re.compile("[\0\ud800-\udfff]")  # Python's spelling of bytes that are no UTF-8, and NUL
-
-
-class UserError(Exception):
-    """A mistake that the user can mend: the message says what, where and how."""
 
 
 def setting(default: object, help: str, **checks: object) -> typing.Any:

@@ -3,32 +3,19 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
 from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 
-from shuoshu.core.cli import UserError
-from shuoshu.core.files import read_json
-from shuoshu.evaluation import metrics
-from shuoshu.evaluation.loss import Score
+from shuoshu.core.errors import UserError
+from shuoshu.core.run_log import saved_run
 from shuoshu.text import dataset
 from shuoshu.text.tokenizer import Tokenizer
 
 COPIED = 20  # characters in succession that count as copied from the training text
 MARKED = 8  # characters in succession that the report marks
-Measures = dict[str, dict[str, float]]
-
-
-def saved_run(out_dir: Path) -> dict:
-    """What settings.json says of the run; empty for a folder without one."""
-    try:
-        saved = read_json(out_dir / "settings.json")
-        return saved if all(isinstance(saved[part], dict) for part in ("settings", "data", "machine")) else {}
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
 
 
 class TrainingText:
@@ -43,7 +30,7 @@ class TrainingText:
             self.places.append((length, titles.get(start)))
             pieces.append(tokenizer.decode(file.tokens[start:end].tolist()))
             length += len(pieces[-1])
-        self.folder, self.copies = folder, metrics.Copies("".join(pieces))
+        self.folder, self.copies = folder, Copies("".join(pieces))
 
     @classmethod
     def find(cls, out_dir: Path) -> TrainingText | None:
@@ -64,59 +51,70 @@ class TrainingText:
         return [(start, end, self.places[bisect_right(self.places, at, key=lambda p: p[0]) - 1][1]) for start, end, at in self.copies.spans(text, MARKED)]
 
 
-# ---------------------------------------------------------------- figures with intervals
+class Copies:
+    """Finds what stands verbatim in a text, by a sorted table with an entry of 8 bytes for each of its characters.
+
+    An entry holds the numbers of as many characters as fit, a few, and behind them their place, so that all places of a gram stand together.
+    """
+
+    def __init__(self, text: str) -> None:
+        codes, used = _codes(text), np.zeros(0x110000, np.uint32)
+        used[codes] = 1
+        self.numbers = used * np.cumsum(used, dtype=np.uint32)  # of each code point: 1, 2 …, 0 where the text lacks it
+        end = int(self.numbers.max()) + 1  # stands behind the text and in no answer
+        self.bits, self.place_bits = end.bit_length(), len(text).bit_length()
+        self.width = min(8, (64 - self.place_bits) // self.bits)
+        self.text = np.append(self.numbers[codes], np.full(self.width, end, np.uint32))
+        self.table = np.zeros(len(text), np.uint64)
+        for i in range(self.width):
+            self.table <<= self.bits
+            self.table |= self.text[i : i + len(text)]
+        self.table <<= self.place_bits
+        self.table |= np.arange(len(text), dtype=np.uint64)
+        self.table.sort()
+
+    def spans(self, answer: str, least: int = 8) -> list[tuple[int, int, int]]:
+        """(start, end, first place in the text) of what is copied, left to right: each as long as can be, none shorter than `least`."""
+        grams, start, found = self._grams(answer, min(self.width, least)), 0, []
+        while start + least <= len(answer):
+            length, place = self._longest_at(start, least, *grams)
+            if length:
+                found.append((start, start + length, place))
+            start += max(1, length)
+        return found
+
+    def longest(self, answer: str) -> int:
+        """The length of the longest span that stands in the text too."""
+        best = next((width for width in range(self.width, 0, -1) if any(self._grams(answer, width)[-1])), 0)
+        grams = self._grams(answer, self.width)
+        for start in range(len(answer)):
+            if self.width <= best < len(answer) - start:
+                best = max(best, self._longest_at(start, best + 1, *grams)[0])
+        return best
+
+    def _grams(self, answer: str, width: int) -> tuple[np.ndarray, int, list[int], list[int]]:
+        """(the answer's characters as numbers, width, where in the table each of its grams begins, how often each stands there)."""
+        numbers = self.numbers[_codes(answer)]
+        grams = np.zeros(max(0, len(answer) - width + 1), np.uint64)
+        for i in range(width):
+            grams = (grams << self.bits) | numbers[i : i + len(grams)]
+        rest = self.bits * (self.width - width) + self.place_bits
+        first, after = np.searchsorted(self.table, grams << rest), np.searchsorted(self.table, (grams + 1) << rest)
+        return numbers, width, first.tolist(), (after - first).tolist()
+
+    def _longest_at(self, start: int, least: int, numbers: np.ndarray, width: int, first: list[int], counts: list[int]) -> tuple[int, int]:
+        """(length, place) of the longest span from `start`, zeros if it is shorter than `least`; tries the places of the rarest gram in it."""
+        rarest = min(range(start, start + least - width + 1), key=counts.__getitem__)
+        entries = self.table[first[rarest] : first[rarest] + counts[rarest]]
+        places, length = (entries & ((1 << self.place_bits) - 1)).astype(np.int64) - (rarest - start), 0
+        places = places[places >= 0]
+        while start + length < len(numbers):
+            longer = places[self.text[places + length] == numbers[start + length]]
+            if not len(longer):
+                break
+            places, length = longer, length + 1
+        return (length, int(places.min())) if length >= least else (0, 0)
 
 
-class Figures:
-    """The measures of one model on one split; values by row are kept, so that models can be compared row by row."""
-
-    def __init__(self, seed: int) -> None:
-        self.seed, self.measures, self.by_row, self.together = seed, {}, {}, {}
-
-    def mean(self, name: str, values: Sequence[float]) -> None:
-        self.by_row[name] = np.asarray(values, dtype=np.float64)
-        self.put(name, metrics.bootstrap(self.by_row[name], self.seed))
-
-    def of_all(self, name: str, rows: np.ndarray, statistic: Callable[[np.ndarray], float], rounds: int = 2000) -> None:
-        """A figure of rows taken together, statistic(their numbers); what `rows` holds tells whether another model's are the same."""
-        self.together[name] = rows, statistic, rounds
-        self.put(name, metrics.bootstrap_of(statistic, len(rows), self.seed, rounds))
-
-    def put(self, name: str, interval: tuple[float, float, float]) -> None:
-        self.measures[name] = dict(zip(("value", "low", "high"), map(float, interval), strict=True))
-
-    def perplexities(self, scored: Score, characters: int, n_bytes: int, suffix: str = "") -> None:
-        """Of all tokens, without end tokens, and per character and byte of the text."""
-        rows = scored.rows[scored.rows[:, 1] > 0]
-        tokens = rows[:, 1]
-
-        def ratio(over: Callable[[float], float], nats: int) -> Callable[[np.ndarray], float]:
-            return lambda chosen: float(over(rows[chosen, nats].sum() / max(1.0, rows[chosen, nats + 1].sum())))
-
-        self.of_all("perplexity" + suffix, tokens, ratio(np.exp, 0))
-        if not suffix:
-            self.of_all("perplexity_without_end", tokens, ratio(np.exp, 2))
-        for name, count in (("bits_per_char", characters), ("bits_per_byte", n_bytes)):
-            scale = scored.bits_per(count) / scored.text_nats * rows[:, 3].sum() if count and scored.text_nats else 0.0
-            self.of_all(name + suffix, tokens, ratio(scale.__mul__, 2))  # the same nats, over another count
-
-    def texts(self, prefix: str, texts: Sequence[str], sources: TrainingText | None) -> None:
-        """What can be said of texts by themselves."""
-        self.mean(f"{prefix}length" if prefix else "mean_length", [len(text) for text in texts])
-        for n in (1, 2):
-            self.measures[f"{prefix}distinct_{n}"] = {"value": metrics.distinct(texts, n)}
-        self.mean(f"{prefix}repetition", [metrics.repetition(text) for text in texts])
-        if sources:
-            longest = [sources.copies.longest(text) for text in texts]
-            self.mean(f"{prefix}copy_longest", longest)
-            self.mean(f"{prefix}copy_rate", [length >= COPIED for length in longest])
-
-    def minus(self, other: Figures) -> Measures:
-        """The paired differences of what both have of the same rows."""
-        both = [name for name in self.by_row if name in other.by_row and not name.startswith(("lookup_", "reference_"))]
-        pairs = {name: metrics.paired(self.by_row[name], other.by_row[name], self.seed) for name in both}
-        for name, (rows, mine, rounds) in self.together.items():
-            same, theirs, _ = other.together.get(name, (None, None, 0))
-            if np.array_equal(rows, same):
-                pairs[name] = metrics.bootstrap_of(lambda chosen, a=mine, b=theirs: a(chosen) - b(chosen), len(rows), self.seed, rounds)
-        return {name: dict(zip(("value", "low", "high"), interval, strict=True)) for name, interval in pairs.items()}
+def _codes(text: str) -> np.ndarray:
+    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")

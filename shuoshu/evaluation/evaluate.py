@@ -15,19 +15,22 @@ import numpy as np
 import torch
 
 from shuoshu.core import device as core_device
-from shuoshu.core import terminal
-from shuoshu.core.cli import UserError
-from shuoshu.core.saving import write_text, write_whole
+from shuoshu.core import run_log, terminal
+from shuoshu.core.errors import UserError
+from shuoshu.core.files import write_text, write_whole
+from shuoshu.core.run_log import saved_run
 from shuoshu.core.settings import EvalSettings
-from shuoshu.evaluation import metrics
-from shuoshu.evaluation.copies import COPIED, Figures, TrainingText, saved_run
+from shuoshu.evaluation import intervals, metrics
+from shuoshu.evaluation.copies import COPIED, TrainingText
 from shuoshu.evaluation.html_report import report_html
-from shuoshu.evaluation.loss import answer_batches, score, text_windows
+from shuoshu.evaluation.intervals import Figures
+from shuoshu.evaluation.loss import score
 from shuoshu.generation.answers import Question, answer, label_scores, read_questions
 from shuoshu.generation.sampling import Sampling, complete_many
-from shuoshu.sft.dataset import RowFile
+from shuoshu.models import weights
+from shuoshu.sft.dataset import RowFile, answer_batches
 from shuoshu.text import dataset
-from shuoshu.training import checkpoints
+from shuoshu.text.dataset import text_windows
 
 PROMPTS, PROMPT_TOKENS, CONTINUED = 40, 64, 100  # continuations of a text model: how many, of how much, for how long
 COLUMNS = 100  # of the terminal
@@ -76,7 +79,7 @@ def evaluate(settings: EvalSettings, out_dir: Path) -> int:
         "classes": {split: result.classes for split, result in results.items() if result.classes},
     }
     answers = [row for result in results.values() for row in sorted(result.rows, key=lambda row: row.get("rouge_l", 0.0))]  # the worst first
-    runs = [(str(s.folder), terminal.Log(s.folder / "log.jsonl").read()) for s in subjects]
+    runs = [(str(s.folder), run_log.Log(s.folder / "log.jsonl").read()) for s in subjects]
     evaluation["seconds"] = round(time.perf_counter() - began, 1)
     try:
         write(out_dir / "eval.json", json.dumps(evaluation, ensure_ascii=False, indent=1))
@@ -109,7 +112,7 @@ class Subject:
 
     def __init__(self, folder: Path, settings: EvalSettings, device: torch.device) -> None:
         self.folder = folder
-        model, self.tokenizer, self.step, _ = checkpoints.load_model(folder, device)
+        model, self.tokenizer, self.step, _ = weights.load_model(folder, device)
         self.model = model.to(getattr(torch, settings.dtype))
 
     def check_fits(self, meta: dict, data: Path) -> None:
@@ -258,7 +261,7 @@ def look_up(mine: Figures, settings: EvalSettings, taught: Sequence[Question], a
     for name, found in (("lookup_", metrics.lookup_nearest(known, answers, new)), ("lookup_joined_", metrics.lookup_joined(known, answers, new))):
         scores = [metrics.rouge_l(text, r, settings.beta, settings.rouge == "chars")[2] for text, r in zip(found, actual, strict=True)]
         mine.mean(name + "rouge_l", scores)
-        mine.put(f"above_{name}rouge_l", metrics.paired(mine.by_row["rouge_l"], scores, mine.seed))
+        mine.put(f"above_{name}rouge_l", intervals.paired(mine.by_row["rouge_l"], scores, mine.seed))
     if labels:
         from sklearn.feature_extraction.text import TfidfVectorizer
         from sklearn.linear_model import LogisticRegression

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from model import GPT
-from shuoshu.core.device import Processes, autocast
-from shuoshu.sft.dataset import RowFile, pack
-from shuoshu.text.dataset import IGNORE
+from shuoshu.core.device import autocast
+from shuoshu.core.distributed import Processes
+from shuoshu.text.dataset import IGNORE, Batch
 
 
 @dataclass
@@ -29,30 +29,6 @@ class Score:
     def bits_per(self, count: int) -> float:
         """Bits per character or byte of a text that has `count` of them."""
         return self.text_nats / math.log(2) / count
-
-
-Batch = tuple[np.ndarray, np.ndarray]  # ids and targets (B, T)
-
-
-def text_windows(tokens: np.ndarray, end: int, block: int, rows: int, stride: int | None = None) -> Iterator[Batch]:
-    """`tokens` in windows of a block, the first token after an end token. Each window begins `stride` after the one before
-    and scores only what that one has not (none: a block, so that windows are disjoint)."""
-    stride = stride or block
-    starts = np.arange(1 + math.ceil(max(0, len(tokens) - block) / stride)) * stride
-    for first in range(0, len(starts), rows):
-        part = starts[first : first + rows]
-        at = part[:, None] + np.arange(block)
-        last = len(tokens) - 1
-        is_new = (at <= last) & ((part == 0)[:, None] | (np.arange(block) >= block - stride))
-        targets = np.where(is_new, tokens[np.minimum(at, last)].astype(np.int64), IGNORE)
-        yield np.where(at == 0, end, tokens[np.clip(at - 1, 0, last)].astype(np.int64)), targets
-
-
-def answer_batches(file: RowFile, rows: int, numbers: Iterable[int] | None = None) -> Iterator[Batch]:
-    """A file's rows, or those with these numbers, like lengths together."""
-    order = sorted(range(len(file)) if numbers is None else numbers, key=lambda number: file.lengths[number])
-    for first in range(0, len(order), rows):
-        yield pack([file.row(number) for number in order[first : first + rows]])
 
 
 @torch.no_grad()

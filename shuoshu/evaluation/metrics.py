@@ -8,6 +8,8 @@ from collections.abc import Callable, Hashable, Sequence
 
 import numpy as np
 
+from shuoshu.sft.tfidf import LookUp
+
 _LATIN, _DIGITS = "A-Za-zªºÀ-ÖØ-öø-ɏ\u0300-\u036fḀ-ỿＡ-Ｚａ-ｚ", "0-9０-９"
 _UNIT, _RUN = re.compile(rf"[{_LATIN}]+|[{_DIGITS}]+|\S"), re.compile(f"[{_LATIN}{_DIGITS}]")
 HOPEFUL = 64  # texts that are tried for the closest one
@@ -134,101 +136,6 @@ def repetition(text: str) -> float:
     return 1 - distinct([text], 4) if len(units(text)) >= 4 else 0.0
 
 
-class Copies:
-    """Finds what stands verbatim in a text, by a sorted table with an entry of 8 bytes for each of its characters.
-
-    An entry holds the numbers of as many characters as fit, a few, and behind them their place, so that all places of a gram stand together.
-    """
-
-    def __init__(self, text: str) -> None:
-        codes, used = _codes(text), np.zeros(0x110000, np.uint32)
-        used[codes] = 1
-        self.numbers = used * np.cumsum(used, dtype=np.uint32)  # of each code point: 1, 2 …, 0 where the text lacks it
-        end = int(self.numbers.max()) + 1  # stands behind the text and in no answer
-        self.bits, self.place_bits = end.bit_length(), len(text).bit_length()
-        self.width = min(8, (64 - self.place_bits) // self.bits)
-        self.text = np.append(self.numbers[codes], np.full(self.width, end, np.uint32))
-        self.table = np.zeros(len(text), np.uint64)
-        for i in range(self.width):
-            self.table <<= self.bits
-            self.table |= self.text[i : i + len(text)]
-        self.table <<= self.place_bits
-        self.table |= np.arange(len(text), dtype=np.uint64)
-        self.table.sort()
-
-    def spans(self, answer: str, least: int = 8) -> list[tuple[int, int, int]]:
-        """(start, end, first place in the text) of what is copied, left to right: each as long as can be, none shorter than `least`."""
-        grams, start, found = self._grams(answer, min(self.width, least)), 0, []
-        while start + least <= len(answer):
-            length, place = self._longest_at(start, least, *grams)
-            if length:
-                found.append((start, start + length, place))
-            start += max(1, length)
-        return found
-
-    def longest(self, answer: str) -> int:
-        """The length of the longest span that stands in the text too."""
-        best = next((width for width in range(self.width, 0, -1) if any(self._grams(answer, width)[-1])), 0)
-        grams = self._grams(answer, self.width)
-        for start in range(len(answer)):
-            if self.width <= best < len(answer) - start:
-                best = max(best, self._longest_at(start, best + 1, *grams)[0])
-        return best
-
-    def _grams(self, answer: str, width: int) -> tuple[np.ndarray, int, list[int], list[int]]:
-        """(the answer's characters as numbers, width, where in the table each of its grams begins, how often each stands there)."""
-        numbers = self.numbers[_codes(answer)]
-        grams = np.zeros(max(0, len(answer) - width + 1), np.uint64)
-        for i in range(width):
-            grams = (grams << self.bits) | numbers[i : i + len(grams)]
-        rest = self.bits * (self.width - width) + self.place_bits
-        first, after = np.searchsorted(self.table, grams << rest), np.searchsorted(self.table, (grams + 1) << rest)
-        return numbers, width, first.tolist(), (after - first).tolist()
-
-    def _longest_at(self, start: int, least: int, numbers: np.ndarray, width: int, first: list[int], counts: list[int]) -> tuple[int, int]:
-        """(length, place) of the longest span from `start`, zeros if it is shorter than `least`; tries the places of the rarest gram in it."""
-        rarest = min(range(start, start + least - width + 1), key=counts.__getitem__)
-        entries = self.table[first[rarest] : first[rarest] + counts[rarest]]
-        places, length = (entries & ((1 << self.place_bits) - 1)).astype(np.int64) - (rarest - start), 0
-        places = places[places >= 0]
-        while start + length < len(numbers):
-            longer = places[self.text[places + length] == numbers[start + length]]
-            if not len(longer):
-                break
-            places, length = longer, length + 1
-        return (length, int(places.min())) if length >= least else (0, 0)
-
-
-def _codes(text: str) -> np.ndarray:
-    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
-
-
-# ---------------------------------------------------------------- how sure a figure is
-
-
-def bootstrap_of(statistic: Callable[[np.ndarray], float], n: int, seed: int = 0, rounds: int = 2000) -> tuple[float, float, float]:
-    """(value, low, high): statistic(numbers of all rows) and the 95% percentile interval over n rows drawn with replacement.
-
-    Zeros for no rows; for one row the interval is a point, which says nothing.
-    """
-    if not n:
-        return 0.0, 0.0, 0.0
-    random = np.random.default_rng(seed)
-    low, high = np.quantile([statistic(random.integers(0, n, n)) for _ in range(rounds)], [0.025, 0.975])
-    return float(statistic(np.arange(n))), float(low), float(high)
-
-
-def bootstrap(values: Sequence[float], seed: int = 0, rounds: int = 2000) -> tuple[float, float, float]:
-    """(mean, low, high) of one value a row."""
-    array = np.asarray(values, dtype=np.float64)
-    return bootstrap_of(lambda rows: array[rows].mean(), len(array), seed, rounds)
-
-
-def paired(a: Sequence[float], b: Sequence[float], seed: int = 0, rounds: int = 2000) -> tuple[float, float, float]:
-    """(mean, low, high) of a − b, two measures of the same rows."""
-    return bootstrap([x - y for x, y in zip(a, b, strict=True)], seed, rounds)
-
-
 # ---------------------------------------------------------------- what to compare with, and closed sets
 
 
@@ -252,21 +159,6 @@ def _look_up(documents: Sequence[str], answers: Sequence[str], questions: Sequen
     index, rows = LookUp(documents, (1, longest)), max(1, 2**22 // len(documents))
     parts = (index.nearness(questions[start : start + rows]) for start in range(0, len(questions), rows))
     return [answers[i] for part in parts for i in part.argmax(axis=1)]
-
-
-class LookUp:
-    """Texts to look in, by TF-IDF: of their runs of so many characters, from shortest to longest, or of what a function finds in them."""
-
-    def __init__(self, documents: Sequence[str], by: tuple[int, int] | Callable[[str], list[str]]) -> None:
-        from sklearn.feature_extraction.text import TfidfVectorizer
-
-        features = {"analyzer": by} if callable(by) else {"analyzer": "char", "ngram_range": by, "lowercase": False}
-        self.vectors = TfidfVectorizer(**features, sublinear_tf=True)
-        self.index = self.vectors.fit_transform(documents).T.tocsr()
-
-    def nearness(self, questions: Sequence[str]) -> np.ndarray:
-        """(questions, documents): the cosine of each question with each document."""
-        return (self.vectors.transform(questions) @ self.index).toarray()
 
 
 def classification(predicted: Sequence[Hashable], actual: Sequence[Hashable], labels: Sequence[Hashable]) -> dict:

@@ -9,12 +9,13 @@ import torch
 
 from shuoshu.core import device as core_device
 from shuoshu.core import terminal
-from shuoshu.core.cli import UserError
+from shuoshu.core.errors import UserError
 from shuoshu.core.settings import SampleSettings
 from shuoshu.generation.answers import render_question
 from shuoshu.generation.cpu_decoder import Reader, reader_for
-from shuoshu.generation.sampling import Sampling, Utf8Mask
-from shuoshu.training.checkpoints import Loaded
+from shuoshu.generation.sampling import Sampling
+from shuoshu.generation.utf8 import Utf8Mask
+from shuoshu.models.weights import Loaded
 
 
 class Voice:

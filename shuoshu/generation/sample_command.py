@@ -14,14 +14,14 @@ from pathlib import Path
 import torch
 
 from shuoshu.core import device as core_device
-from shuoshu.core.cli import UserError
-from shuoshu.core.files import read_text, reason_of
-from shuoshu.core.saving import write_text, write_whole
+from shuoshu.core import distributed
+from shuoshu.core.errors import UserError
+from shuoshu.core.files import read_text, reason_of, write_text, write_whole
 from shuoshu.core.settings import SampleSettings
 from shuoshu.generation.chat_model import Voice
 from shuoshu.generation.sampling import complete_many, stream
+from shuoshu.models import weights
 from shuoshu.sft.question_files import loads
-from shuoshu.training import checkpoints
 
 COLUMNS = ("prompt", "question", "instruction", "start", "text", "问题")  # where a file's prompts stand, the first that is there
 
@@ -37,7 +37,7 @@ def continue_prompts(settings: SampleSettings, out_dir: Path) -> int:
     if settings.threads:
         torch.set_num_threads(settings.threads)
     device = core_device.pick_device(settings.device)
-    speaker = Speaker(settings, checkpoints.load_model(out_dir, device), device)
+    speaker = Speaker(settings, weights.load_model(out_dir, device), device)
     if settings.chat:
         return chat(speaker)
     if settings.infile:
@@ -49,7 +49,7 @@ def continue_prompts(settings: SampleSettings, out_dir: Path) -> int:
 class Speaker(Voice):
     """A voice that tells the terminal what the settings ask for."""
 
-    def __init__(self, settings: SampleSettings, loaded: checkpoints.Loaded, device: torch.device) -> None:
+    def __init__(self, settings: SampleSettings, loaded: weights.Loaded, device: torch.device) -> None:
         super().__init__(loaded, device, settings.dtype)
         self.settings, self.answers = settings, bool(self.turns) and not settings.raw
         if settings.chat and not self.answers:
@@ -60,7 +60,7 @@ class Speaker(Voice):
         """A prompt as the model reads it."""
         return self.question(text) if self.answers else self.tokenizer.encode(text)
 
-    def say(self, ids: list[int], seed: int, stop: core_device.StopFlag) -> str:
+    def say(self, ids: list[int], seed: int, stop: distributed.StopFlag) -> str:
         """Streams one text to the terminal; returns it."""
         said = ""
         for news in stream(self.model, self.tokenizer, [ids], self.sampling, [seed], self.mask, lambda: stop.raised, self.reader):
@@ -99,7 +99,7 @@ def command_line_prompts(settings: SampleSettings) -> Iterator[str]:
 def tell(speaker: Speaker, prompts: list[str]) -> None:
     """Streams one text after the other; several are told apart by a line."""
     texts = [prompt for prompt in prompts for _ in range(speaker.settings.num_samples)]
-    with core_device.StopFlag() as stop:
+    with distributed.StopFlag() as stop:
         for number, prompt in enumerate(texts):
             if len(texts) > 1:
                 asked = f"  {prompt}" if speaker.answers else ""
@@ -131,7 +131,7 @@ def chat(speaker: Speaker) -> int:
         except UserError as error:
             print(error)
             continue
-        with core_device.StopFlag() as stop:  # Ctrl-C ends an answer, not the conversation
+        with distributed.StopFlag() as stop:  # Ctrl-C ends an answer, not the conversation
             said = speaker.say(ids, seed_of(speaker.settings, number), stop)
         history += [{"role": "user", "content": question}, {"role": "assistant", "content": said}]
     return 0
@@ -164,7 +164,7 @@ def write_answers(speaker: Speaker, rows: list[dict], prompts: list[str]) -> int
     settings = speaker.settings
     texts = [speaker.ids(prompt) for prompt in prompts for _ in range(settings.num_samples)]
     seeds = [seed_of(settings, number) for number in range(len(texts))]
-    with core_device.StopFlag() as stop:
+    with distributed.StopFlag() as stop:
         results = complete_many(
             speaker.model,
             speaker.tokenizer,

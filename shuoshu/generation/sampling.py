@@ -11,7 +11,8 @@ from torch import Tensor
 
 from model import GPT, KVCache
 from shuoshu.generation.cpu_decoder import Reader, reader_for
-from shuoshu.text.tokenizer import WHOLE, TextStream, Tokenizer, utf8_transitions
+from shuoshu.generation.utf8 import WHOLE, TextStream, Utf8Mask
+from shuoshu.text.tokenizer import Tokenizer
 
 
 @dataclass
@@ -31,16 +32,6 @@ class Finished:
     text: str
     ids: list[int]  # the end token left out
     reason: str  # "end": the model's own end, "stop": a stop string, "length", "interrupted"
-
-
-class Utf8Mask:
-    """Which tokens may come next, so that the text is valid UTF-8 and ends on a whole character."""
-
-    def __init__(self, tokenizer: Tokenizer, vocab_size: int, device: torch.device) -> None:
-        after, finishes = utf8_transitions(tokenizer, vocab_size)
-        self.after = torch.from_numpy(after).to(device).long()  # (states, V)
-        self.forbidden = self.after < 0
-        self.may_not_finish = ~torch.from_numpy(finishes).to(device)
 
 
 class Writer:

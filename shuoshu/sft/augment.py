@@ -9,7 +9,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from shuoshu.evaluation.metrics import LookUp
+from shuoshu.sft.tfidf import LookUp
 from shuoshu.text.tokenizer import Tokenizer
 
 LONGEST = 5  # units in a piece
@@ -138,3 +138,25 @@ def cut(text: str, draw: np.random.Generator) -> list[str]:
 def words(text: str) -> list[str]:
     """The units without their blanks."""
     return [unit for unit in map(str.strip, UNIT.findall(text)) if unit]
+
+
+class Noise:
+    """What questions suffer in training, so that answers don't hang on their every word: characters left out, then tokens swapped for any others."""
+
+    def __init__(self, tokenizer: Tokenizer, drop: float, swap: float) -> None:
+        self.tokenizer, self.drop, self.swap = tokenizer, drop, swap
+        self.special = np.isin(np.arange(tokenizer.n_vocab), list(tokenizer.specials.values()))
+        self.ordinary = np.flatnonzero(~self.special)
+
+    def __call__(self, ids: np.ndarray, mask: np.ndarray, draw: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        parts, masks, done = [], [], 0
+        for start in np.flatnonzero(ids == self.tokenizer.user) + 1:
+            end = start + int(self.special[ids[start:]].argmax())  # an assistant's turn follows
+            text = self.tokenizer.decode(ids[start:end].tolist())
+            kept = "".join(c for c, chance in zip(text, draw.random(len(text)), strict=True) if chance >= self.drop)
+            new = np.array(self.tokenizer.encode(kept)[: end - start], dtype=ids.dtype)  # odd characters may take more tokens by themselves
+            new = np.where(draw.random(len(new)) < self.swap, draw.choice(self.ordinary, len(new)), new)
+            parts += [ids[done:start], new]
+            masks += [mask[done:start], np.zeros(len(new), mask.dtype)]
+            done = end
+        return np.concatenate([*parts, ids[done:]]), np.concatenate([*masks, mask[done:]])

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from shuoshu.core.cli import UserError
+from shuoshu.core.errors import UserError
 from shuoshu.core.files import read_text, reason_of, sha256_of
-from shuoshu.sft.augment import Rewording
+from shuoshu.sft.augment import Noise, Rewording
 from shuoshu.sft.pairs import SPLITS, Pair
-from shuoshu.text.dataset import AGAIN, IGNORE, Aside, check_length, open_array, read_meta, token_dtype
+from shuoshu.text.dataset import AGAIN, IGNORE, Aside, Batch, check_length, open_array, read_meta, token_dtype
 from shuoshu.text.encodings import LARGEST
 from shuoshu.text.tokenizer import Tokenizer
+
+
+def answer_batches(file: RowFile, rows: int, numbers: Iterable[int] | None = None) -> Iterator[Batch]:
+    """A file's rows, or those with these numbers, like lengths together."""
+    order = sorted(range(len(file)) if numbers is None else numbers, key=lambda number: file.lengths[number])
+    for first in range(0, len(order), rows):
+        yield pack([file.row(number) for number in order[first : first + rows]])
+
 
 TRIED = 100  # questions that are reworded before a training to see whether they can be
 POOL = 64  # steps whose rows are sorted by length together
@@ -126,28 +134,6 @@ def read_pairs(folder: Path, split: str) -> list[dict]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path} holds no pairs as prepare_sft.py writes them ({reason_of(error)}): {AGAIN}") from None
     return records
-
-
-class Noise:
-    """What questions suffer in training, so that answers don't hang on their every word: characters left out, then tokens swapped for any others."""
-
-    def __init__(self, tokenizer: Tokenizer, drop: float, swap: float) -> None:
-        self.tokenizer, self.drop, self.swap = tokenizer, drop, swap
-        self.special = np.isin(np.arange(tokenizer.n_vocab), list(tokenizer.specials.values()))
-        self.ordinary = np.flatnonzero(~self.special)
-
-    def __call__(self, ids: np.ndarray, mask: np.ndarray, draw: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        parts, masks, done = [], [], 0
-        for start in np.flatnonzero(ids == self.tokenizer.user) + 1:
-            end = start + int(self.special[ids[start:]].argmax())  # an assistant's turn follows
-            text = self.tokenizer.decode(ids[start:end].tolist())
-            kept = "".join(c for c, chance in zip(text, draw.random(len(text)), strict=True) if chance >= self.drop)
-            new = np.array(self.tokenizer.encode(kept)[: end - start], dtype=ids.dtype)  # odd characters may take more tokens by themselves
-            new = np.where(draw.random(len(new)) < self.swap, draw.choice(self.ordinary, len(new)), new)
-            parts += [ids[done:start], new]
-            masks += [mask[done:start], np.zeros(len(new), mask.dtype)]
-            done = end
-        return np.concatenate([*parts, ids[done:]]), np.concatenate([*masks, mask[done:]])
 
 
 class RowFile:

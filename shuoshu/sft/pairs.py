@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from shuoshu.core.cli import UserError
+from shuoshu.core.errors import UserError
 from shuoshu.core.terminal import shorten, width
 
 SPLITS = ("train", "val", "test", "untaught")

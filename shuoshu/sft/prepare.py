@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from shuoshu.core import terminal
-from shuoshu.core.cli import HOUSE, UserError
+from shuoshu.core.errors import HOUSE, UserError
 from shuoshu.core.files import is_count, read_json, reason_of, same
 from shuoshu.core.settings import PrepareSftSettings
 from shuoshu.sft import pairs, question_files

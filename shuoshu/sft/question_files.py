@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
 
-from shuoshu.core.cli import UserError
+from shuoshu.core.errors import UserError
 from shuoshu.core.files import nothing_at, open_file, reason_of
 from shuoshu.sft.pairs import SPLITS, Dropped, Pair, brief, clean
 from shuoshu.text.encodings import LARGEST, Decoder

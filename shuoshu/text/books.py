@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from shuoshu.core.cli import UserError
+from shuoshu.core.errors import UserError
 from shuoshu.core.files import nothing_at, reason_of
 from shuoshu.text.cleaning import HEADING, Account, clean
 from shuoshu.text.encodings import SUFFIXES, Decoder, last_line_start, most_of, raw_texts

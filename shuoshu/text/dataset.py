@@ -4,18 +4,36 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
-from shuoshu.core.cli import UserError
+from shuoshu.core.errors import UserError
 from shuoshu.core.files import is_count, read_json, reason_of, sha256_of
 from shuoshu.text.tokenizer import Tokenizer
+
+Batch = tuple[np.ndarray, np.ndarray]  # ids and targets (B, T)
+
+
+def text_windows(tokens: np.ndarray, end: int, block: int, rows: int, stride: int | None = None) -> Iterator[Batch]:
+    """`tokens` in windows of a block, the first token after an end token. Each window begins `stride` after the one before
+    and scores only what that one has not (none: a block, so that windows are disjoint)."""
+    stride = stride or block
+    starts = np.arange(1 + math.ceil(max(0, len(tokens) - block) / stride)) * stride
+    for first in range(0, len(starts), rows):
+        part = starts[first : first + rows]
+        at = part[:, None] + np.arange(block)
+        last = len(tokens) - 1
+        is_new = (at <= last) & ((part == 0)[:, None] | (np.arange(block) >= block - stride))
+        targets = np.where(is_new, tokens[np.minimum(at, last)].astype(np.int64), IGNORE)
+        yield np.where(at == 0, end, tokens[np.clip(at - 1, 0, last)].astype(np.int64)), targets
+
 
 FORMAT = 1
 IGNORE = -100  # the target of a position that is not trained, as cross_entropy has it

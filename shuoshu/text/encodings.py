@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from shuoshu.core.cli import UserError
+from shuoshu.core.errors import UserError
 from shuoshu.core.files import size
 
 SUFFIXES = (".txt", ".zip", ".gz")

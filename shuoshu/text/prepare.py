@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from shuoshu.core import terminal
-from shuoshu.core.cli import HOUSE, UserError
+from shuoshu.core.errors import HOUSE, UserError
 from shuoshu.core.files import same
 from shuoshu.core.settings import PrepareSettings
 from shuoshu.text import dataset

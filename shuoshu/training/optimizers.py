@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -114,32 +113,6 @@ def step_unless(is_bad: Tensor, optimizers: list[torch.optim.Optimizer]) -> None
         elif not is_bad:
             optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-
-
-@dataclass
-class Plan:
-    """How long a run is and when its rates fall: settled once, saved with every checkpoint."""
-
-    max_iters: int
-    decay_start: int  # wsd: the step at which the decay begins
-    decay_from: float  # wsd: the factor it begins with
-    eval_interval: int
-    save_interval: int
-
-
-def rate_factor(step: int, plan: Plan | None, settings: OptimSettings) -> float:
-    """The share of the full rates that step `step` (from 0) uses; without a plan the end is far."""
-    warm = min(1.0, (step + 1) / (settings.warmup_iters + 1))
-    low = settings.min_lr_fraction
-    if settings.schedule == "constant" or plan is None:
-        return warm
-    if settings.schedule == "cosine":
-        done = min(1.0, (step + 1) / plan.max_iters)
-        return warm * (low + (1 - low) * 0.5 * (1 + math.cos(math.pi * done)))
-    if step < plan.decay_start:
-        return warm
-    done = min(1.0, (step + 1 - plan.decay_start) / max(1, plan.max_iters - plan.decay_start))  # the last step has the lowest rate
-    return warm * (plan.decay_from + (min(low, plan.decay_from) - plan.decay_from) * done)
 
 
 def set_rates(optimizers: list[torch.optim.Optimizer], factor: float, step: int) -> None:

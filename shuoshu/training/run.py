@@ -7,7 +7,7 @@ import math
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, fields
 from inspect import signature
 from pathlib import Path
 
@@ -17,18 +17,20 @@ from torch.nn.parallel import DistributedDataParallel
 
 from model import GPT, GPTConfig
 from shuoshu.core import device as core_device
-from shuoshu.core import terminal
-from shuoshu.core.cli import UserError
-from shuoshu.core.files import checked, reason_of, same
-from shuoshu.core.saving import Lock, write_text, write_whole
+from shuoshu.core import distributed, files, run_log, terminal
+from shuoshu.core.errors import UserError
+from shuoshu.core.files import Lock, checked, reason_of, same, write_text, write_whole
 from shuoshu.core.settings import LENGTHS, ModelSettings, TrainSettings
-from shuoshu.evaluation.loss import Batch, answer_batches, text_windows
 from shuoshu.generation.answers import read_questions
-from shuoshu.sft.dataset import Noise, RowFile
+from shuoshu.models import weights as models_weights
+from shuoshu.sft.augment import Noise
+from shuoshu.sft.dataset import RowFile, answer_batches
 from shuoshu.text import dataset
+from shuoshu.text.dataset import Batch, text_windows
 from shuoshu.text.tokenizer import Tokenizer
 from shuoshu.training import checkpoints
-from shuoshu.training.optimizers import Muon, Plan, build_optimizers, load_state_tensors, state_tensors
+from shuoshu.training.optimizers import Muon, build_optimizers, load_state_tensors, state_tensors
+from shuoshu.training.state import Plan, RunState
 from shuoshu.training.step import Skips
 
 OWN_FILES = ("settings.json", "log.jsonl", "loss.png", "samples.md", "eval.json", "eval_answers.jsonl", "report.html", "model.safetensors", "config.json")
@@ -36,26 +38,6 @@ OWN_FILES += ("generation_config.json", "tokenizer.json", "tokenizer_config.json
 LOCKED = {field.name for field in fields(ModelSettings)} - {"dropout"}  # a resumed run keeps these
 LOCKED |= {"seed", "reworded", "batch_size", "gradient_accumulation_steps", "optimizer", "init_from"}
 REPLANS = {*LENGTHS, "min_iters", "decay_fraction", "eval_interval", "save_interval"}  # change one on resuming, and the rest of the run is planned anew
-
-
-@dataclass
-class RunState:
-    """What a checkpoint remembers beside weights and optimiser."""
-
-    step: int = 0
-    seconds: float = 0.0  # of training so far, evaluation and saving included
-    best: float | None = None  # validation loss, or ROUGE-L of the answers
-    best_step: int = 0
-    best_scores: list[float] = field(default_factory=list)  # the ROUGE-L of each answer then
-    loss_at_best: float = math.inf  # breaks ties: before a model answers anything, all ROUGE-L are the same
-    kept_step: int = 0  # of the model in the folder: the best one's, or a later one's that is as good but for chance
-    worse_evals: int = 0  # since the best one
-    evaluated: int | None = None  # the last step that was, from beginning to end
-    skipped: int = 0  # steps that didn't count
-    skipped_in_row: int = 0
-    pause_seconds: float = 0.0  # that an evaluation takes
-    scale: float = 65536.0  # of the loss in fp16
-    plan: Plan | None = None  # none: a time budget that is still measuring
 
 
 def shared(model: nn.Module) -> DistributedDataParallel:
@@ -67,7 +49,7 @@ def shared(model: nn.Module) -> DistributedDataParallel:
 class Run:
     """One run in one out_dir, ready to go on from `state.step`."""
 
-    def __init__(self, settings: TrainSettings, processes: core_device.Processes, device: torch.device, lock: Lock) -> None:
+    def __init__(self, settings: TrainSettings, processes: distributed.Processes, device: torch.device, lock: Lock) -> None:
         self.settings, self.processes, self.device, self.lock = settings, processes, device, lock
         self.out_dir = Path(settings.out_dir)
         self._open_data(dataset.resolve(settings.dataset))
@@ -90,7 +72,7 @@ class Run:
         self.micro_rows = min(settings.batch_size, self.rows_per_step // processes.world)
         self.skips = Skips(self)
         self.saved = self.state.step if earlier else None  # the step of the newest checkpoint
-        self.log = terminal.Log(self.out_dir / "log.jsonl")
+        self.log = run_log.Log(self.out_dir / "log.jsonl")
         self._unwritten: set[str] = set()
 
     def _open_data(self, folder: Path) -> None:
@@ -159,7 +141,7 @@ class Run:
             vocab_size = math.ceil(self.tokenizer.n_vocab / 64) * 64  # matrix units like round numbers; sampling masks the padding
             return GPT(GPTConfig(vocab_size=vocab_size, **shape))
         may_change = {name: shape[name] for name in ("dropout", "block_size") if name in settings.given}
-        model, tokenizer, *_ = checkpoints.load_model(settings.init_from, **may_change)
+        model, tokenizer, *_ = models_weights.load_model(settings.init_from, **may_change)
         if tokenizer.hash != self.tokenizer.hash:
             raise UserError(f"{settings.init_from} has another tokenizer than {settings.dataset}: prepare the data with --tokenizer={settings.init_from}")
         for name in shape:  # the weights say how large the model is
@@ -228,14 +210,14 @@ class Run:
                 self._check_empty()  # again: another run may have come and gone since
             old = [self.out_dir / name for name in OWN_FILES] if self.settings.overwrite else []
             if not self.state.step:  # a checkpoint more than are kept, and a model more than there is, for as long as it is written
-                needed = (checkpoints.KEEP + 1) * self.bytes_per_checkpoint() + 2 * checkpoints.size_of(self.raw.tensors().values())
+                needed = (checkpoints.KEEP + 1) * self.bytes_per_checkpoint() + 2 * models_weights.size_of(self.raw.tensors().values())
                 going = sum(path.stat().st_size for top in old for path in (top, *top.rglob("*")) if path.is_file())
-                checkpoints.need_room(self.out_dir, needed - going)
+                files.need_room(self.out_dir, needed - going)
             for path in old:
                 shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
             checkpoints.sweep(self.out_dir)
             self._write_head()  # what makes the folder a run's comes first
-            checkpoints.write_model_folder(self.out_dir, self.raw.config, self.tokenizer)
+            models_weights.write_model_folder(self.out_dir, self.raw.config, self.tokenizer)
 
     def _write_head(self) -> None:
         self.machine = core_device.describe(self.device)
@@ -277,7 +259,7 @@ class Run:
     def bytes_per_checkpoint(self) -> int:
         """Of weights and optimisers, once these have begun."""
         kept = (p.numel() * p.element_size() * (1 if isinstance(o, Muon) else 2) for o in self.optimizers for group in o.param_groups for p in group["params"])
-        return checkpoints.size_of(self.raw.tensors().values()) + sum(kept)
+        return models_weights.size_of(self.raw.tensors().values()) + sum(kept)
 
     def keep_model(self, say: Callable[[str], None]) -> bool:
         """This step's model becomes the folder's, if the disk takes it; whether it did, in all processes."""
@@ -290,7 +272,7 @@ class Run:
         return self.processes.agree(kept)
 
     def _write_model(self) -> None:
-        checkpoints.save_weights(self.out_dir, self.raw, self.tokenizer, self.state.step, self.turns)
+        models_weights.save_weights(self.out_dir, self.raw, self.tokenizer, self.state.step, self.turns)
 
     def _check_weights(self) -> None:
         """No weights that are not finite are ever saved."""

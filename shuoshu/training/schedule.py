@@ -11,10 +11,33 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
-    from shuoshu.training.run import RunState
+    from shuoshu.training.state import RunState
+from __future__ import annotations
+
+import math
+
+import torch
+
 from shuoshu.core import device as core_device
-from shuoshu.core.settings import TrainSettings
-from shuoshu.training.optimizers import Plan
+from shuoshu.core import distributed
+from shuoshu.core.settings import OptimSettings, TrainSettings
+from shuoshu.training.state import Plan
+
+
+def rate_factor(step: int, plan: Plan | None, settings: OptimSettings) -> float:
+    """The share of the full rates that step `step` (from 0) uses; without a plan the end is far."""
+    warm = min(1.0, (step + 1) / (settings.warmup_iters + 1))
+    low = settings.min_lr_fraction
+    if settings.schedule == "constant" or plan is None:
+        return warm
+    if settings.schedule == "cosine":
+        done = min(1.0, (step + 1) / plan.max_iters)
+        return warm * (low + (1 - low) * 0.5 * (1 + math.cos(math.pi * done)))
+    if step < plan.decay_start:
+        return warm
+    done = min(1.0, (step + 1 - plan.decay_start) / max(1, plan.max_iters - plan.decay_start))  # the last step has the lowest rate
+    return warm * (plan.decay_from + (min(low, plan.decay_from) - plan.decay_from) * done)
+
 
 DEFAULT_MINUTES = 10.0  # where no length is set
 EVALUATIONS = 10  # in a run whose eval_interval is not set,
@@ -28,7 +51,7 @@ LATE, EARLY = 1.03, 0.90  # a plan is made anew when it would take this much of 
 class Pace:
     """The clock of a run and the plan that follows from it. Only the first process's clock counts."""
 
-    def __init__(self, settings: TrainSettings, steps_per_epoch: float, processes: core_device.Processes, device: torch.device) -> None:
+    def __init__(self, settings: TrainSettings, steps_per_epoch: float, processes: distributed.Processes, device: torch.device) -> None:
         self.settings, self.processes, self.device = settings, processes, device
         self.steps = settings.max_iters
         if settings.max_epochs is not None:

@@ -13,8 +13,9 @@ from torch import Tensor
 if TYPE_CHECKING:
     from shuoshu.training.run import Run
 from shuoshu.core import device, terminal
-from shuoshu.core.cli import UserError
-from shuoshu.training.optimizers import rate_factor, set_rates, step_unless
+from shuoshu.core.errors import UserError
+from shuoshu.training.optimizers import set_rates, step_unless
+from shuoshu.training.schedule import rate_factor
 
 Result = TypeVar("Result")
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import gradio as gr
 
-from shuoshu.core.cli import UserError
-from shuoshu.evaluation.copies import saved_run
+from shuoshu.core.errors import UserError
+from shuoshu.core.run_log import saved_run
 from shuoshu.evaluation.html import both, text
 from shuoshu.generation.chat_model import Voice
 from shuoshu.generation.sampling import Sampling

@@ -12,12 +12,13 @@ from pathlib import Path
 import torch
 
 from shuoshu.core import device
-from shuoshu.core.cli import UserError
+from shuoshu.core.errors import UserError
+from shuoshu.core.run_log import saved_run
 from shuoshu.core.settings import AppSettings
-from shuoshu.evaluation.copies import TrainingText, saved_run
+from shuoshu.evaluation.copies import TrainingText
 from shuoshu.generation.chat_model import Voice
 from shuoshu.generation.sampling import Finished, Sampling, stream
-from shuoshu.training import checkpoints
+from shuoshu.models import weights
 
 PAUSE = 0.04  # seconds between two states of a growing text: an eye sees no more
 LEASE = 10.0  # seconds without anybody fetching a text's next state after which it ends
@@ -71,7 +72,7 @@ class Desk:
     def turns(self, name: str) -> int:
         """How many questions in a row a model learned to answer; 0: it continues text. Read from its file, without loading it."""
         try:
-            return int(checkpoints.read_metadata(self.folders[name] / "model.safetensors").get("turns", 0))
+            return int(weights.read_metadata(self.folders[name] / "model.safetensors").get("turns", 0))
         except (UserError, ValueError):
             return 0
 
@@ -165,7 +166,7 @@ class Desk:
             facts = (folder / "model.safetensors").stat()
             stamp = (facts.st_mtime_ns, facts.st_size, facts.st_ino)
             if kept is None or kept[0] != stamp:
-                kept = self._kept[name] = stamp, Voice(checkpoints.load_model(folder, self.device), self.device, self.settings.dtype)
+                kept = self._kept[name] = stamp, Voice(weights.load_model(folder, self.device), self.device, self.settings.dtype)
         except (OSError, UserError):
             if kept is None:
                 raise

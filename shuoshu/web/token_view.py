@@ -11,7 +11,8 @@ import torch
 from shuoshu.evaluation.copies import MARKED, TrainingText
 from shuoshu.evaluation.html import both, text
 from shuoshu.generation.chat_model import Voice
-from shuoshu.text.tokenizer import WHOLE, TextStream, Tokenizer
+from shuoshu.generation.utf8 import WHOLE, TextStream
+from shuoshu.text.tokenizer import Tokenizer
 
 STRONGEST = 8  # alternatives that are shown
 LEAST = 0.0005  # probability of an alternative that is worth a line

@@ -6,7 +6,7 @@ import math
 import secrets
 from typing import NamedTuple
 
-from shuoshu.core.cli import UserError
+from shuoshu.core.errors import UserError
 from shuoshu.core.settings import SampleSettings
 from shuoshu.web.labels import said
 

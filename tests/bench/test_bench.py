@@ -16,7 +16,8 @@ import bench
 from shuoshu.bench import chores, scale, throughput, time_to_loss
 from shuoshu.bench.measure import exponent, interleave
 from shuoshu.bench.nanogpt import Peer
-from shuoshu.core.cli import UserError, parse
+from shuoshu.core.cli import parse
+from shuoshu.core.errors import UserError
 from shuoshu.core.settings import TrainSettings
 
 TRAIN = """

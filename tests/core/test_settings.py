@@ -13,8 +13,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from shuoshu.core.cli import HOUSE, UserError, command, parse
-from shuoshu.core.settings import BenchSettings, PrepareSettings, SampleSettings, TrainSettings
+from shuoshu.bench.settings import BenchSettings
+from shuoshu.core.cli import command, parse
+from shuoshu.core.errors import HOUSE, UserError
+from shuoshu.core.settings import PrepareSettings, SampleSettings, TrainSettings
 
 COMMANDS = {"train": TrainSettings, "sample": SampleSettings, "prepare": PrepareSettings, "bench": BenchSettings}
 

@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
 from shuoshu.core.files import size
-from shuoshu.core.terminal import Log, Progress, draw_curves, duration, pad, shorten, table, width, write_samples
+from shuoshu.core.run_log import Log
+from shuoshu.core.terminal import Progress, duration, pad, shorten, table, width
+from shuoshu.training.plots import draw_curves, write_samples
 
 
 @pytest.mark.parametrize(("text", "columns"), [("", 0), ("abc", 3), ("说书", 4), ("a书，", 5), ("e\u0301", 1), ("“…”", 3), ("１２", 4), ("한", 2)])

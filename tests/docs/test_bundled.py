@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import pytest
 
-from shuoshu.core.cli import HOUSE
+from shuoshu.core.errors import HOUSE
 from shuoshu.text.books import Book, find_files, read_books
 
 FIELDS = {"question", "answer", "chapter", "evidence", "fact", "split"}

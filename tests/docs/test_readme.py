@@ -21,7 +21,7 @@ import prepare
 import prepare_sft
 import sample
 import train
-from shuoshu.core.cli import HOUSE
+from shuoshu.core.errors import HOUSE
 from tests.bench.test_bench import write_checkout
 
 READMES = ("README.md", "README.zh.md")
@@ -198,7 +198,8 @@ def test_links_lead_somewhere():
 def test_settings_named_in_the_readmes_and_formats_exist():
     from dataclasses import fields
 
-    from shuoshu.core.settings import AppSettings, BenchSettings, PrepareSettings, PrepareSftSettings, SampleSettings, TrainSettings
+    from shuoshu.bench.settings import BenchSettings
+    from shuoshu.core.settings import AppSettings, PrepareSettings, PrepareSftSettings, SampleSettings, TrainSettings
 
     commands_settings = (AppSettings, BenchSettings, PrepareSettings, PrepareSftSettings, SampleSettings, TrainSettings)
     known = {f.metadata.get("alias", f.name) for cls in commands_settings for f in fields(cls)} | {

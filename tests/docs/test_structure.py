@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from shuoshu.core.cli import HOUSE
+from shuoshu.core.errors import HOUSE
 
 COMMANDS = {"prepare", "prepare_sft", "train", "sample", "eval_metrics", "app", "bench"}
 LIGHT = ("settings", "commandline", "files", "text", "tokenizer", "batches", "report", "questions", "pairs", "metrics", "rows")

@@ -20,13 +20,13 @@ import prepare
 import prepare_sft
 from model import GPT
 from shuoshu.core.terminal import width
-from shuoshu.evaluation import metrics
+from shuoshu.evaluation import intervals, metrics
 from shuoshu.evaluation.copies import COPIED, MARKED, TrainingText
 from shuoshu.evaluation.evaluate import COLUMNS, told
 from shuoshu.generation.answers import Question, label_scores, read_questions, render_question
+from shuoshu.models import weights
 from shuoshu.sft.dataset import RowFile
 from shuoshu.text.dataset import TokenFile, read_meta
-from shuoshu.training import checkpoints
 
 FILES = ("eval.json", "eval_answers.jsonl", "report.html")
 
@@ -77,7 +77,7 @@ def text_evaluated(text_home: Path) -> dict:
 
 
 def test_the_perplexity_of_answers_is_that_of_their_tokens_by_hand(evaluated, tuned: Path, qa: Path) -> None:
-    model, tokenizer, *_ = checkpoints.load_model(tuned)
+    model, tokenizer, *_ = weights.load_model(tuned)
     file, nats, ends, tokens = RowFile(qa, "val"), 0.0, 0.0, 0
     for number in range(len(file)):
         ids, mask = file.row(number)
@@ -102,7 +102,7 @@ def test_every_turn_of_a_conversation_counts_for_its_bits_per_character(pretrain
     (tmp_path / "talk.json").write_text(json.dumps(rows), encoding="utf-8")
     assert prepare_sft.main([str(tmp_path / "talk.json"), f"--out={tmp_path / 'talk'}", f"--tokenizer={pretrained}"]) == 0
     evaluation = measure(copied(pretrained, tmp_path / "out"), f"--data={tmp_path / 'talk'}", "--max_new_tokens=1")
-    model, tokenizer, *_ = checkpoints.load_model(pretrained)
+    model, tokenizer, *_ = weights.load_model(pretrained)
     ids, mask = tokenizer.render(said)
     with torch.no_grad():
         logp = model(torch.tensor([ids]))[0].double().log_softmax(-1)
@@ -113,7 +113,7 @@ def test_every_turn_of_a_conversation_counts_for_its_bits_per_character(pretrain
 def test_the_perplexity_of_text_is_that_of_transformers_on_the_same_folder(text_evaluated, text_home: Path, dataset: Path) -> None:
     transformers = pytest.importorskip("transformers")
     theirs = transformers.AutoModelForCausalLM.from_pretrained(text_home).float().eval()
-    _, tokenizer, *_ = checkpoints.load_model(text_home)
+    _, tokenizer, *_ = weights.load_model(text_home)
     tokens, block, nats = TokenFile(dataset, "val").tokens.astype(np.int64).tolist(), 64, 0.0
     for start in range(0, len(tokens), block):
         targets = torch.tensor(tokens[start : start + block])
@@ -184,7 +184,7 @@ def test_a_comparison_is_paired_over_the_same_rows(evaluated, pretrained: Path) 
     for split, changes in other["difference"].items():
         these = sorted((row for row in rows if row["split"] == split), key=lambda row: row["row"])
         pairs = [(row["rouge_l"], metrics.rouge_l(row["others"][str(pretrained)], row["reference"])[2]) for row in these]
-        mean, low, high = metrics.paired(*zip(*pairs, strict=True), evaluation["settings"]["seed"])
+        mean, low, high = intervals.paired(*zip(*pairs, strict=True), evaluation["settings"]["seed"])
         assert changes["rouge_l"] == pytest.approx({"value": mean, "low": low, "high": high})
         assert {"perplexity", "bits_per_char", "exact_match", "copy_rate"} <= changes.keys()
         assert not [name for name in changes if name.startswith(("lookup", "above", "reference"))]
@@ -298,7 +298,7 @@ def test_a_closed_set_is_decided_by_its_labels_probabilities(closed: Path, pretr
     out_dir = copied(pretrained, tmp_path / "out")
     evaluation = measure(out_dir, f"--data={closed}", f"--compare={pretrained}", "--max_new_tokens=4")
     measures, rows = evaluation["measures"]["test"], answers_of(out_dir)
-    model, tokenizer, *_ = checkpoints.load_model(pretrained)
+    model, tokenizer, *_ = weights.load_model(pretrained)
     right = []
     for question, row in zip(read_questions(closed, "test", tokenizer), rows, strict=True):
         scores = torch.tensor([by_the_row(model, tokenizer, question.ids, label) for label in LABELS])
@@ -324,7 +324,7 @@ def test_a_closed_set_is_decided_by_its_labels_probabilities(closed: Path, pretr
 
 def test_what_a_model_writes_stands_beside_how_the_text_goes_on(text_evaluated, text_home: Path, dataset: Path) -> None:
     rows, tokens = answers_of(text_home), TokenFile(dataset, "val").tokens
-    _, tokenizer, *_ = checkpoints.load_model(text_home)
+    _, tokenizer, *_ = weights.load_model(text_home)
     text = tokenizer.decode(tokens.tolist())
     assert len(rows) == 4
     for row in rows:  # a character that is cut in two is in neither part
@@ -372,7 +372,7 @@ def test_without_validation_text_the_training_text_can_be_measured(pretrained: P
 
 
 def test_copied_spans_stand_verbatim_in_the_chapter_that_is_named(evaluated, pretrained: Path, dataset: Path, text: str) -> None:
-    _, tokenizer, *_ = checkpoints.load_model(pretrained)
+    _, tokenizer, *_ = weights.load_model(pretrained)
     source, meta = TrainingText.find(pretrained), read_meta(dataset)
     tokens = TokenFile(dataset, "train").tokens.tolist()
     books = [f"《{book['title']}》" for book in meta["books"]]

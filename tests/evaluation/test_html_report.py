@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shuoshu.core.cli import HOUSE
+from shuoshu.core.errors import HOUSE
 from shuoshu.evaluation.charts import POINTS, points, ticks
 from shuoshu.evaluation.html_report import BESIDE, MEASURES, SHOWN, chosen, marked, report_html
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from shuoshu.core.device import Processes
-from shuoshu.evaluation.loss import answer_batches, score, text_windows
-from shuoshu.sft.dataset import RowFile
-from shuoshu.text.dataset import IGNORE, TokenFile
+from shuoshu.core.distributed import Processes
+from shuoshu.evaluation.loss import score
+from shuoshu.sft.dataset import RowFile, answer_batches
+from shuoshu.text.dataset import IGNORE, TokenFile, text_windows
 
 
 def by_hand(model, tokens, end):

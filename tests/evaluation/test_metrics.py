@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shuoshu.core.cli import HOUSE
-from shuoshu.evaluation import metrics
+from shuoshu.core.errors import HOUSE
+from shuoshu.evaluation import copies as evaluation_copies
+from shuoshu.evaluation import intervals, metrics
 
 FEW = st.text(alphabet="甲乙丙，", max_size=24)  # small alphabets make much in common
 MIXED = st.text(alphabet="甲乙，。 \n　aBé7８", max_size=16)
@@ -218,7 +219,7 @@ def test_copies_are_those_of_brute_force(text, answer, least, data):
     if text:  # a piece of the text and strange signs among the answer
         start = data.draw(st.integers(0, len(text)))
         answer = answer[:10] + text[start : start + 15] + data.draw(st.sampled_from(["", "丁", "\uffff"])) + answer[10:]
-    copies = metrics.Copies(text)
+    copies = evaluation_copies.Copies(text)
     assert copies.longest(answer) == max((longest_from(answer, i, text) for i in range(len(answer))), default=0)
     assert copies.spans(answer, least) == plain_spans(answer, text, least)
 
@@ -226,13 +227,13 @@ def test_copies_are_those_of_brute_force(text, answer, least, data):
 @given(st.text(max_size=60), st.text(max_size=20))
 def test_copies_are_those_of_brute_force_in_any_script(text, answer):
     answer = text[7:19] + answer + text[:5]
-    copies = metrics.Copies(text)
+    copies = evaluation_copies.Copies(text)
     assert copies.longest(answer) == max((longest_from(answer, i, text) for i in range(len(answer))), default=0)
     assert copies.spans(answer, 3) == plain_spans(answer, text, 3)
 
 
 def test_copies_in_a_book_are_found_at_their_first_place(text):
-    copies = metrics.Copies(text)
+    copies = evaluation_copies.Copies(text)
     middle = text[15_000:15_040]
     (span,) = copies.spans("甲甲" + middle + "甲甲", least=20)
     start, end, place = span
@@ -240,22 +241,22 @@ def test_copies_in_a_book_are_found_at_their_first_place(text):
     assert copies.longest("甲甲" + middle + "甲甲") == 40
     assert copies.longest(text[-9:] + "甲") == 9 and copies.longest("\U0001f600") == 0
     assert copies.spans(text, 20) == [(0, len(text), 0)]
-    assert metrics.Copies("甲乙，甲丙").spans("甲", least=1) == metrics.Copies("甲丙，甲乙").spans("甲", least=1) == [(0, 1, 0)]
+    assert evaluation_copies.Copies("甲乙，甲丙").spans("甲", least=1) == evaluation_copies.Copies("甲丙，甲乙").spans("甲", least=1) == [(0, 1, 0)]
     assert [copies.longest(text[9000 : 9000 + n]) for n in range(40)] == list(range(40))
 
 
 def test_the_longest_copy_is_found_where_an_earlier_span_runs_into_it():
-    copies = metrics.Copies("子丑寅卯辰巳午未。辰巳午未申酉戌亥甲乙")
+    copies = evaluation_copies.Copies("子丑寅卯辰巳午未。辰巳午未申酉戌亥甲乙")
     answer = "子丑寅卯辰巳午未申酉戌亥甲乙"
     assert copies.spans(answer) == [(0, 8, 0)]  # what is left of the second one is shorter than eight
     assert copies.longest(answer) == 10
 
 
 def test_nothing_is_copied_from_or_into_nothing():
-    assert metrics.Copies("").spans("甲乙丙丁甲乙丙丁") == [] and metrics.Copies("").longest("甲") == 0
-    assert metrics.Copies("甲乙丙").spans("") == [] and metrics.Copies("甲乙丙").longest("") == 0
-    assert metrics.Copies("甲" * 10 + "乙").spans("甲" * 40 + "乙", least=35) == []  # would begin long before the text does
-    assert metrics.Copies("甲乙丙").longest("甲乙丙丁") == 3 and metrics.Copies("甲乙丙").spans("甲乙丙丁") == []
+    assert evaluation_copies.Copies("").spans("甲乙丙丁甲乙丙丁") == [] and evaluation_copies.Copies("").longest("甲") == 0
+    assert evaluation_copies.Copies("甲乙丙").spans("") == [] and evaluation_copies.Copies("甲乙丙").longest("") == 0
+    assert evaluation_copies.Copies("甲" * 10 + "乙").spans("甲" * 40 + "乙", least=35) == []  # would begin long before the text does
+    assert evaluation_copies.Copies("甲乙丙").longest("甲乙丙丁") == 3 and evaluation_copies.Copies("甲乙丙").spans("甲乙丙丁") == []
 
 
 # ---------------------------------------------------------------- how sure a figure is
@@ -263,8 +264,8 @@ def test_nothing_is_copied_from_or_into_nothing():
 
 def test_the_interval_is_repeatable_and_around_the_mean():
     values = np.random.default_rng(3).random(200).tolist()
-    mean, low, high = metrics.bootstrap(values, seed=5)
-    assert (mean, low, high) == metrics.bootstrap(values, seed=5) and (low, high) != metrics.bootstrap(values, seed=6)[1:]
+    mean, low, high = intervals.bootstrap(values, seed=5)
+    assert (mean, low, high) == intervals.bootstrap(values, seed=5) and (low, high) != intervals.bootstrap(values, seed=6)[1:]
     assert mean == pytest.approx(np.mean(values)) and low < mean < high
     error = np.std(values) / len(values) ** 0.5
     assert high - low == pytest.approx(2 * 1.96 * error, rel=0.1)
@@ -273,25 +274,25 @@ def test_the_interval_is_repeatable_and_around_the_mean():
 def test_the_interval_covers_the_truth_nineteen_times_in_twenty():
     random = np.random.default_rng(0)
     samples = [random.random(60) for _ in range(300)]
-    covered = sum(low <= 0.5 <= high for _, low, high in (metrics.bootstrap(sample, rounds=400) for sample in samples))
+    covered = sum(low <= 0.5 <= high for _, low, high in (intervals.bootstrap(sample, rounds=400) for sample in samples))
     assert 0.90 * 300 <= covered <= 0.98 * 300
 
 
 def test_few_values_give_plain_numbers():
-    assert metrics.bootstrap([]) == (0.0, 0.0, 0.0) and metrics.bootstrap([0.25]) == (0.25, 0.25, 0.25)
-    assert metrics.bootstrap([True, True]) == (1.0, 1.0, 1.0) and metrics.paired([], []) == (0.0, 0.0, 0.0)
+    assert intervals.bootstrap([]) == (0.0, 0.0, 0.0) and intervals.bootstrap([0.25]) == (0.25, 0.25, 0.25)
+    assert intervals.bootstrap([True, True]) == (1.0, 1.0, 1.0) and intervals.paired([], []) == (0.0, 0.0, 0.0)
 
 
 def test_a_paired_difference_sees_what_two_intervals_hide():
     random = np.random.default_rng(4)
     hard = random.random(100)
     better = np.clip(hard + 0.05 + 0.01 * random.standard_normal(100), 0, 2)
-    (_, _, high), (_, low, _) = metrics.bootstrap(hard), metrics.bootstrap(better)
+    (_, _, high), (_, low, _) = intervals.bootstrap(hard), intervals.bootstrap(better)
     assert low < high
-    mean, low, high = metrics.paired(better, hard)
+    mean, low, high = intervals.paired(better, hard)
     assert 0.04 < low < mean < high < 0.06
     with pytest.raises(ValueError):
-        metrics.paired([1.0], [1.0, 2.0])
+        intervals.paired([1.0], [1.0, 2.0])
 
 
 def test_any_statistic_has_an_interval():
@@ -300,7 +301,7 @@ def test_any_statistic_has_an_interval():
     def macro_f1(rows):
         return metrics.classification(predicted[rows], actual[rows], "abc")["macro_f1"]
 
-    value, low, high = metrics.bootstrap_of(macro_f1, len(actual), rounds=200)
+    value, low, high = intervals.bootstrap_of(macro_f1, len(actual), rounds=200)
     assert value == metrics.classification(predicted, actual, "abc")["macro_f1"] and low < value < high
 
 

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import torch
 
-from shuoshu.core import saving
-from shuoshu.core.cli import UserError
-from shuoshu.training import checkpoints, loop, run
+from shuoshu.core import files
+from shuoshu.core.errors import UserError
+from shuoshu.models import weights
+from shuoshu.training import checkpoints, console, loop, run, validate
 from shuoshu.training import step as training_step
 from tests.faults.board import BEGUN, CHECKPOINT, EVALUATION, MODEL, STEP, Board
 
@@ -42,15 +43,15 @@ def board(path: str) -> None:
 
         return inner
 
-    real_conclude = loop.conclude
+    real_conclude = console.conclude
 
     def conclude(*args):
         real_conclude(*args)
         shown["ended"] = 1
 
-    loop.conclude = conclude
+    console.conclude = conclude
     loop.train_step = during(STEP, loop.train_step)
-    loop.evaluate = during(EVALUATION, loop.evaluate)
+    validate.evaluate = during(EVALUATION, validate.evaluate)
     run.Run.save = during(CHECKPOINT, run.Run.save)
     run.Run._write_model = during(MODEL, run.Run._write_model)
 
@@ -88,11 +89,11 @@ def saves_in_place(_: bool) -> None:
         folder = out_dir / "checkpoints" / "step-000000"
         folder.mkdir(parents=True, exist_ok=True)
         hashes = {
-            "model.safetensors": checkpoints.write_tensors(folder / "model.safetensors", model.tensors(), {"step": str(step)}),
-            "optimizer.safetensors": checkpoints.write_tensors(folder / "optimizer.safetensors", optimizer, {"step": str(step)}),
-            "state.json": saving.write_text(folder / "state.json", json.dumps({"format": checkpoints.FORMAT, "step": step, **state})),
+            "model.safetensors": weights.write_tensors(folder / "model.safetensors", model.tensors(), {"step": str(step)}),
+            "optimizer.safetensors": weights.write_tensors(folder / "optimizer.safetensors", optimizer, {"step": str(step)}),
+            "state.json": files.write_text(folder / "state.json", json.dumps({"format": checkpoints.FORMAT, "step": step, **state})),
         }
-        saving.write_text(folder / "manifest.json", json.dumps({"format": checkpoints.FORMAT, "sha256": hashes}))
+        files.write_text(folder / "manifest.json", json.dumps({"format": checkpoints.FORMAT, "sha256": hashes}))
 
     checkpoints.write_whole = write_whole
     checkpoints.save_checkpoint = save_checkpoint
@@ -138,14 +139,14 @@ def fails_at(what: list) -> None:
 
 def largest_file(size: int) -> None:
     """The system refuses to let any file grow beyond this."""
-    real = loop.evaluate
+    real = validate.evaluate
 
     def then(*args):
         result = real(*args)
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
         return result
 
-    loop.evaluate = then
+    validate.evaluate = then
 
 
 def counts_messages(path: str) -> None:

@@ -17,7 +17,7 @@ import eval_metrics
 import prepare
 import prepare_sft
 import train
-from shuoshu.core.cli import HOUSE
+from shuoshu.core.errors import HOUSE
 from shuoshu.core.files import sha256_of
 from shuoshu.evaluation.copies import TrainingText
 from shuoshu.text import dataset as text_dataset

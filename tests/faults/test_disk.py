@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 import train
-from shuoshu.core import files, saving
-from shuoshu.core.cli import UserError
-from shuoshu.core.terminal import Log
+from shuoshu.core import files
+from shuoshu.core.errors import UserError
+from shuoshu.core.run_log import Log
+from shuoshu.models import weights
 from shuoshu.training import checkpoints, loop
 
 RUN = ["--max_iters=20", "--save_interval=5", "--eval_interval=10", "--sample_tokens=0", "--optimizer=adamw"]
@@ -33,7 +34,7 @@ def during_steps(monkeypatch, happen):
 def is_whole(out_dir: Path, step: int) -> bool:
     """Whether the newest checkpoint is this one, valid, and the model loads."""
     newest, wrong = checkpoints.newest_checkpoint(out_dir)
-    checkpoints.load_model(out_dir)
+    weights.load_model(out_dir)
     return newest.name == f"step-{step:06d}" and not wrong
 
 
@@ -74,7 +75,7 @@ def test_a_disk_that_stays_full_is_an_honest_end(tiny, small_disk, monkeypatch, 
     def happen(step):
         if step == 7:
             (small_disk / "ballast").write_bytes(bytes(shutil.disk_usage(small_disk).free - 4096))
-            monkeypatch.setattr(checkpoints, "need_room", lambda *args: None)  # full to the last byte, and nobody foresaw it
+            monkeypatch.setattr(files, "need_room", lambda *args: None)  # full to the last byte, and nobody foresaw it
 
     during_steps(monkeypatch, happen)
     assert train.main([*tiny, *RUN, f"--out_dir={small_disk / 'out'}"]) == 2
@@ -135,7 +136,7 @@ def test_a_folder_that_vanishes_is_not_made_anew(tiny, tmp_path, monkeypatch, ca
 
 
 def test_a_disk_that_gives_back_other_bytes_is_noticed_before_the_old_goes(tiny, tmp_path, monkeypatch, capsys):
-    real = checkpoints.write_tensors
+    real = weights.write_tensors
 
     def flipped(path, tensors, metadata):
         digest = real(path, tensors, metadata)
@@ -145,7 +146,7 @@ def test_a_disk_that_gives_back_other_bytes_is_noticed_before_the_old_goes(tiny,
                 file.write(b"\xff")
         return digest
 
-    monkeypatch.setattr(checkpoints, "write_tensors", flipped)
+    monkeypatch.setattr(weights, "write_tensors", flipped)
     assert train.main([*tiny, *RUN, "--max_iters=12", f"--out_dir={tmp_path / 'out'}"]) == 0
     assert "step 10 to" in (told := capsys.readouterr().out) and "does not read back" in told
     assert [path.name for path in checkpoints.checkpoints(tmp_path / "out")] == ["step-000005", "step-000012"]
@@ -171,7 +172,7 @@ def is_whole_but(out_dir: Path, name: str, damaged: int) -> bool:
 
 
 def test_a_checkpoint_that_is_replaced_counts_until_the_new_one_stands(pretrained, tmp_path, monkeypatch):
-    model = checkpoints.load_model(pretrained).model
+    model = weights.load_model(pretrained).model
     checkpoints.save_checkpoint(tmp_path, 10, model, {}, {"fact": "old"})
     real = Path.rename
 
@@ -217,13 +218,13 @@ def test_where_the_file_system_knows_no_locks_there_is_none(tmp_path, monkeypatc
     def unknown(handle):
         raise OSError(errno.ENOLCK, "No locks available")
 
-    with saving.Lock(tmp_path) as first, saving.Lock(tmp_path) as second:
+    with files.Lock(tmp_path) as first, files.Lock(tmp_path) as second:
         first.take()
         first.take()
         with pytest.raises(UserError, match="in use by another"):
             second.take()
-        monkeypatch.setattr(saving, "_lock", unknown)
-        with saving.Lock(tmp_path) as third:
+        monkeypatch.setattr(files, "_lock", unknown)
+        with files.Lock(tmp_path) as third:
             third.take()
 
 

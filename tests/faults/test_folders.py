@@ -13,8 +13,9 @@ import pytest
 from safetensors.torch import load_file
 
 import train
-from shuoshu.core import device
+from shuoshu.core import distributed
 from shuoshu.core.files import sha256_of
+from shuoshu.models import weights
 from shuoshu.training import checkpoints, run
 
 SHORT = ["--max_iters=4", "--eval_interval=2", "--save_interval=2", "--sample_tokens=0"]
@@ -83,7 +84,7 @@ def test_an_optimiser_that_lacks_a_tensor_is_refused(tiny, tmp_path, capsys, opt
     newest, _ = checkpoints.newest_checkpoint(tmp_path / "out")
     tensors = {name: tensor.clone() for name, tensor in load_file(newest / "optimizer.safetensors").items()}  # the file itself is mapped
     del tensors[next(name for name in tensors if name.endswith("/" + lost))]
-    checkpoints.write_tensors(newest / "optimizer.safetensors", tensors, {"step": "4"})
+    weights.write_tensors(newest / "optimizer.safetensors", tensors, {"step": "4"})
     forge(newest, "optimizer.safetensors")
     assert train.main([*command, "--resume", "--max_iters=6"]) == 2
     assert f"/{lost} is missing" in capsys.readouterr().err
@@ -108,7 +109,7 @@ def test_a_forged_state_is_refused(tiny, out_dir, capsys, name, value):
 def test_a_signal_that_is_ignored_stays_ignored():
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
     try:
-        with device.StopFlag() as stop:
+        with distributed.StopFlag() as stop:
             os.kill(os.getpid(), signal.SIGHUP)
             os.kill(os.getpid(), signal.SIGTERM)
         assert stop.raised == signal.SIGTERM

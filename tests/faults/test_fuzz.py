@@ -18,19 +18,22 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from shuoshu.core import terminal
-from shuoshu.core.cli import UserError, parse
+from shuoshu.core import run_log
+from shuoshu.core.cli import parse
+from shuoshu.core.errors import UserError
+from shuoshu.core.run_log import saved_run
 from shuoshu.core.settings import EvalSettings, PrepareSettings, PrepareSftSettings, SampleSettings, TrainSettings
-from shuoshu.evaluation.copies import TrainingText, saved_run
+from shuoshu.evaluation.copies import TrainingText
 from shuoshu.generation import sample_command
 from shuoshu.generation.answers import read_questions
+from shuoshu.models import weights
 from shuoshu.sft.dataset import RowFile
 from shuoshu.sft.pairs import Pair
 from shuoshu.sft.question_files import read_pairs
 from shuoshu.text import dataset as text_dataset
 from shuoshu.text.books import read_books
 from shuoshu.text.tokenizer import Tokenizer
-from shuoshu.training import checkpoints
+from shuoshu.training import checkpoints, plots
 from tests.faults.test_models import taken_apart, written
 from tests.faults.test_novels import TXT, zipped
 from train import saved_settings
@@ -252,9 +255,9 @@ def test_any_header_of_weights(pretrained: Path, tmp_path: Path, damage: Callabl
     else:
         path.write_bytes(hurt_bytes(data, path.read_bytes()))
     with answered():
-        loaded = checkpoints.load_model(tmp_path / "model")
+        loaded = weights.load_model(tmp_path / "model")
         if not is_forged:
-            right = checkpoints.load_model(pretrained).model.tensors()
+            right = weights.load_model(pretrained).model.tensors()
             assert all(torch.equal(tensor, right[name]) for name, tensor in loaded.model.tensors().items())
 
 
@@ -267,7 +270,7 @@ def test_any_tokenizer_and_any_config(pretrained: Path, tmp_path: Path, damage: 
     hurt = json.dumps(damage(data, json.loads(raw))).encode() if data.draw(st.booleans()) else hurt_bytes(data, raw)
     (folder / name).write_bytes(hurt)
     with answered():
-        loaded, right = checkpoints.load_model(folder), checkpoints.load_model(pretrained)
+        loaded, right = weights.load_model(folder), weights.load_model(pretrained)
         assert loaded.tokenizer.hash == right.tokenizer.hash
         ids = torch.arange(40)[None]
         assert torch.equal(loaded.model(ids), right.model(ids))
@@ -302,9 +305,9 @@ def test_any_log(pretrained: Path, tmp_path: Path, damage: Callable, data: st.Da
     (tmp_path / "log.jsonl").write_bytes(b"\n".join(lines))
     draws = data.draw(st.integers(0, 19)) == 0  # takes long
     tried("tried")
-    log = terminal.Log(tmp_path / "log.jsonl")
+    log = run_log.Log(tmp_path / "log.jsonl")
     log.rewind(100, 100)
-    terminal.write_samples(log, tmp_path / "samples.md")
+    plots.write_samples(log, tmp_path / "samples.md")
     if draws:
-        terminal.draw_curves(log, tmp_path / "loss.png")
+        plots.draw_curves(log, tmp_path / "loss.png")
     tried("survived")

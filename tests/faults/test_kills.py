@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from shuoshu.core import terminal
-from shuoshu.core.cli import UserError
+from shuoshu.core.errors import UserError
 from shuoshu.core.files import sha256_of
+from shuoshu.models import weights
 from shuoshu.training import checkpoints
 from tests.faults.board import BEGUN, CHECKPOINT, EVALUATION, MODEL, PHASES, STEP, Board
 
@@ -106,7 +107,7 @@ class Harness:
             self.tally.steps_lost.append(max(0, board["step"] - step))
         if (out_dir / "model.safetensors").exists():
             try:
-                checkpoints.load_model(out_dir)
+                weights.load_model(out_dir)
             except UserError as error:
                 return str(error)
         return None

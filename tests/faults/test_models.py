@@ -18,6 +18,7 @@ import prepare
 import prepare_sft
 import sample
 import train
+from shuoshu.models import weights
 from shuoshu.training import checkpoints
 from tests.conftest import TINY
 
@@ -220,10 +221,10 @@ def test_a_header_that_is_none_is_refused_without_taking_memory(model: Path, fau
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_weights_that_are_no_numbers_are_refused(model: Path, value: float, refused: Callable) -> None:
-    loaded = checkpoints.load_model(model)
+    loaded = weights.load_model(model)
     with torch.no_grad():
         loaded.model.lm_head.weight[3, 3] = value
-    checkpoints.save_weights(model, loaded.model, loaded.tokenizer, 1)
+    weights.save_weights(model, loaded.model, loaded.tokenizer, 1)
     refused(sample.main, saying(model), model, "not finite")
 
 

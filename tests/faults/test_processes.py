@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from shuoshu.core.cli import HOUSE
-from shuoshu.core.terminal import Log
+from shuoshu.core.errors import HOUSE
+from shuoshu.core.run_log import Log
 from shuoshu.training import checkpoints
 
 STEADY = ["--optimizer=adamw", "--dropout=0", "--log_interval=1", "--sample_tokens=0", "--batch_size=8"]

@@ -10,7 +10,7 @@ from shuoshu.generation import cpu_decoder, sampling
 from shuoshu.generation.chat_model import Voice
 from shuoshu.generation.cpu_decoder import Decoder
 from shuoshu.generation.sampling import Sampling, complete, largest
-from shuoshu.training.checkpoints import Loaded
+from shuoshu.models.weights import Loaded
 
 SHAPE = GPTConfig(vocab_size=96, block_size=32, n_layer=2, n_head=4, n_kv_head=2, n_embd=48, head_dim=16, n_hidden=80)
 

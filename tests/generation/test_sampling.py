@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from model import GPT, GPTConfig
 from shuoshu.generation.cpu_decoder import Decoder
-from shuoshu.generation.sampling import History, Sampling, Utf8Mask, Writer, complete, complete_many, penalise, pick, stream
-from shuoshu.text.tokenizer import WHOLE
+from shuoshu.generation.sampling import History, Sampling, Writer, complete, complete_many, penalise, pick, stream
+from shuoshu.generation.utf8 import WHOLE, Utf8Mask
 
 
 @pytest.fixture(scope="module")

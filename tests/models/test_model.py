@@ -9,10 +9,11 @@ from torch import nn
 from transformers import Qwen3ForCausalLM
 
 from model import GPT, GPTConfig, KVCache
-from shuoshu.core.cli import HOUSE, parse
+from shuoshu.core.cli import parse
+from shuoshu.core.errors import HOUSE
 from shuoshu.core.settings import ModelSettings, TrainSettings
+from shuoshu.models import weights
 from shuoshu.text.dataset import IGNORE
-from shuoshu.training import checkpoints
 
 ODD = GPTConfig(vocab_size=96, block_size=32, n_layer=2, n_head=4, n_kv_head=2, n_embd=48, head_dim=16, n_hidden=80)  # 16 != 48 / 4
 TIED = dataclasses.replace(ODD, tie_embeddings=True)
@@ -43,8 +44,8 @@ def model_of(config: GPTConfig, steps: int = 20) -> GPT:
 def test_transformers_gives_the_same_logits_from_the_folder(config, tokenizer, tmp_path):
     config = dataclasses.replace(config, vocab_size=math.ceil(tokenizer.n_vocab / 64) * 64)
     model = model_of(config)
-    checkpoints.write_model_folder(tmp_path, config, tokenizer)
-    checkpoints.save_weights(tmp_path, model, tokenizer, 20)
+    weights.write_model_folder(tmp_path, config, tokenizer)
+    weights.save_weights(tmp_path, model, tokenizer, 20)
     theirs, info = Qwen3ForCausalLM.from_pretrained(tmp_path, output_loading_info=True, dtype=torch.float32)
     assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")), info
     assert theirs.config.eos_token_id == tokenizer.end
@@ -145,8 +146,8 @@ def test_dropout_acts_in_training_only():
 def test_a_longer_block_changes_nothing_within_the_old_one(tmp_path, tokenizer):
     config = dataclasses.replace(ODD, vocab_size=576)
     model = model_of(config)
-    checkpoints.write_model_folder(tmp_path, config, tokenizer)
-    checkpoints.save_weights(tmp_path, model, tokenizer, 0)
+    weights.write_model_folder(tmp_path, config, tokenizer)
+    weights.save_weights(tmp_path, model, tokenizer, 0)
     longer = GPT.from_pretrained(tmp_path, block_size=64).eval()
     ids = random_ids(config, 1, 32)
     assert torch.equal(longer(ids), model(ids))

@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shuoshu.core.cli import UserError
-from shuoshu.evaluation.metrics import LookUp
-from shuoshu.sft.augment import LONGEST, UNIT, Rewording, cut, telling, words
-from shuoshu.sft.dataset import Noise, RowFile, read_pairs, windows, write_rows
+from shuoshu.core.errors import UserError
+from shuoshu.sft.augment import LONGEST, UNIT, Noise, Rewording, cut, telling, words
+from shuoshu.sft.dataset import RowFile, read_pairs, windows, write_rows
 from shuoshu.sft.pairs import Pair
+from shuoshu.sft.tfidf import LookUp
 from shuoshu.text.dataset import IGNORE
 from shuoshu.text.tokenizer import Tokenizer
 

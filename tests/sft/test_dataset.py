@@ -14,8 +14,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shuoshu.core.cli import UserError
-from shuoshu.sft.dataset import Noise, RowFile, cut_question, pack, read_pairs, windows, write_rows
+from shuoshu.core.errors import UserError
+from shuoshu.sft.augment import Noise
+from shuoshu.sft.dataset import RowFile, cut_question, pack, read_pairs, windows, write_rows
 from shuoshu.sft.pairs import Pair
 from shuoshu.text.dataset import IGNORE
 from shuoshu.text.tokenizer import Tokenizer

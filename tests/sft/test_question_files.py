@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shuoshu.core.cli import HOUSE, UserError
+from shuoshu.core.errors import HOUSE, UserError
 from shuoshu.sft import pairs as sft_pairs
 from shuoshu.sft import question_files
 from shuoshu.sft.pairs import Dropped, Pair, closed_answers, drop_repeats, leaks, split_pairs

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from shuoshu.core.cli import UserError
+from shuoshu.core.errors import UserError
 from shuoshu.text import books as text_books
 from shuoshu.text import encodings
 from shuoshu.text.books import HEADING, Book, find_files, read_books, same_books, sections

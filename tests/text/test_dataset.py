@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shuoshu.core.cli import UserError
+from shuoshu.core.errors import UserError
 from shuoshu.text import dataset
 from shuoshu.text.dataset import SPLITS, DatasetWriter, TokenFile, read_meta, resolve
 

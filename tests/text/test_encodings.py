@@ -12,7 +12,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from shuoshu.core.cli import UserError
+from shuoshu.core.errors import UserError
 from shuoshu.text import encodings
 from shuoshu.text.books import Book, read_books
 from shuoshu.text.encodings import Decoder, choose, last_line_start, raw_texts

@@ -17,23 +17,11 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as HFTokenizer
 from transformers import AutoTokenizer
 
-from shuoshu.core.cli import UserError
+from shuoshu.core.errors import UserError
+from shuoshu.generation.utf8 import STATES, WHOLE, TextStream, utf8_automaton, utf8_transitions
 from shuoshu.text import books
 from shuoshu.text.books import sections
-from shuoshu.text.tokenizer import (
-    SPECIALS,
-    STATES,
-    WHOLE,
-    WORDS,
-    TextStream,
-    Tokenizer,
-    character_tokenizer,
-    gpt2_tokenizer,
-    merges_of,
-    train_bpe,
-    utf8_automaton,
-    utf8_transitions,
-)
+from shuoshu.text.tokenizer import SPECIALS, WORDS, Tokenizer, character_tokenizer, gpt2_tokenizer, merges_of, train_bpe
 
 GPT2_FILES = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"
 MIXED = [

@@ -11,14 +11,15 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from model import GPT
-from shuoshu.core.cli import HOUSE, UserError
+from shuoshu.core.errors import HOUSE, UserError
+from shuoshu.models import weights as models_weights
 from shuoshu.training import checkpoints
 
 TENSORS = {"b": torch.arange(6).reshape(2, 3).float(), "a": torch.ones(3, dtype=torch.bfloat16), "c": torch.tensor(7.0), "n": torch.arange(3)}
 
 
 def test_the_library_reads_what_we_write(tmp_path):
-    checkpoints.write_tensors(tmp_path / "x.safetensors", TENSORS, {"step": "5"})
+    models_weights.write_tensors(tmp_path / "x.safetensors", TENSORS, {"step": "5"})
     read = load_file(tmp_path / "x.safetensors")
     assert read.keys() == TENSORS.keys() and all(torch.equal(read[k], v) and read[k].dtype == v.dtype for k, v in TENSORS.items())
     with safe_open(tmp_path / "x.safetensors", "pt") as file:
@@ -26,8 +27,8 @@ def test_the_library_reads_what_we_write(tmp_path):
 
 
 def test_the_bytes_depend_on_the_content_alone(tmp_path):
-    checkpoints.write_tensors(tmp_path / "x", TENSORS, {"step": "5"})
-    checkpoints.write_tensors(tmp_path / "y", dict(reversed(TENSORS.items())), {"step": "5"})
+    models_weights.write_tensors(tmp_path / "x", TENSORS, {"step": "5"})
+    models_weights.write_tensors(tmp_path / "y", dict(reversed(TENSORS.items())), {"step": "5"})
     assert (tmp_path / "x").read_bytes() == (tmp_path / "y").read_bytes()
 
 
@@ -40,7 +41,7 @@ def test_one_flipped_bit_or_a_cut_is_noticed(pretrained, tmp_path):
     for content in damaged:
         (folder / "model.safetensors").write_bytes(content)
         with pytest.raises(UserError, match=r"damaged|can't be loaded"):
-            checkpoints.load_model(folder)
+            models_weights.load_model(folder)
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -56,7 +57,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
 
 
 def test_two_checkpoints_are_kept_and_the_newest_valid_one_is_found(pretrained, tmp_path):
-    model, *_ = checkpoints.load_model(pretrained)
+    model, *_ = models_weights.load_model(pretrained)
     for step in (10, 20, 30):
         checkpoints.save_checkpoint(tmp_path, step, model, {"m": torch.ones(2)}, {"fact": step})
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["step-000020", "step-000030"]
@@ -74,7 +75,7 @@ def test_two_checkpoints_are_kept_and_the_newest_valid_one_is_found(pretrained, 
 
 
 def test_checkpoints_are_ordered_by_their_number(pretrained, tmp_path):
-    model, *_ = checkpoints.load_model(pretrained)
+    model, *_ = models_weights.load_model(pretrained)
     for step in (999_000, 1_000_000, 1_001_000):
         checkpoints.save_checkpoint(tmp_path, step, model, {}, {})
     assert [path.name for path in checkpoints.checkpoints(tmp_path)] == ["step-1000000", "step-1001000"]
@@ -83,7 +84,7 @@ def test_checkpoints_are_ordered_by_their_number(pretrained, tmp_path):
 
 def test_a_model_that_lacks_something_is_told_in_one_message(pretrained, tmp_path):
     with pytest.raises(UserError, match=r"no trained model(?s:.)*python train\.py"):
-        checkpoints.load_model(tmp_path)
+        models_weights.load_model(tmp_path)
     folder = shutil.copytree(pretrained, tmp_path / "model", ignore=shutil.ignore_patterns("checkpoints"))
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     wrong = {"model_type": "gpt2", "num_hidden_layers": 10**9, "max_position_embeddings": 2.5, "rms_norm_eps": None}
@@ -91,7 +92,7 @@ def test_a_model_that_lacks_something_is_told_in_one_message(pretrained, tmp_pat
     for change, told in [*cases, ({"hidden_size": 72}, "shape"), ({"hidden_size": "x"}, "hidden_size"), ({"num_hidden_layers": 3}, "missing")]:
         (folder / "config.json").write_text(json.dumps(config | change), encoding="utf-8")
         with pytest.raises(UserError, match=f"can't be loaded.*{told}"):
-            checkpoints.load_model(folder)
+            models_weights.load_model(folder)
 
 
 def test_a_config_that_asks_for_more_than_the_weights_is_refused_before_memory_is_taken(pretrained, tmp_path, monkeypatch):
@@ -102,18 +103,18 @@ def test_a_config_that_asks_for_more_than_the_weights_is_refused_before_memory_i
     for name in names:
         (folder / "config.json").write_text(json.dumps(config | {name: 10 * config[name]}), encoding="utf-8")
         with pytest.raises(UserError, match=r"can't be loaded.*(shape|missing|make a model)"):
-            checkpoints.load_model(folder)
+            models_weights.load_model(folder)
 
 
 def test_names_and_shapes_that_occur_somewhere_vouch_for_no_model(pretrained, tmp_path, monkeypatch):
     folder = shutil.copytree(pretrained, tmp_path / "model", ignore=shutil.ignore_patterns("checkpoints"))
-    metadata, tensors = checkpoints.read_metadata(folder / "model.safetensors"), load_file(pretrained / "model.safetensors")
-    checkpoints.write_tensors(folder / "model.safetensors", tensors | {"model.layers.999.mlp.up_proj.weight": torch.zeros(1)}, metadata)
+    metadata, tensors = models_weights.read_metadata(folder / "model.safetensors"), load_file(pretrained / "model.safetensors")
+    models_weights.write_tensors(folder / "model.safetensors", tensors | {"model.layers.999.mlp.up_proj.weight": torch.zeros(1)}, metadata)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 1000}), encoding="utf-8")
     monkeypatch.setattr(GPT, "from_pretrained", lambda folder: pytest.fail("the weights were read"))
     with pytest.raises(UserError, match=r"can't be loaded.*missing"):
-        checkpoints.load_model(folder)
+        models_weights.load_model(folder)
 
 
 def test_a_model_speaks_before_torchs_compiler_is_imported(pretrained):
@@ -124,14 +125,14 @@ def test_a_model_speaks_before_torchs_compiler_is_imported(pretrained):
 
 
 def test_the_model_says_how_many_turns_it_learned_to_answer(pretrained, tuned):
-    assert checkpoints.load_model(pretrained).turns == 0
-    loaded = checkpoints.load_model(tuned)
+    assert models_weights.load_model(pretrained).turns == 0
+    loaded = models_weights.load_model(tuned)
     assert loaded.turns == 1 and loaded.step > 0
-    assert checkpoints.read_metadata(tuned / "model.safetensors")["turns"] == "1"
+    assert models_weights.read_metadata(tuned / "model.safetensors")["turns"] == "1"
 
 
 def test_a_model_saved_before_turns_were_counted_continues_text(pretrained, tmp_path):
     folder = shutil.copytree(pretrained, tmp_path / "model", ignore=shutil.ignore_patterns("checkpoints"))
-    model = checkpoints.load_model(pretrained).model
-    checkpoints.write_tensors(folder / "model.safetensors", model.tensors(), {"step": "7"})
-    assert checkpoints.load_model(folder)[2:] == (7, 0)
+    model = models_weights.load_model(pretrained).model
+    models_weights.write_tensors(folder / "model.safetensors", model.tensors(), {"step": "7"})
+    assert models_weights.load_model(folder)[2:] == (7, 0)

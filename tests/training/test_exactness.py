@@ -6,7 +6,7 @@ import pytest
 
 import train
 from shuoshu.core.files import sha256_of
-from shuoshu.core.terminal import Log
+from shuoshu.core.run_log import Log
 from shuoshu.training import checkpoints, loop, run, schedule, step
 
 LENGTH = ["--dropout=0.1", "--max_iters=16", "--eval_interval=8", "--save_interval=5", "--sample_tokens=0", "--log_interval=1", "--batch_size=4"]

@@ -17,17 +17,18 @@ import torch
 import prepare
 import prepare_sft
 import train
-from shuoshu.core.cli import HOUSE
+from shuoshu.core.errors import HOUSE
 from shuoshu.core.files import sha256_of
+from shuoshu.core.run_log import Log
 from shuoshu.core.settings import ModelSettings, TrainSettings
-from shuoshu.core.terminal import Log
 from shuoshu.evaluation.loss import Score
 from shuoshu.generation.answers import answer, read_questions, render_question
 from shuoshu.generation.sampling import Sampling, complete
+from shuoshu.models import weights as models_weights
 from shuoshu.sft.dataset import RowFile, pack, read_pairs
 from shuoshu.text.dataset import IGNORE
 from shuoshu.text.tokenizer import Tokenizer
-from shuoshu.training import checkpoints, loop
+from shuoshu.training import checkpoints, loop, validate
 
 NOISY = ["--question_drop=0.15", "--question_swap=0.15", "--dropout=0.1"]
 
@@ -111,7 +112,7 @@ def answering(monkeypatch: pytest.MonkeyPatch, *each: list[float]) -> None:
         scores = next(left)
         return {"val_rouge_l": float(np.mean(scores)), "val_exact_match": 0.0, "val_stop_rate": 1.0}, scores, []
 
-    monkeypatch.setattr(loop, "answer_questions", one)
+    monkeypatch.setattr(validate, "answer_questions", one)
 
 
 @pytest.mark.parametrize("select_by, kept", [("auto", 20), ("rouge", 20), ("loss", 10)])
@@ -123,7 +124,7 @@ def test_the_model_that_answers_best_is_kept_or_the_one_with_the_lowest_loss(
     answering(monkeypatch, *([rouge] * 4 for rouge in rouges))
     command = [*sft, f"--select_by={select_by}", f"--out_dir={tmp_path / 'out'}", "--max_iters=25", "--eval_interval=5"]
     assert train.main(command) == 0
-    assert checkpoints.read_metadata(tmp_path / "out" / "model.safetensors")["step"] == str(kept)
+    assert models_weights.read_metadata(tmp_path / "out" / "model.safetensors")["step"] == str(kept)
     told = capsys.readouterr().out
     assert ("best       val loss 1.0000 at step 10" if select_by == "loss" else "best       val ROUGE-L 0.9000 at step 20") in told
     evals = records(tmp_path / "out", "eval")
@@ -138,7 +139,7 @@ def test_while_no_answer_is_any_good_the_lowest_loss_decides(sft, tmp_path: Path
     answering(monkeypatch, *[[0.0] * 4] * 4)
     assert train.main([*sft, f"--out_dir={tmp_path / 'out'}", "--max_iters=6", "--eval_interval=2"]) == 0
     assert records(tmp_path / "out", "end")[0]["best_step"] == 4
-    assert checkpoints.read_metadata(tmp_path / "out" / "model.safetensors")["step"] == "4"
+    assert models_weights.read_metadata(tmp_path / "out" / "model.safetensors")["step"] == "4"
 
 
 def test_patience_waits_for_better_answers_not_for_as_good_ones(sft, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,7 +174,7 @@ def test_a_later_model_is_kept_if_its_answers_are_worse_by_no_more_than_chance(
         assert train.main([f"--out_dir={out_dir}", "--resume", f"--max_iters={length}"]) == 0
     else:
         assert train.main([*command, f"--max_iters={length}"]) == 0
-    assert checkpoints.read_metadata(out_dir / "model.safetensors")["step"] == str(kept)
+    assert models_weights.read_metadata(out_dir / "model.safetensors")["step"] == str(kept)
     end = records(out_dir, "end")[-1]
     assert (end["best_step"], end["best_rouge_l"], end["kept_step"]) == (5, 0.75, kept)
     told = "that model is in" if kept == 5 else f"that of step {kept}, as good but for chance, is in"
@@ -186,8 +187,8 @@ def test_one_answer_alone_is_chance_among_however_many() -> None:
         for worse in (0.05, 0.3, 0.7, 0.9):
             state = SimpleNamespace(best=-1.0, best_scores=[1.0] * count)
             run = SimpleNamespace(selects_by_answers=True, data=SimpleNamespace(meta={}), state=state)
-            assert loop.stands_by(run, [worse] + [1.0] * (count - 1)), (count, worse)
-            assert not loop.stands_by(run, [worse] * 2 + [1.0] * (count - 2)), (count, worse)
+            assert validate.stands_by(run, [worse] + [1.0] * (count - 1)), (count, worse)
+            assert not validate.stands_by(run, [worse] * 2 + [1.0] * (count - 2)), (count, worse)
 
 
 def test_of_labels_the_best_model_is_kept(sft, qa: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,7 +198,7 @@ def test_of_labels_the_best_model_is_kept(sft, qa: Path, tmp_path: Path, monkeyp
     (data / "meta.json").write_text(json.dumps(meta | {"labels": ["好", "坏"]}), encoding="utf-8")
     answering(monkeypatch, NONE, BEST, [0.0, 1.0, 1.0, 0.8])
     assert train.main([*sft, f"--dataset={data}", f"--out_dir={tmp_path / 'out'}", "--eval_interval=5", "--max_iters=10"]) == 0
-    assert checkpoints.read_metadata(tmp_path / "out" / "model.safetensors")["step"] == "5"
+    assert models_weights.read_metadata(tmp_path / "out" / "model.safetensors")["step"] == "5"
 
 
 def test_a_run_resumed_with_another_measure_begins_to_choose_anew(sft, tmp_path: Path) -> None:
@@ -221,7 +222,7 @@ def test_the_log_and_the_samples_show_how_it_answers(tuned: Path, qa: Path) -> N
 
 
 def test_the_measures_are_those_of_the_answers(tuned: Path, qa: Path) -> None:
-    model, tokenizer, step, _ = checkpoints.load_model(tuned)
+    model, tokenizer, step, _ = models_weights.load_model(tuned)
     questions = read_questions(qa, "val", tokenizer)
     found = answer(model, tokenizer, questions, 5)
     (record,) = [record for record in records(tuned, "eval") if record["step"] == step]
@@ -300,7 +301,7 @@ def test_rows_longer_than_the_block_say_how_far_it_must_grow_and_then_it_does(sf
     assert f"the longest row has {width} tokens, the model reads 64" in told and f"--block_size={width - 1}" in told
     refused([*command, f"--block_size={width - 2}"], tmp_path / "out", capsys)
     assert train.main([*command, f"--block_size={width - 1}", "--max_iters=2", f"--out_dir={tmp_path / 'out'}"]) == 0
-    grown, *_ = checkpoints.load_model(tmp_path / "out")
+    grown, *_ = models_weights.load_model(tmp_path / "out")
     assert grown.config.block_size == width - 1 and grown.config.n_layer == 2
     assert train.main([f"--out_dir={tmp_path / 'out'}", "--resume", "--max_iters=3"]) == 0  # and it goes on with the block that grew
 
@@ -334,7 +335,7 @@ def test_a_dry_run_counts_the_answers_tokens(sft, qa: Path, tmp_path: Path, caps
 
 
 def test_every_training_question_is_answered_word_for_word_and_then_it_stops(tuned: Path, qa: Path) -> None:
-    model, tokenizer, _, turns = checkpoints.load_model(tuned)
+    model, tokenizer, _, turns = models_weights.load_model(tuned)
     assert turns == 1
     questions = read_questions(qa, "train", tokenizer)
     found = answer(model, tokenizer, questions, 16)
@@ -342,7 +343,7 @@ def test_every_training_question_is_answered_word_for_word_and_then_it_stops(tun
 
 
 def test_answers_do_not_depend_on_how_questions_are_put_into_batches(pretrained: Path, qa: Path) -> None:
-    model, tokenizer, *_ = checkpoints.load_model(pretrained)  # one that rambles
+    model, tokenizer, *_ = models_weights.load_model(pretrained)  # one that rambles
     questions = read_questions(qa, "val", tokenizer)[:7]
     told: list[int] = []
     batches = answer(model, tokenizer, questions, 3, tell=told.append)
@@ -406,7 +407,7 @@ def test_a_long_answer_learned_over_several_rows_is_given_whole_past_the_block(p
     ]
     assert train.main([*command, "--device=cpu", "--dtype=float32", "--threads=1"]) == 0
     newest, _ = checkpoints.newest_checkpoint(out_dir)
-    model, tokenizer, *_ = checkpoints.load_model(out_dir)
+    model, tokenizer, *_ = models_weights.load_model(out_dir)
     model.load_tensors(checkpoints.load_checkpoint(newest)[0])
     ids = render_question(tokenizer, [{"role": "user", "content": "天天？"}])
     assert len(tokenizer.encode(long)) > model.config.block_size

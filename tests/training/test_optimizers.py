@@ -8,7 +8,9 @@ import torch
 
 from model import GPT, GPTConfig
 from shuoshu.core.settings import OptimSettings
-from shuoshu.training.optimizers import Muon, Plan, build_optimizers, load_state_tensors, orthogonalise, rate_factor, set_rates, state_tensors
+from shuoshu.training.optimizers import Muon, build_optimizers, load_state_tensors, orthogonalise, set_rates, state_tensors
+from shuoshu.training.schedule import rate_factor
+from shuoshu.training.state import Plan
 
 CONFIG = GPTConfig(vocab_size=64, block_size=16, n_layer=2, n_head=2, n_embd=32)
 CPU = torch.device("cpu")

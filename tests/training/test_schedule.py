@@ -5,12 +5,11 @@ from itertools import pairwise
 import pytest
 import torch
 
-from shuoshu.core.device import Processes
+from shuoshu.core.distributed import Processes
 from shuoshu.core.settings import TrainSettings
 from shuoshu.training import schedule
-from shuoshu.training.optimizers import rate_factor
-from shuoshu.training.run import RunState
-from shuoshu.training.schedule import Pace
+from shuoshu.training.schedule import Pace, rate_factor
+from shuoshu.training.state import RunState
 
 
 class Clock:

@@ -9,12 +9,12 @@ import torch
 
 import train
 from model import GPT, GPTConfig
+from shuoshu.core.run_log import Log
 from shuoshu.core.settings import OptimSettings
-from shuoshu.core.terminal import Log
 from shuoshu.evaluation.loss import Score
 from shuoshu.sft.dataset import RowFile
 from shuoshu.text.dataset import TokenFile
-from shuoshu.training import checkpoints, loop, step
+from shuoshu.training import checkpoints, console, loop, step
 from shuoshu.training import optimizers as training_optimizers
 
 SHORT = ["--max_iters=12", "--eval_interval=12", "--log_interval=4", "--sample_tokens=0", "--dropout=0"]
@@ -138,5 +138,5 @@ def test_where_one_row_does_not_fit_the_message_names_the_levers(tiny, tmp_path,
 
 
 def test_several_processes_are_told_what_to_turn():
-    told = loop.out_of_memory(SimpleNamespace(batch_size=16, gradient_accumulation_steps=3), SimpleNamespace(world=2, rank=1), 16)
+    told = console.out_of_memory(SimpleNamespace(batch_size=16, gradient_accumulation_steps=3), SimpleNamespace(world=2, rank=1), 16)
     assert "process 1" in told and "--batch_size=8 --gradient_accumulation_steps=6" in told and "--block_size" in told

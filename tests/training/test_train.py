@@ -17,10 +17,11 @@ import torch
 
 import prepare
 import train
-from shuoshu.core.cli import HOUSE
+from shuoshu.core.errors import HOUSE
 from shuoshu.core.files import sha256_of
-from shuoshu.core.terminal import Log
+from shuoshu.core.run_log import Log
 from shuoshu.evaluation.loss import Score
+from shuoshu.models import weights as models_weights
 from shuoshu.text.dataset import TokenFile
 from shuoshu.training import checkpoints, loop, run
 
@@ -73,7 +74,7 @@ def test_the_folder_holds_the_best_model_and_patience_ends_the_run(tiny, tmp_pat
     losses = iter([5.0, 4.0, 3.0, 3.5, 3.6, 3.7, 1.0])
     monkeypatch.setattr(loop, "score", lambda *args: Score(next(losses) * 100, 100, 0.0, None))
     assert train.main([*tiny, f"--out_dir={tmp_path / 'out'}", "--max_iters=60", "--eval_interval=5", "--patience=3", "--sample_tokens=0"]) == 0
-    assert checkpoints.read_metadata(tmp_path / "out" / "model.safetensors")["step"] == "10"
+    assert models_weights.read_metadata(tmp_path / "out" / "model.safetensors")["step"] == "10"
     assert "25 steps" in (told := capsys.readouterr().out) and "stopped early" in told and "at step 10" in told
     newest, _ = checkpoints.newest_checkpoint(tmp_path / "out")
     assert newest.name == "step-000025"
@@ -107,7 +108,7 @@ def test_without_validation_text_the_last_model_is_kept(text, tmp_path, tiny):
     (tmp_path / "book.txt").write_text(text, encoding="utf-8")
     assert prepare.main([str(tmp_path / "book.txt"), f"--out={tmp_path / 'data'}", "--val_fraction=0", "--vocab_size=400"]) == 0
     assert train.main([*tiny, f"--dataset={tmp_path / 'data'}", f"--out_dir={tmp_path / 'out'}", "--max_iters=20", "--eval_interval=7"]) == 0
-    assert checkpoints.read_metadata(tmp_path / "out" / "model.safetensors")["step"] == "20"
+    assert models_weights.read_metadata(tmp_path / "out" / "model.safetensors")["step"] == "20"
 
 
 def test_init_from_begins_with_that_model(tiny, pretrained, tmp_path, text, capsys):
@@ -189,7 +190,7 @@ def test_a_signal_saves_says_how_to_go_on_and_loses_no_step(tiny, uninterrupted,
 
 
 def test_a_second_interrupt_stops_at_once(monkeypatch):
-    from shuoshu.core.device import StopFlag
+    from shuoshu.core.distributed import StopFlag
 
     with StopFlag() as stop:
         signal.raise_signal(signal.SIGINT)

@@ -11,7 +11,7 @@ import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
-from shuoshu.core.cli import HOUSE
+from shuoshu.core.errors import HOUSE
 
 PATIENCE = 60
 

@@ -15,7 +15,7 @@ import pytest
 from gradio.routes import App
 
 import app
-from shuoshu.core.cli import HOUSE
+from shuoshu.core.errors import HOUSE
 from shuoshu.web.server import Gate
 
 QUICK = ["--threads=1", "--device=cpu"]

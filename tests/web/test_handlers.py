@@ -18,10 +18,10 @@ from types import SimpleNamespace
 import gradio as gr
 import pytest
 
-from shuoshu.core.cli import HOUSE, UserError
+from shuoshu.core.errors import HOUSE, UserError
 from shuoshu.core.settings import AppSettings
 from shuoshu.sft.dataset import read_pairs
-from shuoshu.web import server, validation
+from shuoshu.web import tabs, validation
 from shuoshu.web.handlers import I18N, Page, Story, Written, messages, note, told
 from shuoshu.web.labels import SAID, WORDS, said
 from shuoshu.web.model_server import Desk
@@ -117,7 +117,7 @@ def test_a_history_is_pairs_of_texts():
 
 
 def test_each_label_is_used_and_each_used_label_is_there(page):
-    config = json.dumps(server.build(page).get_config_file(), default=str)
+    config = json.dumps(tabs.build(page).get_config_file(), default=str)
     used = set(re.findall(r"translation_metadata[^}]*?key\W+(\w+)", config))
     assert used == set(WORDS)
 
@@ -235,10 +235,10 @@ def test_an_example_is_asked_and_the_box_keeps_what_stood_there(page, sft_name, 
 
 
 def test_examples_come_from_the_models_own_data(page, sft_name, base_name, known):
-    shown = [example["text"] for example in server.examples(page, sft_name)]
-    assert len(shown) == len(set(shown)) == server.EXAMPLES and set(shown) <= set(known)
+    shown = [example["text"] for example in tabs.examples(page, sft_name)]
+    assert len(shown) == len(set(shown)) == tabs.EXAMPLES and set(shown) <= set(known)
     assert len({known[question] for question in shown}) > 1
-    assert server.examples(page, base_name) == []
+    assert tabs.examples(page, base_name) == []
 
 
 def test_a_text_goes_on_in_its_box_and_undo_brings_it_back(page, base_name):
@@ -322,7 +322,7 @@ def run_page(tuned: Path, tmp_path: Path) -> tuple[Path, Page]:
 
 def report_of(page: Page) -> str:
     """The document in the training tab's frame."""
-    [document] = re.findall(r'srcdoc="([^"]*)"', server.training_html(page, page.names[0]))
+    [document] = re.findall(r'srcdoc="([^"]*)"', tabs.training_html(page, page.names[0]))
     return unescape(document)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from shuoshu.core.cli import UserError
+from shuoshu.core.errors import UserError
 from shuoshu.core.settings import AppSettings
 from shuoshu.generation.sampling import Sampling
 from shuoshu.web.model_server import Desk

@@ -11,9 +11,9 @@ import torch
 
 from shuoshu.evaluation.copies import MARKED, TrainingText
 from shuoshu.generation.chat_model import Voice
-from shuoshu.generation.sampling import Sampling, Utf8Mask, complete
-from shuoshu.text.tokenizer import WHOLE, TextStream
-from shuoshu.training import checkpoints
+from shuoshu.generation.sampling import Sampling, complete
+from shuoshu.generation.utf8 import WHOLE, TextStream, Utf8Mask
+from shuoshu.models import weights
 from shuoshu.web import token_view
 
 EVIL = "<script>alert(1)</script> **b** <img src=x onerror=alert(1)> '\"& \x00\x1b\x7f\x85\r"
@@ -21,7 +21,7 @@ EVIL = "<script>alert(1)</script> **b** <img src=x onerror=alert(1)> '\"& \x00\x
 
 @pytest.fixture(scope="module")
 def voice(pretrained: Path) -> Voice:
-    return Voice(checkpoints.load_model(pretrained), torch.device("cpu"))
+    return Voice(weights.load_model(pretrained), torch.device("cpu"))
 
 
 @pytest.fixture(scope="module")
