@@ -32,14 +32,14 @@ def main(argv: Sequence[str]) -> None:
         if name and not Path(name).absolute().parent.is_dir():
             raise UserError(f"can't write {name}: there is no folder {Path(name).parent}")
     from shuoshu.bench import chores, scale, throughput, time_to_loss
-    from shuoshu.bench.measure import Ledger
+    from shuoshu.bench.measure import BenchReport
 
     parts = {"train": throughput.train, "sft": throughput.sft, "sample": throughput.sample, "loss": time_to_loss.loss}
     parts |= {"scale": scale.scale, "prepare": chores.prepare, "rouge": chores.rouge, "startup": chores.startup}
-    ledger = Ledger(settings.words[0], settings)
+    ledger = BenchReport(settings.words[0], settings)
     with tempfile.TemporaryDirectory(prefix="bench-", ignore_cleanup_errors=True) as folder, ExitStack() as stack:
         try:
-            parts[settings.words[0]](throughput.Bench(settings, ledger, Path(folder), stack))
+            parts[settings.words[0]](throughput.BenchContext(settings, ledger, Path(folder), stack))
             ledger.content["complete"] = True
         finally:  # what was found stays, whatever ended it
             if settings.json:

@@ -150,14 +150,14 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        if cpu_kernels.is_wanted(x):
-            return cpu_kernels.Norm.apply(x, self.weight, self.eps)
+        if cpu_kernels.is_enabled(x):
+            return cpu_kernels.FusedRMSNorm.apply(x, self.weight, self.eps)
         return F.rms_norm(x.float(), x.shape[-1:], self.weight.float(), self.eps).type_as(x)
 
     def rotated(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """x (B, T, heads, D) → (B, heads, T, D), normed and turned by its positions' angles."""
-        if cos.ndim == 2 and cpu_kernels.is_wanted(x):
-            return cpu_kernels.NormRotate.apply(x, self.weight, self.eps, cos, sin)
+        if cos.ndim == 2 and cpu_kernels.is_enabled(x):
+            return cpu_kernels.FusedNormRotate.apply(x, self.weight, self.eps, cos, sin)
         return rotate(self(x).transpose(1, 2), cos, sin)
 
 
@@ -190,7 +190,7 @@ class Attention(nn.Module):
         if cache is not None:
             k, v = cache.update(self.layer, k, v, place)
             q, mask, is_causal = q.to(k.dtype), place.mask, T > 1 and place.mask is None
-        if cache is None and T <= cpu_kernels.LONG and cpu_kernels.is_wanted(q):
+        if cache is None and T <= cpu_kernels.MAX_CONTEXT and cpu_kernels.is_enabled(q):
             y = cpu_kernels.attention(q, k, v)
         else:
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=is_causal, enable_gqa=self.is_grouped)
@@ -287,8 +287,8 @@ class GPT(nn.Module):
         x = self.model(ids, cache)
         if targets is None:
             return self.lm_head(x)
-        if reduction == "sum" and torch.is_grad_enabled() and cpu_kernels.is_wanted(x):
-            return cpu_kernels.HeadLoss.apply(x.flatten(0, 1), self.lm_head.weight, targets.flatten())
+        if reduction == "sum" and torch.is_grad_enabled() and cpu_kernels.is_enabled(x):
+            return cpu_kernels.FusedHeadLoss.apply(x.flatten(0, 1), self.lm_head.weight, targets.flatten())
         logits = self.lm_head(x).float()
         return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction=reduction)
 

@@ -27,9 +27,9 @@ def main(argv: Sequence[str]) -> int:
     if settings.chat and (settings.infile or settings.start or settings.raw):
         raise UserError("--chat asks for its questions one by one: drop --start, --in and --raw")
     out_dir = Path(settings.out_dir) if settings.out_dir else newest_out_dir()
-    from shuoshu.generation.sample_command import continue_prompts
+    from shuoshu.generation.sample_command import run
 
-    return continue_prompts(settings, out_dir)
+    return run(settings, out_dir)
 
 
 if __name__ == "__main__":

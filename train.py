@@ -14,7 +14,7 @@ from pathlib import Path
 
 from shuoshu.core.cli import command, parse
 from shuoshu.core.errors import UserError
-from shuoshu.core.files import read_json, reason_of
+from shuoshu.core.files import error_reason, read_json
 from shuoshu.core.settings import TrainSettings
 
 
@@ -37,7 +37,7 @@ def saved_settings(out_dir: Path) -> dict | None:
         settings = read_json(path)["settings"]
         return {**settings, "out_dir": str(out_dir), "resume": False, "overwrite": False, "dry_run": False}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is damaged ({reason_of(error)}): remove it, and give --resume the settings that the run began with") from None
+        raise UserError(f"{path} is damaged ({error_reason(error)}): remove it, and give --resume the settings that the run began with") from None
 
 
 if __name__ == "__main__":

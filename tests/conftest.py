@@ -21,7 +21,7 @@ import prepare
 import prepare_sft
 import train
 from model import GPT
-from shuoshu.core.errors import HOUSE
+from shuoshu.core.errors import REPO_ROOT
 from shuoshu.models import weights
 from shuoshu.text.tokenizer import Tokenizer, train_bpe
 
@@ -196,7 +196,7 @@ QUIET += ["--question_drop=0", "--question_swap=0", "--reworded=0", "--batch_siz
 @pytest.fixture(scope="session")
 def sft(qa: Path, pretrained: Path) -> list[str]:
     """The command line of a fine-tuning that takes seconds; add a length and an out_dir."""
-    return [str(HOUSE / "config" / "sft.py"), f"--dataset={qa}", f"--init_from={pretrained}", *QUIET]
+    return [str(REPO_ROOT / "config" / "sft.py"), f"--dataset={qa}", f"--init_from={pretrained}", *QUIET]
 
 
 @pytest.fixture(scope="session")
@@ -215,9 +215,9 @@ class Nursery:
 
     def __init__(self) -> None:
         answers, theirs = os.pipe()
-        environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(HOUSE), "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, str(HOUSE / "tests" / "faults" / "nursery.py"), str(theirs)]
-        self.process = subprocess.Popen(command, cwd=HOUSE, env=environment, stdin=subprocess.PIPE, pass_fds=[theirs], text=True)
+        environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(REPO_ROOT), "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, str(REPO_ROOT / "tests" / "faults" / "nursery.py"), str(theirs)]
+        self.process = subprocess.Popen(command, cwd=REPO_ROOT, env=environment, stdin=subprocess.PIPE, pass_fds=[theirs], text=True)
         os.close(theirs)
         self._answers = os.fdopen(answers)
 

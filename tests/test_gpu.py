@@ -8,18 +8,18 @@ import pytest
 import torch
 
 import train
-from shuoshu.core.errors import HOUSE
-from shuoshu.core.run_log import Log
-from shuoshu.generation.sampling import Sampling, complete
+from shuoshu.core.errors import REPO_ROOT
+from shuoshu.core.run_log import RunLog
+from shuoshu.generation.sampling import SamplingParams, complete
 from shuoshu.models import weights
-from shuoshu.training.optimizers import orthogonalise
+from shuoshu.training.optimizers import orthogonalize
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU: compiled training, fp16, nccl")]
 
 
 def run(tiny, out_dir, *changes):
     assert train.main([*tiny, "--device=cuda", "--max_iters=60", "--eval_interval=30", "--sample_tokens=20", f"--out_dir={out_dir}", *changes]) == 0
-    return [record["val_loss"] for record in Log(out_dir / "log.jsonl").read("eval")]
+    return [record["val_loss"] for record in RunLog(out_dir / "log.jsonl").read("eval")]
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
@@ -48,13 +48,13 @@ def test_greedy_text_is_the_cpus(pretrained):
     for device in ("cpu", "cuda"):
         model, tokenizer, *_ = weights.load_model(pretrained, device)
         prompts = [tokenizer.encode(text) for text in ("清晨，沈砚在渡口", "赵")]
-        texts.append([result.text for result in complete(model, tokenizer, prompts, Sampling(90, 0.0), [0, 1])])
+        texts.append([result.text for result in complete(model, tokenizer, prompts, SamplingParams(90, 0.0), [0, 1])])
     assert texts[0] == texts[1]
 
 
 def test_bf16_orthogonalises_as_fp32_does():
     matrices = torch.randn(4, 64, 256, device="cuda")
-    rough, fine = (orthogonalise(matrices, dtype).float() for dtype in (torch.bfloat16, torch.float32))
+    rough, fine = (orthogonalize(matrices, dtype).float() for dtype in (torch.bfloat16, torch.float32))
     assert ((rough - fine).norm() / fine.norm()) < 0.05
 
 
@@ -63,6 +63,6 @@ def test_two_cards_train_as_one(tiny, tmp_path):
     settings = [*tiny, "--device=cuda", "--dtype=float32", "--dropout=0", "--optimizer=adamw", "--max_iters=10", "--log_interval=1", "--sample_tokens=0"]
     assert train.main([*settings, f"--out_dir={tmp_path / 'one'}"]) == 0
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "train.py", *settings, f"--out_dir={tmp_path / 'two'}"]
-    subprocess.run(command, cwd=HOUSE, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True)
-    one, two = ([r["loss"] for r in Log(tmp_path / name / "log.jsonl").read("step")] for name in ("one", "two"))
+    subprocess.run(command, cwd=REPO_ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True)
+    one, two = ([r["loss"] for r in RunLog(tmp_path / name / "log.jsonl").read("step")] for name in ("one", "two"))
     assert one == pytest.approx(two, rel=1e-3)

@@ -15,8 +15,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from shuoshu.bench.measure import rate_of
-from shuoshu.bench.throughput import Bench
-from shuoshu.core.errors import HOUSE, UserError
+from shuoshu.bench.throughput import BenchContext
+from shuoshu.core.errors import REPO_ROOT, UserError
 from shuoshu.text.books import find_files
 from shuoshu.text.tokenizer import Tokenizer
 
@@ -27,9 +27,9 @@ PIECE = 40_000  # characters that go to the tokenizer at once, about what prepar
 COMMANDS = ("prepare", "prepare_sft", "train", "sample", "eval_metrics", "app", "bench")
 
 
-def source_text(bench: Bench) -> str:
+def source_text(bench: BenchContext) -> str:
     """The texts as one string, or the bundled novella."""
-    files = find_files(bench.texts or [str(HOUSE / "data" / "novella")])
+    files = find_files(bench.texts or [str(REPO_ROOT / "data" / "novella")])
     try:
         text = "\n".join(path.read_text(encoding="utf-8") for path in files if path.suffix == ".txt")
     except UnicodeDecodeError:
@@ -39,12 +39,12 @@ def source_text(bench: Bench) -> str:
     return text
 
 
-def prepare(bench: Bench) -> None:
+def prepare(bench: BenchContext) -> None:
     """MB/s of prepare.py beside tiktoken alone in one thread, and its peak memory, as a corpus grows; the exponents of seconds and memory."""
     text, ledger, held, grown = source_text(bench), bench.ledger, [], []
     pieces = [text[start : start + PIECE] for start in range(0, min(len(text), 100 * PIECE), PIECE)]
     file, out, sizes = bench.folder / "corpus.txt", bench.folder / "corpus", bench.settings.numbers("megabytes", MEGABYTES)
-    command = [sys.executable, str(HOUSE / "prepare.py"), str(file), f"--out={out}", f"--tokenizer={bench.settings.tokenizer}", *bench.threads]
+    command = [sys.executable, str(REPO_ROOT / "prepare.py"), str(file), f"--out={out}", f"--tokenizer={bench.settings.tokenizer}", *bench.threads]
 
     def prepared(megabytes: float) -> float:
         passed, told = timed([sys.executable, "-c", SPAWN, *ledger.ran(command)], bench.env)
@@ -116,7 +116,7 @@ def peak_in(told: bytes) -> int:
     return int(told.split()[-1])
 
 
-def rouge(bench: Bench) -> None:
+def rouge(bench: BenchContext) -> None:
     """Pairs of texts a second, beside rouge-score by character where that is installed."""
     from shuoshu.evaluation.metrics import rouge_l
 
@@ -140,19 +140,19 @@ def scored(score: Callable[[str, str], float], pairs: list[tuple[str, str]]) -> 
     return len(pairs)
 
 
-def startup(bench: Bench) -> None:
+def startup(bench: BenchContext) -> None:
     """Seconds until a command has said what was asked of it, beside Python and torch alone."""
     data, out, start = bench.folder / "data", bench.folder / "out", "话说"
     bench.run("prepare", f"--out={data}")
     bench.run("train", f"--dataset={data}", f"--out_dir={out}", "--n_layer=1", "--n_head=2", "--n_embd=32", "--max_iters=1", "--sample_tokens=0")
     commands = {"python alone": ["-c", "print()"], "import torch": ["-c", "import torch; print(flush=True)"]}
-    commands |= {f"{name}.py --help": [HOUSE / f"{name}.py", "--help"] for name in COMMANDS}
+    commands |= {f"{name}.py --help": [REPO_ROOT / f"{name}.py", "--help"] for name in COMMANDS}
     contenders = {name: partial(seconds_of, bench, [sys.executable, *words], 0 if name == "import torch" else None) for name, words in commands.items()}
-    first = [sys.executable, HOUSE / "sample.py", f"--out_dir={out}", f"--start={start}", "--max_new_tokens=3", f"--device={bench.settings.device}"]
+    first = [sys.executable, REPO_ROOT / "sample.py", f"--out_dir={out}", f"--start={start}", "--max_new_tokens=3", f"--device={bench.settings.device}"]
     contenders["first token"] = partial(seconds_of, bench, first, len(start.encode()))
     rounds = bench.ledger.measure("startup", contenders, bench.settings.pairs, "s")
     bench.ledger.median("startup: sample.py's first token less import torch, s", [found["first token"] - found["import torch"] for found in rounds])
 
 
-def seconds_of(bench: Bench, command: list[object], after: int | None) -> float:
+def seconds_of(bench: BenchContext, command: list[object], after: int | None) -> float:
     return timed(bench.ledger.ran(command), bench.env, after)[0]

@@ -43,7 +43,7 @@ def short(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
-class Ledger:
+class BenchReport:
     """What a bench ran and found: told line by line, and kept for --json."""
 
     def __init__(self, part: str, settings: BenchSettings) -> None:

@@ -12,14 +12,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from shuoshu.core.errors import UserError
-from shuoshu.text.dataset import SPLITS, TokenFile
+from shuoshu.text.dataset import TEXT_SPLITS, TextDataset
 
 NEEDED = ("train.py", "model.py", "configurator.py")
 SETTLED = 3  # first iterations that don't count: the first one holds an evaluation, the others warm the caches
 ITERATION = re.compile(r"iter (\d+): loss ([\d.naif]+), time ([\d.]+)ms")
 
 
-class Peer:
+class NanoGPT:
     """The checkout's scripts in a folder of their own: the user's is only read."""
 
     def __init__(self, checkout: Path, folder: Path, env: dict[str, str]) -> None:
@@ -38,8 +38,8 @@ class Peer:
         if vocab_size > 1 << 16:
             raise UserError(f"nanoGPT reads 16-bit tokens: a vocabulary of {vocab_size:,} is too large for it")
         place.mkdir(parents=True, exist_ok=True)
-        for split in SPLITS:
-            TokenFile(data, split).tokens.astype("<u2").tofile(place / f"{split}.bin")
+        for split in TEXT_SPLITS:
+            TextDataset(data, split).tokens.astype("<u2").tofile(place / f"{split}.bin")
         (place / "meta.pkl").write_bytes(pickle.dumps({"vocab_size": vocab_size}))
 
     def command(self, **settings: object) -> list[str]:

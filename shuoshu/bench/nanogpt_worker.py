@@ -21,12 +21,12 @@ from model import GPT, GPTConfig
 from shuoshu.bench.measure import WARM_UP, Measure, rate_of, serve
 from shuoshu.core import device as core_device
 from shuoshu.evaluation.loss import score
-from shuoshu.text.dataset import TokenFile, text_windows
+from shuoshu.text.dataset import TextDataset, text_windows
 from shuoshu.text.tokenizer import Tokenizer
 
 
-def begin(job: dict) -> tuple[dict, Measure]:
-    device = core_device.begin(job["device"], job["threads"], job["tamed"])
+def start_worker(job: dict) -> tuple[dict, Measure]:
+    device = core_device.setup_process(job["device"], job["threads"], job["tamed"])
     facts, measure = {"train": training, "sample": sampling, "score": scoring}[job["kind"]](device, partial(rate_of, clock=job["clock"]), **job["how"])
     return facts, lambda what, **how: measure(**how)
 
@@ -49,7 +49,7 @@ def training(device: torch.device, rate: Callable[..., float], shape: dict, dtyp
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        core_device.synchronise(device)
+        core_device.synchronize(device)
         return rows * block * micro_steps
 
     for _ in range(WARM_UP):
@@ -67,7 +67,7 @@ def sampling(device: torch.device, rate: Callable[..., float], shape: dict, toke
         prompts = torch.randint(shape["vocab_size"], (rows, shape["block_size"] // 2), device=device)
         with torch.no_grad(), core_device.autocast(device, kind):
             model.generate(prompts, count, temperature=0.8, top_k=200)
-        core_device.synchronise(device)
+        core_device.synchronize(device)
         return rows * count
 
     generate(1, WARM_UP)
@@ -76,7 +76,7 @@ def sampling(device: torch.device, rate: Callable[..., float], shape: dict, toke
 
 def scoring(device: torch.device, rate: Callable[..., float], data: str) -> tuple[dict, Measure]:
     """Bits per byte of our validation text by one of its checkpoints, through our evaluator, in float32."""
-    val, end = TokenFile(Path(data), "val"), Tokenizer.load(data).end
+    val, end = TextDataset(Path(data), "val"), Tokenizer.load(data).end
 
     def measure(checkpoint: str) -> float:
         saved = torch.load(checkpoint, map_location=device, weights_only=True)
@@ -94,4 +94,4 @@ def scoring(device: torch.device, rate: Callable[..., float], data: str) -> tupl
 
 
 if __name__ == "__main__":
-    serve(begin)
+    serve(start_worker)

@@ -20,24 +20,24 @@ from shuoshu.core import distributed
 from shuoshu.core.cli import parse
 from shuoshu.core.files import Lock
 from shuoshu.core.settings import ModelSettings, TrainSettings
-from shuoshu.generation.chat_model import Voice
-from shuoshu.generation.sampling import Sampling, complete
-from shuoshu.models.cpu_kernels import LONG
-from shuoshu.models.weights import Loaded
-from shuoshu.text.dataset import IGNORE, read_meta, resolve
+from shuoshu.generation.chat_model import ChatModel
+from shuoshu.generation.sampling import SamplingParams, complete
+from shuoshu.models.cpu_kernels import MAX_CONTEXT
+from shuoshu.models.weights import LoadedModel
+from shuoshu.text.dataset import IGNORE, find_dataset, read_meta
 from shuoshu.text.tokenizer import Tokenizer
-from shuoshu.training.optimizers import Muon, orthogonalise
+from shuoshu.training.optimizers import Muon, orthogonalize
 from shuoshu.training.run import Run
 from shuoshu.training.step import train_step
 
 
-def begin(job: dict) -> tuple[dict, Measure]:
-    device = core_device.begin(job["device"], job["threads"], tamed=True)
+def start_worker(job: dict) -> tuple[dict, Measure]:
+    device = core_device.setup_process(job["device"], job["threads"], tamed=True)
     rate = partial(rate_of, clock=job["clock"])
     facts, own = {"train": training, "sample": sampling, "scale": growing}[job["kind"]](device, rate, **job["how"])
     measures = {job["kind"]: own, "matrix": lambda seconds, dtype: rate(product(device, dtype), seconds), "memory": lambda seconds: rate(copy(device), seconds)}
     measures["peak"] = lambda: core_device.peak_memory(device)
-    return {**core_device.describe(device), "device": str(device), **facts}, lambda what, **how: measures[what](**how)
+    return {**core_device.describe_machine(device), "device": str(device), **facts}, lambda what, **how: measures[what](**how)
 
 
 def product(device: torch.device, dtype: str) -> Callable[[], float]:
@@ -47,7 +47,7 @@ def product(device: torch.device, dtype: str) -> Callable[[], float]:
 
     def step() -> float:
         torch.mm(a, b, out=c)
-        core_device.synchronise(device)
+        core_device.synchronize(device)
         return 2.0 * n**3
 
     return step
@@ -60,7 +60,7 @@ def copy(device: torch.device) -> Callable[[], float]:
 
     def step() -> float:
         b.copy_(a)
-        core_device.synchronise(device)
+        core_device.synchronize(device)
         return 2.0 * a.numel() * a.element_size()
 
     return step
@@ -76,7 +76,7 @@ def training(device: torch.device, rate: Callable[..., float], words: list[str],
 
     def step() -> float:
         train_step(run)
-        core_device.synchronise(device)
+        core_device.synchronize(device)
         run.state.step += 1
         return run.data.targets((run.state.step - 1) * run.rows_per_step, run.rows_per_step, run.block, run.settings.seed)
 
@@ -96,7 +96,7 @@ def orthogonalising(run: Run) -> int:
     with FlopCounterMode(display=False) as counter:
         for muon in (optimizer for optimizer in run.optimizers if isinstance(optimizer, Muon)):
             for group in muon.param_groups:
-                orthogonalise(torch.empty(len(group["params"]), *group["params"][0].shape, device="meta"), muon.dtype)
+                orthogonalize(torch.empty(len(group["params"]), *group["params"][0].shape, device="meta"), muon.dtype)
     return counter.get_total_flops()
 
 
@@ -114,13 +114,13 @@ def growing(device: torch.device, rate: Callable[..., float], words: list[str], 
 
 def estimated(settings: TrainSettings) -> float:
     """Bytes that a training takes, about, at the most: what is kept of each parameter, and of each token what a backward pass needs."""
-    vocab_size = -(-read_meta(resolve(settings.dataset))["vocab_size"] // 64) * 64
+    vocab_size = -(-read_meta(find_dataset(settings.dataset))["vocab_size"] // 64) * 64
     with torch.device("meta"):
         model = GPT(GPTConfig(vocab_size=vocab_size, **{field.name: getattr(settings, field.name) for field in fields(ModelSettings)}))
     total, inner = model.count_parameters()
     c = model.config
     of_parameters = 20 * total - 4 * inner  # weights, gradients, Muon's one state or AdamW's two, copies in bf16
-    attention = 2 * c.n_head * c.block_size if c.block_size <= LONG else 0
+    attention = 2 * c.n_head * c.block_size if c.block_size <= MAX_CONTEXT else 0
     of_tokens = settings.batch_size * c.block_size * (c.n_layer * (110 * c.n_embd + attention) + 16 * vocab_size)
     return of_parameters + max(of_tokens, 10 * inner)  # Muon works when the backward pass is done
 
@@ -136,11 +136,11 @@ def sampling(device: torch.device, rate: Callable[..., float], data: str, shape:
     """Tokens/s of texts after prompts of half a block, as sample.py makes them; the weights are random."""
     tokenizer = Tokenizer.load(data)
     config = GPTConfig(vocab_size=-(-tokenizer.n_vocab // 64) * 64, **shape)
-    voice = Voice(Loaded(GPT(config).to(device).eval(), tokenizer, 0, 0), device, dtype)
+    voice = ChatModel(LoadedModel(GPT(config).to(device).eval(), tokenizer, 0, 0), device, dtype)
     prompt = (tokenizer.encode("话") * config.block_size)[: config.block_size // 2]
 
     def texts(rows: int, count: int) -> float:
-        done = complete(voice.model, tokenizer, [prompt] * rows, Sampling(max_new_tokens=count), range(rows), mask=voice.mask, reader=voice.reader)
+        done = complete(voice.model, tokenizer, [prompt] * rows, SamplingParams(max_new_tokens=count), range(rows), mask=voice.mask, reader=voice.reader)
         return sum(len(text.ids) for text in done)
 
     texts(1, WARM_UP)
@@ -150,4 +150,4 @@ def sampling(device: torch.device, rate: Callable[..., float], data: str, shape:
 
 
 if __name__ == "__main__":
-    serve(begin)
+    serve(start_worker)

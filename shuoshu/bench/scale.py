@@ -8,7 +8,7 @@ from pathlib import Path
 
 from shuoshu.bench.measure import short
 from shuoshu.bench.settings import SIZES
-from shuoshu.bench.throughput import Bench
+from shuoshu.bench.throughput import BenchContext
 from shuoshu.core.errors import UserError
 from shuoshu.core.terminal import table
 
@@ -19,14 +19,14 @@ SLOW = 4  # times --seconds, starting and warming up included, after which a poi
 COLUMNS = ("parameters", "context", "rows", "tokens/s", "s/step", "share", "with Muon", "memory, GB", "estimate", "rounds")
 
 
-def scale(bench: Bench) -> None:
+def scale(bench: BenchContext) -> None:
     """Tokens/s and memory against parameters, context and rows, and the exponents of both."""
     data = bench.prepared()
     for series in bench.settings.series or AGAINST:
         grow(bench, data, series)
 
 
-def points_of(bench: Bench, series: str) -> dict[str, dict[str, int]]:
+def points_of(bench: BenchContext, series: str) -> dict[str, dict[str, int]]:
     """The points of a series: what train.py is told of each."""
     if series == "size":
         return {name: dict(zip(("n_layer", "n_head", "n_embd"), shape, strict=True)) for name, shape in SIZES.items()}
@@ -35,7 +35,7 @@ def points_of(bench: Bench, series: str) -> dict[str, dict[str, int]]:
     return {str(rows): {"batch_size": rows} for rows in ROWS}
 
 
-def grow(bench: Bench, data: Path, series: str) -> None:
+def grow(bench: BenchContext, data: Path, series: str) -> None:
     """A series: its rounds, each second one in reversed order, its table and its exponents."""
     points, found = points_of(bench, series), {}
     spent, waiting = dict.fromkeys(points, 0.0), list(points)
@@ -59,7 +59,7 @@ def grow(bench: Bench, data: Path, series: str) -> None:
     tell(bench, series, [with_medians(found[name]) for name in points if name in found])
 
 
-def measured(bench: Bench, words: list[str], again: bool) -> tuple[dict, dict[str, float]]:
+def measured(bench: BenchContext, words: list[str], again: bool) -> tuple[dict, dict[str, float]]:
     """(what is known of a point, a round's figures) from a process that ends with it; UserError if its memory is not there."""
     settings = bench.settings
     worker = bench.worker("scale", again=again, words=words, patience=settings.seconds / 2)
@@ -85,7 +85,7 @@ def with_medians(point: dict) -> dict:
     return point
 
 
-def tell(bench: Bench, series: str, points: list[dict]) -> None:
+def tell(bench: BenchContext, series: str, points: list[dict]) -> None:
     """The table; the exponents of seconds and memory beside those that are demanded."""
     bench.ledger.content.setdefault("series", {})[series] = points
     rows: list[list[object]] = [[series, *COLUMNS]]

@@ -13,10 +13,10 @@ from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
-from shuoshu.bench.measure import Ledger, Worker, short
-from shuoshu.bench.nanogpt import Peer
+from shuoshu.bench.measure import BenchReport, Worker, short
+from shuoshu.bench.nanogpt import NanoGPT
 from shuoshu.bench.settings import BenchSettings
-from shuoshu.core.errors import HOUSE, UserError
+from shuoshu.core.errors import REPO_ROOT, UserError
 from shuoshu.text.dataset import read_meta
 
 ROWS = (1, 10)  # texts side by side in sampling
@@ -24,15 +24,15 @@ PADDED = 512  # the one width that fine-tuning is compared with
 FAIR = "its model.py and optimiser in a loop of ours under autocast, with malloc and OpenMP's wait set as ours are"
 
 
-class Bench:
+class BenchContext:
     """One run of bench.py: its settings, a folder for what is only needed meanwhile, its workers."""
 
-    def __init__(self, settings: BenchSettings, ledger: Ledger, folder: Path, stack: ExitStack) -> None:
+    def __init__(self, settings: BenchSettings, ledger: BenchReport, folder: Path, stack: ExitStack) -> None:
         self.settings, self.ledger, self.folder, self.stack = settings, ledger, folder, stack
         self.part, *self.texts = settings.words
         self.threads = [f"--threads={settings.threads}"] if settings.threads else []
         self.env = dict(os.environ) | ({"OMP_NUM_THREADS": str(settings.threads)} if settings.threads else {})
-        self.peer = Peer(Path(settings.vs), folder / "peer", self.env) if settings.vs else None
+        self.peer = NanoGPT(Path(settings.vs), folder / "peer", self.env) if settings.vs else None
         self.shape = {**settings.shape(), "block_size": settings.block_size or (PADDED if self.part in ("sample", "sft") else 256)}
         self.dropouts = settings.numbers("dropout", (0.0,))
         ledger.facts("python", {"version": platform.python_version(), "system": platform.platform(terse=True), "cores": os.cpu_count(), **load()})
@@ -40,10 +40,10 @@ class Bench:
     def worker(self, kind: str, peer: bool = False, tamed: bool = True, again: bool = False, **how: object) -> Worker:
         """A process of ours, or one that runs the peer's model.py; `tamed`: with our settings of malloc and OpenMP; `again`: it has been told of before."""
         job = {"kind": kind, "device": self.settings.device, "threads": self.settings.threads, "clock": self.settings.clock, "tamed": tamed, "how": how}
-        command = [sys.executable, str(HOUSE / "shuoshu" / "peer_runner.py")] if peer else [sys.executable, "-m", "shuoshu.contenders"]
+        command = [sys.executable, str(REPO_ROOT / "shuoshu" / "peer_runner.py")] if peer else [sys.executable, "-m", "shuoshu.contenders"]
         if not again:
             self.ledger.ran(command, json.dumps(job))
-        made = Worker(command, job, self.env if tamed else self.peer.env, self.peer.folder if peer else HOUSE)
+        made = Worker(command, job, self.env if tamed else self.peer.env, self.peer.folder if peer else REPO_ROOT)
         self.stack.callback(made.close)
         resolved = made.facts.pop("settings", None)
         if not again:
@@ -54,7 +54,7 @@ class Bench:
 
     def run(self, name: str, *words: object) -> None:
         """One of our commands, to its end."""
-        command = self.ledger.ran([sys.executable, HOUSE / f"{name}.py", *words])
+        command = self.ledger.ran([sys.executable, REPO_ROOT / f"{name}.py", *words])
         done = subprocess.run(command, env=self.env, capture_output=True, text=True, encoding="utf-8")
         if done.returncode:
             raise UserError(f"{shlex.join(command)} ended with code {done.returncode}: {done.stderr.strip()}")
@@ -98,7 +98,7 @@ def load() -> dict[str, float]:
 # ---------------------------------------------------------------- the parts
 
 
-def train(bench: Bench) -> None:
+def train(bench: BenchContext) -> None:
     """Tokens/s with the optimiser included, and the share of the matrix rate that they make up."""
     data, settings, ledger, seconds = bench.prepared(), bench.settings, bench.ledger, bench.settings.seconds
     ours = bench.worker("train", words=bench.words(data), pad_to=0)
@@ -123,14 +123,14 @@ def train(bench: Bench) -> None:
         ledger.figure(f"train: peak memory of {name}, GB", held / 1e9)
 
 
-def loop_of_peer(bench: Bench, facts: dict, compiled: bool) -> dict:
+def loop_of_peer(bench: BenchContext, facts: dict, compiled: bool) -> dict:
     """What peer_runner.py wants to know for a loop as ours has it."""
     shape = {**bench.shape, "vocab_size": facts["vocabulary"], "dropout": bench.dropouts[0]}
     steps = {"rows": bench.settings.batch_size, "micro_steps": bench.settings.gradient_accumulation_steps}
     return {"shape": shape, "dtype": facts["dtype"], **steps, "compiled": compiled}
 
 
-def fair_peer(bench: Bench, facts: dict) -> Worker:
+def fair_peer(bench: BenchContext, facts: dict) -> Worker:
     """The peer with our precision, malloc and OpenMP, eager or compiled, whichever is faster."""
     found: dict[float, tuple[str, Worker]] = {}
     for compiled in (False, True) if bench.settings.clock == "wall" else (False,):
@@ -153,7 +153,7 @@ def fair_peer(bench: Bench, facts: dict) -> Worker:
 COMPILING = 30.0  # seconds that compiling the peer takes on a CPU, about
 
 
-def faster(bench: Bench, device: str, budget: float = math.inf) -> tuple[bool, float]:
+def faster(bench: BenchContext, device: str, budget: float = math.inf) -> tuple[bool, float]:
     """Whether the peer does more steps in its budget when it is compiled; seconds of a step."""
     found = {}
     for compiled in (False, True):
@@ -169,10 +169,10 @@ def faster(bench: Bench, device: str, budget: float = math.inf) -> tuple[bool, f
     return best, found[best]
 
 
-def sft(bench: Bench) -> None:
+def sft(bench: BenchContext) -> None:
     """Answer tokens/s of the bundled questions, or of files of questions, beside the same rows padded to one width."""
     text, questions, block = bench.folder / "text", bench.folder / "questions", bench.shape["block_size"]
-    files = [Path(name).resolve() for name in bench.texts] or [HOUSE / "data" / "novella_qa"]
+    files = [Path(name).resolve() for name in bench.texts] or [REPO_ROOT / "data" / "novella_qa"]
     bench.run("prepare", f"--out={text}", f"--tokenizer={bench.settings.tokenizer}", *bench.threads)
     bench.run("prepare_sft", *files, f"--tokenizer={text}", f"--out={questions}", f"--block_size={block}", "--too_long=drop")
     widths = {"ours": 0, f"padded to {block}": block}
@@ -181,7 +181,7 @@ def sft(bench: Bench) -> None:
     bench.ledger.compare("fine-tuning", contenders, bench.settings.pairs, "answer tokens/s")
 
 
-def sample(bench: Bench) -> None:
+def sample(bench: BenchContext) -> None:
     """Tokens/s of generated text, alone and in a batch; on CUDA also what memory bandwidth would allow."""
     data, settings, shape = bench.prepared(), bench.settings, bench.shape
     ours = bench.worker("sample", data=str(data), shape=shape, tokens=settings.tokens, dtype=settings.dtype)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import itertools
 from pathlib import Path
 
-from shuoshu.bench.throughput import Bench, fair_peer, faster
-from shuoshu.core.run_log import Log
+from shuoshu.bench.throughput import BenchContext, fair_peer, faster
+from shuoshu.core.run_log import RunLog
 from shuoshu.text.dataset import read_meta
 
 RATES = (0.0006, 0.002, 0.006)  # of the peer: from large models' to small ones'
@@ -15,7 +15,7 @@ POINTS = 12  # evaluations of a training
 Points = list[tuple[float, float]]  # seconds of training, bits per byte
 
 
-def loss(bench: Bench) -> None:
+def loss(bench: BenchContext) -> None:
     """Seconds to the peer's final loss, and the best loss of each within the budget."""
     data, ledger, budget = bench.prepared(), bench.ledger, 60 * bench.settings.minutes
     ours = bench.worker("train", words=bench.words(data), pad_to=0)
@@ -57,7 +57,7 @@ def steps_in(seconds: float, step_seconds: float) -> tuple[int, int]:
     return every * max(1, round(seconds / step_seconds / every)), every
 
 
-def of_peer(bench: Bench, data: Path, facts: dict, budget: float) -> tuple[dict[str, Points], int]:
+def of_peer(bench: BenchContext, data: Path, facts: dict, budget: float) -> tuple[dict[str, Points], int]:
     """Its own train.py at every rate and dropout, each checkpoint scored by our evaluator; how many tokens each of these trainings takes."""
     curves: dict[str, Points] = {}
     bench.peer.take_data(data, facts["vocabulary"])
@@ -80,7 +80,7 @@ def of_peer(bench: Bench, data: Path, facts: dict, budget: float) -> tuple[dict[
     return curves, steps * bench.tokens_per_step()
 
 
-def of_ours(bench: Bench, data: Path, step_seconds: float, budget: float, goal: float | None) -> dict[str, Points]:
+def of_ours(bench: BenchContext, data: Path, step_seconds: float, budget: float, goal: float | None) -> dict[str, Points]:
     """train.py at every dropout, for growing shares of the budget until one ends at the goal, and for the last share."""
     curves: dict[str, Points] = {}
     shares, is_there = bench.settings.numbers("share", SHARES if goal is not None else (1.0,)), False
@@ -92,13 +92,13 @@ def of_ours(bench: Bench, data: Path, step_seconds: float, budget: float, goal: 
         for dropout in bench.dropouts:
             name, out = f"{share:.0%} of the time, dropout {dropout:g}", bench.folder / f"ours-{len(curves)}"
             bench.run("train", *bench.words(data, *length, f"--dropout={dropout}", f"--out_dir={out}"))
-            points = curves[name] = from_log(Log(out / "log.jsonl"), data, bench.tokens_per_step())
+            points = curves[name] = from_log(RunLog(out / "log.jsonl"), data, bench.tokens_per_step())
             bench.ledger.figure(f"loss: ours, {name}, bits per byte", points[-1][1], f"  after {steps:,} steps, {points[-1][0]:.0f} s")
         is_there = goal is not None and min(points[-1][1] for points in curves.values()) <= goal
     return curves
 
 
-def from_log(log: Log, data: Path, tokens_per_step: int) -> Points:
+def from_log(log: RunLog, data: Path, tokens_per_step: int) -> Points:
     """A run's evaluations over the time of its steps alone, as the peer's are."""
     val = read_meta(data)["splits"]["val"]
     clocks, before = {0: 0.0}, 0

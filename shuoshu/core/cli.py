@@ -19,8 +19,8 @@ import typing
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from shuoshu.core.errors import HOUSE, UserError
-from shuoshu.core.files import read_text, reason_of
+from shuoshu.core.errors import REPO_ROOT, UserError
+from shuoshu.core.files import error_reason, read_text
 
 NO_NAME = re.compile("[\0\ud800-\udfff]")  # Python's spelling of bytes that are no UTF-8, and NUL
 
@@ -167,18 +167,20 @@ def _read_config(cls: type, path: Path, by_flag: dict[str, str], kinds: dict, fi
     """The assignments of a config file, checked by name and type."""
     namespace: dict[str, object] = {}
     try:
-        if not path.is_file() and (HOUSE / path).is_file():
-            path = HOUSE / path
+        if not path.is_file() and (REPO_ROOT / path).is_file():
+            path = REPO_ROOT / path
         try:
             source = read_text(path)
         except ValueError as error:
-            problems.append(f"{path} is no config file ({reason_of(error)}): it holds plain Python assignments, key = value")
+            problems.append(f"{path} is no config file ({error_reason(error)}): it holds plain Python assignments, key = value")
             return {}
         exec(compile(source, str(path), "exec"), namespace)
     except OSError as error:
-        near = difflib.get_close_matches(path.stem, [p.stem for p in (HOUSE / "config").glob("*.py")], 1, 0.5)
-        hint = f" - did you mean config/{near[0]}.py?" if near else f" (the house's own: {', '.join(sorted(p.name for p in (HOUSE / 'config').glob('*.py')))})"
-        problems.append(f"can't read the config file {path}: {reason_of(error)}{hint}")
+        near = difflib.get_close_matches(path.stem, [p.stem for p in (REPO_ROOT / "config").glob("*.py")], 1, 0.5)
+        hint = (
+            f" - did you mean config/{near[0]}.py?" if near else f" (the house's own: {', '.join(sorted(p.name for p in (REPO_ROOT / 'config').glob('*.py')))})"
+        )
+        problems.append(f"can't read the config file {path}: {error_reason(error)}{hint}")
         return {}
     except SyntaxError as error:
         problems.append(f"{path}, line {error.lineno}: {error.msg}: a config file holds plain Python assignments, key = value")

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import torch
 
-from shuoshu.core.errors import HOUSE, UserError
+from shuoshu.core.errors import REPO_ROOT, UserError
 
 
-def keep_memory() -> None:
+def tune_malloc() -> None:
     """Stops glibc from giving every large tensor back to the system after each step: the page faults cost up to 40% of it.
 
     Call before the first tensor. Elsewhere than on glibc nothing happens.
@@ -54,10 +54,10 @@ def pick_device(name: str, local_rank: int = 0) -> torch.device:
     return device
 
 
-def begin(device: str, threads: int | None, tamed: bool) -> torch.device:
+def setup_process(device: str, threads: int | None, tamed: bool) -> torch.device:
     """What a measuring process does first; `tamed`: with our setting of malloc."""
     if tamed:
-        keep_memory()
+        tune_malloc()
     if threads:
         torch.set_num_threads(threads)
     picked = pick_device(device)
@@ -127,7 +127,7 @@ def can_compile(device: torch.device) -> bool:
     return torch.cuda.get_device_capability(device)[0] >= 7
 
 
-def synchronise(device: torch.device) -> None:
+def synchronize(device: torch.device) -> None:
     """Waits for the device, so that a clock read next is right."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -143,7 +143,7 @@ def seed_step(seed: int, step: int, rank: int) -> None:
 # ---------------------------------------------------------------- what a log says of the machine
 
 
-def describe(device: torch.device) -> dict[str, str]:
+def describe_machine(device: torch.device) -> dict[str, str]:
     """Versions, machine and commit: a log that begins with them can be repeated."""
     facts = {"python": platform.python_version(), "torch": torch.__version__, "system": platform.platform(terse=True)}
     facts["cpu"] = f"{_cpu_name()}, {torch.get_num_threads()} threads"
@@ -151,8 +151,8 @@ def describe(device: torch.device) -> dict[str, str]:
         facts["gpu"] = torch.cuda.get_device_name(device)
         facts["cuda"] = torch.version.cuda or "?"
     try:
-        commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=HOUSE, capture_output=True, text=True, timeout=5)
-        changed = subprocess.run(["git", "status", "--porcelain", "-uno"], cwd=HOUSE, capture_output=True, text=True, timeout=5)
+        commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=REPO_ROOT, capture_output=True, text=True, timeout=5)
+        changed = subprocess.run(["git", "status", "--porcelain", "-uno"], cwd=REPO_ROOT, capture_output=True, text=True, timeout=5)
         if commit.returncode == 0:
             facts["commit"] = commit.stdout.strip() + (" (changed)" if changed.stdout.strip() else "")
     except (OSError, subprocess.TimeoutExpired):

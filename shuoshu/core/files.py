@@ -16,10 +16,10 @@ from typing import BinaryIO
 
 from shuoshu.core.errors import UserError
 
-LARGEST = 1 << 26  # bytes of a file that is read in one piece: meta.json of 100,000 chapters has 10 MB; JSON may take 20 times its size in memory
+MAX_BYTES = 1 << 26  # bytes of a file that is read in one piece: meta.json of 100,000 chapters has 10 MB; JSON may take 20 times its size in memory
 
 
-def size(count: float) -> str:
+def format_bytes(count: float) -> str:
     """12 kB, 3.4 MB."""
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1000 or unit == "GB":
@@ -34,11 +34,11 @@ def open_file(path: Path, largest: int | None = None) -> BinaryIO:
     if not stat.S_ISREG(found.st_mode):
         raise OSError(errno.EINVAL, "it is a folder" if stat.S_ISDIR(found.st_mode) else "it is a pipe or a device, no file", str(path))
     if largest is not None and found.st_size > largest:
-        raise OSError(errno.EFBIG, f"it has {size(found.st_size)}, more than the {size(largest)} that are read in one piece", str(path))
+        raise OSError(errno.EFBIG, f"it has {format_bytes(found.st_size)}, more than the {format_bytes(largest)} that are read in one piece", str(path))
     return path.open("rb")
 
 
-def read_text(path: Path, largest: int = LARGEST) -> str:
+def read_text(path: Path, largest: int = MAX_BYTES) -> str:
     """A file's UTF-8, a byte order mark left out; OSError or ValueError with a reason fit to be shown."""
     with open_file(path, largest) as file:
         try:
@@ -57,7 +57,7 @@ def read_json(path: Path) -> object:
         raise ValueError("its brackets are nested too deeply") from None
 
 
-def checked(cls: type, values: dict) -> typing.Any:
+def dataclass_from_json(cls: type, values: dict) -> typing.Any:
     """A dataclass of numbers from JSON; ValueError or TypeError where one is unknown, missing, no number, or a whole one below zero or beyond 2**53."""
     kinds = typing.get_type_hints(cls)
     for name, value in values.items():
@@ -67,19 +67,19 @@ def checked(cls: type, values: dict) -> typing.Any:
     return cls(**values)
 
 
-def reason_of(error: Exception) -> str:
+def error_reason(error: Exception) -> str:
     """What a message says of an exception that damaged files raise."""
     if isinstance(error, KeyError):
         return f"it lacks {error}"
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
-def nothing_at(path: Path) -> str:
+def missing_path_message(path: Path) -> str:
     """What is said of a path that is neither a file nor a folder."""
     return f"{path} is a pipe or a device: save what comes from it in a file, and name that" if path.exists() else f"there is no file or folder {path}"
 
 
-def same(a: str | Path, b: str | Path) -> bool:
+def same_path(a: str | Path, b: str | Path) -> bool:
     """Whether two paths lead to one place; Path.resolve would fail on a link that leads to itself."""
     return os.path.realpath(a) == os.path.realpath(b)
 
@@ -107,18 +107,18 @@ def sync_folder(folder: Path) -> None:
             os.close(handle)
 
 
-def write_whole(path: Path, write: Callable[[Path], str | None]) -> None:
+def write_atomically(path: Path, write: Callable[[Path], str | None]) -> None:
     """Lets `write` fill a file aside, then puts it in place by one atomic rename; not before it reads back with the sha256 that `write` gives, if any."""
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        verify(aside, write(aside))
+        verify_sha256(aside, write(aside))
         aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)
     sync_folder(path.parent)
 
 
-def write_text(path: Path, text: str) -> str:
+def write_synced_text(path: Path, text: str) -> str:
     """A small text file, synced; its sha256."""
     content = text.encode("utf-8", "replace")  # JSON may spell half a character
     with path.open("wb") as file:
@@ -128,7 +128,7 @@ def write_text(path: Path, text: str) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def verify(path: Path, sha256: str | None) -> None:
+def verify_sha256(path: Path, sha256: str | None) -> None:
     """OSError if the file doesn't read back as it was written."""
     if sha256 is not None and sha256_of(path) != sha256:
         raise OSError(errno.EIO, f"{path.name} does not read back as it was written: is the disk failing?")
@@ -182,8 +182,8 @@ def _lock(handle: int) -> None:
 # ---------------------------------------------------------------- weights
 
 
-def need_room(folder: Path, needed: int) -> None:
+def require_disk_space(folder: Path, needed: int) -> None:
     """OSError if the folder's disk has not so many bytes left."""
     usage = shutil.disk_usage(folder)
     if usage.total and usage.free < needed:  # some network drives know no total
-        raise OSError(errno.ENOSPC, f"no room on the disk: {size(needed)} are needed, {size(usage.free)} are free")
+        raise OSError(errno.ENOSPC, f"no room on the disk: {format_bytes(needed)} are needed, {format_bytes(usage.free)} are free")

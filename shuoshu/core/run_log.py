@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from shuoshu.core.errors import UserError
-from shuoshu.core.files import read_json, write_text, write_whole
+from shuoshu.core.files import read_json, write_atomically, write_synced_text
 
 
 def newest_out_dir() -> Path:
@@ -18,11 +18,11 @@ def newest_out_dir() -> Path:
     return max(found, key=lambda path: path.stat().st_mtime).parent
 
 
-TYPES = {"kind": str, "step": int, "lr": (int, float), **dict.fromkeys(("title", "prompt", "text", "reference"), str)}
-TYPES |= dict.fromkeys(("loss", "val_loss", "val_rouge_l", "val_exact_match"), (int, float, type(None)))
+FIELD_TYPES = {"kind": str, "step": int, "lr": (int, float), **dict.fromkeys(("title", "prompt", "text", "reference"), str)}
+FIELD_TYPES |= dict.fromkeys(("loss", "val_loss", "val_rouge_l", "val_exact_match"), (int, float, type(None)))
 
 
-class Log:
+class RunLog:
     """log.jsonl: one object a line, flushed as it is written; the single source of the curves."""
 
     def __init__(self, path: Path) -> None:
@@ -53,14 +53,14 @@ class Log:
         """Drops what lies after `step`, of evaluations what lies after `evaluated`, so that a resumed run doesn't tell of it twice."""
         kept = [r for r in self.read() if r.get("step", 0) <= (evaluated if r.get("kind") in ("eval", "sample") else step)]
         text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in kept)
-        write_whole(self.path, lambda aside: write_text(aside, text))
+        write_atomically(self.path, lambda aside: write_synced_text(aside, text))
 
 
 def _is_sound(record: object) -> bool:
-    return isinstance(record, dict) and all(isinstance(value, TYPES.get(name, object)) for name, value in record.items())
+    return isinstance(record, dict) and all(isinstance(value, FIELD_TYPES.get(name, object)) for name, value in record.items())
 
 
-def saved_run(out_dir: Path) -> dict:
+def read_settings(out_dir: Path) -> dict:
     """What settings.json says of the run; empty for a folder without one."""
     try:
         saved = read_json(out_dir / "settings.json")

@@ -8,20 +8,20 @@ import unicodedata
 from collections.abc import Callable, Sequence
 
 
-def width(text: str) -> int:
+def display_width(text: str) -> int:
     """Columns that a terminal gives to a text: two for a Chinese character."""
     return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
 
 
 def pad(text: str, columns: int, right: bool = False) -> str:
-    space = " " * max(0, columns - width(text))
+    space = " " * max(0, columns - display_width(text))
     return space + text if right else text + space
 
 
 def table(rows: Sequence[Sequence[object]], left: int = 1) -> str:
     """Rows in aligned columns, the first one a header; the first `left` columns flush left, numbers flush right."""
     texts = [[f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row] for row in rows]
-    columns = [max(width(row[i]) for row in texts) for i in range(len(texts[0]))]
+    columns = [max(display_width(row[i]) for row in texts) for i in range(len(texts[0]))]
     lines = ["  " + "  ".join(pad(cell, columns[i], right=i >= left) for i, cell in enumerate(row)).rstrip() for row in texts]
     lines.insert(1, "  " + "  ".join("─" * c for c in columns))
     return "\n".join(lines)
@@ -29,9 +29,9 @@ def table(rows: Sequence[Sequence[object]], left: int = 1) -> str:
 
 def shorten(text: str, columns: int) -> str:
     """The text, or as much of its beginning as fits, with an ellipsis."""
-    if width(text) <= columns:
+    if display_width(text) <= columns:
         return text
-    while text and width(text) > columns - 1:
+    while text and display_width(text) > columns - 1:
         text = text[:-1]
     return text + "…"
 
@@ -45,7 +45,7 @@ def duration(seconds: float) -> str:
     return f"{int(seconds // 3600)} h {int(seconds % 3600 // 60):02d} min"
 
 
-def say(line: str, write: Callable[[str], None] | None = None) -> None:
+def print_line(line: str, write: Callable[[str], None] | None = None) -> None:
     """A line for the reader. That it goes to a file on a full disk is no reason to end a training."""
     try:
         write(line) if write else print(line, flush=True)
@@ -74,14 +74,14 @@ class Progress:
             self.bar.update(step - self.bar.n)
         elif self.show and (time.monotonic() - self._last_line > self.every or step == total):
             self._last_line = time.monotonic()
-            say(f"step {step:,}" + (f"/{total:,}" if total else "") + f"  {facts}")
+            print_line(f"step {step:,}" + (f"/{total:,}" if total else "") + f"  {facts}")
 
     def say(self, line: str) -> None:
         """A line above the bar."""
         if self.bar is not None:
-            say(line, self.bar.write)
+            print_line(line, self.bar.write)
         elif self.show:
-            say(line)
+            print_line(line)
 
     def close(self) -> None:
         if self.bar is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 
-from shuoshu.evaluation.html import both, number, text
+from shuoshu.evaluation.html import bilingual, escape_html, number
 
 POINTS = 400  # of a curve, about
 
@@ -50,11 +50,11 @@ def panel(unit: tuple[str, str], curves: list[tuple]) -> str:
             step, value = best(line, key=lambda point: point[1])
             x, y = place(step, value)
             parts.append(f'<circle class="{kind}" cx="{x:.1f}" cy="{y:.1f}" r="4"/>')
-            extra = both(f"，最佳 {value:.3f}（第 {step:,.0f} 步）", f", best {value:.3f} at step {step:,.0f}")
-        keys.append(f"<span>{key}{both(*words)}{extra}</span>")
-    name = text(" · ".join(unit) + ": " + ", ".join(curve[1][1] for curve in curves))
+            extra = bilingual(f"，最佳 {value:.3f}（第 {step:,.0f} 步）", f", best {value:.3f} at step {step:,.0f}")
+        keys.append(f"<span>{key}{bilingual(*words)}{extra}</span>")
+    name = escape_html(" · ".join(unit) + ": " + ", ".join(curve[1][1] for curve in curves))
     drawn = f'<svg viewBox="0 0 480 250" role="img" aria-label="{name}">{"".join(parts)}</svg>'
-    return f'<figure><figcaption class="soft"><b>{both(*unit)}</b> {"".join(keys)}</figcaption>{drawn}</figure>'
+    return f'<figure><figcaption class="soft"><b>{bilingual(*unit)}</b> {"".join(keys)}</figcaption>{drawn}</figure>'
 
 
 def run_panels(name: str, records: list[dict]) -> str:
@@ -62,4 +62,4 @@ def run_panels(name: str, records: list[dict]) -> str:
     named = (("b", "val_rouge_l", ("ROUGE-L", "ROUGE-L")), ("c", "val_exact_match", ("完全一致", "exact match")), ("a", "val_accuracy", ("准确率", "accuracy")))
     scores = [(kind, words, points(records, "eval", key), max) for kind, key, words in named]
     panels = panel(("损失", "Loss"), losses) + panel(("验证集回答", "Validation answers"), scores)
-    return f'<h3>{text(name)}</h3><div class="charts">{panels}</div>\n' if panels else ""
+    return f'<h3>{escape_html(name)}</h3><div class="charts">{panels}</div>\n' if panels else ""

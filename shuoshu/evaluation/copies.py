@@ -10,19 +10,19 @@ from pathlib import Path
 import numpy as np
 
 from shuoshu.core.errors import UserError
-from shuoshu.core.run_log import saved_run
+from shuoshu.core.run_log import read_settings
 from shuoshu.text import dataset
 from shuoshu.text.tokenizer import Tokenizer
 
-COPIED = 20  # characters in succession that count as copied from the training text
-MARKED = 8  # characters in succession that the report marks
+MIN_COPIED = 20  # characters in succession that count as copied from the training text
+MIN_MARKED = 8  # characters in succession that the report marks
 
 
 class TrainingText:
     """What a model was pretrained on, as text: where its answers may be copied from."""
 
     def __init__(self, folder: Path) -> None:
-        file, tokenizer = dataset.TokenFile(folder, "train"), Tokenizer.load(folder)
+        file, tokenizer = dataset.TextDataset(folder, "train"), Tokenizer.load(folder)
         books = [f"《{book['title']}》" for book in file.meta["books"]]
         titles = {c["token"]: books[c["book"]] + c["title"] for c in file.meta["chapters"] if c["split"] == "train"}
         edges, pieces, self.places, length = sorted({0, *titles, len(file)}), [], [], 0
@@ -30,14 +30,14 @@ class TrainingText:
             self.places.append((length, titles.get(start)))
             pieces.append(tokenizer.decode(file.tokens[start:end].tolist()))
             length += len(pieces[-1])
-        self.folder, self.copies = folder, Copies("".join(pieces))
+        self.folder, self.copies = folder, CopyIndex("".join(pieces))
 
     @classmethod
     def find(cls, out_dir: Path) -> TrainingText | None:
         """The text behind a model, back through the models that it was fine-tuned from; none where it is no longer there."""
         with suppress(UserError):  # the folder holds something else by now
             for _ in range(8):
-                saved = saved_run(out_dir)
+                saved = read_settings(out_dir)
                 folder, before = Path(str(saved.get("data", {}).get("folder"))), saved.get("settings", {}).get("init_from", "scratch")
                 if (folder / "meta.json").is_file() and "width" not in (meta := dataset.read_meta(folder)):
                     return cls(folder) if meta["splits"]["train"]["sha256"] == saved["data"].get("train") else None
@@ -48,10 +48,10 @@ class TrainingText:
 
     def spans(self, text: str) -> list[tuple[int, int, str | None]]:
         """(start, end, book and chapter) of what stands verbatim in it, MARKED characters or more."""
-        return [(start, end, self.places[bisect_right(self.places, at, key=lambda p: p[0]) - 1][1]) for start, end, at in self.copies.spans(text, MARKED)]
+        return [(start, end, self.places[bisect_right(self.places, at, key=lambda p: p[0]) - 1][1]) for start, end, at in self.copies.spans(text, MIN_MARKED)]
 
 
-class Copies:
+class CopyIndex:
     """Finds what stands verbatim in a text, by a sorted table with an entry of 8 bytes for each of its characters.
 
     An entry holds the numbers of as many characters as fit, a few, and behind them their place, so that all places of a gram stand together.

@@ -17,35 +17,35 @@ import torch
 from shuoshu.core import device as core_device
 from shuoshu.core import run_log, terminal
 from shuoshu.core.errors import UserError
-from shuoshu.core.files import write_text, write_whole
-from shuoshu.core.run_log import saved_run
+from shuoshu.core.files import write_atomically, write_synced_text
+from shuoshu.core.run_log import read_settings
 from shuoshu.core.settings import EvalSettings
 from shuoshu.evaluation import intervals, metrics
-from shuoshu.evaluation.copies import COPIED, TrainingText
+from shuoshu.evaluation.copies import MIN_COPIED, TrainingText
 from shuoshu.evaluation.html_report import report_html
-from shuoshu.evaluation.intervals import Figures
+from shuoshu.evaluation.intervals import MeasureSet
 from shuoshu.evaluation.loss import score
 from shuoshu.generation.answers import Question, answer, label_scores, read_questions
-from shuoshu.generation.sampling import Sampling, complete_many
+from shuoshu.generation.sampling import SamplingParams, complete_many
 from shuoshu.models import weights
-from shuoshu.sft.dataset import RowFile, answer_batches
+from shuoshu.sft.dataset import QuestionDataset, answer_batches
 from shuoshu.text import dataset
 from shuoshu.text.dataset import text_windows
 
 PROMPTS, PROMPT_TOKENS, CONTINUED = 40, 64, 100  # continuations of a text model: how many, of how much, for how long
-COLUMNS = 100  # of the terminal
+MAX_COLUMNS = 100  # of the terminal
 
 
 def evaluate(settings: EvalSettings, out_dir: Path) -> int:
     """Measures the model in out_dir, and those to compare it with on the same rows; the exit code."""
     began = time.perf_counter()
-    core_device.keep_memory()
+    core_device.tune_malloc()
     if settings.threads:
         torch.set_num_threads(settings.threads)
     device = core_device.pick_device(settings.device)
-    subjects = [Subject(Path(name), settings, device) for name in (out_dir, *settings.compare)]
-    saved = saved_run(out_dir)
-    folder = dataset.resolve(settings.data or str(saved.get("data", {}).get("folder") or "novella"))
+    subjects = [EvaluatedModel(Path(name), settings, device) for name in (out_dir, *settings.compare)]
+    saved = read_settings(out_dir)
+    folder = dataset.find_dataset(settings.data or str(saved.get("data", {}).get("folder") or "novella"))
     meta = dataset.read_meta(folder)
     for subject in subjects:
         subject.check_fits(meta, folder)
@@ -64,8 +64,8 @@ def evaluate(settings: EvalSettings, out_dir: Path) -> int:
         "data": {"folder": str(folder), **{split: meta["splits"][split]["sha256"] for split in splits}},
         "settings": asdict(settings),
         "training": saved.get("settings", {}),
-        "machine": core_device.describe(device) | {"device": str(device), "dtype": str(first.model.lm_head.weight.dtype).removeprefix("torch.")},
-        "definitions": {"rouge_l": metrics.definition(settings.beta, settings.rouge == "chars"), "copy_rate": f"share with {COPIED} characters or more"},
+        "machine": core_device.describe_machine(device) | {"device": str(device), "dtype": str(first.model.lm_head.weight.dtype).removeprefix("torch.")},
+        "definitions": {"rouge_l": metrics.definition(settings.beta, settings.rouge == "chars"), "copy_rate": f"share with {MIN_COPIED} characters or more"},
         "measures": {split: result.measures[0] for split, result in results.items()},
         "counts": {split: result.counts for split, result in results.items()},
         "compare": [
@@ -79,7 +79,7 @@ def evaluate(settings: EvalSettings, out_dir: Path) -> int:
         "classes": {split: result.classes for split, result in results.items() if result.classes},
     }
     answers = [row for result in results.values() for row in sorted(result.rows, key=lambda row: row.get("rouge_l", 0.0))]  # the worst first
-    runs = [(str(s.folder), run_log.Log(s.folder / "log.jsonl").read()) for s in subjects]
+    runs = [(str(s.folder), run_log.RunLog(s.folder / "log.jsonl").read()) for s in subjects]
     evaluation["seconds"] = round(time.perf_counter() - began, 1)
     try:
         write(out_dir / "eval.json", json.dumps(evaluation, ensure_ascii=False, indent=1))
@@ -87,12 +87,12 @@ def evaluate(settings: EvalSettings, out_dir: Path) -> int:
         write(out_dir / "report.html", report_html(evaluation, answers, runs, settings.seed))
     except OSError as error:
         raise UserError(f"can't write to {out_dir}: {error.strerror}") from None
-    print(told(evaluation, sources))
+    print(format_results(evaluation, sources))
     return 0
 
 
 def write(path: Path, text: str) -> None:
-    write_whole(path, lambda aside: write_text(aside, text))
+    write_atomically(path, lambda aside: write_synced_text(aside, text))
 
 
 def splits_of(meta: dict, wanted: str | None) -> list[str]:
@@ -107,7 +107,7 @@ def splits_of(meta: dict, wanted: str | None) -> list[str]:
     return chosen
 
 
-class Subject:
+class EvaluatedModel:
     """A model to be measured."""
 
     def __init__(self, folder: Path, settings: EvalSettings, device: torch.device) -> None:
@@ -125,7 +125,7 @@ class Subject:
             )
 
 
-class Result:
+class SplitResult:
     """One split: each model's measures, the differences to the first, rows for eval_answers.jsonl."""
 
     def __init__(self, counts: dict) -> None:
@@ -135,16 +135,16 @@ class Result:
 # ---------------------------------------------------------------- text
 
 
-def measure_text(settings: EvalSettings, subjects: Sequence[Subject], folder: Path, split: str, sources: TrainingText | None) -> Result:
+def measure_text(settings: EvalSettings, subjects: Sequence[EvaluatedModel], folder: Path, split: str, sources: TrainingText | None) -> SplitResult:
     """Perplexity of a text, by overlapping and by disjoint windows, and continuations of prompts from it."""
-    file = dataset.TokenFile(folder, split)
+    file = dataset.TextDataset(folder, split)
     facts = file.meta["splits"][split]
     head = min(PROMPT_TOKENS, *(subject.model.config.block_size // 2 for subject in subjects))
-    result, figures = Result({name: facts[name] for name in ("tokens", "characters", "bytes")}), []
+    result, figures = SplitResult({name: facts[name] for name in ("tokens", "characters", "bytes")}), []
     for number, subject in enumerate(subjects):
         block = subject.model.config.block_size
         stride = min(settings.stride or block // 2, block)
-        mine = Figures(settings.seed)
+        mine = MeasureSet(settings.seed)
         for suffix, step in (("", stride), ("_disjoint", block)):
             windows = text_windows(file.tokens, subject.tokenizer.end, block, settings.batch_size, step)
             mine.perplexities(score(subject.model, subject.model, windows, subject.tokenizer.end, torch.float32), file.characters, file.bytes, suffix)
@@ -163,7 +163,7 @@ def measure_text(settings: EvalSettings, subjects: Sequence[Subject], folder: Pa
     return result
 
 
-def continuations(settings: EvalSettings, subject: Subject, file: dataset.TokenFile, head: int) -> list[tuple[str, str, str]]:
+def continuations(settings: EvalSettings, subject: EvaluatedModel, file: dataset.TextDataset, head: int) -> list[tuple[str, str, str]]:
     """(prompt of `head` tokens, what the model writes, how the text goes on) at evenly chosen places; none in a text that is too short."""
     length = settings.max_new_tokens or CONTINUED
     room = len(file) - head - length
@@ -171,10 +171,10 @@ def continuations(settings: EvalSettings, subject: Subject, file: dataset.TokenF
     starts = np.linspace(0, max(0, room), count, dtype=int).tolist()
     cut = [file.tokens[start : start + head + length].tolist() for start in starts]
     prompts = [subject.tokenizer.decode(ids[:head]).strip("�") for ids in cut]
-    sampling = Sampling(max_new_tokens=length)
+    sampling = SamplingParams(max_new_tokens=length)
     seeds = [settings.seed + n for n in range(count)]
     ids = [subject.tokenizer.encode(prompt) for prompt in prompts]
-    written = complete_many(subject.model, subject.tokenizer, ids, sampling, seeds, settings.batch_size, tell=teller(count))
+    written = complete_many(subject.model, subject.tokenizer, ids, sampling, seeds, settings.batch_size, tell=progress_printer(count))
     return [(prompt, w.text, subject.tokenizer.decode(ids[head:]).strip("�")) for prompt, w, ids in zip(prompts, written, cut, strict=True)]
 
 
@@ -186,9 +186,9 @@ def text_row(split: str, number: int, question: str, reference: str, written: st
 # ---------------------------------------------------------------- answers
 
 
-def measure_answers(settings: EvalSettings, subjects: Sequence[Subject], folder: Path, split: str, sources: TrainingText | None) -> Result:
+def measure_answers(settings: EvalSettings, subjects: Sequence[EvaluatedModel], folder: Path, split: str, sources: TrainingText | None) -> SplitResult:
     """Perplexity of the reference answers, and all that can be said of the model's own."""
-    file, tokenizer = RowFile(folder, split), subjects[0].tokenizer
+    file, tokenizer = QuestionDataset(folder, split), subjects[0].tokenizer
     asked = read_questions(folder, split, tokenizer)
     if settings.limit and settings.limit < len(asked):
         asked = [asked[i] for i in np.linspace(0, len(asked) - 1, settings.limit, dtype=int)]
@@ -199,14 +199,14 @@ def measure_answers(settings: EvalSettings, subjects: Sequence[Subject], folder:
     labels = file.meta.get("labels")
     if labels and len({q.reference for q in taught}) < 2:
         raise UserError(f"all training answers of {folder} are the same: there is nothing to tell apart")
-    result, figures = Result({"questions": len(asked), "tokens": int(sum(file.trained[n] for q in asked for n in q.rows))}), []
+    result, figures = SplitResult({"questions": len(asked), "tokens": int(sum(file.trained[n] for q in asked for n in q.rows))}), []
     for number, subject in enumerate(subjects):
-        mine = Figures(settings.seed)
+        mine = MeasureSet(settings.seed)
         chosen = answer_batches(file, settings.batch_size, (n for q in asked for n in q.rows))
         scored = score(subject.model, subject.model, chosen, tokenizer.end, torch.float32)
         mine.perplexities(scored, sum(map(len, spoken)), sum(len(text.encode()) for text in spoken))
         longest = settings.max_new_tokens
-        finished = answer(subject.model, tokenizer, asked, settings.batch_size, tell=teller(len(asked), split), longest=longest)
+        finished = answer(subject.model, tokenizer, asked, settings.batch_size, tell=progress_printer(len(asked), split), longest=longest)
         texts = [f.text for f in finished]
         rouge = [metrics.rouge_l(text, r, settings.beta, settings.rouge == "chars") for text, r in zip(texts, references, strict=True)]
         closer = metrics.closer_references(texts, references, pool)
@@ -222,7 +222,7 @@ def measure_answers(settings: EvalSettings, subjects: Sequence[Subject], folder:
         result.measures.append(mine.measures)
         if number == 0:
             mine.texts("reference_", references, sources)
-            look_up(mine, settings, taught, asked, labels)
+            add_lookup_baselines(mine, settings, taught, asked, labels)
             for n, q in enumerate(asked):
                 row = text_row(split, q.rows[0], q.text, q.reference, texts[n], sources)
                 row |= {"rouge_l": rouge[n][2], "exact": metrics.exact_match(texts[n], q.reference), "char_f1": mine.by_row["char_f1"][n]}
@@ -235,26 +235,26 @@ def measure_answers(settings: EvalSettings, subjects: Sequence[Subject], folder:
     return result
 
 
-def classify(mine: Figures, subject: Subject, asked: Sequence[Question], labels: Sequence[str], rows: int, result: Result | None) -> np.ndarray:
+def classify(mine: MeasureSet, subject: EvaluatedModel, asked: Sequence[Question], labels: Sequence[str], rows: int, result: SplitResult | None) -> np.ndarray:
     """Accuracy and F1 where the answers are a closed set: the likeliest label counts. The labels' probabilities by question."""
     scores = label_scores(subject.model, subject.tokenizer, asked, labels, rows)
     chances = np.exp(scores - scores.max(axis=1, keepdims=True))
     chances /= chances.sum(axis=1, keepdims=True)
     predicted = np.array([labels[best] for best in scores.argmax(axis=1)])
-    whole = put_classes(mine, "", predicted, [q.reference for q in asked], labels)
+    whole = add_classification(mine, "", predicted, [q.reference for q in asked], labels)
     if result is not None:
         result.classes = {"labels": labels, "confusion": whole["confusion"], "per_class": whole["labels"]}
     return chances
 
 
-def put_classes(mine: Figures, prefix: str, predicted: np.ndarray, actual: Sequence[str], labels: Sequence[str]) -> dict:
+def add_classification(mine: MeasureSet, prefix: str, predicted: np.ndarray, actual: Sequence[str], labels: Sequence[str]) -> dict:
     mine.mean(prefix + "accuracy", [p == a for p, a in zip(predicted, actual, strict=True)])
     truth = np.array(actual)
     mine.of_all(prefix + "macro_f1", truth, lambda chosen: metrics.classification(predicted[chosen], truth[chosen], labels)["macro_f1"], rounds=500)
     return metrics.classification(predicted, truth, labels)
 
 
-def look_up(mine: Figures, settings: EvalSettings, taught: Sequence[Question], asked: Sequence[Question], labels: Sequence[str] | None) -> None:
+def add_lookup_baselines(mine: MeasureSet, settings: EvalSettings, taught: Sequence[Question], asked: Sequence[Question], labels: Sequence[str] | None) -> None:
     """The baselines: what a look-up by characters answers, or of a closed set the commonest label and TF-IDF + logistic regression."""
     known, answers = ["\n".join(m["content"] for m in q.messages) for q in taught], [q.reference for q in taught]
     new, actual = ["\n".join(m["content"] for m in q.messages) for q in asked], [q.reference for q in asked]
@@ -268,21 +268,21 @@ def look_up(mine: Figures, settings: EvalSettings, taught: Sequence[Question], a
 
         vectors = TfidfVectorizer(analyzer="char", ngram_range=(1, 3), sublinear_tf=True)
         fitted = LogisticRegression(C=10, max_iter=1000).fit(vectors.fit_transform(known), answers)
-        put_classes(mine, "majority_", np.array([Counter(answers).most_common(1)[0][0]] * len(asked)), actual, labels)
-        put_classes(mine, "tfidf_", fitted.predict(vectors.transform(new)), actual, labels)
+        add_classification(mine, "majority_", np.array([Counter(answers).most_common(1)[0][0]] * len(asked)), actual, labels)
+        add_classification(mine, "tfidf_", fitted.predict(vectors.transform(new)), actual, labels)
 
 
 # ---------------------------------------------------------------- what the reader sees
 
 
-def teller(total: int, what: str = "") -> Callable[[int], None]:
+def progress_printer(total: int, what: str = "") -> Callable[[int], None]:
     """Progress on a terminal."""
     if not sys.stderr.isatty():
         return lambda done: None
     return lambda done: print(f"\r{what} {done:,}/{total:,}", end="\n" if done == total else "", file=sys.stderr, flush=True)
 
 
-def told(evaluation: dict, sources: TrainingText | None) -> str:
+def format_results(evaluation: dict, sources: TrainingText | None) -> str:
     """The measures as a table of the terminal."""
     columns = [(split, measures) for split, measures in evaluation["measures"].items()]
     for other in evaluation["compare"]:
@@ -292,14 +292,14 @@ def told(evaluation: dict, sources: TrainingText | None) -> str:
     tables = []
     while columns:
         count = 3
-        while max(map(terminal.width, (part := side_by_side(names, columns[:count])).split("\n"))) > COLUMNS and count > 1:
+        while max(map(terminal.display_width, (part := side_by_side(names, columns[:count])).split("\n"))) > MAX_COLUMNS and count > 1:
             count -= 1
         tables.append(part)
         columns = columns[count:]
     facts = [("data", evaluation["data"]["folder"])]
     facts += [(split, ", ".join(f"{value:,} {name}" for name, value in counted.items())) for split, counted in evaluation["counts"].items()]
     if evaluation["task"] == "answers":
-        facts += zip(("ROUGE-L", "", ""), textwrap.wrap(evaluation["definitions"]["rouge_l"], COLUMNS - 15), strict=False)
+        facts += zip(("ROUGE-L", "", ""), textwrap.wrap(evaluation["definitions"]["rouge_l"], MAX_COLUMNS - 15), strict=False)
     facts.append(("copies", f"from {sources.folder}" if sources else "not measured: the text that the model was pretrained on is no longer there"))
     facts.append(("written to", f"{evaluation['model']}/eval.json, eval_answers.jsonl, report.html in {terminal.duration(evaluation['seconds'])}"))
     return "\n".join([*tables, *(f"  {name:<12} {fact}" for name, fact in facts)])
@@ -307,18 +307,20 @@ def told(evaluation: dict, sources: TrainingText | None) -> str:
 
 def side_by_side(names: Sequence[str], columns: Sequence[tuple[str, dict]]) -> str:
     rows: list[list[object]] = [["measure", *(fitted(title, 24) for title, _ in columns)]]
-    rows += [[name, *(shown(measures.get(name)) for _, measures in columns)] for name in names if any(name in measures for _, measures in columns)]
+    rows += [
+        [name, *(format_with_interval(measures.get(name)) for _, measures in columns)] for name in names if any(name in measures for _, measures in columns)
+    ]
     return terminal.table(rows)
 
 
 def fitted(title: str, columns: int) -> str:
     """The title, or its end: a split stands there."""
-    while terminal.width(title) > columns:
+    while terminal.display_width(title) > columns:
         title = "…" + title.lstrip("…")[1:]
     return title
 
 
-def shown(entry: dict[str, float] | None) -> str:
+def format_with_interval(entry: dict[str, float] | None) -> str:
     """0.812 [0.76, 0.86]."""
     if entry is None:
         return ""

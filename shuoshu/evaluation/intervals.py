@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from shuoshu.evaluation import metrics
-from shuoshu.evaluation.copies import COPIED, TrainingText
+from shuoshu.evaluation.copies import MIN_COPIED, TrainingText
 from shuoshu.evaluation.loss import Score
 
 Measures = dict[str, dict[str, float]]
@@ -16,7 +16,7 @@ Measures = dict[str, dict[str, float]]
 # ---------------------------------------------------------------- figures with intervals
 
 
-class Figures:
+class MeasureSet:
     """The measures of one model on one split; values by row are kept, so that models can be compared row by row."""
 
     def __init__(self, seed: int) -> None:
@@ -58,9 +58,9 @@ class Figures:
         if sources:
             longest = [sources.copies.longest(text) for text in texts]
             self.mean(f"{prefix}copy_longest", longest)
-            self.mean(f"{prefix}copy_rate", [length >= COPIED for length in longest])
+            self.mean(f"{prefix}copy_rate", [length >= MIN_COPIED for length in longest])
 
-    def minus(self, other: Figures) -> Measures:
+    def minus(self, other: MeasureSet) -> Measures:
         """The paired differences of what both have of the same rows."""
         both = [name for name in self.by_row if name in other.by_row and not name.startswith(("lookup_", "reference_"))]
         pairs = {name: paired(self.by_row[name], other.by_row[name], self.seed) for name in both}

@@ -8,11 +8,11 @@ from collections.abc import Callable, Hashable, Sequence
 
 import numpy as np
 
-from shuoshu.sft.tfidf import LookUp
+from shuoshu.sft.tfidf import TfidfIndex
 
 _LATIN, _DIGITS = "A-Za-zªºÀ-ÖØ-öø-ɏ\u0300-\u036fḀ-ỿＡ-Ｚａ-ｚ", "0-9０-９"
 _UNIT, _RUN = re.compile(rf"[{_LATIN}]+|[{_DIGITS}]+|\S"), re.compile(f"[{_LATIN}{_DIGITS}]")
-HOPEFUL = 64  # texts that are tried for the closest one
+MAX_CANDIDATES = 64  # texts that are tried for the closest one
 
 # ---------------------------------------------------------------- one answer against its reference
 
@@ -112,7 +112,7 @@ def closer_references(answers: Sequence[str], references: Sequence[str], pool: S
             bounds = (2 * np.bincount(shared, minlength=len(texts)) + (both == 0)) / np.maximum(both, 1)
             hopeful = np.flatnonzero(bounds > best)
             for tried, i in enumerate(hopeful[np.argsort(-bounds[hopeful], kind="stable")].tolist()):
-                if bounds[i] <= best or (closest is not None and tried >= HOPEFUL):
+                if bounds[i] <= best or (closest is not None and tried >= MAX_CANDIDATES):
                     break
                 if (score := _share(2 * common(texts[i]), int(both[i]), 1.0)) > best:
                     best, closest = score, pool[i]
@@ -156,7 +156,7 @@ def _look_up(documents: Sequence[str], answers: Sequence[str], questions: Sequen
     """The answer of the document nearest to each question, the first of equals; "" where there is nothing to look in."""
     if not any(documents) or not questions:
         return [""] * len(questions)
-    index, rows = LookUp(documents, (1, longest)), max(1, 2**22 // len(documents))
+    index, rows = TfidfIndex(documents, (1, longest)), max(1, 2**22 // len(documents))
     parts = (index.nearness(questions[start : start + rows]) for start in range(0, len(questions), rows))
     return [answers[i] for part in parts for i in part.argmax(axis=1)]
 

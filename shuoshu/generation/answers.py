@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from model import GPT, KVCache
-from shuoshu.generation.sampling import Finished, Sampling, complete_many, prefill
+from shuoshu.generation.sampling import Completion, SamplingParams, complete_many, prefill
 from shuoshu.sft.dataset import read_pairs
 from shuoshu.text.tokenizer import Tokenizer
 
@@ -52,10 +52,10 @@ def answer(
     should_stop: Callable[[], object] = lambda: False,
     tell: Callable[[int], None] = lambda done: None,
     longest: int | None = None,
-) -> list[Finished | None]:
+) -> list[Completion | None]:
     """The likeliest answer to each, cut off at `longest` tokens (none: twice the longest reference)."""
     longest = longest or 2 * max((question.length for question in questions), default=0) + 8
-    sampling = Sampling(max_new_tokens=longest, temperature=0.0, keeps_prompt=True)
+    sampling = SamplingParams(max_new_tokens=longest, temperature=0.0, keeps_prompt=True)
     return complete_many(model, tokenizer, [question.ids for question in questions], sampling, [0] * len(questions), rows, should_stop, tell)
 
 

@@ -12,14 +12,14 @@ from shuoshu.core import terminal
 from shuoshu.core.errors import UserError
 from shuoshu.core.settings import SampleSettings
 from shuoshu.generation.answers import render_question
-from shuoshu.generation.cpu_decoder import Reader, reader_for
-from shuoshu.generation.sampling import Sampling
+from shuoshu.generation.cpu_decoder import NextTokenFn, next_token_fn
+from shuoshu.generation.sampling import SamplingParams
 from shuoshu.generation.utf8 import Utf8Mask
-from shuoshu.models.weights import Loaded
+from shuoshu.models.weights import LoadedModel
 
 
-class Voice:
-    def __init__(self, loaded: Loaded, device: torch.device, dtype: str = "auto") -> None:
+class ChatModel:
+    def __init__(self, loaded: LoadedModel, device: torch.device, dtype: str = "auto") -> None:
         wanted = "float32" if dtype == "auto" and device.type != "cuda" else dtype
         self.model = loaded.model.to(core_device.pick_dtype(wanted, device))
         self.tokenizer, self.step, self.turns = loaded.tokenizer, loaded.step, loaded.turns
@@ -27,9 +27,9 @@ class Voice:
         self.mask = Utf8Mask(self.tokenizer, self.model.config.vocab_size, device)
 
     @cached_property
-    def reader(self) -> Reader:
+    def reader(self) -> NextTokenFn:
         """Made when it is first asked for: what is never read token by token takes no memory for it."""
-        return reader_for(self.model)
+        return next_token_fn(self.model)
 
     def question(self, text: str, before: Sequence[dict[str, str]] = ()) -> list[int]:
         """A question's ids; of the conversation before it as much as the model learned to follow and half its block holds."""
@@ -44,9 +44,9 @@ class Voice:
             raise UserError(f"a question of {len(ids):,} tokens is longer than the {self.block:,} that this model reads: {terminal.shorten(text[:200], 60)}")
         return ids
 
-    def sampling_by(self, settings: SampleSettings, answers: bool) -> Sampling:
+    def sampling_by(self, settings: SampleSettings, answers: bool) -> SamplingParams:
         """How it is to choose its words."""
-        chosen = {name: getattr(settings, name) for name in Sampling.__dataclass_fields__ if hasattr(settings, name)}
+        chosen = {name: getattr(settings, name) for name in SamplingParams.__dataclass_fields__ if hasattr(settings, name)}
         if settings.temperature is None:
-            chosen["temperature"] = 0.0 if answers else Sampling.temperature
-        return Sampling(**chosen, keeps_prompt=answers)
+            chosen["temperature"] = 0.0 if answers else SamplingParams.temperature
+        return SamplingParams(**chosen, keeps_prompt=answers)

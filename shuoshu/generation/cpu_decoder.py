@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from model import GPT, Block, KVCache, RMSNorm
 
-Reader = Callable[[Tensor, KVCache], Tensor]
+NextTokenFn = Callable[[Tensor, KVCache], Tensor]
 
 
-class Decoder:
+class CpuDecoder:
     """Reads single tokens as the model does, with the weights as they are now: a model in training needs a new one for each text."""
 
     @torch.inference_mode()
@@ -23,7 +23,7 @@ class Decoder:
         self.dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else model.lm_head.weight.dtype
         self.embedding = trunk.embed_tokens.weight.to(self.dtype)
         self.layers = [Layer(block, self.dtype) for block in trunk.layers]
-        self.norm, self.head = Norm(trunk.norm), product(self.dtype, model.lm_head)
+        self.norm, self.head = Norm(trunk.norm), fused_linear(self.dtype, model.lm_head)
         left, right = trunk.sin.chunk(2, dim=-1)
         self.cos, self.sin = trunk.cos, torch.cat((-left, right), dim=-1)
 
@@ -44,8 +44,12 @@ class Layer:
         attention, mlp = block.self_attn, block.mlp
         self.dtype, self.width = dtype, attention.head_dim
         self.H, self.G = (projection.out_features // self.width for projection in (attention.q_proj, attention.k_proj))
-        self.qkv = product(dtype, attention.q_proj, attention.k_proj, attention.v_proj)
-        self.o, self.gate_up, self.down = product(dtype, attention.o_proj), product(dtype, mlp.gate_proj, mlp.up_proj), product(dtype, mlp.down_proj)
+        self.qkv = fused_linear(dtype, attention.q_proj, attention.k_proj, attention.v_proj)
+        self.o, self.gate_up, self.down = (
+            fused_linear(dtype, attention.o_proj),
+            fused_linear(dtype, mlp.gate_proj, mlp.up_proj),
+            fused_linear(dtype, mlp.down_proj),
+        )
         self.norm, self.mlp_norm = Norm(block.input_layernorm), Norm(block.post_attention_layernorm)
         self.qk_norm = Norm(*[attention.q_norm] * self.H, *[attention.k_norm] * self.G)
 
@@ -77,14 +81,14 @@ class Norm:
         return x * self.gain / torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32).hypot(self.least)
 
 
-def reader_for(model: GPT) -> Reader:
+def next_token_fn(model: GPT) -> NextTokenFn:
     """What is to read single tokens, (B, 1) → logits (B, V): a decoder where that pays, on a CPU, else the model."""
     if model.lm_head.weight.device.type == "cpu":
-        return Decoder(model)
+        return CpuDecoder(model)
     return lambda ids, cache: model.next_logits(ids, [0] * len(ids), cache)
 
 
-def product(dtype: torch.dtype, *layers: nn.Linear) -> Callable[[Tensor], Tensor]:
+def fused_linear(dtype: torch.dtype, *layers: nn.Linear) -> Callable[[Tensor], Tensor]:
     """The products with these layers' weights side by side, by the packed ones of torch's compiler, twice as fast, where this torch has them for this CPU."""
     weight = torch.cat([layer.weight.to(dtype) for layer in layers]) if len(layers) > 1 else layers[0].weight.to(dtype)
     try:

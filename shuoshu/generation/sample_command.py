@@ -16,9 +16,9 @@ import torch
 from shuoshu.core import device as core_device
 from shuoshu.core import distributed
 from shuoshu.core.errors import UserError
-from shuoshu.core.files import read_text, reason_of, write_text, write_whole
+from shuoshu.core.files import error_reason, read_text, write_atomically, write_synced_text
 from shuoshu.core.settings import SampleSettings
-from shuoshu.generation.chat_model import Voice
+from shuoshu.generation.chat_model import ChatModel
 from shuoshu.generation.sampling import complete_many, stream
 from shuoshu.models import weights
 from shuoshu.sft.question_files import loads
@@ -26,30 +26,30 @@ from shuoshu.sft.question_files import loads
 COLUMNS = ("prompt", "question", "instruction", "start", "text", "问题")  # where a file's prompts stand, the first that is there
 
 
-def continue_prompts(settings: SampleSettings, out_dir: Path) -> int:
+def run(settings: SampleSettings, out_dir: Path) -> int:
     """What sample.py does once its settings are known; the exit code."""
     if settings.infile:
         rows, prompts = read_file(Path(settings.infile))
         check_target(Path(settings.outfile))
     elif not settings.chat:
         prompts = list(command_line_prompts(settings))
-    core_device.keep_memory()
+    core_device.tune_malloc()
     if settings.threads:
         torch.set_num_threads(settings.threads)
     device = core_device.pick_device(settings.device)
-    speaker = Speaker(settings, weights.load_model(out_dir, device), device)
+    speaker = TerminalChat(settings, weights.load_model(out_dir, device), device)
     if settings.chat:
         return chat(speaker)
     if settings.infile:
         return write_answers(speaker, rows, prompts)
-    tell(speaker, prompts)
+    stream_to_terminal(speaker, prompts)
     return 0
 
 
-class Speaker(Voice):
+class TerminalChat(ChatModel):
     """A voice that tells the terminal what the settings ask for."""
 
-    def __init__(self, settings: SampleSettings, loaded: weights.Loaded, device: torch.device) -> None:
+    def __init__(self, settings: SampleSettings, loaded: weights.LoadedModel, device: torch.device) -> None:
         super().__init__(loaded, device, settings.dtype)
         self.settings, self.answers = settings, bool(self.turns) and not settings.raw
         if settings.chat and not self.answers:
@@ -91,12 +91,12 @@ def command_line_prompts(settings: SampleSettings) -> Iterator[str]:
             try:
                 yield read_text(path).rstrip("\n")
             except (OSError, ValueError) as error:
-                raise UserError(f"can't read the prompt in {path}: {reason_of(error)}") from None
+                raise UserError(f"can't read the prompt in {path}: {error_reason(error)}") from None
         else:
             yield start
 
 
-def tell(speaker: Speaker, prompts: list[str]) -> None:
+def stream_to_terminal(speaker: TerminalChat, prompts: list[str]) -> None:
     """Streams one text after the other; several are told apart by a line."""
     texts = [prompt for prompt in prompts for _ in range(speaker.settings.num_samples)]
     with distributed.StopFlag() as stop:
@@ -111,7 +111,7 @@ def tell(speaker: Speaker, prompts: list[str]) -> None:
                 raise KeyboardInterrupt
 
 
-def chat(speaker: Speaker) -> int:
+def chat(speaker: TerminalChat) -> int:
     """Question by question; what was said before is kept as far as it fits, and as the model learned to follow it. The exit code."""
     alone = "; it learned to answer questions one by one, so each stands alone" if speaker.turns == 1 else ""
     print(f"Ask a question. /new forgets what was said, an empty line ends{alone}.")
@@ -156,7 +156,7 @@ def check_target(path: Path) -> None:
         raise UserError(f"can't write {path}: {error.strerror}") from None
 
 
-def write_answers(speaker: Speaker, rows: list[dict], prompts: list[str]) -> int:
+def write_answers(speaker: TerminalChat, rows: list[dict], prompts: list[str]) -> int:
     """Continues every prompt, like lengths side by side, and writes the rows with a column `answer` more (`answer_2` …).
 
     Interrupted, it writes what is done. The exit code.
@@ -184,7 +184,7 @@ def write_answers(speaker: Speaker, rows: list[dict], prompts: list[str]) -> int
             row[column if sample == 0 else f"{column}_{sample + 1}"] = answers.get(number * settings.num_samples + sample, "")
     path = Path(settings.outfile)
     try:
-        write_whole(path, lambda aside: WRITERS[path.suffix.lower()](aside, rows))
+        write_atomically(path, lambda aside: WRITERS[path.suffix.lower()](aside, rows))
     except OSError as error:
         raise UserError(f"can't write {path}: {error.strerror}") from None
     print(f"{len(answers):,} of {len(texts):,} {'answers' if speaker.answers else 'continuations'} in {path}")
@@ -198,7 +198,7 @@ def read_file(path: Path) -> tuple[list[dict], list[str]]:
     try:
         text = read_text(path)
     except (OSError, ValueError) as error:
-        raise UserError(f"can't read {path}: {reason_of(error)}") from None
+        raise UserError(f"can't read {path}: {error_reason(error)}") from None
     suffix = path.suffix.lower()
     if suffix == ".txt":
         rows: list[dict] = [{"prompt": line} for line in text.split("\n") if line.strip()]
@@ -239,7 +239,7 @@ def write_csv(path: Path, rows: list[dict]) -> None:
 
 
 def write_jsonl(path: Path, rows: list[dict]) -> None:
-    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    write_synced_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 WRITERS = {".csv": write_csv, ".jsonl": write_jsonl}

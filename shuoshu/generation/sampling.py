@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from model import GPT, KVCache
-from shuoshu.generation.cpu_decoder import Reader, reader_for
+from shuoshu.generation.cpu_decoder import NextTokenFn, next_token_fn
 from shuoshu.generation.utf8 import WHOLE, TextStream, Utf8Mask
 from shuoshu.text.tokenizer import Tokenizer
 
 
 @dataclass
-class Sampling:
+class SamplingParams:
     max_new_tokens: int = 300
     temperature: float = 0.8  # 0: greedy
     top_k: int | None = 200
@@ -28,13 +28,13 @@ class Sampling:
 
 
 @dataclass
-class Finished:
+class Completion:
     text: str
     ids: list[int]  # the end token left out
     reason: str  # "end": the model's own end, "stop": a stop string, "length", "interrupted"
 
 
-class Writer:
+class StopStringStream:
     """The text of one row as it grows: decodes, watches for stop strings, holds back what may be the start of one."""
 
     def __init__(self, tokenizer: Tokenizer, stop: Sequence[str]) -> None:
@@ -65,7 +65,7 @@ class Writer:
 
 
 @dataclass
-class History:
+class Context:
     """All ids of a row so far, of which the first `kept` are read again whenever the block is full."""
 
     ids: list[int]
@@ -84,12 +84,12 @@ def stream(
     model: GPT,
     tokenizer: Tokenizer,
     prompts: Sequence[Sequence[int]],
-    sampling: Sampling,
+    sampling: SamplingParams,
     seeds: Sequence[int],
     mask: Utf8Mask | None = None,
     should_stop: Callable[[], object] = lambda: False,
-    reader: Reader | None = None,
-) -> Iterator[list[str] | list[Finished]]:
+    reader: NextTokenFn | None = None,
+) -> Iterator[list[str] | list[Completion]]:
     """Continues each prompt (ids of whole characters); yields the rows' new texts step by step, at last a list of Finished.
 
     Row i draws from a generator seeded with seeds[i]: its text doesn't depend on the other rows. A reader reads for the model as it is now.
@@ -97,8 +97,8 @@ def stream(
     device, dtype, block = model.lm_head.weight.device, model.lm_head.weight.dtype, model.config.block_size
     mask = mask or Utf8Mask(tokenizer, model.config.vocab_size, device)
     rows = range(len(prompts))
-    histories = [History(list(prompt) or [tokenizer.end], len(prompt) if sampling.keeps_prompt else 0) for prompt in prompts]
-    writers = [Writer(tokenizer, sampling.stop) for _ in rows]
+    histories = [Context(list(prompt) or [tokenizer.end], len(prompt) if sampling.keeps_prompt else 0) for prompt in prompts]
+    writers = [StopStringStream(tokenizer, sampling.stop) for _ in rows]
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     state = torch.full((len(prompts),), WHOLE, device=device)
     seen = None
@@ -108,7 +108,7 @@ def stream(
             seen[row, histories[row].ids] = True
     cache = KVCache(model.config, len(prompts), device, torch.float32 if device.type == "cpu" else dtype)
     logits = prefill(model, cache, [history.fitting(block) for history in histories])
-    reader = reader or reader_for(model)
+    reader = reader or next_token_fn(model)
 
     step, interrupted = 0, False
     while not all(writer.reason for writer in writers):
@@ -138,10 +138,12 @@ def stream(
         step += 1
         if not all(writer.reason for writer in writers):
             logits = advance(model, reader, cache, tokens, histories)
-    yield [Finished(writer.text, writer.ids, writer.reason) for writer in writers]
+    yield [Completion(writer.text, writer.ids, writer.reason) for writer in writers]
 
 
-def complete(model: GPT, tokenizer: Tokenizer, prompts: Sequence[Sequence[int]], sampling: Sampling, seeds: Sequence[int], **more: object) -> list[Finished]:
+def complete(
+    model: GPT, tokenizer: Tokenizer, prompts: Sequence[Sequence[int]], sampling: SamplingParams, seeds: Sequence[int], **more: object
+) -> list[Completion]:
     """The finished texts alone."""
     *_, finished = stream(model, tokenizer, prompts, sampling, seeds, **more)
     return finished
@@ -151,15 +153,15 @@ def complete_many(
     model: GPT,
     tokenizer: Tokenizer,
     prompts: Sequence[Sequence[int]],
-    sampling: Sampling,
+    sampling: SamplingParams,
     seeds: Sequence[int],
     rows: int,
     should_stop: Callable[[], object] = lambda: False,
     tell: Callable[[int], None] = lambda done: None,
-) -> list[Finished | None]:
+) -> list[Completion | None]:
     """The finished texts of many prompts, `rows` of like length side by side; None for what a stop left undone."""
-    mask, reader = Utf8Mask(tokenizer, model.config.vocab_size, model.lm_head.weight.device), reader_for(model)
-    results: list[Finished | None] = [None] * len(prompts)
+    mask, reader = Utf8Mask(tokenizer, model.config.vocab_size, model.lm_head.weight.device), next_token_fn(model)
+    results: list[Completion | None] = [None] * len(prompts)
     order = sorted(range(len(prompts)), key=lambda n: len(prompts[n]))
     for start in range(0, len(order), rows):
         part = order[start : start + rows]
@@ -184,7 +186,7 @@ def prefill(model: GPT, cache: KVCache, prompts: Sequence[Sequence[int]]) -> Ten
     return logits
 
 
-def advance(model: GPT, reader: Reader, cache: KVCache, tokens: Tensor, histories: Sequence[History]) -> Tensor:
+def advance(model: GPT, reader: NextTokenFn, cache: KVCache, tokens: Tensor, histories: Sequence[Context]) -> Tensor:
     """One token a row → logits (B, V). Rows whose block is full read the last half of it again first."""
     block = model.config.block_size
     full = [row for row, length in enumerate(cache.lengths) if length == block]
@@ -208,7 +210,7 @@ def penalise(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
     return torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
 
 
-def pick(logits: Tensor, sampling: Sampling, draws: Tensor) -> Tensor:
+def pick(logits: Tensor, sampling: SamplingParams, draws: Tensor) -> Tensor:
     """One token a row: temperature, then top-k, top-p and min-p, then the token at which the probabilities pass draws[b]."""
     if sampling.temperature == 0 or sampling.top_k == 1:
         return logits.argmax(dim=-1)

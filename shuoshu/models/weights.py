@@ -18,13 +18,13 @@ from torch import Tensor
 
 from model import GPT, GPTConfig
 from shuoshu.core.errors import UserError
-from shuoshu.core.files import need_room, open_file, read_json, reason_of, write_text, write_whole
+from shuoshu.core.files import error_reason, open_file, read_json, require_disk_space, write_atomically, write_synced_text
 from shuoshu.text.tokenizer import Tokenizer
 
 _DTYPES = {torch.float32: "F32", torch.float64: "F64", torch.bfloat16: "BF16", torch.float16: "F16", torch.int64: "I64", torch.uint8: "U8"}
 
 
-def size_of(tensors: Iterable[Tensor]) -> int:
+def tensor_bytes(tensors: Iterable[Tensor]) -> int:
     """Bytes of a file of these tensors, at most."""
     return sum(tensor.numel() * tensor.element_size() + 300 for tensor in tensors)  # each has its line in the header
 
@@ -77,7 +77,7 @@ def read_metadata(path: Path) -> dict[str, str]:
             raise ValueError("its step or its turns are no number")
         return metadata
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(f"{path} is damaged or no weights file of Shuoshu: {reason_of(error)}; copy it anew, or train again") from None
+        raise UserError(f"{path} is damaged or no weights file of Shuoshu: {error_reason(error)}; copy it anew, or train again") from None
 
 
 # ---------------------------------------------------------------- the model folder
@@ -92,10 +92,10 @@ def write_model_folder(out_dir: Path, config: GPTConfig, tokenizer: Tokenizer) -
         **tokenizer.files(config.block_size),
     }
     for name, text in files.items():
-        write_whole(out_dir / name, lambda path, text=text: write_text(path, text))
+        write_atomically(out_dir / name, lambda path, text=text: write_synced_text(path, text))
 
 
-def belongings(config: GPTConfig, tokenizer: Tokenizer) -> str:
+def weights_fingerprint(config: GPTConfig, tokenizer: Tokenizer) -> str:
     """A hash of the tokenizer and all of the shape that weights depend on: without these they are only numbers."""
     shape = asdict(config) | {"dropout": None, "block_size": None}
     return hashlib.sha256(json.dumps([shape, tokenizer.hash], sort_keys=True).encode()).hexdigest()
@@ -103,12 +103,12 @@ def belongings(config: GPTConfig, tokenizer: Tokenizer) -> str:
 
 def save_weights(out_dir: Path, model: GPT, tokenizer: Tokenizer, step: int, turns: int = 0) -> None:
     """Replaces the folder's model.safetensors."""
-    metadata = {"step": str(step), "turns": str(turns), "belongs": belongings(model.config, tokenizer)}
-    need_room(out_dir, size_of(model.tensors().values()))
-    write_whole(out_dir / "model.safetensors", lambda path: write_tensors(path, model.tensors(), metadata))
+    metadata = {"step": str(step), "turns": str(turns), "belongs": weights_fingerprint(model.config, tokenizer)}
+    require_disk_space(out_dir, tensor_bytes(model.tensors().values()))
+    write_atomically(out_dir / "model.safetensors", lambda path: write_tensors(path, model.tensors(), metadata))
 
 
-class Loaded(typing.NamedTuple):
+class LoadedModel(typing.NamedTuple):
     model: GPT
     tokenizer: Tokenizer
     step: int
@@ -127,7 +127,7 @@ def check_shapes(path: Path, config: GPTConfig) -> None:
         GPT(config).load_tensors({name: torch.empty(shape) for name, shape in shapes.items()})
 
 
-def load_model(folder: str | Path, device: torch.device | str = "cpu", **changes: object) -> Loaded:
+def load_model(folder: str | Path, device: torch.device | str = "cpu", **changes: object) -> LoadedModel:
     """The model in a folder; every way in which it can be wrong has its UserError."""
     folder = Path(folder)
     if not (folder / "config.json").is_file() or not (folder / "model.safetensors").is_file():
@@ -141,9 +141,9 @@ def load_model(folder: str | Path, device: torch.device | str = "cpu", **changes
         if not all(torch.isfinite(parameter).all() for parameter in model.parameters()):
             raise ValueError("its weights are not finite")
     except (ValueError, TypeError, KeyError, AttributeError, OSError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"the model in {folder} can't be loaded: {reason_of(error)}") from None
-    if metadata.get("belongs", belongings(config, tokenizer)) != belongings(config, tokenizer):
+        raise UserError(f"the model in {folder} can't be loaded: {error_reason(error)}") from None
+    if metadata.get("belongs", weights_fingerprint(config, tokenizer)) != weights_fingerprint(config, tokenizer):
         raise UserError(f"{folder}: config.json or tokenizer.json is not the one that model.safetensors was saved with: copy the whole folder anew")
     if model.config.vocab_size < tokenizer.n_vocab:
         raise UserError(f"{folder}: the tokenizer has {tokenizer.n_vocab:,} entries, the model only {model.config.vocab_size:,}: they don't belong together")
-    return Loaded(model.to(device).eval(), tokenizer, int(metadata.get("step", 0)), int(metadata.get("turns", 0)))
+    return LoadedModel(model.to(device).eval(), tokenizer, int(metadata.get("step", 0)), int(metadata.get("turns", 0)))

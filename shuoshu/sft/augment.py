@@ -9,18 +9,21 @@ from itertools import pairwise
 
 import numpy as np
 
-from shuoshu.sft.tfidf import LookUp
+from shuoshu.sft.tfidf import TfidfIndex
 from shuoshu.text.tokenizer import Tokenizer
 
-LONGEST = 5  # units in a piece
-ANSWERS, OTHERS = 0.8, 1  # for one part of questions with its answer: about so much at most of the answer, and of it and of other questions together
-SURE = 0.95  # of the nearest answer's nearness: so near at most may the next one be
-TRIES = 20  # before a question is taken as it was written
+MAX_PIECE_TOKENS = 5  # units in a piece
+MAX_ANSWER_SHARE, MAX_FOREIGN_SHARE = (
+    0.8,
+    1,
+)  # for one part of questions with its answer: about so much at most of the answer, and of it and of other questions together
+MAX_RUNNER_UP = 0.95  # of the nearest answer's nearness: so near at most may the next one be
+MAX_TRIES = 20  # before a question is taken as it was written
 UNIT = re.compile(r"[^\W\d_\u2e80-\U0003ffff]+\s*|\d+\s*|.", re.DOTALL)  # a word or number with the blanks after it, else a character
 Row = tuple[np.ndarray, np.ndarray]  # ids and mask
 
 
-class Rewording:
+class Paraphraser:
     """Makes up rows for those that hold one question and its whole answer; `sources` are their numbers.
 
     `telling`: so many tokens of a row's answer say which one it is; `room`: so many a question and what is trained of its answer may have.
@@ -45,11 +48,11 @@ class Rewording:
         self.sources = np.array(list(self.questions), dtype=np.int64)
         self.alike = [np.array(rows) for rows in alike.values()]  # the rows of each answer
         self.answer = {number: answer for answer, rows in enumerate(alike.values()) for number in rows}
-        counts = telling(list(alike))
+        counts = distinguishing_lengths(list(alike))
         self.telling = {number: counts[answer] for number, answer in self.answer.items()}
         self.answers = [tokenizer.decode(list(ids[:-1])) or " " for ids in alike]
         documents = [" ".join(self.questions[number] for number in rows) for rows in alike.values()]
-        self.index = LookUp([*documents, *others], words) if alike else None
+        self.index = TfidfIndex([*documents, *others], split_words) if alike else None
 
     def rows(self, numbers: Sequence[int], counts: Sequence[int], draws: Sequence[np.random.Generator]) -> list[Row]:
         """For each of these rows one with a question made up and so many tokens of the answer."""
@@ -65,7 +68,7 @@ class Rewording:
     def asked(self, numbers: Sequence[int], counts: Sequence[int], draws: Sequence[np.random.Generator]) -> list[str]:
         """A question made up for each of these rows; it counts only if it fits and if a look-up in all that was asked is sure of the row's answer."""
         found, left = [self.questions[number] for number in numbers], list(range(len(numbers)))
-        for _ in range(TRIES):
+        for _ in range(MAX_TRIES):
             if not left:
                 break
             tried = [self.question(numbers[n], draws[n]) for n in left]
@@ -73,7 +76,7 @@ class Rewording:
             others = self.index.nearness([without for without, _ in tried])
             nearness = others[own]
             others[own] = 0
-            is_sure = others.max(axis=1) < SURE * nearness
+            is_sure = others.max(axis=1) < MAX_RUNNER_UP * nearness
             is_sure &= [len(self.tokenizer.encode(text)) + counts[n] <= self.room[numbers[n]] for n, (_, text) in zip(left, tried, strict=True)]
             for n, (_, text), sure in zip(left, tried, is_sure, strict=True):
                 found[n] = text if sure else found[n]
@@ -86,35 +89,39 @@ class Rewording:
         alike = self.alike[answer]
         count = min(int(draw.choice((1, 1, 2, 3))), len(alike))
         keep = draw.uniform(0.25, 0.8) / max(1, 0.75 * count)
-        asked = [piece for n in draw.choice(alike, count, replace=False) for piece in cut(self.questions[n], draw) if draw.random() < keep]
+        asked = [piece for n in draw.choice(alike, count, replace=False) for piece in split_into_pieces(self.questions[n], draw) if draw.random() < keep]
         length = sum(map(len, asked))
-        said = some(lambda: self.answers[answer], length * draw.uniform(0, ANSWERS), draw)
-        strew(asked, some(lambda: self.questions[draw.choice(self.sources)], length * draw.uniform(0, OTHERS) - sum(map(len, said)), draw), draw)
+        said = random_pieces(lambda: self.answers[answer], length * draw.uniform(0, MAX_ANSWER_SHARE), draw)
+        insert_randomly(
+            asked,
+            random_pieces(lambda: self.questions[draw.choice(self.sources)], length * draw.uniform(0, MAX_FOREIGN_SHARE) - sum(map(len, said)), draw),
+            draw,
+        )
         while sum(map(len, asked + said)) > len(own):
             n = draw.integers(len(asked) + len(said))
             _ = asked.pop(n) if n < len(asked) else said.pop(n - len(asked))
         without = "".join(asked)
-        strew(asked, said, draw)
+        insert_randomly(asked, said, draw)
         return without, "".join(asked)
 
 
-def some(text: Callable[[], str], length: float, draw: np.random.Generator) -> list[str]:
+def random_pieces(text: Callable[[], str], length: float, draw: np.random.Generator) -> list[str]:
     """Pieces from anywhere in a text, which is asked for each time, until they have this length."""
     pieces = []
     while sum(map(len, pieces)) < length:
         units = UNIT.findall(text())
         start = draw.integers(len(units))
-        pieces.append("".join(units[start : start + draw.integers(1, LONGEST + 1)]))
+        pieces.append("".join(units[start : start + draw.integers(1, MAX_PIECE_TOKENS + 1)]))
     return pieces
 
 
-def strew(pieces: list[str], others: Sequence[str], draw: np.random.Generator) -> None:
+def insert_randomly(pieces: list[str], others: Sequence[str], draw: np.random.Generator) -> None:
     """Puts the others anywhere between these."""
     for piece in others:
         pieces.insert(draw.integers(len(pieces) + 1), piece)
 
 
-def telling(answers: Sequence[Sequence[int]]) -> list[int]:
+def distinguishing_lengths(answers: Sequence[Sequence[int]]) -> list[int]:
     """How many tokens of each of these answers tell it from every other, and one more where there is one."""
     counts = [1] * len(answers)
     for one, other in pairwise(sorted(range(len(answers)), key=answers.__getitem__)):
@@ -124,23 +131,23 @@ def telling(answers: Sequence[Sequence[int]]) -> list[int]:
     return [min(count + 1, len(answer)) for count, answer in zip(counts, answers, strict=True)]
 
 
-def cut(text: str, draw: np.random.Generator) -> list[str]:
+def split_into_pieces(text: str, draw: np.random.Generator) -> list[str]:
     """The text in pieces of 1 to LONGEST units."""
     units = UNIT.findall(text)
     pieces = []
     while units:
-        size = int(draw.integers(1, LONGEST + 1))
+        size = int(draw.integers(1, MAX_PIECE_TOKENS + 1))
         pieces.append("".join(units[:size]))
         units = units[size:]
     return pieces
 
 
-def words(text: str) -> list[str]:
+def split_words(text: str) -> list[str]:
     """The units without their blanks."""
     return [unit for unit in map(str.strip, UNIT.findall(text)) if unit]
 
 
-class Noise:
+class QuestionNoise:
     """What questions suffer in training, so that answers don't hang on their every word: characters left out, then tokens swapped for any others."""
 
     def __init__(self, tokenizer: Tokenizer, drop: float, swap: float) -> None:

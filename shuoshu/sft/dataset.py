@@ -9,37 +9,37 @@ from pathlib import Path
 import numpy as np
 
 from shuoshu.core.errors import UserError
-from shuoshu.core.files import read_text, reason_of, sha256_of
-from shuoshu.sft.augment import Noise, Rewording
-from shuoshu.sft.pairs import SPLITS, Pair
-from shuoshu.text.dataset import AGAIN, IGNORE, Aside, Batch, check_length, open_array, read_meta, token_dtype
-from shuoshu.text.encodings import LARGEST
+from shuoshu.core.files import error_reason, read_text, sha256_of
+from shuoshu.sft.augment import Paraphraser, QuestionNoise
+from shuoshu.sft.pairs import QUESTION_SPLITS, Pair
+from shuoshu.text.dataset import IGNORE, PREPARE_AGAIN, Batch, StagingFolder, check_length, open_array, read_meta, token_dtype
+from shuoshu.text.encodings import MAX_FILE_BYTES
 from shuoshu.text.tokenizer import Tokenizer
 
 
-def answer_batches(file: RowFile, rows: int, numbers: Iterable[int] | None = None) -> Iterator[Batch]:
+def answer_batches(file: QuestionDataset, rows: int, numbers: Iterable[int] | None = None) -> Iterator[Batch]:
     """A file's rows, or those with these numbers, like lengths together."""
     order = sorted(range(len(file)) if numbers is None else numbers, key=lambda number: file.lengths[number])
     for first in range(0, len(order), rows):
-        yield pack([file.row(number) for number in order[first : first + rows]])
+        yield pad_batch([file.row(number) for number in order[first : first + rows]])
 
 
-TRIED = 100  # questions that are reworded before a training to see whether they can be
-POOL = 64  # steps whose rows are sorted by length together
+PARAPHRASE_TRIALS = 100  # questions that are reworded before a training to see whether they can be
+SORTED_STEPS = 64  # steps whose rows are sorted by length together
 ROLES = ("system", "user", "assistant")
-SHORTEST = 16  # tokens of an answer that a row must have room for beside a long question; characters of a question that must stay
+MIN_ROOM = 16  # tokens of an answer that a row must have room for beside a long question; characters of a question that must stay
 Row = tuple[list[int], list[int]]  # ids and mask
 
 
 # ---------------------------------------------------------------- a conversation as rows
 
 
-def windows(ids: list[int], mask: list[int], width: int) -> list[Row] | None:
+def split_long_answer(ids: list[int], mask: list[int], width: int) -> list[Row] | None:
     """A conversation too long for one row, as several: each has all up to the last answer, some of the answer so far,
     and trains the next part. None where what stands before the answer leaves no room for that."""
     start = len(ids) - mask[::-1].index(0)  # of the last answer
     room = width - start
-    if room < max(SHORTEST, width // 8):
+    if room < max(MIN_ROOM, width // 8):
         return None
     rows, done = [(ids[:width], mask[:width])], width
     while done < len(ids):
@@ -53,7 +53,7 @@ def windows(ids: list[int], mask: list[int], width: int) -> list[Row] | None:
 def cut_question(tokenizer: Tokenizer, messages: list[dict[str, str]], width: int) -> list[dict[str, str]] | None:
     """The conversation with the middle of its longest question left out, so that it fits; None where that is not enough."""
     longest = max((m for m in messages if m["role"] == "user"), key=lambda m: len(m["content"]))
-    text, low, high = longest["content"], SHORTEST, len(longest["content"])
+    text, low, high = longest["content"], MIN_ROOM, len(longest["content"])
     best = None
     while low < high:  # the most characters that may stay; of fewer than SHORTEST none knows what was asked
         keep = (low + high) // 2
@@ -75,8 +75,8 @@ def write_rows(folder: Path, tokenizer: Tokenizer, rendered: Sequence[tuple[Pair
     splits: dict[str, dict] = {}
     names: list[str] = []
     before = read_meta(folder)["splits"] if (folder / "meta.json").is_file() else {}
-    with Aside(folder) as writer:
-        for split in SPLITS:
+    with StagingFolder(folder) as writer:
+        for split in QUESTION_SPLITS:
             chosen = [(pair, rows) for pair, rows in rendered if pair.split == split]
             if not chosen and split not in ("train", "val"):
                 continue
@@ -121,9 +121,9 @@ def read_pairs(folder: Path, split: str) -> list[dict]:
     facts = read_meta(folder)["splits"].get(split)
     path = folder / f"{split}.jsonl"
     if not isinstance(facts, dict) or not path.is_file() or sha256_of(path) != facts.get("pairs_sha256"):
-        raise UserError(f"{path} is missing or not the file that meta.json describes: {AGAIN}")
+        raise UserError(f"{path} is missing or not the file that meta.json describes: {PREPARE_AGAIN}")
     try:
-        records = [json.loads(line) for line in read_text(path, LARGEST).split("\n") if line]
+        records = [json.loads(line) for line in read_text(path, MAX_FILE_BYTES).split("\n") if line]
         for record in records:
             if not isinstance(record.get("messages"), list):
                 record["messages"] = [{"role": "user", "content": record["question"]}, {"role": "assistant", "content": record["answer"]}]
@@ -132,18 +132,18 @@ def read_pairs(folder: Path, split: str) -> list[dict]:
             if not 0 <= record["row"] < record["row"] + record["rows"] <= facts["rows"] or len(record["messages"]) < 2:
                 raise ValueError("a pair has no rows")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(f"{path} holds no pairs as prepare_sft.py writes them ({reason_of(error)}): {AGAIN}") from None
+        raise UserError(f"{path} holds no pairs as prepare_sft.py writes them ({error_reason(error)}): {PREPARE_AGAIN}") from None
     return records
 
 
-class RowFile:
+class QuestionDataset:
     """One split of questions and answers, memory-mapped where it is large, with batches whose content depends on (seed, row number) alone.
 
     Each epoch visits every row once, and as many reworded ones as were asked for. Rows of like length go together: of POOL
     steps' rows at a time, drawn at random and sorted by length, each `step_rows` in succession make a step; then the steps are shuffled.
     """
 
-    def __init__(self, folder: Path, split: str, step_rows: int = 1, noise: Noise | None = None) -> None:
+    def __init__(self, folder: Path, split: str, step_rows: int = 1, noise: QuestionNoise | None = None) -> None:
         self.folder, self.split, self.meta = folder, split, read_meta(folder)
         try:
             self.width, facts = self.meta["width"], self.meta["splits"][split]
@@ -152,18 +152,18 @@ class RowFile:
             self.ids = open_array(folder / f"{split}.bin", self.meta["dtype"], facts["tokens"], facts["sha256"], self.meta["vocab_size"]).reshape(shape)
             self.mask = open_array(folder / f"{split}.mask.bin", "uint8", facts["tokens"], facts["mask_sha256"], 2).reshape(shape)
         except (KeyError, TypeError, ValueError) as error:
-            raise UserError(f"{folder / 'meta.json'} does not describe {split} rows ({type(error).__name__}: {error}): {AGAIN}") from None
+            raise UserError(f"{folder / 'meta.json'} does not describe {split} rows ({type(error).__name__}: {error}): {PREPARE_AGAIN}") from None
         self.step_rows, self.noise = step_rows, noise
         self.trained = self.mask[:, 1:].sum(axis=1, dtype=np.int64)
         self.lengths = self.width - self.mask[:, ::-1].argmax(axis=1)  # a row ends with a trained token
         self.numbers = np.arange(len(self.ids))  # an epoch's rows; those after the file's own are reworded
-        self.rewording: Rewording | None = None
+        self.rewording: Paraphraser | None = None
         self._order: tuple[tuple[int, int], np.ndarray] | None = None
 
     def reword(self, tokenizer: Tokenizer, times: int) -> None:
         """Every epoch has `times` as many rows more, made up of the single questions anew each time: one trains the whole answer, the others its beginning."""
-        self.rewording = Rewording(tokenizer, self.row, len(self), self.width)
-        sample = self.rewording.sources[:: max(1, len(self.rewording.sources) // TRIED)].tolist()
+        self.rewording = Paraphraser(tokenizer, self.row, len(self), self.width)
+        sample = self.rewording.sources[:: max(1, len(self.rewording.sources) // PARAPHRASE_TRIALS)].tolist()
         draws = [np.random.default_rng(number) for number in sample]
         asked = self.rewording.asked(sample, [self.rewording.telling[number] for number in sample], draws) if sample else []
         if sum(text != self.rewording.questions[number] for text, number in zip(asked, sample, strict=True)) <= len(sample) / 4:
@@ -202,7 +202,7 @@ class RowFile:
                 rows[n] = row
         longest = max(len(ids) for ids, _ in rows)
         step = 1 << max(0, (longest - 2).bit_length() - 4)  # eight widths a doubling: each new shape costs time and memory
-        return pack(rows, min(self.width, longest + (1 - longest) % step))
+        return pad_batch(rows, min(self.width, longest + (1 - longest) % step))
 
     def row(self, number: int) -> tuple[np.ndarray, np.ndarray]:
         """(ids, mask) of one row, the padding left out."""
@@ -222,16 +222,16 @@ class RowFile:
         if self._order is None or self._order[0] != (seed, epoch):
             draw, size = np.random.default_rng([seed, epoch]), self.step_rows
             order = draw.permutation(len(self.numbers))
-            for start in range(0, len(order), POOL * size):
-                pool = order[start : start + POOL * size]
-                order[start : start + POOL * size] = pool[np.argsort(self.lengths[pool], kind="stable")]
+            for start in range(0, len(order), SORTED_STEPS * size):
+                pool = order[start : start + SORTED_STEPS * size]
+                order[start : start + SORTED_STEPS * size] = pool[np.argsort(self.lengths[pool], kind="stable")]
             whole = len(order) // size * size
             order[:whole] = draw.permutation(order[:whole].reshape(-1, size)).reshape(-1)
             self._order = (seed, epoch), order
         return self._order[1]
 
 
-def pack(rows: Sequence[tuple[np.ndarray, np.ndarray]], width: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def pad_batch(rows: Sequence[tuple[np.ndarray, np.ndarray]], width: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """(ids, mask) of several rows → (ids, targets), padded to the longest or to `width`; what is not trained has IGNORE for its target."""
     width = max(width, *(len(ids) for ids, _ in rows))
     ids, targets = np.zeros((len(rows), width), np.int64), np.full((len(rows), width), IGNORE, np.int64)

@@ -16,11 +16,11 @@ from typing import NamedTuple
 import numpy as np
 
 from shuoshu.core.errors import UserError
-from shuoshu.core.terminal import shorten, width
+from shuoshu.core.terminal import display_width, shorten
 
-SPLITS = ("train", "val", "test", "untaught")
-NEAR = 0.8  # share of spans of 3 characters in common, from which two questions are near duplicates
-LONGEST = 500  # characters of a question, its last ones, that are compared for it
+QUESTION_SPLITS = ("train", "val", "test", "untaught")
+NEAR_SIMILARITY = 0.8  # share of spans of 3 characters in common, from which two questions are near duplicates
+MAX_CHARACTERS = 500  # characters of a question, its last ones, that are compared for it
 COMPARED = 5_000  # validation and test questions, evenly chosen, for which near duplicates are looked for
 
 
@@ -45,7 +45,7 @@ class Pair:
 
 
 @dataclass
-class Dropped:
+class RejectedRecords:
     """How many records were read, and which were left out for what reason, with the first three of each."""
 
     counts: Counter[str] = field(default_factory=Counter)
@@ -59,7 +59,7 @@ class Dropped:
             self.examples.setdefault(reason, []).append(f"{source}: {brief(text)}" if text else source)
 
 
-def clean(text: str) -> str:
+def clean_pair(text: str) -> str:
     """Valid Unicode with plain line ends and no blanks around it."""
     text = text.replace("\r\n", "\n").replace("\r", "\n").replace("\0", "").replace("\ufeff", "")
     return re.sub("[\ud800-\udfff]", "�", text).strip()
@@ -69,7 +69,7 @@ def brief(value: object, columns: int = 70) -> str:
     """What a field holds, on one line."""
     if not isinstance(value, str):
         return "a list" if isinstance(value, list) else "an object" if isinstance(value, dict) else json.dumps(value)[:columns]
-    return shorten(" ".join(clean(value[: 4 * columns]).split()), columns)
+    return shorten(" ".join(clean_pair(value[: 4 * columns]).split()), columns)
 
 
 # ---------------------------------------------------------------- repeats, closed sets, splits
@@ -80,7 +80,7 @@ def normal(text: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
-def drop_repeats(pairs: list[Pair], dropped: Dropped) -> list[Pair]:
+def drop_repeats(pairs: list[Pair], dropped: RejectedRecords) -> list[Pair]:
     """Without the pairs whose question came before in the same split: "duplicate" with the same answer, "contradictory" with another."""
     first: dict[tuple[str | None, str], Pair] = {}
     for pair in pairs:
@@ -94,7 +94,7 @@ def drop_repeats(pairs: list[Pair], dropped: Dropped) -> list[Pair]:
 def closed_answers(pairs: list[Pair]) -> list[str] | None:
     """The labels, the commonest first, if the answers are of 2 to 20 short kinds, each given 10 times on average; else None."""
     counts = Counter(pair.answer for pair in pairs)
-    is_small = 2 <= len(counts) <= 20 and len(pairs) >= 10 * len(counts) and all(len(answer) <= 40 and width(answer) <= 40 for answer in counts)
+    is_small = 2 <= len(counts) <= 20 and len(pairs) >= 10 * len(counts) and all(len(answer) <= 40 and display_width(answer) <= 40 for answer in counts)
     is_single = is_small and all(message["role"] != "assistant" for pair in pairs for message in pair.messages[:-1])
     return [answer for answer, _ in counts.most_common()] if is_single else None
 
@@ -103,7 +103,7 @@ def split_pairs(pairs: list[Pair], val_fraction: float, test_fraction: float, se
     """Sets the split of pairs that have none: by seed, what belongs together on one side, each answer of a closed set in proportion."""
     without = [pair for pair in pairs if pair.split is None]
     if without and len(without) < len(pairs):
-        raise UserError(f"{without[0].source}: it has no split, and other rows have; give one to every row or to none ({', '.join(SPLITS)})")
+        raise UserError(f"{without[0].source}: it has no split, and other rows have; give one to every row or to none ({', '.join(QUESTION_SPLITS)})")
     is_closed = closed_answers(without) is not None
     strata: dict[str, list[list[Pair]]] = defaultdict(list)
     for group in _groups(without):
@@ -175,7 +175,7 @@ def leaks(pairs: list[Pair]) -> Leaks:
 
 def _spans(question: str) -> np.ndarray:
     """A question's spans of 3 characters, each once, hashed to 22 bits."""
-    codes = np.frombuffer(f" {question} "[-LONGEST:].encode("utf-32-le", "replace"), dtype=np.uint32).astype(np.uint64)
+    codes = np.frombuffer(f" {question} "[-MAX_CHARACTERS:].encode("utf-32-le", "replace"), dtype=np.uint32).astype(np.uint64)
     whole = (codes[:-2] << np.uint64(42)) | (codes[1:-1] << np.uint64(21)) | codes[2:]
     return np.unique((whole * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(42)).astype(np.int32)
 
@@ -198,10 +198,10 @@ def _near(train: list[tuple[str, Pair]], held: list[tuple[str, Pair]]) -> Iterat
         part = _spans(question)
         part = part[rare[part]]
         met = part[starts[part + 1] > starts[part]]
-        if len(met) and len(met) >= NEAR * len(part):
+        if len(met) and len(met) >= NEAR_SIMILARITY * len(part):
             shared = np.bincount(np.concatenate([owners[a:b] for a, b in zip(starts[met], starts[met + 1], strict=True)]), minlength=len(held))
             similarity = shared / (len(part) + sizes - shared)
             better = np.flatnonzero(similarity > best)
             best[better], nearest[better] = similarity[better], number
-    for n in np.flatnonzero(best >= NEAR):
+    for n in np.flatnonzero(best >= NEAR_SIMILARITY):
         yield Leak("near", held[n][1], train[nearest[n]][1], float(best[n]))

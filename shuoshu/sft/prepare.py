@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 
 from shuoshu.core import terminal
-from shuoshu.core.errors import HOUSE, UserError
-from shuoshu.core.files import is_count, read_json, reason_of, same
+from shuoshu.core.errors import REPO_ROOT, UserError
+from shuoshu.core.files import error_reason, is_count, read_json, same_path
 from shuoshu.core.settings import PrepareSftSettings
 from shuoshu.sft import pairs, question_files
-from shuoshu.sft.pairs import SPLITS, Dropped, Pair
+from shuoshu.sft.pairs import QUESTION_SPLITS, Pair, RejectedRecords
 from shuoshu.text import dataset
 from shuoshu.text.tokenizer import Tokenizer
 
@@ -24,16 +24,16 @@ from shuoshu.text.tokenizer import Tokenizer
 def prepare_sft(settings: PrepareSftSettings) -> None:
     """What prepare_sft.py does once its settings are known."""
     began = time.perf_counter()
-    bundled = HOUSE / "data" / "novella_qa"
+    bundled = REPO_ROOT / "data" / "novella_qa"
     inputs = settings.inputs or (str(bundled),)
     files = question_files.find_question_files(inputs)
     folder = Path(settings.out or Path("data") / Path(inputs[0]).resolve().stem)
-    if settings.inputs and same(folder, bundled) and not all(same(name, bundled) for name in inputs):
+    if settings.inputs and same_path(folder, bundled) and not all(same_path(name, bundled) for name in inputs):
         raise UserError(f"{folder} belongs to the bundled questions: choose another name with --out=data/NAME")
     tokenizer, block = load_tokenizer(settings)
     check_target(folder, files)
 
-    found, dropped = question_files.read_pairs(files, settings)
+    found, dropped = question_files.parse_pairs(files, settings)
     cut = cut_questions(found, tokenizer, block + 1) if settings.too_long == "cut_question" else 0  # before questions are compared
     found = pairs.drop_repeats(found, dropped)
     has_splits = any(pair.split for pair in found)
@@ -86,7 +86,7 @@ def load_tokenizer(settings: PrepareSftSettings) -> tuple[Tokenizer, int]:
             if not is_count(block) or not block:
                 raise ValueError("max_position_embeddings is no length")
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{home / 'config.json'} is damaged ({reason_of(error)}): copy the model's folder anew") from None
+            raise UserError(f"{home / 'config.json'} is damaged ({error_reason(error)}): copy the model's folder anew") from None
     return Tokenizer.load(home), settings.block_size or block
 
 
@@ -94,7 +94,7 @@ def check_target(folder: Path, files: Sequence[Path]) -> None:
     """UserError where a file of the user's would be written over."""
     is_whole = (folder / "meta.json").is_file()
     ours = is_whole or (folder / "train.mask.bin").is_file()  # or what a killed preparation left
-    targets = [folder / f"{split}{suffix}" for split in SPLITS for suffix in (".jsonl", ".bin", ".mask.bin")] + [folder / "tokenizer.json"]
+    targets = [folder / f"{split}{suffix}" for split in QUESTION_SPLITS for suffix in (".jsonl", ".bin", ".mask.bin")] + [folder / "tokenizer.json"]
     taken = [path for path in targets if path.exists() and (not ours or path.resolve() in {file.resolve() for file in files})]
     if taken:
         raise UserError(f"{taken[0]} would be written over: choose another folder with --out=data/NAME")
@@ -111,7 +111,9 @@ def cut_questions(found: Sequence[Pair], tokenizer: Tokenizer, width: int) -> in
     return cut
 
 
-def render(found: Sequence[Pair], tokenizer: Tokenizer, width: int, too_long: str, dropped: Dropped) -> tuple[list[tuple[Pair, list[dataset.Row]]], list[str]]:
+def render(
+    found: Sequence[Pair], tokenizer: Tokenizer, width: int, too_long: str, dropped: RejectedRecords
+) -> tuple[list[tuple[Pair, list[dataset.Row]]], list[str]]:
     """Each pair's rows, none cut in silence; and what was done to those that are too long."""
     rendered: list[tuple[Pair, list[dataset.Row]]] = []
     long: list[tuple[int, Pair]] = []
@@ -141,7 +143,7 @@ def render(found: Sequence[Pair], tokenizer: Tokenizer, width: int, too_long: st
     return rendered, told
 
 
-def summary(rendered: Sequence[tuple[Pair, list[dataset.Row]]], meta: dict, dropped: Dropped) -> str:
+def summary(rendered: Sequence[tuple[Pair, list[dataset.Row]]], meta: dict, dropped: RejectedRecords) -> str:
     """What was read, what was left out and what was made, for a person to read."""
     table: list[list[object]] = [["split", "pairs", "rows", "answer tokens", "row tokens: median", "95%", "longest"]]
     for split, facts in meta["splits"].items():
@@ -153,7 +155,7 @@ def summary(rendered: Sequence[tuple[Pair, list[dataset.Row]]], meta: dict, drop
     return "\n".join([*lines, *(f"  {line}" for line in dropped_lines(dropped)), *(f"  note         {note}" for note in dropped.notes)])
 
 
-def dropped_lines(dropped: Dropped) -> list[str]:
+def dropped_lines(dropped: RejectedRecords) -> list[str]:
     lines = []
     for reason, count in dropped.counts.most_common():
         lines.append(f"left out     {count:,} {reason}, for example")

@@ -15,12 +15,12 @@ from itertools import chain, islice
 from pathlib import Path
 
 from shuoshu.core.errors import UserError
-from shuoshu.core.files import nothing_at, open_file, reason_of
-from shuoshu.sft.pairs import SPLITS, Dropped, Pair, brief, clean
-from shuoshu.text.encodings import LARGEST, Decoder
+from shuoshu.core.files import error_reason, missing_path_message, open_file
+from shuoshu.sft.pairs import QUESTION_SPLITS, Pair, RejectedRecords, brief, clean_pair
+from shuoshu.text.encodings import MAX_FILE_BYTES, TextDecoder
 
 SUFFIXES = (".json", ".jsonl", ".csv", ".tsv")
-SPLIT_NAMES = {**{name: name for name in SPLITS}, "training": "train", "valid": "val", "validation": "val", "dev": "val"}
+SPLIT_NAMES = {**{name: name for name in QUESTION_SPLITS}, "training": "train", "valid": "val", "validation": "val", "dev": "val"}
 TURNS = ("messages", "conversations", "conversation")  # columns that hold a whole conversation
 ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant", "bot": "assistant", "model": "assistant"}
 PAIRS = {  # a column for the question: those that the answer may stand in; the first two count that are both there
@@ -39,7 +39,7 @@ class _Unfit(Exception):
 def _text(value: object, what: str) -> str:
     """What a field says: text or a number; null says nothing."""
     if value is None or isinstance(value, str):
-        return clean(value or "")
+        return clean_pair(value or "")
     if type(value) is int or (isinstance(value, float) and math.isfinite(value)):
         return str(value).removesuffix(".0")
     raise _Unfit("wrong type", f"{what} is {brief(value)}")
@@ -53,13 +53,13 @@ def find_question_files(inputs: Sequence[str | Path]) -> list[Path]:
     found: dict[Path, Path] = {}
     for path in map(Path, inputs):
         try:
-            written = {"meta.json", "tokenizer.json", *(f"{split}.jsonl" for split in SPLITS if (path / "meta.json").exists())}
+            written = {"meta.json", "tokenizer.json", *(f"{split}.jsonl" for split in QUESTION_SPLITS if (path / "meta.json").exists())}
             inside = (p for p in path.glob("[!.]*") if p.suffix.lower() in SUFFIXES and p.name not in written and p.is_file())
             files = [path] if path.is_file() else sorted(inside)
         except (OSError, ValueError) as error:  # ValueError: a NUL in its name
-            raise UserError(f"can't look into {path}: {reason_of(error)}") from None
+            raise UserError(f"can't look into {path}: {error_reason(error)}") from None
         if not files:
-            raise UserError(f"the folder {path} holds no {', '.join(SUFFIXES)} of questions" if path.is_dir() else nothing_at(path))
+            raise UserError(f"the folder {path} holds no {', '.join(SUFFIXES)} of questions" if path.is_dir() else missing_path_message(path))
         if files[0].suffix.lower() not in SUFFIXES:
             raise UserError(f"{path}: questions and answers are read from {', '.join(SUFFIXES)} (a spreadsheet can be saved as CSV)")
         for file in files:
@@ -69,13 +69,13 @@ def find_question_files(inputs: Sequence[str | Path]) -> list[Path]:
     return list(found.values())
 
 
-def read_records(path: Path, encoding: str | None = None, dropped: Dropped | None = None) -> list[tuple[int, dict]]:
+def read_records(path: Path, encoding: str | None = None, dropped: RejectedRecords | None = None) -> list[tuple[int, dict]]:
     """The numbered records of a file: a list's from 1, by line in JSON Lines, a table's as a spreadsheet counts (the header is row 1)."""
-    dropped = Dropped() if dropped is None else dropped
-    name, suffix, records = clean(path.name), path.suffix.lower(), []
+    dropped = RejectedRecords() if dropped is None else dropped
+    name, suffix, records = clean_pair(path.name), path.suffix.lower(), []
     try:
-        with open_file(path, LARGEST_DOCUMENT if suffix == ".json" else LARGEST) as file:
-            decoder = Decoder(file, encoding)
+        with open_file(path, LARGEST_DOCUMENT if suffix == ".json" else MAX_FILE_BYTES) as file:
+            decoder = TextDecoder(file, encoding)
             for number, row in (_table_rows if suffix in (".csv", ".tsv") else _json_rows)(decoder, suffix):
                 dropped.read += 1
                 if isinstance(row, dict):
@@ -88,7 +88,7 @@ def read_records(path: Path, encoding: str | None = None, dropped: Dropped | Non
             raise UserError("it holds no rows: objects in JSON, or lines under a header with as many cells")
     except OSError as error:
         how = "; cut it into several files, or write it as .jsonl, a line an object" if error.errno == errno.EFBIG else ""
-        raise UserError(f"{path}: it can't be read ({reason_of(error)}){how}") from None
+        raise UserError(f"{path}: it can't be read ({error_reason(error)}){how}") from None
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     if decoder.broken:
@@ -96,7 +96,7 @@ def read_records(path: Path, encoding: str | None = None, dropped: Dropped | Non
     return records
 
 
-def _table_rows(decoder: Decoder, suffix: str) -> Iterator[tuple[int, dict | tuple]]:
+def _table_rows(decoder: TextDecoder, suffix: str) -> Iterator[tuple[int, dict | tuple]]:
     csv.field_size_limit(2**31 - 1)
     lines = (line.replace("\0", "") for part in decoder.parts() for line in io.StringIO(part, newline=""))
     first = next((line for line in lines if line.strip()), "")
@@ -119,7 +119,7 @@ def _table_rows(decoder: Decoder, suffix: str) -> Iterator[tuple[int, dict | tup
     raise UserError(f"a quotation mark in the row that follows line {before} is never closed: close it, or double it if it belongs to the text")
 
 
-def _json_rows(decoder: Decoder, suffix: str) -> Iterable[tuple[int, object]]:
+def _json_rows(decoder: TextDecoder, suffix: str) -> Iterable[tuple[int, object]]:
     if suffix == ".jsonl" and not decoder.head[decoder.skip :].lstrip(b"\0\t\r\n ").startswith(b"["):
         lines = (line for part in decoder.parts() for line in io.StringIO(part, newline=""))
     else:
@@ -173,12 +173,12 @@ def _list_in(document: object) -> list:
 # ---------------------------------------------------------------- records → conversations
 
 
-def read_pairs(paths: Sequence[Path], settings: object) -> tuple[list[Pair], Dropped]:
+def parse_pairs(paths: Sequence[Path], settings: object) -> tuple[list[Pair], RejectedRecords]:
     """The files' conversations, by `settings`: question, answer, system (templates), labels, group, encoding; and what was left out."""
     if bool(settings.question) != bool(settings.answer):
         raise UserError("--question and --answer go together: one says how the question is put, the other what is to be answered")
     labels = _labels(settings.labels or "")
-    pairs, dropped = [], Dropped()
+    pairs, dropped = [], RejectedRecords()
     for path in paths:
         records = read_records(path, settings.encoding, dropped)
         kinds = dict.fromkeys(tuple(record) for _, record in records)
@@ -190,7 +190,7 @@ def read_pairs(paths: Sequence[Path], settings: object) -> tuple[list[Pair], Dro
         if all(shape is None for shape in shapes.values()):
             raise UserError(_unknown(path, *records[0]))
         for number, record in records:
-            source, shape = clean(f"{path.name}, row {number}"), shapes[tuple(record)]
+            source, shape = clean_pair(f"{path.name}, row {number}"), shapes[tuple(record)]
             try:
                 if shape is None:
                     raise _Unfit("empty", "it has no question or no answer")
@@ -209,9 +209,9 @@ def _pair(record: dict, shape: dict[str, Template], source: str, split: str | No
         messages[-1]["content"] = labels[_number(answer)]
     name = _text(record.get(split), "split").lower()
     if name and name not in SPLIT_NAMES:
-        raise UserError(f"{source}: the split {brief(name)} is none of {', '.join(SPLITS)}")
+        raise UserError(f"{source}: the split {brief(name)} is none of {', '.join(QUESTION_SPLITS)}")
     used = {split, *(column for template in shape.values() for _, column, _ in template)}
-    facts = {clean(name): clean(v) if isinstance(v, str) else v for name, v in record.items() if name not in used and _is_scalar(v)}
+    facts = {clean_pair(name): clean_pair(v) if isinstance(v, str) else v for name, v in record.items() if name not in used and _is_scalar(v)}
     return Pair(messages, source, SPLIT_NAMES.get(name), _text(record.get(group), "group") or None, facts)
 
 
@@ -292,7 +292,7 @@ def _filled(record: dict, template: Template) -> str:
         if column is not None and is_needed and not value:
             raise _Unfit("empty", f"{column} is empty")
         text += literal + value
-    return clean(text)
+    return clean_pair(text)
 
 
 def _number(text: str) -> float | str:
@@ -306,7 +306,7 @@ def _number(text: str) -> float | str:
 def _labels(text: str) -> dict[float | str, str]:
     labels: dict[float | str, str] = {}
     for entry in re.split("[,，]", text) if text else ():
-        value, _, label = (clean(part) for part in entry.partition("="))
+        value, _, label = (clean_pair(part) for part in entry.partition("="))
         if not value or not label or _number(value) in labels:
             raise UserError(f'--labels: {entry!r} is {"given twice" if value and label else "no VALUE=LABEL"}; write --labels="1=正面,0=负面"')
         labels[_number(value)] = label

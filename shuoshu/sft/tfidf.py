@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 
-class LookUp:
+class TfidfIndex:
     """Texts to look in, by TF-IDF: of their runs of so many characters, from shortest to longest, or of what a function finds in them."""
 
     def __init__(self, documents: Sequence[str], by: tuple[int, int] | Callable[[str], list[str]]) -> None:

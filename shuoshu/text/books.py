@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from shuoshu.core.errors import UserError
-from shuoshu.core.files import nothing_at, reason_of
-from shuoshu.text.cleaning import HEADING, Account, clean
-from shuoshu.text.encodings import SUFFIXES, Decoder, last_line_start, most_of, raw_texts
+from shuoshu.core.files import error_reason, missing_path_message
+from shuoshu.text.cleaning import HEADING, Account, clean_text
+from shuoshu.text.encodings import SUFFIXES, TextDecoder, last_line_start, most_of, raw_texts
 
 BLOCK = 1 << 17  # characters of the longest section
 ODD = {"private-use": re.compile("[\ue000-\uf8ff]"), "unreadable (�)": re.compile("�"), "rare": re.compile("[\u3400-\u4dbf\uf900-\ufaff\U00020000-\U0003ffff]")}
@@ -83,9 +83,9 @@ def find_files(inputs: Sequence[str]) -> list[Path]:
         try:
             files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
             if not files:
-                raise UserError(f"the folder {path} holds no {', '.join(SUFFIXES)} file" if path.is_dir() else nothing_at(path))
+                raise UserError(f"the folder {path} holds no {', '.join(SUFFIXES)} file" if path.is_dir() else missing_path_message(path))
         except OSError as error:
-            raise UserError(f"can't look into {path}: {reason_of(error)}") from None
+            raise UserError(f"can't look into {path}: {error_reason(error)}") from None
         for file in files:
             found.setdefault(file.resolve(), file)
     return list(found.values())
@@ -99,7 +99,7 @@ def read_books(files: Sequence[Path], aside: Path, encoding: str | None = None, 
         try:
             for title, file in raw_texts(path):
                 try:
-                    books.append(_read_book(title, path, Decoder(file, encoding, most_of(path)), aside / f"{len(books):06d}.txt", remove))
+                    books.append(_read_book(title, path, TextDecoder(file, encoding, most_of(path)), aside / f"{len(books):06d}.txt", remove))
                 except UserError as error:
                     bad.append((path, f"{title}.txt in it: {error}" if path.suffix.lower() == ".zip" else str(error)))
         except UserError as error:
@@ -107,11 +107,11 @@ def read_books(files: Sequence[Path], aside: Path, encoding: str | None = None, 
     return books, bad
 
 
-def _read_book(title: str, path: Path, decoder: Decoder, file: Path, remove: bool) -> Book:
+def _read_book(title: str, path: Path, decoder: TextDecoder, file: Path, remove: bool) -> Book:
     book = Book(printable(title), printable(path.name), decoder.encoding, file)
     with file.open("w", encoding="utf-8", errors="replace", newline="\n") as cleaned:
         for part in decoder.parts():
-            text, account = clean(part, remove)
+            text, account = clean_text(part, remove)
             cleaned.write(text)
             book.account.add(account)
             book.chapters += [(" ".join(m[1].split()), book.characters + m.start()) for m in HEADING.finditer(text)]
@@ -138,7 +138,7 @@ def _fingerprint(text: str) -> set[int]:
     return set(hashes[hashes % np.uint64(64) == 0].tolist())
 
 
-def same_books(books: Sequence[Book]) -> list[tuple[Book, Book, float]]:
+def find_duplicate_books(books: Sequence[Book]) -> list[tuple[Book, Book, float]]:
     """Pairs of which more than half of the shorter one stands in the other, with that share."""
     owners: dict[int, list[int]] = {}
     for number, book in enumerate(books):

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-from shuoshu.text.line_wraps import rejoined
+from shuoshu.text.line_wraps import join_wrapped_lines
 
 # ---------------------------------------------------------------- headings
 
@@ -90,7 +90,7 @@ class Account:
             self.pieces.setdefault(rule, []).extend(pieces)
 
 
-def clean(text: str, remove: bool = True) -> tuple[str, Account]:
+def clean_text(text: str, remove: bool = True) -> tuple[str, Account]:
     """The story, and the account of what was done; with remove=False only its layout is made uniform."""
     account = Account(read=len(text))
     if not text.endswith("\n"):
@@ -106,7 +106,7 @@ def clean(text: str, remove: bool = True) -> tuple[str, Account]:
         lines = without_notices(lines, account)
         lines = with_plain_headings(lines, account)
         lines = without_front_matter(lines, account)
-    lines, joins = rejoined(lines, HEADING)
+    lines, joins = join_wrapped_lines(lines, HEADING)
     for removed, added in joins:
         account.count("wrapped lines", removed, added)
     text = uniform_layout(lines, account)

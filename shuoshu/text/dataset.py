@@ -15,7 +15,7 @@ from typing import BinaryIO
 import numpy as np
 
 from shuoshu.core.errors import UserError
-from shuoshu.core.files import is_count, read_json, reason_of, sha256_of
+from shuoshu.core.files import error_reason, is_count, read_json, sha256_of
 from shuoshu.text.tokenizer import Tokenizer
 
 Batch = tuple[np.ndarray, np.ndarray]  # ids and targets (B, T)
@@ -37,12 +37,12 @@ def text_windows(tokens: np.ndarray, end: int, block: int, rows: int, stride: in
 
 FORMAT = 1
 IGNORE = -100  # the target of a position that is not trained, as cross_entropy has it
-AGAIN = "prepare the data again"
-SPLITS = ("train", "val")
-IN_MEMORY = 1 << 28  # bytes up to which a file is read instead of mapped, so that nothing done to it in mid-run is felt
+PREPARE_AGAIN = "prepare the data again"
+TEXT_SPLITS = ("train", "val")
+MAX_IN_MEMORY_BYTES = 1 << 28  # bytes up to which a file is read instead of mapped, so that nothing done to it in mid-run is felt
 
 
-def resolve(dataset: str) -> Path:
+def find_dataset(dataset: str) -> Path:
     """A data folder from its path or its name under data/; UserError says how to make it."""
     named = Path("data") / dataset
     folder = next((path for path in (named, Path(dataset)) if (path / "meta.json").is_file()), None)
@@ -56,13 +56,13 @@ def resolve(dataset: str) -> Path:
     return folder
 
 
-class Aside:
+class StagingFolder:
     """A place to write a data folder's files, which are then moved into it together, or not at all."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.aside = folder, folder / f".writing-{os.getpid()}"
 
-    def __enter__(self) -> Aside:
+    def __enter__(self) -> StagingFolder:
         self.new = [path for path in (self.folder, *self.folder.parents) if not path.exists()]
         try:
             self.aside.mkdir(parents=True, exist_ok=True)
@@ -94,7 +94,7 @@ def token_dtype(tokenizer: Tokenizer) -> np.dtype:
     return np.dtype("<u2") if tokenizer.n_vocab <= 1 << 16 else np.dtype("<u4")
 
 
-class DatasetWriter(Aside):
+class DatasetWriter(StagingFolder):
     """Token files of a data folder."""
 
     def __init__(self, folder: Path) -> None:
@@ -105,10 +105,10 @@ class DatasetWriter(Aside):
         """Begins the token files."""
         self.tokenizer = tokenizer
         self.dtype = token_dtype(tokenizer)
-        self.counts = {split: {"tokens": 0, "characters": 0, "bytes": 0, "documents": 0} for split in SPLITS}
-        self.hashes = {split: hashlib.sha256() for split in SPLITS}
+        self.counts = {split: {"tokens": 0, "characters": 0, "bytes": 0, "documents": 0} for split in TEXT_SPLITS}
+        self.hashes = {split: hashlib.sha256() for split in TEXT_SPLITS}
         self.chapters: list[dict] = []
-        self.files = {split: (self.aside / f"{split}.bin").open("wb") for split in SPLITS}
+        self.files = {split: (self.aside / f"{split}.bin").open("wb") for split in TEXT_SPLITS}
 
     def __exit__(self, *error: object) -> None:
         for file in self.files.values():
@@ -134,15 +134,15 @@ class DatasetWriter(Aside):
             file.close()
         meta = {
             "dtype": self.dtype.name,
-            "splits": {split: {**self.counts[split], "sha256": self.hashes[split].hexdigest()} for split in SPLITS},
+            "splits": {split: {**self.counts[split], "sha256": self.hashes[split].hexdigest()} for split in TEXT_SPLITS},
             "books": books,
             "chapters": self.chapters,
             "settings": settings,
         }
-        return self.place([f"{split}.bin" for split in SPLITS], self.tokenizer, meta)
+        return self.place([f"{split}.bin" for split in TEXT_SPLITS], self.tokenizer, meta)
 
 
-class TokenFile:
+class TextDataset:
     """One split of a prepared folder, memory-mapped where it is large, with batches whose content depends on (seed, row number) alone.
 
     The file is a ring: each epoch starts at a random offset and cuts it into windows of block_size, which come in a
@@ -199,23 +199,23 @@ def open_array(path: Path, dtype: str, count: int, sha256: str, below: int) -> n
     found = path.stat().st_size if path.is_file() else None
     if found != count * kind.itemsize:
         what = "is missing" if found is None else f"has {found:,} bytes instead of {count * kind.itemsize:,}"
-        raise UserError(f"{path} {what}: {AGAIN}")
+        raise UserError(f"{path} {what}: {PREPARE_AGAIN}")
     try:
-        array = np.fromfile(path, kind) if found <= IN_MEMORY else np.memmap(path, dtype=kind, mode="r")
+        array = np.fromfile(path, kind) if found <= MAX_IN_MEMORY_BYTES else np.memmap(path, dtype=kind, mode="r")
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} can't be read ({reason_of(error)})") from None
+        raise UserError(f"{path} can't be read ({error_reason(error)})") from None
     check_length(array, path)
     if (sha256_of(path) if isinstance(array, np.memmap) else hashlib.sha256(array).hexdigest()) != sha256:
-        raise UserError(f"{path} is not the file that meta.json describes (its sha256 differs): {AGAIN}")
+        raise UserError(f"{path} is not the file that meta.json describes (its sha256 differs): {PREPARE_AGAIN}")
     if count and (largest := int(array.max())) >= below:
-        raise UserError(f"{path} holds the number {largest:,}, and all must be smaller than {below:,}: {AGAIN}")
+        raise UserError(f"{path} holds the number {largest:,}, and all must be smaller than {below:,}: {PREPARE_AGAIN}")
     return array
 
 
 def check_length(array: np.ndarray, path: Path) -> None:
     """UserError if a mapped file was cut: reading what is gone would end the program without a word. (A deleted one can still be read.)"""
     if isinstance(array, np.memmap) and path.is_file() and path.stat().st_size < array.nbytes:
-        raise UserError(f"{path} was cut while it was in use: {AGAIN}")
+        raise UserError(f"{path} was cut while it was in use: {PREPARE_AGAIN}")
 
 
 def read_meta(folder: Path) -> dict:
@@ -224,12 +224,12 @@ def read_meta(folder: Path) -> dict:
     try:
         meta = read_json(path)
         if meta["format"] != FORMAT:
-            raise UserError(f"{path} has format {meta['format']!r:.20}, this version reads {FORMAT}: {AGAIN}")
+            raise UserError(f"{path} has format {meta['format']!r:.20}, this version reads {FORMAT}: {PREPARE_AGAIN}")
         if wrong := _wrong_in(meta):
             raise ValueError(f"{wrong} is not what a preparation writes")
         return meta
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} can't be read ({reason_of(error)}): {AGAIN}") from None
+        raise UserError(f"{path} can't be read ({error_reason(error)}): {PREPARE_AGAIN}") from None
 
 
 def _wrong_in(meta: dict) -> str | None:
@@ -241,7 +241,7 @@ def _wrong_in(meta: dict) -> str | None:
         "dtype": meta["dtype"] in ("uint16", "uint32"),
         "vocab_size": is_count(meta["vocab_size"]),
         "tokenizer": isinstance(meta["tokenizer"]["hash"], str),
-        "splits": set(SPLITS) <= set(meta["splits"]) <= {*SPLITS, "test", "untaught"},
+        "splits": set(TEXT_SPLITS) <= set(meta["splits"]) <= {*TEXT_SPLITS, "test", "untaught"},
     }
     for split, facts in meta["splits"].items():
         good[f"splits.{split}"] = all(is_count(facts[name]) for name in counts) and all(isinstance(facts[name], str) for name in hashes)

@@ -14,15 +14,15 @@ from pathlib import Path
 from typing import BinaryIO
 
 from shuoshu.core.errors import UserError
-from shuoshu.core.files import size
+from shuoshu.core.files import format_bytes
 
 SUFFIXES = (".txt", ".zip", ".gz")
-LARGEST = 4 << 30  # bytes that one file may unpack to
-DENSEST = 100  # times its own size that an archive over a MB may unpack to: novels give 2 to 5, bombs 1,000
-SAMPLE = 400_000  # bytes that the choice between encodings looks at
-PART = 8_000_000  # characters of a text that are cleaned together
-UNREADABLE = 0.01  # share of characters above which a file is taken for no text of this encoding
-EVERYDAY = frozenset("，。：“”！？、的一不了是人我在有他这中大来上个国道说子之也得曰那里出去將将與与為为見见這個說來國們们時时")
+MAX_FILE_BYTES = 4 << 30  # bytes that one file may unpack to
+MAX_EXPANSION = 100  # times its own size that an archive over a MB may unpack to: novels give 2 to 5, bombs 1,000
+SAMPLE_BYTES = 400_000  # bytes that the choice between encodings looks at
+PART_CHARACTERS = 8_000_000  # characters of a text that are cleaned together
+MAX_UNREADABLE_SHARE = 0.01  # share of characters above which a file is taken for no text of this encoding
+COMMON_CHARACTERS = frozenset("，。：“”！？、的一不了是人我在有他这中大来上个国道说子之也得曰那里出去將将與与為为見见這個說來國們们時时")
 BOMS = (
     (codecs.BOM_UTF8, "utf-8"),
     (codecs.BOM_UTF32_LE, "utf-32-le"),
@@ -42,7 +42,7 @@ def raw_texts(path: Path) -> Iterator[tuple[str, BinaryIO]]:
                 if not members:
                     raise UserError("the archive holds no .txt file")
                 if sum(member.file_size for member in members) > most_of(path):
-                    raise UserError(f"it unpacks to more than {size(most_of(path))}, as no novels of its size do")
+                    raise UserError(f"it unpacks to more than {format_bytes(most_of(path))}, as no novels of its size do")
                 for member in members:
                     with archive.open(member) as file:
                         yield Path(_zip_name(member)).stem, file
@@ -57,7 +57,7 @@ def raw_texts(path: Path) -> Iterator[tuple[str, BinaryIO]]:
 def most_of(path: Path) -> int:
     """Bytes that the texts of a file may come to."""
     is_packed = path.suffix.lower() in (".zip", ".gz")
-    return min(LARGEST, max(1 << 20, DENSEST * path.stat().st_size)) if is_packed else LARGEST
+    return min(MAX_FILE_BYTES, max(1 << 20, MAX_EXPANSION * path.stat().st_size)) if is_packed else MAX_FILE_BYTES
 
 
 @contextmanager
@@ -83,13 +83,13 @@ def _zip_name(member: zipfile.ZipInfo) -> str:
         return member.filename
 
 
-class Decoder:
+class TextDecoder:
     """The text of an open file, part by part. `broken` counts the undecodable places, each of which becomes a �."""
 
     def __init__(self, file: BinaryIO, forced: str | None = None, largest: int | None = None) -> None:
-        self.file, self.broken, self.characters, self.largest = file, 0, 0, largest or LARGEST
-        self.head = self._read(SAMPLE)
-        self.encoding, self.skip = _forced(forced, self.head) if forced else choose(self.head, is_whole=len(self.head) < SAMPLE)
+        self.file, self.broken, self.characters, self.largest = file, 0, 0, largest or MAX_FILE_BYTES
+        self.head = self._read(SAMPLE_BYTES)
+        self.encoding, self.skip = _forced(forced, self.head) if forced else detect_encoding(self.head, is_whole=len(self.head) < SAMPLE_BYTES)
 
     def _read(self, size: int) -> bytes:
         with _reasons():
@@ -105,14 +105,14 @@ class Decoder:
             text = decoder.decode(chunk)
             self.broken += max(0, text.count("�") - (chunk.count(own) if own else 0))
             held += text
-            if len(held) > PART and (cut := last_line_start(held) or len(held) * (len(held) > 2 * PART)):
+            if len(held) > PART_CHARACTERS and (cut := last_line_start(held) or len(held) * (len(held) > 2 * PART_CHARACTERS)):
                 blank = False
                 yield self._checked(held[:cut])
                 held = held[cut:]
             chunk = self._read(1 << 20)
             done += len(chunk)
             if done > self.largest:
-                raise UserError(f"it unpacks to more than {size(self.largest)}, as no novel of its size does")
+                raise UserError(f"it unpacks to more than {format_bytes(self.largest)}, as no novel of its size does")
         rest = decoder.decode(b"", final=True)
         self.broken += rest.count("�")
         held += rest
@@ -123,7 +123,7 @@ class Decoder:
 
     def _checked(self, part: str) -> str:
         self.characters += len(part)
-        if self.broken > max(3, UNREADABLE * self.characters):
+        if self.broken > max(3, MAX_UNREADABLE_SHARE * self.characters):
             raise UserError(f"{self.broken:,} places can't be read as {self.encoding}: it is no text, or name its --encoding")
         if (nuls := part.count("\0")) > 0.1 * len(part):
             raise UserError(f"{nuls:,} of {len(part):,} characters are NUL: it is no text, or name its --encoding")
@@ -152,7 +152,7 @@ def last_line_start(text: str) -> int:
     return 0
 
 
-def choose(head: bytes, is_whole: bool) -> tuple[str, int]:
+def detect_encoding(head: bytes, is_whole: bool) -> tuple[str, int]:
     """(encoding, length of its byte order mark): by the mark; strict UTF-8; UTF-16's line ends; else what gives the more everyday characters."""
     for bom, encoding in BOMS:
         if head.startswith(bom):
@@ -174,4 +174,4 @@ def choose(head: bytes, is_whole: bool) -> tuple[str, int]:
 def _likelihood(sample: bytes, encoding: str) -> float:
     """Share of everyday characters (ASCII's are), less a penalty for what can't be decoded."""
     text = codecs.decode(sample, encoding, "replace")[:-2]
-    return (sum(" " <= c < "\x7f" or c in EVERYDAY for c in text) - 20 * text.count("�")) / max(1, len(text))
+    return (sum(" " <= c < "\x7f" or c in COMMON_CHARACTERS for c in text) - 20 * text.count("�")) / max(1, len(text))

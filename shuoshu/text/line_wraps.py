@@ -11,7 +11,7 @@ PHRASE_END = re.compile(r"[。！？：；…!?.:;”’」』）)】》\"'—]$
 FIRST_PIECE = re.compile(r"[\"'“‘(]*[A-Za-z0-9'’-]+[\"'”’,.!?:;)…—]*|[“‘「『（《【]*.[，。！？：；、…”’」』）】》—,.!?:;)]*", re.DOTALL)
 
 
-def columns(text: str) -> int:
+def line_columns(text: str) -> int:
     """Width of a line: two columns for all that isn't Latin."""
     return 2 * len(text) - len(text.encode("latin-1", "ignore"))
 
@@ -26,7 +26,7 @@ class Line:
     gap: bool = True  # a blank line follows
 
 
-def rejoined(lines: list[str], heading: re.Pattern) -> tuple[list[str], list[tuple[int, int]]]:
+def join_wrapped_lines(lines: list[str], heading: re.Pattern) -> tuple[list[str], list[tuple[int, int]]]:
     """(lines, what each join removed and added).
 
     Where most of at least four lines in succession are nearly as long as the longest kind and break off in mid-phrase, a line
@@ -37,14 +37,14 @@ def rejoined(lines: list[str], heading: re.Pattern) -> tuple[list[str], list[tup
         text = raw.strip(" \t　")
         if not text:
             continue
-        line = Line(i, text, columns(text), columns(raw.rstrip(" \t　")) - columns(text))
+        line = Line(i, text, line_columns(text), line_columns(raw.rstrip(" \t　")) - line_columns(text))
         if line.width > 100 or heading.match(raw):
             stretches.append([])
         else:
             stretches[-1].append(line)
     joins: set[int] = set()  # indices of lines that go on in the next one
     for stretch in stretches:
-        joins |= _joins(stretch)
+        joins |= _find_joins(stretch)
     if not joins:
         return lines, []
     result: list[list[str]] = []  # the pieces of each line
@@ -67,15 +67,15 @@ def rejoined(lines: list[str], heading: re.Pattern) -> tuple[list[str], list[tup
     return ["".join(pieces) for pieces in result], changes
 
 
-def _joins(stretch: list[Line]) -> set[int]:
+def _find_joins(stretch: list[Line]) -> set[int]:
     """The lines of a stretch that the next one continues; none unless it is hard-wrapped."""
     if len(stretch) < 4:
         return set()
     least = min(line.indent for line in stretch)
     for line in stretch:
-        line.width = columns(line.text) + line.indent - least  # as wide as it was when it was wrapped
+        line.width = line_columns(line.text) + line.indent - least  # as wide as it was when it was wrapped
     for a, b in pairwise(stretch):
-        a.gap, a.next_piece = b.at > a.at + 1, columns(FIRST_PIECE.match(b.text)[0])
+        a.gap, a.next_piece = b.at > a.at + 1, line_columns(FIRST_PIECE.match(b.text)[0])
     is_latin = sum(line.width < 1.3 * len(line.text) for line in stretch) > 0.5 * len(stretch)
     width = _usual_width(stretch, is_latin)
     if width is None:
@@ -84,7 +84,7 @@ def _joins(stretch: list[Line]) -> set[int]:
         parts: list[list[Line]] = [[]]
         for line in stretch:
             parts.append([]) if line.width > width + 6 else parts[-1].append(line)
-        return set().union(*map(_joins, parts))
+        return set().union(*map(_find_joins, parts))
     inner = stretch[:-1]
     if is_latin:
         candidates = [line for line in inner if not line.gap]

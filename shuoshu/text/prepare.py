@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 
 from shuoshu.core import terminal
-from shuoshu.core.errors import HOUSE, UserError
-from shuoshu.core.files import same
+from shuoshu.core.errors import REPO_ROOT, UserError
+from shuoshu.core.files import same_path
 from shuoshu.core.settings import PrepareSettings
 from shuoshu.text import dataset
-from shuoshu.text.books import Account, Book, Section, find_files, read_books, same_books
+from shuoshu.text.books import Account, Book, Section, find_duplicate_books, find_files, read_books
 from shuoshu.text.tokenizer import Tokenizer, character_tokenizer, gpt2_tokenizer, train_bpe
 
 SAMPLE_BYTES = 8_000_000  # of text that a tokenizer is trained on: more costs seconds and changes little
@@ -28,11 +28,11 @@ SAMPLE_PIECE = 20_000  # characters drawn together
 def prepare(settings: PrepareSettings) -> None:
     """What prepare.py does once its settings are known."""
     began = time.perf_counter()
-    inputs = settings.inputs or (str(HOUSE / "data" / "novella"),)
+    inputs = settings.inputs or (str(REPO_ROOT / "data" / "novella"),)
     files = find_files(inputs)
     folder = Path(settings.out or Path("data") / Path(inputs[0]).resolve().stem)
-    bundled = HOUSE / "data" / "novella"
-    if settings.inputs and same(folder, bundled) and not all(same(name, bundled) for name in inputs):
+    bundled = REPO_ROOT / "data" / "novella"
+    if settings.inputs and same_path(folder, bundled) and not all(same_path(name, bundled) for name in inputs):
         raise UserError(f"{folder} belongs to the bundled novella: choose another name with --out=data/NAME")
 
     if settings.threads:
@@ -128,7 +128,7 @@ def encode(books: list[Book], tokenizer: Tokenizer, writer: dataset.DatasetWrite
     items = ((number, split, section) for number, book in enumerate(books) for split, section in book.splits())
     before = None
     with ThreadPoolExecutor(threads) as pool:
-        for number, split, section, ids, n_bytes in in_order(pool, encoded, items, ahead=4 * threads):
+        for number, split, section, ids, n_bytes in ordered_map(pool, encoded, items, ahead=4 * threads):
             if before and before != (number, split):
                 writer.end_document(before[1])
             before = (number, split)
@@ -138,7 +138,7 @@ def encode(books: list[Book], tokenizer: Tokenizer, writer: dataset.DatasetWrite
         writer.end_document(before[1])
 
 
-def in_order(pool: ThreadPoolExecutor, work, items: Iterable, ahead: int) -> Iterator:
+def ordered_map(pool: ThreadPoolExecutor, work, items: Iterable, ahead: int) -> Iterator:
     """pool.map that reads only a little ahead, so that memory doesn't grow with the corpus."""
     waiting: deque = deque()
     for item in items:
@@ -168,7 +168,7 @@ def summary(books: list[Book], meta: dict, tokenizer: Tokenizer, why: str, show_
             *account_lines(books, show_removed),
             terminal.table(splits),
             "",
-            *notes(books),
+            *warnings(books),
             f"  vocabulary   {tokenizer.n_vocab:,} ({tokenizer.kind}; {why})",
             f"  a token is   {per_token:.2f} characters on average",
         ]
@@ -196,9 +196,9 @@ def account_lines(books: list[Book], show_removed: bool) -> list[str]:
     return [*lines, ""] if total.pieces else lines
 
 
-def notes(books: list[Book]) -> list[str]:
+def warnings(books: list[Book]) -> list[str]:
     """What a reader should know before training on this."""
-    told = [f"  note         {share:.0%} of {a.title} stand in {b.title} too: the same book twice?" for a, b, share in same_books(books)]
+    told = [f"  note         {share:.0%} of {a.title} stand in {b.title} too: the same book twice?" for a, b, share in find_duplicate_books(books)]
     for book in books:
         if odd := ", ".join(f"{count:,} {kind}" for kind, count in book.odd.items() if count):
             told.append(f"  note         {book.title} has odd characters: {odd}")

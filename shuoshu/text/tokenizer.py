@@ -16,7 +16,7 @@ import numpy as np
 import tiktoken
 
 from shuoshu.core.errors import UserError
-from shuoshu.core.files import read_json, reason_of
+from shuoshu.core.files import error_reason, read_json
 
 END, SYSTEM, USER, ASSISTANT, PAD = SPECIALS = ("<|endoftext|>", "<|system|>", "<|user|>", "<|assistant|>", "<|pad|>")
 
@@ -146,7 +146,7 @@ class Tokenizer:
         try:
             return cls._from_document(document)
         except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
-            raise UserError(f"{path} can't be used: {reason_of(error)}; only byte-level BPE with Shuoshu's chat tokens is read") from None
+            raise UserError(f"{path} can't be used: {error_reason(error)}; only byte-level BPE with Shuoshu's chat tokens is read") from None
 
     @classmethod
     def _from_document(cls, document: dict) -> Tokenizer:

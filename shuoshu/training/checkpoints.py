@@ -18,12 +18,12 @@ from torch import Tensor
 
 from model import GPT
 from shuoshu.core.errors import UserError
-from shuoshu.core.files import need_room, read_json, reason_of, sha256_of, sync_folder, verify, write_text
-from shuoshu.models.weights import size_of, write_tensors
+from shuoshu.core.files import error_reason, read_json, require_disk_space, sha256_of, sync_folder, verify_sha256, write_synced_text
+from shuoshu.models.weights import tensor_bytes, write_tensors
 
 FORMAT = 1
-KEEP = 2  # checkpoints of a run
-BEFORE = ".before"  # the end of the name of a checkpoint that is being replaced
+KEPT_CHECKPOINTS = 2  # checkpoints of a run
+REPLACED_SUFFIX = ".before"  # the end of the name of a checkpoint that is being replaced
 
 
 # ---------------------------------------------------------------- checkpoints
@@ -34,7 +34,7 @@ def save_checkpoint(out_dir: Path, step: int, model: GPT, optimizer: dict[str, T
     home = out_dir / "checkpoints"
     home.mkdir(exist_ok=True)  # out_dir itself is not made anew: where it vanished, its disk may be gone
     weights = model.tensors()
-    need_room(home, size_of([*weights.values(), *optimizer.values()]) + 100_000)
+    require_disk_space(home, tensor_bytes([*weights.values(), *optimizer.values()]) + 100_000)
     folder = home / f"step-{step:06d}"
     aside = home / f".{folder.name}.{os.getpid()}"
     shutil.rmtree(aside, ignore_errors=True)
@@ -43,23 +43,25 @@ def save_checkpoint(out_dir: Path, step: int, model: GPT, optimizer: dict[str, T
         hashes = {
             "model.safetensors": write_tensors(aside / "model.safetensors", weights, {"step": str(step)}),
             "optimizer.safetensors": write_tensors(aside / "optimizer.safetensors", optimizer, {"step": str(step)}),
-            "state.json": write_text(aside / "state.json", json.dumps({"format": FORMAT, "step": step, **state}, ensure_ascii=False, indent=1)),
+            "state.json": write_synced_text(aside / "state.json", json.dumps({"format": FORMAT, "step": step, **state}, ensure_ascii=False, indent=1)),
         }
         for name, digest in hashes.items():
-            verify(aside / name, digest)
-        write_text(aside / "manifest.json", json.dumps({"format": FORMAT, "sha256": hashes}, indent=1))
+            verify_sha256(aside / name, digest)
+        write_synced_text(aside / "manifest.json", json.dumps({"format": FORMAT, "sha256": hashes}, indent=1))
         sync_folder(aside)
         _put_in_place(aside, folder)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
-    for old in [path for path in checkpoints(out_dir) if _rank(path) < _rank(folder)][: 1 - KEEP]:  # newer ones are damaged or not ours to judge
+    for old in [path for path in list_checkpoints(out_dir) if _rank(path) < _rank(folder)][
+        : 1 - KEPT_CHECKPOINTS
+    ]:  # newer ones are damaged or not ours to judge
         shutil.rmtree(old, ignore_errors=True)
     return folder
 
 
 def _put_in_place(aside: Path, folder: Path) -> None:
     """Renames the new checkpoint; one of the same step, from before a resumption, counts until the new one stands."""
-    before = folder.with_name(folder.name + BEFORE)
+    before = folder.with_name(folder.name + REPLACED_SUFFIX)
     if folder.exists():
         shutil.rmtree(before, ignore_errors=True)
         folder.rename(before)
@@ -68,18 +70,18 @@ def _put_in_place(aside: Path, folder: Path) -> None:
     shutil.rmtree(before, ignore_errors=True)
 
 
-def checkpoints(out_dir: Path) -> list[Path]:
+def list_checkpoints(out_dir: Path) -> list[Path]:
     """All that have their name, the oldest first."""
-    named = (path for path in (out_dir / "checkpoints").glob("step-*") if re.fullmatch(f"step-[0-9]+({re.escape(BEFORE)})?", path.name))
+    named = (path for path in (out_dir / "checkpoints").glob("step-*") if re.fullmatch(f"step-[0-9]+({re.escape(REPLACED_SUFFIX)})?", path.name))
     return sorted(named, key=_rank)
 
 
 def _rank(folder: Path) -> tuple[int, bool]:
     """Its place in the order: by step; what a new one of the same step replaces comes before that."""
-    return int(folder.name[5:].removesuffix(BEFORE)), not folder.name.endswith(BEFORE)
+    return int(folder.name[5:].removesuffix(REPLACED_SUFFIX)), not folder.name.endswith(REPLACED_SUFFIX)
 
 
-def sweep(out_dir: Path) -> None:
+def remove_partial_files(out_dir: Path) -> None:
     """Removes what a killed run left half written."""
     ours = re.compile(
         r"\.(model\.safetensors|log\.jsonl|samples\.md|loss\.png|report\.html|eval_answers\.jsonl|(eval|config|generation_config|tokenizer|tokenizer_config|settings)\.json|step-\d+)\.\d+"
@@ -91,7 +93,7 @@ def sweep(out_dir: Path) -> None:
 def newest_checkpoint(out_dir: Path) -> tuple[Path | None, list[str]]:
     """The newest valid checkpoint, and what was wrong with those that are newer."""
     wrong = []
-    for folder in reversed(checkpoints(out_dir)):
+    for folder in reversed(list_checkpoints(out_dir)):
         problem = _problem_of(folder)
         if problem is None:
             return folder, wrong
@@ -122,4 +124,4 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor],
             raise ValueError(f"its state has format {state['format']!r:.20}, this version reads {FORMAT}")
         return load_file(folder / "model.safetensors"), load_file(folder / "optimizer.safetensors"), state
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise UserError(f"{folder} can't be resumed from: {reason_of(error)}; remove it, and --resume takes the one before") from None
+        raise UserError(f"{folder} can't be resumed from: {error_reason(error)}; remove it, and --resume takes the one before") from None

@@ -7,13 +7,13 @@ import shlex
 import signal
 import time
 
+from shuoshu.core import device, distributed, terminal
 from shuoshu.core import device as core_device
-from shuoshu.core import distributed, terminal
-from shuoshu.core.files import size
+from shuoshu.core.files import format_bytes
 from shuoshu.core.settings import TrainSettings
 from shuoshu.training import checkpoints
 from shuoshu.training.run import Run
-from shuoshu.training.schedule import Pace
+from shuoshu.training.schedule import RunClock
 from shuoshu.training.step import train_step
 
 
@@ -30,27 +30,27 @@ def out_of_memory(settings: TrainSettings, processes: distributed.Processes, row
 # ---------------------------------------------------------------- what the user reads
 
 
-def introduce(run: Run, pace: Pace) -> None:
+def print_run_summary(run: Run, pace: RunClock) -> None:
     total, inner = run.raw.count_parameters()
     guess = math.log(run.tokenizer.n_vocab)
     rates: dict[float, int] = {}
     for group in (group for optimizer in run.optimizers for group in optimizer.param_groups):
         rates[group["full_lr"]] = rates.get(group["full_lr"], 0) + sum(p.numel() for p in group["params"])
     compiled = ", compiled" if run.machine["compiled"] else ""
-    terminal.say(f"model      {total:,} parameters, {inner:,} of them outside embedding and head; a blind guess would have a loss of {guess:.2f}")
-    terminal.say(f"optimiser  {run.settings.optimizer}: " + ", ".join(f"{count:,} parameters at {rate:g}" for rate, count in rates.items()))
+    terminal.print_line(f"model      {total:,} parameters, {inner:,} of them outside embedding and head; a blind guess would have a loss of {guess:.2f}")
+    terminal.print_line(f"optimiser  {run.settings.optimizer}: " + ", ".join(f"{count:,} parameters at {rate:g}" for rate, count in rates.items()))
     unit = "rows" if run.turns else "tokens"
     more = f" and {len(run.data.numbers) - len(run.data):,} reworded" if run.settings.reworded else ""
     sizes = f"{len(run.data):,} training{more} and {len(run.val):,} validation {unit}"
-    terminal.say(f"data       {run.data.folder}: {sizes}, {run.steps_per_epoch:.1f} steps an epoch")
+    terminal.print_line(f"data       {run.data.folder}: {sizes}, {run.steps_per_epoch:.1f} steps an epoch")
     epochs = run.settings.max_epochs
     if epochs is not None and pace.steps > (fewer := math.ceil(epochs * run.steps_per_epoch)):
         told = f"{pace.steps:,} steps, {pace.steps / run.steps_per_epoch:.1f} epochs, since min_iters says so"
-        terminal.say(f"length     {told}; max_epochs={epochs:g} alone (--min_iters=none) would be {fewer:,} steps")
-    terminal.say(f"machine    {run.device}, {run.settings.dtype}, torch {run.machine['torch']}{compiled}")
+        terminal.print_line(f"length     {told}; max_epochs={epochs:g} alone (--min_iters=none) would be {fewer:,} steps")
+    terminal.print_line(f"machine    {run.device}, {run.settings.dtype}, torch {run.machine['torch']}{compiled}")
 
 
-def tell(run: Run, pace: Pace, bar: terminal.Progress, loss: float) -> None:
+def log_progress(run: Run, pace: RunClock, bar: terminal.Progress, loss: float) -> None:
     """The loss of the last steps and the speed, to the bar and the log."""
     state = run.state
     lr = run.optimizers[0].param_groups[0]["lr"]
@@ -69,22 +69,24 @@ def tell(run: Run, pace: Pace, bar: terminal.Progress, loss: float) -> None:
         run.record("step", step=state.step, epoch=epoch, loss=loss, lr=lr, **speed)
 
 
-def conclude(run: Run, stopped: int | None, out_of_patience: bool) -> None:
+def print_result(run: Run, stopped: int | None, out_of_patience: bool) -> None:
     state, settings = run.state, run.settings
     if stopped:
         again = f"python train.py --resume {shlex.quote(f'--out_dir={settings.out_dir}')}"
-        terminal.say(f"stopped by {signal.Signals(stopped).name} after step {state.step:,}; everything is saved. Go on with\n  {again}")
+        terminal.print_line(f"stopped by {signal.Signals(stopped).name} after step {state.step:,}; everything is saved. Go on with\n  {again}")
         return
     early = f", stopped early after {state.worse_evals} evaluations without a better one" if out_of_patience else ""
     best = {} if state.best is None else {"best_rouge_l": -state.best} if run.selects_by_answers else {"best_loss": state.best}
     run.record("end", step=state.step, best_step=state.best_step, **best, kept_step=state.kept_step, seconds=round(state.seconds, 2))
     left_out = f", {state.skipped:,} of them left out" if state.skipped else ""
-    terminal.say(f"done       {state.step:,} steps{left_out}, {state.step / run.steps_per_epoch:.2f} epochs in {terminal.duration(state.seconds)}{early}")
+    terminal.print_line(
+        f"done       {state.step:,} steps{left_out}, {state.step / run.steps_per_epoch:.2f} epochs in {terminal.duration(state.seconds)}{early}"
+    )
     for name, value in best.items():
         what = name.removeprefix("best_").replace("rouge_l", "ROUGE-L")
         kept = "that model" if state.kept_step == state.best_step else f"that of step {state.kept_step:,}, as good but for chance,"
-        terminal.say(f"best       val {what} {value:.4f} at step {state.best_step:,}: {kept} is in {run.out_dir}, its curve in loss.png")
-    terminal.say(f'next       python sample.py {shlex.quote(f"--out_dir={settings.out_dir}")} --start="…"')
+        terminal.print_line(f"best       val {what} {value:.4f} at step {state.best_step:,}: {kept} is in {run.out_dir}, its curve in loss.png")
+    terminal.print_line(f'next       python sample.py {shlex.quote(f"--out_dir={settings.out_dir}")} --start="…"')
 
 
 def dry_run(run: Run) -> int:
@@ -94,16 +96,18 @@ def dry_run(run: Run) -> int:
     for _ in range(8):
         began = time.perf_counter()
         train_step(run)
-        core_device.synchronise(run.device)
+        device.synchronize(run.device)
         seconds.append(time.perf_counter() - began)
     per_step = sorted(seconds[3:])[2]
-    steps = Pace(run.settings, run.steps_per_epoch, run.processes, run.device).steps_at(per_step)
+    steps = RunClock(run.settings, run.steps_per_epoch, run.processes, run.device).steps_at(per_step)
     total, inner = run.raw.count_parameters()
     if run.processes.is_first:
         rows = f"{run.rows_per_step} rows, {run.tokens_per_step:,.0f} trained tokens"
         print(f"parameters   {total:,}, {inner:,} of them outside embedding and head; vocabulary {run.raw.config.vocab_size:,}")
         print(f"step         {rows} in {per_step:.3f} s, {run.tokens_per_step / per_step:,.0f} tokens/s")
         print(f"run          {steps:,} steps, {steps / run.steps_per_epoch:.2f} epochs, {terminal.duration(steps * per_step)} and the evaluations")
-        print(f"memory       {size(core_device.peak_memory(run.device))} at the peak, on {run.device} in {run.settings.dtype}")
-        print(f"disk         {size(run.bytes_per_checkpoint())} a checkpoint, {checkpoints.KEEP} are kept; {size(4 * total)} the model")
+        print(f"memory       {format_bytes(core_device.peak_memory(run.device))} at the peak, on {run.device} in {run.settings.dtype}")
+        print(
+            f"disk         {format_bytes(run.bytes_per_checkpoint())} a checkpoint, {checkpoints.KEPT_CHECKPOINTS} are kept; {format_bytes(4 * total)} the model"
+        )
     return 0

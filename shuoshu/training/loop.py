@@ -9,18 +9,18 @@ import torch
 from shuoshu.core import device as core_device
 from shuoshu.core import distributed, terminal
 from shuoshu.core.errors import UserError
-from shuoshu.core.files import Lock, reason_of
+from shuoshu.core.files import Lock, error_reason
 from shuoshu.core.settings import TrainSettings
-from shuoshu.training.console import conclude, dry_run, introduce, out_of_memory, tell
+from shuoshu.training.console import dry_run, log_progress, out_of_memory, print_result, print_run_summary
 from shuoshu.training.run import Run
-from shuoshu.training.schedule import Pace
-from shuoshu.training.step import ASKED_EVERY, train_step
+from shuoshu.training.schedule import RunClock
+from shuoshu.training.step import CHECK_EVERY, train_step
 from shuoshu.training.validate import evaluate
 
 
 def train(settings: TrainSettings) -> int:
     """Trains as the settings say; the exit code."""
-    core_device.keep_memory()
+    core_device.tune_malloc()
     processes = distributed.Processes()
     device = core_device.pick_device(settings.device, processes.local_rank)
     start_processes(processes, device)
@@ -61,10 +61,10 @@ def start_processes(processes: distributed.Processes, device: torch.device) -> N
 def loop(run: Run) -> int:
     """Steps until the plan, the user or the patience ends it; the exit code."""
     state, settings = run.state, run.settings
-    pace = Pace(settings, run.steps_per_epoch, run.processes, run.device)
+    pace = RunClock(settings, run.steps_per_epoch, run.processes, run.device)
     run.processes.first(run.open_out_dir)
     if run.processes.is_first:
-        introduce(run, pace)
+        print_run_summary(run, pace)
     pace.begin(state)
     loss_sum, loss_steps = torch.zeros((), device=run.device), 0
     bar = terminal.Progress(state.plan.max_iters if state.plan else 0, state.step, show=run.processes.is_first)
@@ -102,11 +102,11 @@ def loop(run: Run) -> int:
             state.step += 1
             state.plan = pace.plan_after(state)
             is_told = state.step % settings.log_interval == 0
-            if is_told or run.device.type == "cpu" or state.step % ASKED_EVERY == 0:
+            if is_told or run.device.type == "cpu" or state.step % CHECK_EVERY == 0:
                 loss_steps -= run.skips.settle(bar.say)
             if is_told:
                 if loss_steps:
-                    tell(run, pace, bar, loss_sum.item() / loss_steps)
+                    log_progress(run, pace, bar, loss_sum.item() / loss_steps)
                 loss_sum, loss_steps = torch.zeros_like(loss_sum), 0
         run.skips.settle(bar.say)
         if run.saved != state.step:
@@ -114,7 +114,7 @@ def loop(run: Run) -> int:
             save_or_end(run)
     bar.close()
     if run.processes.is_first:
-        conclude(run, stopped, out_of_patience)
+        print_result(run, stopped, out_of_patience)
     return 128 + stopped if stopped else 0
 
 
@@ -124,4 +124,4 @@ def save_or_end(run: Run) -> None:
         run.save()
     except OSError as error:
         intact = "" if run.saved is None else f"; the checkpoint of step {run.saved:,} is intact, --resume goes on from it once the disk can be written again"
-        raise UserError(f"step {run.state.step:,} can't be saved in {run.out_dir}: {reason_of(error)}{intact}") from None
+        raise UserError(f"step {run.state.step:,} can't be saved in {run.out_dir}: {error_reason(error)}{intact}") from None

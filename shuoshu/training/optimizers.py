@@ -20,7 +20,7 @@ _QUINTICS = (
 POLAR_EXPRESS = tuple((a / 1.01, b / 1.01**3, c / 1.01**5) for a, b, c in _QUINTICS[:-1]) + _QUINTICS[-1:]
 
 
-def orthogonalise(matrices: Tensor, dtype: torch.dtype) -> Tensor:
+def orthogonalize(matrices: Tensor, dtype: torch.dtype) -> Tensor:
     """Each matrix of (n, rows, columns) with its singular values driven to about 1."""
     tall = matrices.shape[-2] > matrices.shape[-1]
     x = (matrices.mT if tall else matrices).to(dtype)
@@ -68,7 +68,7 @@ class Muon(torch.optim.Optimizer):
                 grads = list(torch.where(counts == 0, torch.stack(buffers), torch.stack(grads)).unbind())  # a buffer, drawn to itself, stays
             torch._foreach_lerp_(buffers, grads, 1 - momentum)
             ahead = torch._foreach_lerp(grads, buffers, momentum)  # Nesterov: look where the momentum leads
-            updates = orthogonalise(torch.stack(ahead), self.dtype).to(params[0].dtype) * counts
+            updates = orthogonalize(torch.stack(ahead), self.dtype).to(params[0].dtype) * counts
             rows, columns = params[0].shape
             if group["weight_decay"]:
                 torch._foreach_mul_(params, 1 - counts * (group["lr"] * group["weight_decay"]))

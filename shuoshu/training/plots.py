@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from shuoshu.core.files import write_text, write_whole
-from shuoshu.core.run_log import Log
+from shuoshu.core.files import write_atomically, write_synced_text
+from shuoshu.core.run_log import RunLog
 
 
-def write_samples(log: Log, path: Path) -> None:
+def write_samples(log: RunLog, path: Path) -> None:
     """samples.md: what each evaluation's model made of one prompt, or answered to a few questions."""
     parts, title = ["# Samples\n"], None
     for record in log.read("sample"):
@@ -20,10 +20,10 @@ def write_samples(log: Log, path: Path) -> None:
         asked = "reference" in record  # a question
         text = f"{record['prompt']}\n▸ {record['text']}\n✓ {record['reference']}" if asked else record["prompt"] + "▸" + record["text"]
         parts.append("  \n".join(f"> {line}" for line in text.splitlines()) + "\n")
-    write_whole(path, lambda aside: write_text(aside, "\n".join(parts)))
+    write_atomically(path, lambda aside: write_synced_text(aside, "\n".join(parts)))
 
 
-def draw_curves(log: Log, path: Path) -> None:
+def draw_curves(log: RunLog, path: Path) -> None:
     """loss.png: training and validation loss over the steps, the answers' ROUGE-L where questions are asked, the rate below."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -64,4 +64,4 @@ def draw_curves(log: Log, path: Path) -> None:
     rates.set_ylim(bottom=0)
     rates.set_xlabel("step")
     rates.grid(alpha=0.25)
-    write_whole(path, lambda aside: figure.savefig(aside, dpi=110, format="png"))
+    write_atomically(path, lambda aside: figure.savefig(aside, dpi=110, format="png"))

@@ -19,19 +19,19 @@ from model import GPT, GPTConfig
 from shuoshu.core import device as core_device
 from shuoshu.core import distributed, files, run_log, terminal
 from shuoshu.core.errors import UserError
-from shuoshu.core.files import Lock, checked, reason_of, same, write_text, write_whole
+from shuoshu.core.files import Lock, dataclass_from_json, error_reason, same_path, write_atomically, write_synced_text
 from shuoshu.core.settings import LENGTHS, ModelSettings, TrainSettings
 from shuoshu.generation.answers import read_questions
 from shuoshu.models import weights as models_weights
-from shuoshu.sft.augment import Noise
-from shuoshu.sft.dataset import RowFile, answer_batches
+from shuoshu.sft.augment import QuestionNoise
+from shuoshu.sft.dataset import QuestionDataset, answer_batches
 from shuoshu.text import dataset
 from shuoshu.text.dataset import Batch, text_windows
 from shuoshu.text.tokenizer import Tokenizer
 from shuoshu.training import checkpoints
 from shuoshu.training.optimizers import Muon, build_optimizers, load_state_tensors, state_tensors
 from shuoshu.training.state import Plan, RunState
-from shuoshu.training.step import Skips
+from shuoshu.training.step import SkippedSteps
 
 OWN_FILES = ("settings.json", "log.jsonl", "loss.png", "samples.md", "eval.json", "eval_answers.jsonl", "report.html", "model.safetensors", "config.json")
 OWN_FILES += ("generation_config.json", "tokenizer.json", "tokenizer_config.json", "checkpoints")
@@ -40,7 +40,7 @@ LOCKED |= {"seed", "reworded", "batch_size", "gradient_accumulation_steps", "opt
 REPLANS = {*LENGTHS, "min_iters", "decay_fraction", "eval_interval", "save_interval"}  # change one on resuming, and the rest of the run is planned anew
 
 
-def shared(model: nn.Module) -> DistributedDataParallel:
+def wrap_in_ddp(model: nn.Module) -> DistributedDataParallel:
     """The model with its gradients summed over the processes. Its buffers, tables of positions, are the same everywhere and not sent about."""
     names = signature(DistributedDataParallel).parameters
     return DistributedDataParallel(model, **{next(name for name in ("forward_sync_buffers", "broadcast_buffers") if name in names): False})
@@ -52,7 +52,7 @@ class Run:
     def __init__(self, settings: TrainSettings, processes: distributed.Processes, device: torch.device, lock: Lock) -> None:
         self.settings, self.processes, self.device, self.lock = settings, processes, device, lock
         self.out_dir = Path(settings.out_dir)
-        self._open_data(dataset.resolve(settings.dataset))
+        self._open_data(dataset.find_dataset(settings.dataset))
 
         earlier = processes.first(self._earlier_checkpoint)
         settings.dtype = processes.agree(str(core_device.pick_dtype(settings.dtype, device)).removeprefix("torch."))
@@ -68,11 +68,11 @@ class Run:
         self.scaler = torch.amp.GradScaler(device.type, init_scale=self.state.scale, enabled=self.dtype == torch.float16)
         wants_compile = settings.compile == "true" or (settings.compile == "auto" and not self.turns and core_device.can_compile(device))
         self.model = torch.compile(self.raw) if wants_compile else self.raw
-        self.forward = shared(self.model) if processes.world > 1 else self.model
+        self.forward = wrap_in_ddp(self.model) if processes.world > 1 else self.model
         self.micro_rows = min(settings.batch_size, self.rows_per_step // processes.world)
-        self.skips = Skips(self)
+        self.skips = SkippedSteps(self)
         self.saved = self.state.step if earlier else None  # the step of the newest checkpoint
-        self.log = run_log.Log(self.out_dir / "log.jsonl")
+        self.log = run_log.RunLog(self.out_dir / "log.jsonl")
         self._unwritten: set[str] = set()
 
     def _open_data(self, folder: Path) -> None:
@@ -80,18 +80,18 @@ class Run:
         settings = self.settings
         meta = dataset.read_meta(folder)
         self.tokenizer = Tokenizer.load(folder)
-        dataset.check_tokenizer(self.tokenizer, meta, f"{folder}/tokenizer.json is not the tokenizer that made the data: {dataset.AGAIN}")
+        dataset.check_tokenizer(self.tokenizer, meta, f"{folder}/tokenizer.json is not the tokenizer that made the data: {dataset.PREPARE_AGAIN}")
         self.rows_per_step = settings.batch_size * settings.gradient_accumulation_steps
         self.turns = meta.get("turns", 0)
         is_noisy = settings.question_drop or settings.question_swap
-        noise = Noise(self.tokenizer, settings.question_drop, settings.question_swap) if is_noisy else None
+        noise = QuestionNoise(self.tokenizer, settings.question_drop, settings.question_swap) if is_noisy else None
         if self.turns:
-            self.data, self.val = RowFile(folder, "train", self.rows_per_step, noise), RowFile(folder, "val")
+            self.data, self.val = QuestionDataset(folder, "train", self.rows_per_step, noise), QuestionDataset(folder, "val")
             if settings.reworded and len(self.data):
                 self.data.reword(self.tokenizer, settings.reworded)
             self.questions = read_questions(folder, "val", self.tokenizer)[: settings.eval_questions]
         else:
-            self.data, self.val, self.questions = dataset.TokenFile(folder, "train"), dataset.TokenFile(folder, "val"), []
+            self.data, self.val, self.questions = dataset.TextDataset(folder, "train"), dataset.TextDataset(folder, "val"), []
         if not self.turns and (noise or settings.reworded or settings.select_by == "rouge"):
             raise UserError(f"{folder} holds text: question_drop, question_swap, reworded and select_by=rouge go with questions and answers (prepare_sft.py)")
         self.selects_by_answers = bool(self.questions) and settings.select_by != "loss"
@@ -133,7 +133,7 @@ class Run:
 
     def _build_model(self, is_resumed: bool) -> GPT:
         settings = self.settings
-        if settings.overwrite and settings.init_from != "scratch" and same(settings.init_from, self.out_dir):
+        if settings.overwrite and settings.init_from != "scratch" and same_path(settings.init_from, self.out_dir):
             raise UserError(f"init_from={settings.init_from} would be overwritten: choose another --out_dir")
         torch.manual_seed(settings.seed)
         shape = {field.name: getattr(settings, field.name) for field in fields(ModelSettings)}
@@ -186,8 +186,8 @@ class Run:
             plan = saved["run"].pop("plan")
             scores = [float(score) for score in saved["run"].pop("best_scores", [])]
             older = {"evaluated": saved["step"], "kept_step": saved["run"]["best_step"]}  # their checkpoints don't say these
-            self.state = checked(RunState, older | saved["run"])
-            self.state.plan = checked(Plan, plan) if plan and not changed & REPLANS else None
+            self.state = dataclass_from_json(RunState, older | saved["run"])
+            self.state.plan = dataclass_from_json(Plan, plan) if plan and not changed & REPLANS else None
             self.state.best_scores = scores
             planned = [self.state.plan.max_iters, self.state.plan.eval_interval, self.state.plan.save_interval] if self.state.plan else []
             if self.state.step != saved["step"] or min(planned, default=1) < 1 or not 0 < self.state.scale < math.inf:
@@ -195,7 +195,7 @@ class Run:
             if not all(torch.isfinite(parameter).all() for parameter in self.raw.parameters()):
                 raise ValueError("its weights are not finite")
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{folder} doesn't fit: {reason_of(error)}") from None
+            raise UserError(f"{folder} doesn't fit: {error_reason(error)}") from None
         if changed & {"eval_tokens", "eval_questions", "select_by"}:
             self.state.best = None  # it was another measure
         if self.processes.is_first:
@@ -210,17 +210,17 @@ class Run:
                 self._check_empty()  # again: another run may have come and gone since
             old = [self.out_dir / name for name in OWN_FILES] if self.settings.overwrite else []
             if not self.state.step:  # a checkpoint more than are kept, and a model more than there is, for as long as it is written
-                needed = (checkpoints.KEEP + 1) * self.bytes_per_checkpoint() + 2 * models_weights.size_of(self.raw.tensors().values())
+                needed = (checkpoints.KEPT_CHECKPOINTS + 1) * self.bytes_per_checkpoint() + 2 * models_weights.tensor_bytes(self.raw.tensors().values())
                 going = sum(path.stat().st_size for top in old for path in (top, *top.rglob("*")) if path.is_file())
-                files.need_room(self.out_dir, needed - going)
+                files.require_disk_space(self.out_dir, needed - going)
             for path in old:
                 shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-            checkpoints.sweep(self.out_dir)
+            checkpoints.remove_partial_files(self.out_dir)
             self._write_head()  # what makes the folder a run's comes first
             models_weights.write_model_folder(self.out_dir, self.raw.config, self.tokenizer)
 
     def _write_head(self) -> None:
-        self.machine = core_device.describe(self.device)
+        self.machine = core_device.describe_machine(self.device)
         self.machine |= {"device": str(self.device), "dtype": self.settings.dtype, "compiled": self.model is not self.raw}
         head = {
             "settings": asdict(self.settings),
@@ -228,7 +228,7 @@ class Run:
             "data": {"folder": str(self.data.folder), "train": self.data.sha256, "val": self.val.sha256, "tokenizer": self.tokenizer.hash},
         }
         text = json.dumps(head, ensure_ascii=False, indent=1)
-        write_whole(self.out_dir / "settings.json", lambda path: write_text(path, text))
+        write_atomically(self.out_dir / "settings.json", lambda path: write_synced_text(path, text))
         self.log.rewind(self.state.step, -1 if self.state.evaluated is None else self.state.evaluated)
         self.log.write("start", step=self.state.step, **head)
 
@@ -238,17 +238,17 @@ class Run:
         try:
             yield
         except OSError as error:
-            raise UserError(f"can't write to {self.out_dir}: {reason_of(error)}") from None
+            raise UserError(f"can't write to {self.out_dir}: {error_reason(error)}") from None
 
     @contextmanager
-    def spared(self, what: str, say: Callable[[str], None] = terminal.say) -> Iterator[None]:
+    def spared(self, what: str, say: Callable[[str], None] = terminal.print_line) -> Iterator[None]:
         """What can't be written in mid-run is told, once in succession, and the training goes on without it."""
         try:
             yield
             self._unwritten.discard(what)
         except OSError as error:
             if what not in self._unwritten:
-                say(f"can't write {what} to {self.out_dir}: {reason_of(error)}; what stands there is intact, the training goes on")
+                say(f"can't write {what} to {self.out_dir}: {error_reason(error)}; what stands there is intact, the training goes on")
             self._unwritten.add(what)
 
     def record(self, kind: str, **values: object) -> None:
@@ -259,7 +259,7 @@ class Run:
     def bytes_per_checkpoint(self) -> int:
         """Of weights and optimisers, once these have begun."""
         kept = (p.numel() * p.element_size() * (1 if isinstance(o, Muon) else 2) for o in self.optimizers for group in o.param_groups for p in group["params"])
-        return models_weights.size_of(self.raw.tensors().values()) + sum(kept)
+        return models_weights.tensor_bytes(self.raw.tensors().values()) + sum(kept)
 
     def keep_model(self, say: Callable[[str], None]) -> bool:
         """This step's model becomes the folder's, if the disk takes it; whether it did, in all processes."""

@@ -48,7 +48,7 @@ MEASURED_SHARE = 0.03  # of the budget that the measuring lasts at least
 LATE, EARLY = 1.03, 0.90  # a plan is made anew when it would take this much of the budget
 
 
-class Pace:
+class RunClock:
     """The clock of a run and the plan that follows from it. Only the first process's clock counts."""
 
     def __init__(self, settings: TrainSettings, steps_per_epoch: float, processes: distributed.Processes, device: torch.device) -> None:
@@ -82,7 +82,7 @@ class Pace:
     @contextmanager
     def pause(self) -> Iterator[None]:
         """Around evaluating and saving: time that isn't the steps'."""
-        core_device.synchronise(self.device)
+        core_device.synchronize(self.device)
         began = self.elapsed()
         yield
         last = self.elapsed() - began
@@ -95,7 +95,7 @@ class Pace:
             return state.plan
         done = state.step - self._first_step - UNMEASURED
         if done == 0:
-            core_device.synchronise(self.device)
+            core_device.synchronize(self.device)
             self._window = (state.step, self.working())
         if done <= 0:
             return state.plan
@@ -112,7 +112,7 @@ class Pace:
             return None
         plan = None
         if self.processes.is_first:
-            core_device.synchronise(self.device)
+            core_device.synchronize(self.device)
             if self.working() - self._window[1] >= MEASURED_SHARE * self.budget:
                 plan = self._fit(state.step, self._step_seconds(state.step))
         return self.processes.agree(plan)
@@ -137,7 +137,7 @@ class Pace:
     def _mended(self, state: RunState) -> Plan:
         """The plan, shortened or lengthened where the machine no longer keeps the pace that it was made for."""
         plan = state.plan
-        core_device.synchronise(self.device)
+        core_device.synchronize(self.device)
         if state.step == self._window[0]:
             return plan
         step_seconds = self._step_seconds(state.step)

@@ -19,16 +19,16 @@ from shuoshu.training.schedule import rate_factor
 
 Result = TypeVar("Result")
 
-IN_ROW = 10  # steps that don't count, one after another, end the run
-OF_SCALING = 16  # of fp16's that are nobody's fault: halved at each, the loss scale comes down from 65536 to 1
-ASKED_EVERY = 10  # steps, at most, between asking a GPU which of them counted: the answer makes the host wait for it
+MAX_SKIPPED_IN_A_ROW = 10  # steps that don't count, one after another, end the run
+FREE_FP16_SKIPS = 16  # of fp16's that are nobody's fault: halved at each, the loss scale comes down from 65536 to 1
+CHECK_EVERY = 10  # steps, at most, between asking a GPU which of them counted: the answer makes the host wait for it
 
 
 def train_step(run: Run) -> Tensor:
     """One optimiser step; the mean loss over all processes, 0 if the step doesn't count, left on the device."""
     step, processes = run.state.step, run.processes
     set_rates(run.optimizers, rate_factor(step, run.state.plan, run.settings), step)
-    total = within_memory(run, lambda: gradients(run))
+    total = halve_batch_on_oom(run, lambda: gradients(run))
     for optimizer in run.optimizers:
         run.scaler.unscale_(optimizer)
     norm = torch.nn.utils.clip_grad_norm_(run.raw.parameters(), run.settings.grad_clip or math.inf)
@@ -40,7 +40,7 @@ def train_step(run: Run) -> Tensor:
     return total.masked_fill(is_bad, 0)
 
 
-def within_memory(run: Run, work: Callable[[], Result]) -> Result:
+def halve_batch_on_oom(run: Run, work: Callable[[], Result]) -> Result:
     """What `work` gives. Micro-batches that don't fit into a GPU are halved for good."""
     while True:
         try:
@@ -52,7 +52,7 @@ def within_memory(run: Run, work: Callable[[], Result]) -> Result:
         if run.device.type == "cuda":
             torch.cuda.empty_cache()
         run.micro_rows = (run.micro_rows + 1) // 2
-        terminal.say(f"out of memory: from step {run.state.step:,} on, {run.micro_rows} rows at a time, and as many a step as before: the same training")
+        terminal.print_line(f"out of memory: from step {run.state.step:,} on, {run.micro_rows} rows at a time, and as many a step as before: the same training")
 
 
 def gradients(run: Run) -> Tensor:
@@ -85,7 +85,7 @@ def micro_batches(run: Run) -> Iterator[tuple[Tensor, Tensor, int, bool]]:
         yield ids.to(run.device, non_blocking=pinned), targets.to(run.device, non_blocking=pinned), count, start + size >= mine
 
 
-class Skips:
+class SkippedSteps:
     """The steps that don't count, since their loss or gradient was not finite: weights and optimisers stayed as they were."""
 
     def __init__(self, run: Run) -> None:
@@ -100,7 +100,7 @@ class Skips:
         if there are too many in a row."""
         if not self._pending:
             return 0
-        state, free = self.run.state, OF_SCALING if self.run.scaler.is_enabled() else 0
+        state, free = self.run.state, FREE_FP16_SKIPS if self.run.scaler.is_enabled() else 0
         flags = torch.stack([flag for _, flag in self._pending]).tolist()
         steps = [step for step, _ in self._pending]
         self._pending.clear()
@@ -109,7 +109,7 @@ class Skips:
             if state.skipped_in_row > free:
                 state.skipped += 1
                 self._tell(step, say)
-            if state.skipped_in_row >= free + IN_ROW:
+            if state.skipped_in_row >= free + MAX_SKIPPED_IN_A_ROW:
                 raise UserError(
                     f"{state.skipped_in_row} steps in a row had a loss or a gradient that is not finite, the last one step {step:,}: lower --learning_rate "
                     f"(it is {self.run.rate:g}), or look at the rows that log.jsonl names; earlier checkpoints are intact, --resume uses them"

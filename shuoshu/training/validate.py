@@ -13,17 +13,17 @@ from shuoshu.core.errors import UserError
 from shuoshu.evaluation.loss import score
 from shuoshu.evaluation.metrics import exact_match, rouge_l
 from shuoshu.generation.answers import answer
-from shuoshu.generation.sampling import Sampling, complete
+from shuoshu.generation.sampling import SamplingParams, complete
 from shuoshu.training import plots
 from shuoshu.training.run import Run
-from shuoshu.training.schedule import Pace
-from shuoshu.training.step import within_memory
+from shuoshu.training.schedule import RunClock
+from shuoshu.training.step import halve_batch_on_oom
 
 EVALUATION_ROWS = 64  # questions answered side by side
 SAMPLES = 4  # of their answers in samples.md
 
 
-def evaluate(run: Run, pace: Pace, bar: terminal.Progress, stop: distributed.StopFlag, asked_to_stop: Callable[[], object]) -> None:
+def evaluate(run: Run, pace: RunClock, bar: terminal.Progress, stop: distributed.StopFlag, asked_to_stop: Callable[[], object]) -> None:
     """Scores the validation data, keeps the model if it is the best so far or as good but for chance, samples, redraws the curves.
     Of one that is stopped in between nothing is kept: it is done again when the run is resumed."""
     state, settings = run.state, run.settings
@@ -31,10 +31,10 @@ def evaluate(run: Run, pace: Pace, bar: terminal.Progress, stop: distributed.Sto
     told, is_best, scores, samples = "", True, [], []
     if len(run.val):
         parts = run.model, run.raw
-        result = within_memory(run, lambda: score(*parts, run.val_batches(), run.tokenizer.end, run.dtype, run.processes, asked_to_stop))
+        result = halve_batch_on_oom(run, lambda: score(*parts, run.val_batches(), run.tokenizer.end, run.dtype, run.processes, asked_to_stop))
         if result is None:
             return
-        facts["val_loss"] = finite(run, result.loss)
+        facts["val_loss"] = require_finite(run, result.loss)
         told = f": val loss {result.loss:.4f}"
         if run.val.characters and (run.turns or settings.eval_tokens is None):
             facts["bits_per_char"] = result.bits_per(run.val.characters)
@@ -48,7 +48,7 @@ def evaluate(run: Run, pace: Pace, bar: terminal.Progress, stop: distributed.Sto
         now = -facts["val_rouge_l"] if run.selects_by_answers else result.loss
         is_best = state.best is None or (now, result.loss) < (state.best, state.loss_at_best)
         state.worse_evals = 0 if is_best else state.worse_evals + 1
-    is_kept = (is_best or stands_by(run, scores)) and run.keep_model(bar.say)
+    is_kept = (is_best or is_within_noise_of_best(run, scores)) and run.keep_model(bar.say)
     if is_kept:
         state.kept_step = state.step
     if is_kept and len(run.val):
@@ -71,7 +71,7 @@ def evaluate(run: Run, pace: Pace, bar: terminal.Progress, stop: distributed.Sto
         plots.draw_curves(run.log, run.out_dir / "loss.png")
 
 
-def stands_by(run: Run, scores: list[float]) -> bool:
+def is_within_noise_of_best(run: Run, scores: list[float]) -> bool:
     """Whether these answers are worse than the best by no more than chance, one standard error: then what was trained for longer knows its own
     questions better. Of labels nobody asks for those; and while no answer is any good, the lowest loss is better."""
     if not run.selects_by_answers or run.data.meta.get("labels") or not run.state.best or not 1 < len(scores) == len(run.state.best_scores):
@@ -105,7 +105,7 @@ def continue_prompt(run: Run, stop: distributed.StopFlag) -> dict[str, str]:
         first = source.row(0)[0] if run.turns else source.tokens[:64]
         prompt = run.tokenizer.decode(first.tolist()).lstrip().partition("\n")[0][:24].rstrip("�")
     ids = run.tokenizer.encode(prompt)[-run.block // 2 :]
-    sampling = Sampling(max_new_tokens=run.settings.sample_tokens)
+    sampling = SamplingParams(max_new_tokens=run.settings.sample_tokens)
     run.raw.eval()
     with core_device.autocast(run.device, run.dtype):
         text = complete(run.raw, run.tokenizer, [ids], sampling, [run.settings.seed], should_stop=lambda: stop.raised)[0].text
@@ -113,7 +113,7 @@ def continue_prompt(run: Run, stop: distributed.StopFlag) -> dict[str, str]:
     return {"prompt": prompt, "text": text}
 
 
-def finite(run: Run, loss: float) -> float:
+def require_finite(run: Run, loss: float) -> float:
     """The loss; UserError if there is none any more."""
     if not math.isfinite(loss):
         advice = f"lower --learning_rate (it is {run.rate:g}); earlier checkpoints are intact, --resume uses them"

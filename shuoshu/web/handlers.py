@@ -13,14 +13,14 @@ from pathlib import Path
 import gradio as gr
 
 from shuoshu.core.errors import UserError
-from shuoshu.core.run_log import saved_run
-from shuoshu.evaluation.html import both, text
-from shuoshu.generation.chat_model import Voice
-from shuoshu.generation.sampling import Sampling
+from shuoshu.core.run_log import read_settings
+from shuoshu.evaluation.html import bilingual, escape_html
+from shuoshu.generation.chat_model import ChatModel
+from shuoshu.generation.sampling import SamplingParams
 from shuoshu.web import token_view
-from shuoshu.web.labels import SAID, WORDS, said
-from shuoshu.web.model_server import Desk, Draft, Reader
-from shuoshu.web.validation import LOOKED, history_of, knobs, settings_of, text_of
+from shuoshu.web.labels import SAID, WORDS, bilingual_message
+from shuoshu.web.model_server import GenerationState, ModelServer, ReaderState
+from shuoshu.web.validation import LOOKED, parse_history, parse_settings, parse_text, ranges
 
 HERE = Path(__file__).parent
 I18N = gr.I18n(**{code: {key: words[n] for key, words in WORDS.items()} for n, codes in enumerate((("zh", "zh-CN", "zh-TW"), ("en",))) for code in codes})
@@ -28,13 +28,13 @@ Message = dict[str, str]
 
 
 @dataclass
-class Written:
+class GeneratedText:
     """A text that a model wrote, and after what: enough to look inside it."""
 
     model: str
     asked: str = ""
     prompt: list[int] = field(default_factory=list)
-    text: str = ""
+    escape_html: str = ""
     ids: list[int] = field(default_factory=list)  # none where it was stopped: it is cut into tokens anew then
     maker: tuple[str, int] = ("", 0)
 
@@ -44,11 +44,11 @@ class Story:
     """A text in the box that grew by pieces."""
 
     earlier: list[str] = field(default_factory=list)  # what undo brings back
-    last: Written | None = None
-    versions: list[Written] = field(default_factory=list)
+    last: GeneratedText | None = None
+    versions: list[GeneratedText] = field(default_factory=list)
 
 
-def told(work: Callable) -> Callable:
+def errors_to_gradio(work: Callable) -> Callable:
     """A reader's mistake is a message on the page and in the API; anything else stays in the server's log."""
 
     @functools.wraps(work)
@@ -68,18 +68,18 @@ def told(work: Callable) -> Callable:
     return bit_by_bit if inspect.isgeneratorfunction(work) else once
 
 
-def note(key: str) -> str:
+def status_html(key: str) -> str:
     """What is said under a text, in the reader's language."""
-    return both(*SAID[key]) if SAID[key][0] else ""
+    return bilingual(*SAID[key]) if SAID[key][0] else ""
 
 
 class Page:
-    def __init__(self, desk: Desk) -> None:
+    def __init__(self, desk: ModelServer) -> None:
         self.desk = desk
         self.turns = {name: desk.turns(name) for name in desk.folders}
         self.names = list(desk.folders)
         self.answering = [name for name in self.names if self.turns[name]]
-        self.knobs = knobs(desk.settings.max_new_tokens)
+        self.knobs = ranges(desk.settings.max_new_tokens)
 
     # ------------------------------------------------------------ what all of it needs
 
@@ -89,47 +89,47 @@ class Page:
         if name is None and there:
             return there[0]
         if name not in self.names:
-            raise UserError(said("no_model", ", ".join(self.names)))
+            raise UserError(bilingual_message("no_model", ", ".join(self.names)))
         if name not in there:
-            raise UserError(said("no_answers", ", ".join(self.answering) or "—"))
+            raise UserError(bilingual_message("no_answers", ", ".join(self.answering) or "—"))
         return name
 
     def write(
-        self, name: str, asked: str, before: Sequence[Message], answers: bool, values: Sequence[object], copies: int = 1, reader: Reader | None = None
-    ) -> Iterator[list[Written] | str]:
+        self, name: str, asked: str, before: Sequence[Message], answers: bool, values: Sequence[object], copies: int = 1, reader: ReaderState | None = None
+    ) -> Iterator[list[GeneratedText] | str]:
         """What a model makes of a question or a beginning, as it grows; at last why it ended, if no reader stopped it. values: the knobs' and the seed."""
-        wanted = settings_of(dict(zip((*self.knobs, "seed"), values, strict=True)), self.desk.settings.max_new_tokens)
+        wanted = parse_settings(dict(zip((*self.knobs, "seed"), values, strict=True)), self.desk.settings.max_new_tokens)
         if answers and not asked.strip():
-            raise UserError(said("empty"))
+            raise UserError(bilingual_message("empty"))
 
-        def ask(voice: Voice) -> tuple[list[int], Sampling]:
+        def ask(voice: ChatModel) -> tuple[list[int], SamplingParams]:
             try:
                 ids = voice.question(asked, before) if answers else voice.tokenizer.encode(asked)
             except UserError:
-                raise UserError(said("too_many_tokens", voice.block)) from None
+                raise UserError(bilingual_message("too_many_tokens", voice.block)) from None
             return ids, voice.sampling_by(wanted, answers)
 
-        draft = Draft([], [], [])
+        draft = GenerationState([], [], [])
         for draft in self.desk.write(name, ask, [wanted.seed + n for n in range(copies)], reader):
             ids = draft.ids or [[]] * copies
-            yield [Written(name, asked, draft.prompt, *grown, draft.maker) for grown in zip(draft.texts, ids, strict=True)]
+            yield [GeneratedText(name, asked, draft.prompt, *grown, draft.maker) for grown in zip(draft.texts, ids, strict=True)]
         if draft.reason and not (reader and reader.stopped > reader.asked):
             yield draft.reason
 
-    def look(self, written: Written | None, known: str = "") -> str:
+    def look(self, written: GeneratedText | None, known: str = "") -> str:
         """The text that was written with all that can be told about it, as HTML."""
         if written is None or not written.text:
-            raise UserError(said("nothing"))
+            raise UserError(bilingual_message("nothing"))
 
-        def pieces(voice: Voice) -> tuple[list[token_view.Piece], bool]:
+        def pieces(voice: ChatModel) -> tuple[list[token_view.Piece], bool]:
             is_same = written.maker in ((voice.tokenizer.hash, voice.step), ("", 0))
             if written.maker[0] in (voice.tokenizer.hash, ""):
-                return token_view.look(voice, written.prompt, written.ids or voice.tokenizer.encode(written.text)), is_same
-            return token_view.look(voice, voice.tokenizer.encode(written.asked), voice.tokenizer.encode(written.text)), is_same
+                return token_view.token_probabilities(voice, written.prompt, written.ids or voice.tokenizer.encode(written.text)), is_same
+            return token_view.token_probabilities(voice, voice.tokenizer.encode(written.asked), voice.tokenizer.encode(written.text)), is_same
 
         found, is_same = self.desk.do(written.model, pieces)
-        head = "" if is_same else f'<p class="soft">{note("trained")}</p>'
-        return head + token_view.pieces_html(found, text(known)) + token_view.copied_html(written.text, self.desk.sources(written.model))
+        head = "" if is_same else f'<p class="soft">{status_html("trained")}</p>'
+        return head + token_view.pieces_html(found, escape_html(known)) + token_view.copied_html(written.text, self.desk.sources(written.model))
 
     # ------------------------------------------------------------ waiting, stopping
 
@@ -148,73 +148,73 @@ class Page:
 
     # ------------------------------------------------------------ ask
 
-    def ask(self, request: gr.Request, question: object, talk: list[Written], name: object, *values: object) -> Iterator[tuple]:
-        asked, name = text_of(question), self.model_of(name, answers=True)
+    def ask(self, request: gr.Request, question: object, talk: list[GeneratedText], name: object, *values: object) -> Iterator[tuple]:
+        asked, name = parse_text(question), self.model_of(name, answers=True)
         reader = self.desk.reader(request.session_hash)
         if reader.stopped > reader.asked:
             return
-        grown = [*talk, Written(name, asked)]
-        yield "", shown(grown), grown, "", ""
+        grown = [*talk, GeneratedText(name, asked)]
+        yield "", to_chat_messages(grown), grown, "", ""
         try:
             for now in self.write(name, asked, messages(talk), True, values, reader=reader):
                 if isinstance(now, str):
                     alone = now == "end" and self.turns[name] == 1 and len(grown) == 2
-                    yield gr.skip(), gr.skip(), gr.skip(), note("alone" if alone else now), gr.skip()
+                    yield gr.skip(), gr.skip(), gr.skip(), status_html("alone" if alone else now), gr.skip()
                 else:
                     grown = [*talk, *now]
-                    yield gr.skip(), shown(grown), grown, "", gr.skip()
+                    yield gr.skip(), to_chat_messages(grown), grown, "", gr.skip()
         except UserError:
-            yield asked, shown(talk), talk, "", ""
+            yield asked, to_chat_messages(talk), talk, "", ""
             raise
 
     def example(self, event: gr.SelectData, request: gr.Request) -> str:
         self.wish(request)
         return event.value["text"]
 
-    def ask_example(self, request: gr.Request, question: object, talk: list[Written], name: object, *values: object) -> Iterator[tuple]:
+    def ask_example(self, request: gr.Request, question: object, talk: list[GeneratedText], name: object, *values: object) -> Iterator[tuple]:
         for _, *others in self.ask(request, question, talk, name, *values):
             yield gr.skip(), *others
 
-    def retry(self, request: gr.Request, question: object, talk: list[Written], name: object, temperature: object, *values: object) -> Iterator[tuple]:
+    def retry(self, request: gr.Request, question: object, talk: list[GeneratedText], name: object, temperature: object, *values: object) -> Iterator[tuple]:
         if not talk:
-            raise UserError(said("empty"))
+            raise UserError(bilingual_message("empty"))
         *values, _ = values  # another seed than before
         for _, chat, grown, noted, looked in self.ask(request, talk[-1].asked, talk[:-1], name, temperature or 0.8, *values, None):
-            yield gr.skip(), chat, grown, note("warmer") if not temperature and noted in (note("end"), note("alone")) else noted, looked
+            yield gr.skip(), chat, grown, status_html("warmer") if not temperature and noted in (status_html("end"), status_html("alone")) else noted, looked
 
-    def undo(self, request: gr.Request, question: str, talk: list[Written]) -> tuple:
+    def undo(self, request: gr.Request, question: str, talk: list[GeneratedText]) -> tuple:
         if self.stop(request) or not talk:
             return gr.skip(), gr.skip(), gr.skip(), gr.skip(), gr.skip()
-        return talk[-1].asked, shown(talk[:-1]), talk[:-1], "", ""
+        return talk[-1].asked, to_chat_messages(talk[:-1]), talk[:-1], "", ""
 
     def clear(self, request: gr.Request) -> tuple:
         self.stop(request)
         return "", [], [], "", ""
 
-    def look_at_answer(self, talk: list[Written], event: gr.SelectData) -> str:
+    def look_at_answer(self, talk: list[GeneratedText], event: gr.SelectData) -> str:
         at = (event.index[0] if isinstance(event.index, (list, tuple)) else event.index) // 2
         return self.look_at_turn(talk, at) if at < len(talk) else ""
 
-    def look_at_turn(self, talk: list[Written], at: int = -1) -> str:
-        head = f'<p class="soft">{text(talk[at].asked)}</p>' if talk else ""
+    def look_at_turn(self, talk: list[GeneratedText], at: int = -1) -> str:
+        head = f'<p class="soft">{escape_html(talk[at].asked)}</p>' if talk else ""
         return head + self.look(talk[at] if talk else None)
 
     # ------------------------------------------------------------ continue
 
     def go_on(self, request: gr.Request, box: object, story: Story, name: object, *values: object) -> Iterator[tuple]:
-        begun, name = text_of(box), self.model_of(name)
+        begun, name = parse_text(box), self.model_of(name)
         kept = [*story.earlier, begun][-50:]
         for now in self.write(name, begun, (), False, values, reader=self.desk.reader(request.session_hash)):
             if isinstance(now, str):
-                yield gr.skip(), gr.skip(), gr.skip(), note(now), ""
+                yield gr.skip(), gr.skip(), gr.skip(), status_html(now), ""
             else:
                 yield begun + now[0].text, Story(kept, now[0]), gr.update(visible=False), "", ""
 
     def three(self, request: gr.Request, box: object, story: Story, name: object, *values: object) -> Iterator[tuple]:
-        begun, name = text_of(box), self.model_of(name)
+        begun, name = parse_text(box), self.model_of(name)
         for now in self.write(name, begun, (), False, values, 3, self.desk.reader(request.session_hash)):
             if isinstance(now, str):
-                yield *[gr.skip()] * 5, note(now)
+                yield *[gr.skip()] * 5, status_html(now)
             else:
                 yield *(written.text for written in now), replace(story, versions=now), gr.update(visible=True), ""
 
@@ -224,7 +224,7 @@ class Page:
         def take(request: gr.Request, box: str, story: Story) -> tuple:
             self.stop(request)
             if not story.versions:
-                raise UserError(said("nothing"))
+                raise UserError(bilingual_message("nothing"))
             written = story.versions[number]
             return written.asked + written.text, Story([*story.earlier, box][-50:], written), gr.update(visible=False), "", ""
 
@@ -236,12 +236,12 @@ class Page:
         return story.earlier[-1], Story(story.earlier[:-1]), gr.update(visible=False), "", ""
 
     def look_at_story(self, box: object, story: Story, name: object) -> str:
-        whole, last = text_of(box), story.last
+        whole, last = parse_text(box), story.last
         if last and whole == last.asked + last.text:
             return self.look(last, known=last.asked[-200:])
         name, known = self.model_of(name), whole[:-LOOKED]  # edited since, or all the reader's own
         prompt = self.desk.do(name, lambda voice: voice.tokenizer.encode(known))
-        return self.look(Written(name, prompt=prompt, text=whole[-LOOKED:]), known=known[-200:])
+        return self.look(GeneratedText(name, prompt=prompt, text=whole[-LOOKED:]), known=known[-200:])
 
     # ------------------------------------------------------------ compare
 
@@ -249,13 +249,13 @@ class Page:
         """Before and after: a fine-tuned model behind the one that it began with, where both are here."""
         homes = {folder.resolve(): name for name, folder in self.desk.folders.items()}
         for name in self.answering:
-            before = saved_run(self.desk.folders[name]).get("settings", {}).get("init_from")
+            before = read_settings(self.desk.folders[name]).get("settings", {}).get("init_from")
             if isinstance(before, str) and (found := homes.get(Path(before).resolve())):
                 return found, name
         return self.names[0], self.names[1]
 
     def both_write(self, request: gr.Request, prompt: object, one: object, other: object, *values: object) -> Iterator[tuple]:
-        asked, texts, found, reason = text_of(prompt), ["", ""], [None, None], ""
+        asked, texts, found, reason = parse_text(prompt), ["", ""], [None, None], ""
         reader = self.desk.reader(request.session_hash)
         for side, name in enumerate((self.model_of(one), self.model_of(other))):
             for now in self.write(name, asked, (), bool(self.turns[name]) and bool(asked.strip()), values, reader=reader):
@@ -263,12 +263,12 @@ class Page:
                     reason = now if now in ("length", "time") else reason
                 else:
                     texts[side], found[side] = now[0].text, now[0]
-                yield *texts, list(found), note(reason) if reason and side else "", "", ""
+                yield *texts, list(found), status_html(reason) if reason and side else "", "", ""
 
-    def look_at_both(self, found: list[Written | None]) -> tuple[str, str]:
+    def look_at_both(self, found: list[GeneratedText | None]) -> tuple[str, str]:
         if not any(found):
-            raise UserError(said("nothing"))
-        return tuple(f"<h3>{text(written.model)}</h3>{self.look(written)}" if written and written.text else "" for written in found)
+            raise UserError(bilingual_message("nothing"))
+        return tuple(f"<h3>{escape_html(written.model)}</h3>{self.look(written)}" if written and written.text else "" for written in found)
 
     # ------------------------------------------------------------ the API
 
@@ -289,7 +289,7 @@ class Page:
         seed: int | None = None,
     ) -> Iterator[str]:
         """Answers a question, streaming: each state is the whole answer so far. history: [[question, answer], …]. None: the default."""
-        asked, before, name = text_of(question), history_of(history), self.model_of(model, answers=True)
+        asked, before, name = parse_text(question), parse_history(history), self.model_of(model, answers=True)
         yield from self._api(name, asked, before, True, (temperature, top_p, top_k, max_new_tokens, repetition_penalty, seed))
 
     def api_continue(
@@ -304,7 +304,7 @@ class Page:
         seed: int | None = None,
     ) -> Iterator[str]:
         """Continues a text, streaming: each state is all that was written so far, without the beginning."""
-        yield from self._api(self.model_of(model), text_of(text), (), False, (temperature, top_p, top_k, max_new_tokens, repetition_penalty, seed))
+        yield from self._api(self.model_of(model), parse_text(text), (), False, (temperature, top_p, top_k, max_new_tokens, repetition_penalty, seed))
 
     def _api(self, name: str, asked: str, before: Sequence[Message], answers: bool, values: tuple) -> Iterator[str]:
         for now in self.write(name, asked, before, answers, values):
@@ -313,15 +313,15 @@ class Page:
 
     def api_inside(self, text: str, start: str = "", model: str | None = None) -> list[dict]:
         """The pieces of a text as the model held them after `start`: text, probability, likeliest alternatives (None: the end)."""
-        written, begun, name = text_of(text, LOOKED), text_of(start), self.model_of(model)
-        pieces = self.desk.do(name, lambda voice: token_view.look(voice, voice.tokenizer.encode(begun), voice.tokenizer.encode(written)))
+        written, begun, name = parse_text(text, LOOKED), parse_text(start), self.model_of(model)
+        pieces = self.desk.do(name, lambda voice: token_view.token_probabilities(voice, voice.tokenizer.encode(begun), voice.tokenizer.encode(written)))
         return [vars(piece) for piece in pieces]
 
 
-def messages(talk: list[Written]) -> list[Message]:
+def messages(talk: list[GeneratedText]) -> list[Message]:
     return [{"role": role, "content": part} for turn in talk for role, part in (("user", turn.asked), ("assistant", turn.text))]
 
 
-def shown(talk: list[Written]) -> list[Message]:
+def to_chat_messages(talk: list[GeneratedText]) -> list[Message]:
     """The conversation for Gradio's chat, which takes what it is given for HTML."""
     return [{**message, "content": escape(message["content"], quote=False)} for message in messages(talk)]

@@ -74,6 +74,6 @@ SAID: dict[str, tuple[str, str]] = {
 }
 
 
-def said(key: str, *facts: object) -> str:
+def bilingual_message(key: str, *facts: object) -> str:
     """A message in both languages."""
     return " · ".join(dict.fromkeys(words.format(*facts) for words in SAID[key]))

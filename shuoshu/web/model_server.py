@@ -13,11 +13,11 @@ import torch
 
 from shuoshu.core import device
 from shuoshu.core.errors import UserError
-from shuoshu.core.run_log import saved_run
+from shuoshu.core.run_log import read_settings
 from shuoshu.core.settings import AppSettings
 from shuoshu.evaluation.copies import TrainingText
-from shuoshu.generation.chat_model import Voice
-from shuoshu.generation.sampling import Finished, Sampling, stream
+from shuoshu.generation.chat_model import ChatModel
+from shuoshu.generation.sampling import Completion, SamplingParams, stream
 from shuoshu.models import weights
 
 PAUSE = 0.04  # seconds between two states of a growing text: an eye sees no more
@@ -25,7 +25,7 @@ LEASE = 10.0  # seconds without anybody fetching a text's next state after which
 
 
 @dataclass
-class Draft:
+class GenerationState:
     """Texts as far as they have grown, side by side."""
 
     prompt: list[int]
@@ -36,7 +36,7 @@ class Draft:
 
 
 @dataclass
-class Reader:
+class ReaderState:
     """When somebody last asked for a text, was served, and wanted no more of it."""
 
     asked: float = 0.0
@@ -50,23 +50,23 @@ class _Job:
     """What the model's thread and the one who waits for its text tell each other."""
 
     fetched: float = field(default_factory=time.monotonic)
-    draft: Draft | None = None  # the newest
+    draft: GenerationState | None = None  # the newest
     grew: threading.Event = field(default_factory=threading.Event)
 
-    def put(self, draft: Draft) -> None:
+    def put(self, draft: GenerationState) -> None:
         self.draft = draft
         self.grew.set()
 
 
-class Desk:
+class ModelServer:
     def __init__(self, folders: Sequence[Path], settings: AppSettings) -> None:
         self.folders = {str(folder): folder for folder in folders}
         self.settings, self.device = settings, device.pick_device(settings.device)
         self._worker = ThreadPoolExecutor(1, "model")  # one thread: each new one would bring its own set of helpers, and compete
-        self._kept: dict[str, tuple[tuple[int, ...], Voice]] = {}
+        self._kept: dict[str, tuple[tuple[int, ...], ChatModel]] = {}
         self._texts: dict[str, tuple[dict, TrainingText | None]] = {}
         self._reading = threading.Lock()
-        self._readers: dict[str, Reader] = {}
+        self._readers: dict[str, ReaderState] = {}
         self._is_closed = False
 
     def turns(self, name: str) -> int:
@@ -81,25 +81,25 @@ class Desk:
         self._is_closed = True
         self._worker.shutdown(wait=False, cancel_futures=True)
 
-    def voice(self, name: str) -> Voice:
+    def voice(self, name: str) -> ChatModel:
         return self._worker.submit(self._voice, name).result()
 
-    def do(self, name: str, work: Callable[[Voice], object]) -> object:
+    def do(self, name: str, work: Callable[[ChatModel], object]) -> object:
         """What `work` makes of a model, in the model's thread."""
         return self._worker.submit(lambda: work(self._voice(name))).result()
 
     def sources(self, name: str) -> TrainingText | None:
         """The text behind a model; read again when the model was trained on another one."""
-        saved = saved_run(self.folders[name])
+        saved = read_settings(self.folders[name])
         with self._reading:
             if name not in self._texts or self._texts[name][0] != saved or self._texts[name][1] is None:
                 self._texts[name] = saved, TrainingText.find(self.folders[name])
             return self._texts[name][1]
 
-    def reader(self, session: str) -> Reader:
+    def reader(self, session: str) -> ReaderState:
         while len(self._readers) > 1000 and session not in self._readers:
             del self._readers[next(iter(self._readers))]
-        return self._readers.setdefault(session, Reader())
+        return self._readers.setdefault(session, ReaderState())
 
     def asked(self, session: str) -> None:
         """A text is asked for: what was stopped before doesn't concern it."""
@@ -114,9 +114,11 @@ class Desk:
             time.sleep(0.02)
         return only_waited
 
-    def write(self, name: str, ask: Callable[[Voice], tuple[list[int], Sampling]], seeds: Sequence[int], reader: Reader | None = None) -> Iterator[Draft]:
+    def write(
+        self, name: str, ask: Callable[[ChatModel], tuple[list[int], SamplingParams]], seeds: Sequence[int], reader: ReaderState | None = None
+    ) -> Iterator[GenerationState]:
         """A text for each seed, as they grow; closing the iterator ends them within a token, and so does a reader's stop."""
-        reader = reader or Reader()
+        reader = reader or ReaderState()
         if reader.stopped > reader.asked:
             return
         job = _Job()
@@ -139,7 +141,7 @@ class Desk:
             job.fetched = -LEASE
             reader.writing -= 1
 
-    def _write(self, job: _Job, name: str, ask: Callable[[Voice], tuple[list[int], Sampling]], seeds: Sequence[int]) -> None:
+    def _write(self, job: _Job, name: str, ask: Callable[[ChatModel], tuple[list[int], SamplingParams]], seeds: Sequence[int]) -> None:
         voice = self._voice(name)
         prompt, sampling = ask(voice)
         maker = voice.tokenizer.hash, voice.step
@@ -151,30 +153,30 @@ class Desk:
 
         texts = [""] * len(seeds)
         for news in stream(voice.model, voice.tokenizer, [prompt] * len(seeds), sampling, seeds, voice.mask, should_stop, voice.reader):
-            if isinstance(news[0], Finished):
+            if isinstance(news[0], Completion):
                 reasons = {row.reason for row in news}
                 reason = next(told for told in ("interrupted", "length", "stop", "end") if told in reasons)
-                job.put(Draft(prompt, [row.text for row in news], [row.ids for row in news], maker, "time" if reason == "interrupted" else reason))
+                job.put(GenerationState(prompt, [row.text for row in news], [row.ids for row in news], maker, "time" if reason == "interrupted" else reason))
             else:
                 texts = [text + new for text, new in zip(texts, news, strict=True)]
-                job.put(Draft(prompt, texts, [], maker))
+                job.put(GenerationState(prompt, texts, [], maker))
 
-    def _voice(self, name: str) -> Voice:
+    def _voice(self, name: str) -> ChatModel:
         """The model as its folder now has it; while it is being replaced, as it was before."""
         folder, kept = self.folders[name], self._kept.get(name)
         try:
             facts = (folder / "model.safetensors").stat()
             stamp = (facts.st_mtime_ns, facts.st_size, facts.st_ino)
             if kept is None or kept[0] != stamp:
-                kept = self._kept[name] = stamp, Voice(weights.load_model(folder, self.device), self.device, self.settings.dtype)
+                kept = self._kept[name] = stamp, ChatModel(weights.load_model(folder, self.device), self.device, self.settings.dtype)
         except (OSError, UserError):
             if kept is None:
                 raise
         return kept[1]
 
 
-def begin(settings: AppSettings) -> None:
+def start_model_process(settings: AppSettings) -> None:
     """What this process needs before its first tensor."""
-    device.keep_memory()
+    device.tune_malloc()
     if settings.threads:
         torch.set_num_threads(settings.threads)

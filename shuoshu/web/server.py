@@ -19,7 +19,7 @@ from shuoshu.core.errors import UserError
 from shuoshu.core.settings import AppSettings
 from shuoshu.web import model_server
 from shuoshu.web.handlers import HERE, I18N, Page
-from shuoshu.web.model_server import Desk
+from shuoshu.web.model_server import ModelServer
 from shuoshu.web.tabs import build
 
 READ = {"concurrency_limit": 4, "concurrency_id": "files", "api_visibility": "private", "show_progress": "hidden"}
@@ -30,7 +30,7 @@ FONTS = ["system-ui", "PingFang SC", "Microsoft YaHei", "Noto Sans CJK SC", "Not
 # ---------------------------------------------------------------- the server
 
 
-class Gate:
+class RequestFilter:
     """Lets nothing in that the page doesn't need: no uploads, no files, no other servers' pages, no bodies beyond a long text.
 
     Into the page itself it puts page.js as its first script, which Gradio's own way would run too late to choose the language.
@@ -85,9 +85,9 @@ class Gate:
 
 def serve(settings: AppSettings, folders: list[Path]) -> int:
     """Loads the first model, opens the page and stays until it is stopped; the exit code."""
-    model_server.begin(settings)
+    model_server.start_model_process(settings)
     check_address(settings)
-    page = Page(Desk(folders, settings))
+    page = Page(ModelServer(folders, settings))
     page.desk.voice((page.answering or page.names)[0])
     os.environ["NO_PROXY"] = ",".join(filter(None, (os.environ.get("NO_PROXY"), "127.0.0.1", "localhost", settings.host)))  # Gradio calls on itself
     blocks = build(page).queue(max_size=settings.queue, default_concurrency_limit=4, api_open=False)
@@ -111,7 +111,7 @@ def serve(settings: AppSettings, folders: list[Path]) -> int:
                 i18n=I18N,
                 theme=gr.themes.Default(primary_hue="red", neutral_hue="stone", font=FONTS, font_mono=["ui-monospace", "monospace"]),
                 css_paths=HERE / "page.css",
-                app_kwargs={"middleware": [Middleware(Gate)], "docs_url": None, "redoc_url": None, "openapi_url": None},
+                app_kwargs={"middleware": [Middleware(RequestFilter)], "docs_url": None, "redoc_url": None, "openapi_url": None},
             )
         except (OSError, ValueError, RuntimeError) as error:
             raise UserError(f"the page can't be opened at {settings.host}" + (f":{settings.port}" if settings.port else "") + f": {error}") from None

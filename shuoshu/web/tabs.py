@@ -10,11 +10,11 @@ import gradio as gr
 from shuoshu.core import run_log
 from shuoshu.core.errors import UserError
 from shuoshu.core.files import read_json
-from shuoshu.core.run_log import saved_run
-from shuoshu.evaluation.html import both
+from shuoshu.core.run_log import read_settings
+from shuoshu.evaluation.html import bilingual
 from shuoshu.evaluation.html_report import report_html
 from shuoshu.sft.dataset import read_pairs
-from shuoshu.web.handlers import I18N, Page, Story, told
+from shuoshu.web.handlers import I18N, Page, Story, errors_to_gradio
 from shuoshu.web.server import AT_ONCE, READ
 
 MODEL = {"concurrency_limit": 1, "concurrency_id": "model", "api_visibility": "private"}  # one text after the other
@@ -25,9 +25,9 @@ def build(page: Page) -> gr.Blocks:
     """All tabs that the models at hand allow."""
     with gr.Blocks(title="说书 Shuoshu", analytics_enabled=False) as blocks:
         for work, name in ((page.api_ask, "ask"), (page.api_continue, "continue"), (page.api_inside, "inside"), (page.api_models, "models")):
-            gr.api(told(work), api_name=name, concurrency_limit=1, concurrency_id="model")
+            gr.api(errors_to_gradio(work), api_name=name, concurrency_limit=1, concurrency_id="model")
         with gr.Row(elem_id="head"):
-            motto = both("问书，续书，看它学到了什么", "Ask the book, continue it, see what it learned")
+            motto = bilingual("问书，续书，看它学到了什么", "Ask the book, continue it, see what it learned")
             gr.HTML(f'<h1>说书 <small>Shuoshu</small></h1><p class="soft">{motto}</p>')
             gr.Button("中文 / English", size="sm", elem_id="language")
         with gr.Tabs():
@@ -64,7 +64,7 @@ def ask_tab(page: Page) -> None:
     chat = gr.Chatbot(
         label=I18N("talk"),
         height="52vh",
-        placeholder=both("在下面提问，或点一个它学过的问题。", "Ask below, or choose a question that it was taught."),
+        placeholder=bilingual("在下面提问，或点一个它学过的问题。", "Ask below, or choose a question that it was taught."),
         examples=examples(page, page.answering[0]),
         render_markdown=False,
         latex_delimiters=[],
@@ -83,20 +83,20 @@ def ask_tab(page: Page) -> None:
     outputs = [box, chat, talk, noted, looked]
     inputs, answering = [box, talk, model, *knobs], {"outputs": outputs, "show_progress_on": chat, **MODEL}
     for event, work in ((box.submit, page.ask), (send.click, page.ask), (retry.click, page.retry)):
-        event(page.wish, None, None, **AT_ONCE).then(told(work), inputs, **answering)
+        event(page.wish, None, None, **AT_ONCE).then(errors_to_gradio(work), inputs, **answering)
     chosen = gr.State("")
-    chat.example_select(page.example, None, chosen, **AT_ONCE).then(told(page.ask_example), [chosen, *inputs[1:]], **answering)
+    chat.example_select(page.example, None, chosen, **AT_ONCE).then(errors_to_gradio(page.ask_example), [chosen, *inputs[1:]], **answering)
     stop.click(page.end, None, None, **AT_ONCE)
     undo.click(page.undo, [box, talk], outputs, **AT_ONCE)
     clear.click(page.clear, None, outputs, **AT_ONCE)
-    look.click(told(page.look_at_turn), talk, looked, show_progress_on=looked, **MODEL)
-    chat.select(told(page.look_at_answer), talk, looked, show_progress_on=looked, **MODEL)
-    model.change(told(lambda name: gr.update(examples=examples(page, page.model_of(name)))), model, chat, **READ)
+    look.click(errors_to_gradio(page.look_at_turn), talk, looked, show_progress_on=looked, **MODEL)
+    chat.select(errors_to_gradio(page.look_at_answer), talk, looked, show_progress_on=looked, **MODEL)
+    model.change(errors_to_gradio(lambda name: gr.update(examples=examples(page, page.model_of(name)))), model, chat, **READ)
 
 
 def examples(page: Page, name: str) -> list[dict[str, str]]:
     """Questions from the data that the model was fine-tuned on, each of another answer, evenly over the file."""
-    folder = saved_run(page.desk.folders[name]).get("data", {}).get("folder")
+    folder = read_settings(page.desk.folders[name]).get("data", {}).get("folder")
     try:
         asked = {pair["messages"][-1]["content"]: pair["messages"][-2]["content"] for pair in read_pairs(Path(str(folder)), "train")}
     except (UserError, OSError, ValueError, KeyError, IndexError, TypeError):
@@ -124,12 +124,12 @@ def continue_tab(page: Page) -> None:
     knobs = controls(page, page.knobs["temperature"].default)
 
     for event, work, outputs in ((go.click, page.go_on, [box, story, shelf, noted, looked]), (three.click, page.three, [*versions, story, shelf, noted])):
-        event(page.wish, None, None, **AT_ONCE).then(told(work), [box, story, model, *knobs], outputs, show_progress_on=box, **MODEL)
+        event(page.wish, None, None, **AT_ONCE).then(errors_to_gradio(work), [box, story, model, *knobs], outputs, show_progress_on=box, **MODEL)
     stop.click(page.end, None, None, **AT_ONCE)
     undo.click(page.take_back, [box, story], [box, story, shelf, noted, looked], **AT_ONCE)
     for number, take in enumerate(takes):
-        take.click(told(page.taking(number)), [box, story], [box, story, shelf, noted, looked], **AT_ONCE)
-    look.click(told(page.look_at_story), [box, story, model], looked, show_progress_on=looked, **MODEL)
+        take.click(errors_to_gradio(page.taking(number)), [box, story], [box, story, shelf, noted, looked], **AT_ONCE)
+    look.click(errors_to_gradio(page.look_at_story), [box, story, model], looked, show_progress_on=looked, **MODEL)
 
 
 def compare_tab(page: Page) -> None:
@@ -149,9 +149,9 @@ def compare_tab(page: Page) -> None:
     knobs = controls(page, 0.0)
     for event in (run.click, prompt.submit):
         writing = event(page.wish, None, None, **AT_ONCE)
-        writing.then(told(page.both_write), [prompt, *chosen, *knobs], [*texts, found, noted, *looked], show_progress_on=texts, **MODEL)
+        writing.then(errors_to_gradio(page.both_write), [prompt, *chosen, *knobs], [*texts, found, noted, *looked], show_progress_on=texts, **MODEL)
     stop.click(page.end, None, None, **AT_ONCE)
-    look.click(told(page.look_at_both), found, looked, show_progress_on=looked, **MODEL)
+    look.click(errors_to_gradio(page.look_at_both), found, looked, show_progress_on=looked, **MODEL)
 
 
 def training_tab(page: Page, tab: gr.Tab) -> None:
@@ -160,15 +160,15 @@ def training_tab(page: Page, tab: gr.Tab) -> None:
         refresh = gr.Button(I18N("refresh"), min_width=70, scale=0)
     shown = gr.HTML(elem_id="training")
     for event in (tab.select, model.change, refresh.click):
-        event(told(lambda name: training_html(page, name)), model, shown, **READ)
+        event(errors_to_gradio(lambda name: training_html(page, name)), model, shown, **READ)
 
 
 def training_html(page: Page, name: str) -> str:
     """What the run has told so far and what was measured, as a document in a frame."""
     folder = page.desk.folders[page.model_of(name)]
-    saved = saved_run(folder)
+    saved = read_settings(folder)
     bare = {"model": name, "measures": {}, "data": saved.get("data", {}), "training": saved.get("settings", {}), "machine": saved.get("machine", {})}
-    runs = [(name, run_log.Log(folder / "log.jsonl").read())]
+    runs = [(name, run_log.RunLog(folder / "log.jsonl").read())]
     try:
         page_html = report_html(read_json(folder / "eval.json"), [], runs)
     except (OSError, ValueError, LookupError, TypeError, AttributeError):  # not measured yet, or damaged

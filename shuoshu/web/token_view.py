@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import torch
 
-from shuoshu.evaluation.copies import MARKED, TrainingText
-from shuoshu.evaluation.html import both, text
-from shuoshu.generation.chat_model import Voice
+from shuoshu.evaluation.copies import MIN_MARKED, TrainingText
+from shuoshu.evaluation.html import bilingual, escape_html
+from shuoshu.generation.chat_model import ChatModel
 from shuoshu.generation.utf8 import WHOLE, TextStream
 from shuoshu.text.tokenizer import Tokenizer
 
@@ -23,13 +23,13 @@ CHUNK = 64  # positions whose whole vocabulary is looked at together, at most
 class Piece:
     """A token, or as many as make a whole character."""
 
-    text: str
+    escape_html: str
     probability: float  # before temperature and top-k
     others: list[tuple[str | None, float]]  # the likeliest at its place, None: the end of the text
 
 
 @torch.inference_mode()
-def look(voice: Voice, prompt: list[int], ids: list[int]) -> list[Piece]:
+def token_probabilities(voice: ChatModel, prompt: list[int], ids: list[int]) -> list[Piece]:
     """The pieces of `ids`, each as likely as the model held it after the prompt and what came before."""
     model, tokenizer, block = voice.model, voice.tokenizer, voice.block
     prompt = prompt or [tokenizer.end]
@@ -45,7 +45,7 @@ def look(voice: Voice, prompt: list[int], ids: list[int]) -> list[Piece]:
             chances = logits.masked_fill(voice.mask.forbidden[state], -torch.inf).softmax(-1)
             if not others:
                 likeliest = chances.topk(min(STRONGEST, len(chances)))
-                others = [(spell(tokenizer, i), p) for p, i in zip(*(part.tolist() for part in likeliest), strict=True) if p >= LEAST]
+                others = [(token_text(tokenizer, i), p) for p, i in zip(*(part.tolist() for part in likeliest), strict=True) if p >= LEAST]
             probability *= chances[token].item()
             state = max(WHOLE, int(voice.mask.after[state, token]))  # bytes that are no character, in a reader's own text
             if written := spelling.push(token):
@@ -54,7 +54,7 @@ def look(voice: Voice, prompt: list[int], ids: list[int]) -> list[Piece]:
     return pieces
 
 
-def spell(tokenizer: Tokenizer, token: int) -> str | None:
+def token_text(tokenizer: Tokenizer, token: int) -> str | None:
     """A token as a reader may see it: its text, its bytes where they are a part of a character, None for the end."""
     if token == tokenizer.end:
         return None
@@ -65,7 +65,7 @@ def spell(tokenizer: Tokenizer, token: int) -> str | None:
         return f"<{spelt.hex(' ').upper()}>"
 
 
-def surprise(probability: float) -> str:
+def shade(probability: float) -> str:
     """How dark a piece is: 0 for the certain, 1 from eight bits of surprise on."""
     return f"{min(1.0, abs(math.log2(max(probability, 1e-9))) / 8):.2f}"
 
@@ -75,14 +75,14 @@ def pieces_html(pieces: list[Piece], known: str) -> str:
     buttons = []
     for number, piece in enumerate(pieces):
         told = json.dumps([[word, round(p, 4)] for word, p in piece.others], ensure_ascii=False)
-        shown = text(piece.text).replace("\n", "↵\n")
+        shown = escape_html(piece.text).replace("\n", "↵\n")
         buttons.append(
-            f'<button type="button" class="piece" tabindex="{0 if number == 0 else -1}" style="--s:{surprise(piece.probability)}" '
-            f'data-p="{piece.probability:.4f}" data-others="{text(told)}" aria-pressed="false">{shown}</button>'
+            f'<button type="button" class="piece" tabindex="{0 if number == 0 else -1}" style="--s:{shade(piece.probability)}" '
+            f'data-p="{piece.probability:.4f}" data-others="{escape_html(told)}" aria-pressed="false">{shown}</button>'
         )
-    scale = "".join(f'<span class="piece" style="--s:{surprise(p)}">{p:.0%}</span>' for p in (1, 0.5, 0.2, 0.05, 0.01))
-    legend = both("模型当时给每一处的概率：", "How likely the model held each piece: ")
-    hint = both("点一处看它本来还会写什么（键盘：左右键移动）。", "Choose a piece to see what else it might have written (keyboard: left and right).")
+    scale = "".join(f'<span class="piece" style="--s:{shade(p)}">{p:.0%}</span>' for p in (1, 0.5, 0.2, 0.05, 0.01))
+    legend = bilingual("模型当时给每一处的概率：", "How likely the model held each piece: ")
+    hint = bilingual("点一处看它本来还会写什么（键盘：左右键移动）。", "Choose a piece to see what else it might have written (keyboard: left and right).")
     return (
         f'<div class="inside"><p class="soft">{legend}{scale}<br>{hint}</p>'
         f'<p class="pieces" role="group"><span class="known">{known}</span>{"".join(buttons)}</p>'
@@ -93,15 +93,17 @@ def pieces_html(pieces: list[Piece], known: str) -> str:
 def copied_html(written: str, sources: TrainingText | None) -> str:
     """Which spans of a text stand verbatim in the training text, and where."""
     if sources is None:
-        return f'<p class="soft">{both("训练文本已不在原处，无法查对照抄。", "The training text is no longer there: what is copied can not be told.")}</p>'
+        return f'<p class="soft">{bilingual("训练文本已不在原处，无法查对照抄。", "The training text is no longer there: what is copied can not be told.")}</p>'
     spans = sources.spans(written)
     if not spans:
-        none = both(f"没有 {MARKED} 字以上与训练文本逐字相同的地方。", f"No {MARKED} characters in a row stand verbatim in the training text.")
+        none = bilingual(f"没有 {MIN_MARKED} 字以上与训练文本逐字相同的地方。", f"No {MIN_MARKED} characters in a row stand verbatim in the training text.")
         return f'<p class="soft">{none}</p>'
     parts, places, done = [], [], 0
     for number, (start, end, place) in enumerate(spans, 1):
-        parts.append(f"{text(written[done:start])}<mark>{text(written[start:end])}<sup>{number}</sup></mark>")
-        places.append(f"<li>{text(place) if place else both('训练文本', 'training text')} · {both(f'{end - start} 字', f'{end - start} characters')}</li>")
+        parts.append(f"{escape_html(written[done:start])}<mark>{escape_html(written[start:end])}<sup>{number}</sup></mark>")
+        places.append(
+            f"<li>{escape_html(place) if place else bilingual('训练文本', 'training text')} · {bilingual(f'{end - start} 字', f'{end - start} characters')}</li>"
+        )
         done = end
-    head = both(f"训练文本里逐字有的（{MARKED} 字以上）：", f"Verbatim in the training text ({MARKED} characters or more):")
-    return f'<div class="copied"><p class="soft">{head}</p><p class="text">{"".join(parts)}{text(written[done:])}</p><ol>{"".join(places)}</ol></div>'
+    head = bilingual(f"训练文本里逐字有的（{MIN_MARKED} 字以上）：", f"Verbatim in the training text ({MIN_MARKED} characters or more):")
+    return f'<div class="copied"><p class="soft">{head}</p><p class="text">{"".join(parts)}{escape_html(written[done:])}</p><ol>{"".join(places)}</ol></div>'

@@ -8,46 +8,46 @@ from typing import NamedTuple
 
 from shuoshu.core.errors import UserError
 from shuoshu.core.settings import SampleSettings
-from shuoshu.web.labels import said
+from shuoshu.web.labels import bilingual_message
 
 LONGEST = 20_000  # characters of a question or a beginning
 LOOKED = 2_000  # characters that are looked into
 
 
-class Knob(NamedTuple):
+class Range(NamedTuple):
     low: float
     high: float
     step: float
     default: float
 
 
-def knobs(longest: int) -> dict[str, Knob]:
+def ranges(longest: int) -> dict[str, Range]:
     """What a reader may turn, and how far; `longest` is the page's own limit in tokens."""
     return {
-        "temperature": Knob(0, 2, 0.05, 0.8),
-        "top_p": Knob(0.05, 1, 0.05, 1),
-        "top_k": Knob(0, 1000, 1, 200),
-        "max_new_tokens": Knob(1, longest, 1, min(200, longest)),
-        "repetition_penalty": Knob(1, 2, 0.05, 1),
+        "temperature": Range(0, 2, 0.05, 0.8),
+        "top_p": Range(0.05, 1, 0.05, 1),
+        "top_k": Range(0, 1000, 1, 200),
+        "max_new_tokens": Range(1, longest, 1, min(200, longest)),
+        "repetition_penalty": Range(1, 2, 0.05, 1),
     }
 
 
-def text_of(value: object, longest: int = LONGEST) -> str:
+def parse_text(value: object, longest: int = LONGEST) -> str:
     """A text that is not too long, what UTF-8 can't hold replaced."""
     if not isinstance(value, str):
-        raise UserError(said("no_text", type(value).__name__))
+        raise UserError(bilingual_message("no_text", type(value).__name__))
     if len(value) > longest:
-        raise UserError(said("long", longest, len(value)))
+        raise UserError(bilingual_message("long", longest, len(value)))
     return value.encode("utf-8", "replace").decode()
 
 
-def settings_of(values: dict[str, object], longest: int) -> SampleSettings:
+def parse_settings(values: dict[str, object], longest: int) -> SampleSettings:
     """Settings for one text; None stands for a default, without a seed each text is another one."""
     chosen: dict[str, object] = {}
-    for name, knob in knobs(longest).items():
+    for name, knob in ranges(longest).items():
         if values.get(name) is not None:
             chosen[name] = _number(name, values[name], knob.low, knob.high, is_whole=isinstance(knob.step, int))
-    chosen.setdefault("max_new_tokens", knobs(longest)["max_new_tokens"].default)
+    chosen.setdefault("max_new_tokens", ranges(longest)["max_new_tokens"].default)
     if chosen.get("top_k") == 0:
         chosen["top_k"] = None
     seed = values.get("seed")
@@ -58,19 +58,19 @@ def settings_of(values: dict[str, object], longest: int) -> SampleSettings:
 
 def _number(name: str, value: object, low: float, high: float, is_whole: bool = False) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or (isinstance(value, float) and not math.isfinite(value)):
-        raise UserError(said("no_number", name, type(value).__name__ if not isinstance(value, float) else value))
+        raise UserError(bilingual_message("no_number", name, type(value).__name__ if not isinstance(value, float) else value))
     if not low <= value <= high:
-        raise UserError(said("bounds", name, f"{low:g}", f"{high:g}"))
+        raise UserError(bilingual_message("bounds", name, f"{low:g}", f"{high:g}"))
     if is_whole and value != int(value):
-        raise UserError(said("no_whole", name, value))
+        raise UserError(bilingual_message("no_whole", name, value))
     return int(value) if is_whole else value
 
 
-def history_of(value: object) -> list[dict[str, str]]:
+def parse_history(value: object) -> list[dict[str, str]]:
     """[[question, answer], …] as a conversation's messages."""
     if not isinstance(value or [], list) or not all(isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in value or []):
-        raise UserError(said("history"))
+        raise UserError(bilingual_message("history"))
     if len(value or []) > 100:
-        raise UserError(said("bounds", "history", 0, 100))
+        raise UserError(bilingual_message("bounds", "history", 0, 100))
     roles = ("user", "assistant")
-    return [{"role": role, "content": text_of(part)} for pair in value or [] for role, part in zip(roles, pair, strict=True)]
+    return [{"role": role, "content": parse_text(part)} for pair in value or [] for role, part in zip(roles, pair, strict=True)]

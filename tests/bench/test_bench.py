@@ -15,7 +15,7 @@ import pytest
 import bench
 from shuoshu.bench import chores, scale, throughput, time_to_loss
 from shuoshu.bench.measure import exponent, interleave
-from shuoshu.bench.nanogpt import Peer
+from shuoshu.bench.nanogpt import NanoGPT
 from shuoshu.core.cli import parse
 from shuoshu.core.errors import UserError
 from shuoshu.core.settings import TrainSettings
@@ -177,7 +177,7 @@ def test_a_step_that_did_not_count_takes_its_time_all_the_same(monkeypatch):
 
 
 def test_the_first_iterations_of_the_peer_do_not_count(checkout, tmp_path, monkeypatch):
-    peer = Peer(checkout, tmp_path / "peer", {})
+    peer = NanoGPT(checkout, tmp_path / "peer", {})
     told = [(0, 9.0, True), (1, 5.0, False), (2, 4.0, False), (3, 0.02, False), (4, 0.04, False), (5, 7.0, False)]
     monkeypatch.setattr(peer, "iterations", lambda command: (each for each in told))
     assert peer.lap([], 0.06) == pytest.approx(0.03)

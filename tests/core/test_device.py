@@ -30,12 +30,12 @@ def test_the_precision_asked_for_is_taken():
 
 
 def test_the_log_can_say_what_ran_where():
-    facts = core_device.describe(torch.device("cpu"))
+    facts = core_device.describe_machine(torch.device("cpu"))
     assert {"python", "torch", "system", "cpu"} <= facts.keys() and "threads" in facts["cpu"]
 
 
 def test_memory_can_be_kept_and_counted():
-    core_device.keep_memory()
+    core_device.tune_malloc()
     assert core_device.peak_memory(torch.device("cpu")) > 50_000_000
 
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from shuoshu.bench.settings import BenchSettings
 from shuoshu.core.cli import command, parse
-from shuoshu.core.errors import HOUSE, UserError
+from shuoshu.core.errors import REPO_ROOT, UserError
 from shuoshu.core.settings import PrepareSettings, SampleSettings, TrainSettings
 
 COMMANDS = {"train": TrainSettings, "sample": SampleSettings, "prepare": PrepareSettings, "bench": BenchSettings}
@@ -83,7 +83,7 @@ def test_the_house_configs_are_found_from_any_folder() -> None:
     assert train("config/pretrain.py").configs == ("config/pretrain.py",)
 
 
-@pytest.mark.parametrize("path", sorted((HOUSE / "config").glob("*.py")), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", sorted((REPO_ROOT / "config").glob("*.py")), ids=lambda path: path.name)
 def test_every_config_of_the_house_holds_no_mistake(path: Path) -> None:
     train(str(path))
 
@@ -285,7 +285,7 @@ def test_steps_at_least_go_with_epochs_and_with_no_other_length() -> None:
     assert train("--max_epochs=3", "--min_iters=7", base={"max_epochs": 2.0, "min_iters": 400}).min_iters == 7
     assert "min_iters=7 goes with max_epochs, not with max_minutes" in mistakes("--max_minutes=5", "--min_iters=7")[0]
     assert len(mistakes(few, "--max_epochs=0")) == 1
-    assert train(str(HOUSE / "config" / "sft.py")).min_iters
+    assert train(str(REPO_ROOT / "config" / "sft.py")).min_iters
 
 
 def test_none_for_one_length_leaves_another_in_force() -> None:
@@ -330,7 +330,7 @@ def test_help_and_mistakes_do_not_wait_for_torch(name: str) -> None:
         f"assert {name}.main(['--n_lyer=3']) == 2\n"
         "assert 'torch' not in sys.modules"
     )
-    done = subprocess.run([sys.executable, "-c", script], cwd=HOUSE, capture_output=True, timeout=60, encoding="utf-8")
+    done = subprocess.run([sys.executable, "-c", script], cwd=REPO_ROOT, capture_output=True, timeout=60, encoding="utf-8")
     assert done.returncode == 0, done.stderr
 
 

@@ -12,35 +12,35 @@ from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
-from shuoshu.core.files import size
-from shuoshu.core.run_log import Log
-from shuoshu.core.terminal import Progress, duration, pad, shorten, table, width
+from shuoshu.core.files import format_bytes
+from shuoshu.core.run_log import RunLog
+from shuoshu.core.terminal import Progress, display_width, duration, pad, shorten, table
 from shuoshu.training.plots import draw_curves, write_samples
 
 
 @pytest.mark.parametrize(("text", "columns"), [("", 0), ("abc", 3), ("说书", 4), ("a书，", 5), ("e\u0301", 1), ("“…”", 3), ("１２", 4), ("한", 2)])
 def test_a_chinese_character_is_two_columns_wide(text: str, columns: int) -> None:
-    assert width(text) == columns
+    assert display_width(text) == columns
 
 
 @given(text=st.text(max_size=20), columns=st.integers(0, 40), right=st.booleans())
 def test_padding_fills_up_and_loses_nothing(text: str, columns: int, right: bool) -> None:
     padded = pad(text, columns, right)
-    assert width(padded) == max(width(text), columns)
+    assert display_width(padded) == max(display_width(text), columns)
     assert padded.endswith(text) if right else padded.startswith(text)
 
 
 @given(text=st.text(max_size=20), columns=st.integers(1, 40))
 def test_a_shortened_text_fits(text: str, columns: int) -> None:
     short = shorten(text, columns)
-    assert width(short) <= columns
+    assert display_width(short) <= columns
     assert short == text or (short.endswith("…") and text.startswith(short[:-1]))
 
 
 def test_a_tables_columns_stand_under_each_other() -> None:
     lines = table([["book", "characters"], ["红楼梦", 1_234_567], ["Ulysses", 9]]).splitlines()
     assert lines == ["  book     characters", "  ───────  ──────────", "  红楼梦    1,234,567", "  Ulysses           9"]
-    assert len({width(line) for line in lines}) == 1
+    assert len({display_width(line) for line in lines}) == 1
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_durations(seconds: float, told: str) -> None:
 
 @pytest.mark.parametrize(("count", "told"), [(0, "0 B"), (999, "999 B"), (12_000, "12.0 kB"), (123_456, "123 kB"), (3_400_000, "3.4 MB"), (5.5e12, "5500 GB")])
 def test_sizes(count: float, told: str) -> None:
-    assert size(count) == told
+    assert format_bytes(count) == told
 
 
 # ---------------------------------------------------------------- log.jsonl
@@ -72,7 +72,7 @@ VALUES = st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats(al
 
 @given(records=st.lists(st.dictionaries(st.text(min_size=1).filter(lambda name: name not in ("kind", "time", "self")), VALUES, max_size=4), max_size=5))
 def test_what_is_logged_is_read_again(tmp_path_factory: pytest.TempPathFactory, records: list[dict]) -> None:
-    log = Log(tmp_path_factory.getbasetemp() / "any.jsonl")
+    log = RunLog(tmp_path_factory.getbasetemp() / "any.jsonl")
     log.path.unlink(missing_ok=True)
     for record in records:
         log.write("step", **record)
@@ -81,13 +81,13 @@ def test_what_is_logged_is_read_again(tmp_path_factory: pytest.TempPathFactory, 
 
 @pytest.mark.parametrize("character", ["\n", "\r", "\x0b", "\x0c", "\x1c", "\x85", "\u2028", "\u2029"])
 def test_a_strange_line_end_in_a_text_does_not_tear_its_record(tmp_path: Path, character: str) -> None:
-    log = Log(tmp_path / "log.jsonl")
+    log = RunLog(tmp_path / "log.jsonl")
     log.write("sample", text=f"雨{character}夜")
     assert [record["text"] for record in log.read("sample")] == [f"雨{character}夜"]
 
 
 def test_records_are_read_by_kind_and_in_order(tmp_path: Path) -> None:
-    log = Log(tmp_path / "log.jsonl")
+    log = RunLog(tmp_path / "log.jsonl")
     for step in range(3):
         log.write("step", step=step)
         log.write("eval", step=step)
@@ -96,12 +96,12 @@ def test_records_are_read_by_kind_and_in_order(tmp_path: Path) -> None:
 
 
 def test_there_is_nothing_in_a_log_that_was_not_begun(tmp_path: Path) -> None:
-    assert Log(tmp_path / "log.jsonl").read() == []
+    assert RunLog(tmp_path / "log.jsonl").read() == []
 
 
 @pytest.mark.parametrize("cut", range(1, 12))
 def test_a_torn_last_line_is_left_out(tmp_path: Path, cut: int) -> None:
-    log = Log(tmp_path / "log.jsonl")
+    log = RunLog(tmp_path / "log.jsonl")
     log.write("step", step=1)
     log.write("step", step=2, text="雨夜")
     log.path.write_bytes(log.path.read_bytes()[: -cut - 1])
@@ -112,7 +112,7 @@ def test_a_torn_last_line_is_left_out(tmp_path: Path, cut: int) -> None:
 
 
 def test_a_torn_last_line_takes_no_later_record_with_it(tmp_path: Path) -> None:
-    log = Log(tmp_path / "log.jsonl")
+    log = RunLog(tmp_path / "log.jsonl")
     log.write("step", step=1)
     log.path.write_bytes(log.path.read_bytes()[:-5])
     log.write("step", step=2)
@@ -120,7 +120,7 @@ def test_a_torn_last_line_takes_no_later_record_with_it(tmp_path: Path) -> None:
 
 
 def test_rewinding_drops_what_lies_after_the_step(tmp_path: Path) -> None:
-    log = Log(tmp_path / "log.jsonl")
+    log = RunLog(tmp_path / "log.jsonl")
     log.write("run", note="开始")
     for step in (1, 2, 3, 4):
         log.write("step", step=step, loss=1.5)
@@ -132,7 +132,7 @@ def test_rewinding_drops_what_lies_after_the_step(tmp_path: Path) -> None:
 
 
 def test_every_line_is_an_object_with_its_kind_and_time(tmp_path: Path) -> None:
-    log = Log(tmp_path / "log.jsonl")
+    log = RunLog(tmp_path / "log.jsonl")
     log.write("step", step=1)
     record = json.loads(log.path.read_text(encoding="utf-8"))
     assert record["kind"] == "step" and record["time"] > 1.7e9 and record["step"] == 1
@@ -145,7 +145,7 @@ PNG = b"\x89PNG\r\n\x1a\n"
 
 @pytest.mark.parametrize("kinds", [("step",), ("eval",), ("step", "eval")])
 def test_curves_are_a_png(tmp_path: Path, kinds: tuple[str, ...]) -> None:
-    log = Log(tmp_path / "log.jsonl")
+    log = RunLog(tmp_path / "log.jsonl")
     for step in range(1, 4):
         for kind in kinds:
             log.write(kind, step=step, lr=0.1 / step, loss=3 / step, val_loss=4 / step)
@@ -155,7 +155,7 @@ def test_curves_are_a_png(tmp_path: Path, kinds: tuple[str, ...]) -> None:
 
 
 def test_no_curves_are_drawn_of_nothing(tmp_path: Path) -> None:
-    log = Log(tmp_path / "log.jsonl")
+    log = RunLog(tmp_path / "log.jsonl")
     draw_curves(log, tmp_path / "loss.png")
     log.write("run", note="开始")
     log.write("eval", step=1, val_loss=None)
@@ -173,7 +173,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
 
 
 def test_the_answers_have_a_curve_of_their_own_beside_the_loss(tmp_path: Path, drawn: list[Figure]) -> None:
-    log = Log(tmp_path / "log.jsonl")
+    log = RunLog(tmp_path / "log.jsonl")
     for step, loss, rouge, exact in ((0, 3.0, 0.1, 0.0), (10, 1.0, 0.5, 0.25), (20, 2.0, 0.9, 0.75)):
         log.write("step", step=step, lr=0.1, loss=loss / 2)
         log.write("eval", step=step, val_loss=loss, val_rouge_l=rouge, val_exact_match=exact)
@@ -188,7 +188,7 @@ def test_the_answers_have_a_curve_of_their_own_beside_the_loss(tmp_path: Path, d
 
 
 def test_text_alone_has_no_curve_of_answers(tmp_path: Path, drawn: list[Figure]) -> None:
-    log = Log(tmp_path / "log.jsonl")
+    log = RunLog(tmp_path / "log.jsonl")
     log.write("step", step=1, lr=0.1, loss=3)
     log.write("eval", step=1, val_loss=4)
     draw_curves(log, tmp_path / "loss.png")
@@ -196,7 +196,7 @@ def test_text_alone_has_no_curve_of_answers(tmp_path: Path, drawn: list[Figure])
 
 
 def test_samples_of_text_and_of_answers(tmp_path: Path) -> None:
-    log = Log(tmp_path / "log.jsonl")
+    log = RunLog(tmp_path / "log.jsonl")
     log.write("sample", step=0, title="step 0: val loss 4", prompt="清晨，", text="雨停了。\n谁")
     for number in (1, 2):
         log.write("sample", step=9, title="step 9: val loss 3", prompt=f"谁{number}？", text="沈砚", reference="赵铁匠")

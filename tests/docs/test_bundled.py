@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import pytest
 
-from shuoshu.core.errors import HOUSE
+from shuoshu.core.errors import REPO_ROOT
 from shuoshu.text.books import Book, find_files, read_books
 
 FIELDS = {"question", "answer", "chapter", "evidence", "fact", "split"}
@@ -20,7 +20,7 @@ CLASSIC = 0.0015  # share of spans of 12 Chinese characters that occur more than
 
 @pytest.fixture(scope="module")
 def book(tmp_path_factory) -> Book:
-    files = find_files([str(HOUSE / "data" / "novella")])
+    files = find_files([str(REPO_ROOT / "data" / "novella")])
     (book,), bad = read_books(files, tmp_path_factory.mktemp("aside"))
     assert not bad
     return book
@@ -33,7 +33,7 @@ def novel(book) -> str:
 
 @pytest.fixture(scope="module")
 def rows() -> list[dict]:
-    return [row for path in sorted((HOUSE / "data" / "novella_qa").glob("chapters-*.json")) for row in json.loads(path.read_text(encoding="utf-8"))]
+    return [row for path in sorted((REPO_ROOT / "data" / "novella_qa").glob("chapters-*.json")) for row in json.loads(path.read_text(encoding="utf-8"))]
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ def test_the_book_is_long_enough_and_its_chapters_are_recognised(book, novel):
 
 
 def test_the_book_passes_through_the_cleaning_unchanged(book, novel):
-    (found,) = find_files([str(HOUSE / "data" / "novella")])
+    (found,) = find_files([str(REPO_ROOT / "data" / "novella")])
     assert novel == found.read_text(encoding="utf-8")
     assert not book.account.places and not any(book.odd.values())
 

@@ -21,7 +21,7 @@ import prepare
 import prepare_sft
 import sample
 import train
-from shuoshu.core.errors import HOUSE
+from shuoshu.core.errors import REPO_ROOT
 from tests.bench.test_bench import write_checkout
 
 READMES = ("README.md", "README.zh.md")
@@ -31,12 +31,12 @@ SMALL = ["--n_layer=1", "--n_head=2", "--n_embd=32", "--block_size=128", "--batc
 
 def commands(readme: str) -> list[str]:
     """The lines of the bash blocks."""
-    blocks = re.findall(r"^```bash\n(.*?)^```", (HOUSE / readme).read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    blocks = re.findall(r"^```bash\n(.*?)^```", (REPO_ROOT / readme).read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
     return [line for block in blocks for line in block.splitlines() if line.strip()]
 
 
 def test_both_readmes_have_the_same_commands_and_tables():
-    english, chinese = ((HOUSE / name).read_text(encoding="utf-8") for name in READMES)
+    english, chinese = ((REPO_ROOT / name).read_text(encoding="utf-8") for name in READMES)
     assert [re.sub(r'"[^"]*"', "…", c) for c in commands("README.md")] == [re.sub(r'"[^"]*"', "…", c) for c in commands("README.zh.md")]
     for pattern in (r"^#", r"^\|", r"^```", r"^\* "):
         assert len(re.findall(pattern, english, re.MULTILINE)) == len(re.findall(pattern, chinese, re.MULTILINE)), pattern
@@ -45,7 +45,7 @@ def test_both_readmes_have_the_same_commands_and_tables():
 @contextmanager
 def page_open(arguments: list[str]) -> Iterator[str]:
     """A page that `python app.py …` serves; its address."""
-    command = [sys.executable, str(HOUSE / "app.py"), *arguments, "--threads=1"]
+    command = [sys.executable, str(REPO_ROOT / "app.py"), *arguments, "--threads=1"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as server:
         try:
             yield next(line.split()[1] for line in server.stdout if line.startswith("page "))
@@ -99,7 +99,7 @@ def test_every_command_runs(workplace, monkeypatch, capsys):
             subprocess.run([sys.executable, *line.split(" && ")[0].split()[1:], "--without-pip"], check=True)
             assert Path(".venv/bin/activate").is_file() or Path(".venv/Scripts/activate").is_file()
         elif line.startswith("pip install"):  # what it installs is here
-            for wanted in (HOUSE / line.split()[-1]).read_text(encoding="utf-8").splitlines():
+            for wanted in (REPO_ROOT / line.split()[-1]).read_text(encoding="utf-8").splitlines():
                 assert Requirement(wanted).specifier.contains(version(Requirement(wanted).name), prereleases=True)
         elif line.startswith("bash ") or line.startswith("torchrun "):
             pass  # below
@@ -118,7 +118,7 @@ def test_the_scripts_run(script, tmp_path):
     """In a copy whose .venv is this environment, with a short training; the tests' own run is told, not done."""
     house = tmp_path / "house 房子"
     ignored = shutil.ignore_patterns(".venv", ".git", "out-*", ".*_cache", "*.bin", "*.jsonl", "meta.json", "tokenizer.json")
-    shutil.copytree(HOUSE, house, ignore=ignored)
+    shutil.copytree(REPO_ROOT, house, ignore=ignored)
     (house / ".venv" / "bin").mkdir(parents=True)
     python = house / ".venv" / "bin" / "python"
     python.write_text(
@@ -152,7 +152,7 @@ def test_the_torchrun_command_runs_with_two_processes(dataset, tmp_path):
     (line,) = [line for line in commands("README.md") if line.startswith("torchrun")]
     words = shlex.split(line.replace("nproc_per_node=8", "nproc_per_node=2"))
     command = [sys.executable, "-m", "torch.distributed.run", *words[1:], f"--dataset={dataset}", f"--out_dir={tmp_path / 'out'}", *QUICK, *SMALL]
-    done = subprocess.run(command, cwd=HOUSE, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=REPO_ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "out" / "model.safetensors").is_file()
 
@@ -161,7 +161,7 @@ def test_the_torchrun_command_runs_with_two_processes(dataset, tmp_path):
 @pytest.mark.parametrize("codes, runs", [([137, 1, 0], 3), ([2], 1), ([130], 1), ([143], 1)])
 def test_the_loop_goes_on_after_a_crash_and_ends_at_a_mistake_or_a_stop(tmp_path, codes, runs):
     for readme in READMES:
-        loop, batch = re.findall(r"^```sh\n(.*?)^```", (HOUSE / readme).read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+        loop, batch = re.findall(r"^```sh\n(.*?)^```", (REPO_ROOT / readme).read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
         subprocess.run(["bash", "-n"], input=batch, text=True, check=True)
         calls = tmp_path / readme
         stub = f'sleep() {{ :; }}; codes=({" ".join(map(str, codes))}); n=0; python() {{ echo "$*" >> "{calls}"; return "${{codes[n++]}}"; }}\n'
@@ -174,7 +174,7 @@ def test_the_python_lines_run(pretrained, monkeypatch):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     for readme in READMES:
-        (block,) = re.findall(r"^```python\n(from transformers.*?)^```", (HOUSE / readme).read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+        (block,) = re.findall(r"^```python\n(from transformers.*?)^```", (REPO_ROOT / readme).read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
         assert "AutoModelForCausalLM.from_pretrained" in block and "AutoTokenizer.from_pretrained" in block
     model, tokenizer = AutoModelForCausalLM.from_pretrained(pretrained), AutoTokenizer.from_pretrained(pretrained)
     ids = tokenizer("清晨，沈砚", return_tensors="pt").input_ids
@@ -184,15 +184,15 @@ def test_the_python_lines_run(pretrained, monkeypatch):
 def test_the_pages_python_lines_run(tuned, pretrained, capsys):
     with page_open([str(tuned), str(pretrained)]) as address:
         for readme in READMES:
-            (block,) = re.findall(r"^```python\n(from gradio_client.*?)^```", (HOUSE / readme).read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+            (block,) = re.findall(r"^```python\n(from gradio_client.*?)^```", (REPO_ROOT / readme).read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
             exec(block.replace("http://127.0.0.1:7860", address), {})
     assert len(capsys.readouterr().out.splitlines()) > 4
 
 
 def test_links_lead_somewhere():
     for readme in READMES:
-        for target in re.findall(r"\]\((?!https?://)([^)]+)\)", (HOUSE / readme).read_text(encoding="utf-8")):
-            assert (HOUSE / target).exists(), (readme, target)
+        for target in re.findall(r"\]\((?!https?://)([^)]+)\)", (REPO_ROOT / readme).read_text(encoding="utf-8")):
+            assert (REPO_ROOT / target).exists(), (readme, target)
 
 
 def test_settings_named_in_the_readmes_and_formats_exist():
@@ -207,12 +207,12 @@ def test_settings_named_in_the_readmes_and_formats_exist():
         "debug",
     }
     for name in (*READMES, "docs/FORMATS.md", "CONTRIBUTING.md"):
-        for flag in re.findall(r"`[^`\n]*?--([a-z_-]+)", (HOUSE / name).read_text(encoding="utf-8")):
+        for flag in re.findall(r"`[^`\n]*?--([a-z_-]+)", (REPO_ROOT / name).read_text(encoding="utf-8")):
             assert flag.replace("-", "_") in known | {"global", "index_url", "standalone", "nproc_per_node", "page"}, (name, flag)
 
 
 def test_formats_names_every_field_of_meta_and_log(dataset, pretrained):
-    told = (HOUSE / "docs" / "FORMATS.md").read_text(encoding="utf-8")
+    told = (REPO_ROOT / "docs" / "FORMATS.md").read_text(encoding="utf-8")
     meta = json.loads((dataset / "meta.json").read_text(encoding="utf-8"))
     records = [json.loads(line) for line in (pretrained / "log.jsonl").read_text(encoding="utf-8").splitlines()]
     names = {*meta, *meta["splits"]["train"], *meta["books"][0], *meta["chapters"][0]}

@@ -6,12 +6,12 @@ import sys
 
 import pytest
 
-from shuoshu.core.errors import HOUSE
+from shuoshu.core.errors import REPO_ROOT
 
 COMMANDS = {"prepare", "prepare_sft", "train", "sample", "eval_metrics", "app", "bench"}
 LIGHT = ("settings", "commandline", "files", "text", "tokenizer", "batches", "report", "questions", "pairs", "metrics", "rows")
 LIGHT += ("corpus", "lessons", "words", "wishes", "markup", "document", "yardstick", "peer", "contests", "race", "scale", "chores")
-PRODUCT = sorted([*HOUSE.glob("*.py"), *HOUSE.glob("shuoshu/*.py"), *HOUSE.glob("config/*.py")])
+PRODUCT = sorted([*REPO_ROOT.glob("*.py"), *REPO_ROOT.glob("shuoshu/*.py"), *REPO_ROOT.glob("config/*.py")])
 
 
 def imported(path):
@@ -21,25 +21,25 @@ def imported(path):
 
 
 def test_no_part_imports_a_command():
-    for path in [*HOUSE.glob("shuoshu/*.py"), HOUSE / "model.py"]:
+    for path in [*REPO_ROOT.glob("shuoshu/*.py"), REPO_ROOT / "model.py"]:
         assert not imported(path) & COMMANDS, path
 
 
 def test_the_model_needs_torch_and_safetensors_only():
-    outside = [imported(path) - set(sys.stdlib_module_names) for path in (HOUSE / "model.py", HOUSE / "shuoshu" / "lean.py")]
+    outside = [imported(path) - set(sys.stdlib_module_names) for path in (REPO_ROOT / "model.py", REPO_ROOT / "shuoshu" / "lean.py")]
     assert outside == [{"torch", "safetensors", "shuoshu"}, {"torch"}]
 
 
 @pytest.mark.parametrize("room", LIGHT)
 def test_a_light_room_loads_without_torch(room):
     check = f"import sys; import shuoshu.{room}; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", check], cwd=HOUSE).returncode == 0
+    assert subprocess.run([sys.executable, "-c", check], cwd=REPO_ROOT).returncode == 0
 
 
 @pytest.mark.parametrize("name", sorted(COMMANDS))
 def test_help_waits_for_no_library(name):
     check = f"import sys, {name}\ntry: {name}.main(['--help'])\nexcept SystemExit: sys.exit(bool({{'numpy', 'torch'}} & sys.modules.keys()))\nsys.exit(3)"
-    assert subprocess.run([sys.executable, "-c", check], cwd=HOUSE, stdout=subprocess.DEVNULL).returncode == 0
+    assert subprocess.run([sys.executable, "-c", check], cwd=REPO_ROOT, stdout=subprocess.DEVNULL).returncode == 0
 
 
 def test_every_file_says_what_it_is_for():
@@ -56,6 +56,6 @@ def test_no_file_outgrows_a_sitting():
 
 def test_the_scripts_parse_and_ci_runs_the_tests_alone():
     for script in ("quickstart.sh", "test.sh", "environment.sh", ".ci/run"):
-        subprocess.run(["bash", "-n", HOUSE / script], check=True)
-    lines = [line for line in (HOUSE / ".ci" / "run").read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
+        subprocess.run(["bash", "-n", REPO_ROOT / script], check=True)
+    lines = [line for line in (REPO_ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
     assert len(lines) == 1 and "test.sh" in lines[0]

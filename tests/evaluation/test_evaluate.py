@@ -19,14 +19,14 @@ import eval_metrics
 import prepare
 import prepare_sft
 from model import GPT
-from shuoshu.core.terminal import width
+from shuoshu.core.terminal import display_width
 from shuoshu.evaluation import intervals, metrics
-from shuoshu.evaluation.copies import COPIED, MARKED, TrainingText
-from shuoshu.evaluation.evaluate import COLUMNS, told
+from shuoshu.evaluation.copies import MIN_COPIED, MIN_MARKED, TrainingText
+from shuoshu.evaluation.evaluate import MAX_COLUMNS, format_results
 from shuoshu.generation.answers import Question, label_scores, read_questions, render_question
 from shuoshu.models import weights
-from shuoshu.sft.dataset import RowFile
-from shuoshu.text.dataset import TokenFile, read_meta
+from shuoshu.sft.dataset import QuestionDataset
+from shuoshu.text.dataset import TextDataset, read_meta
 
 FILES = ("eval.json", "eval_answers.jsonl", "report.html")
 
@@ -78,7 +78,7 @@ def text_evaluated(text_home: Path) -> dict:
 
 def test_the_perplexity_of_answers_is_that_of_their_tokens_by_hand(evaluated, tuned: Path, qa: Path) -> None:
     model, tokenizer, *_ = weights.load_model(tuned)
-    file, nats, ends, tokens = RowFile(qa, "val"), 0.0, 0.0, 0
+    file, nats, ends, tokens = QuestionDataset(qa, "val"), 0.0, 0.0, 0
     for number in range(len(file)):
         ids, mask = file.row(number)
         with torch.no_grad():
@@ -114,7 +114,7 @@ def test_the_perplexity_of_text_is_that_of_transformers_on_the_same_folder(text_
     transformers = pytest.importorskip("transformers")
     theirs = transformers.AutoModelForCausalLM.from_pretrained(text_home).float().eval()
     _, tokenizer, *_ = weights.load_model(text_home)
-    tokens, block, nats = TokenFile(dataset, "val").tokens.astype(np.int64).tolist(), 64, 0.0
+    tokens, block, nats = TextDataset(dataset, "val").tokens.astype(np.int64).tolist(), 64, 0.0
     for start in range(0, len(tokens), block):
         targets = torch.tensor(tokens[start : start + block])
         ids = torch.tensor([[tokenizer.end, *tokens][start : start + len(targets)]])
@@ -323,7 +323,7 @@ def test_a_closed_set_is_decided_by_its_labels_probabilities(closed: Path, pretr
 
 
 def test_what_a_model_writes_stands_beside_how_the_text_goes_on(text_evaluated, text_home: Path, dataset: Path) -> None:
-    rows, tokens = answers_of(text_home), TokenFile(dataset, "val").tokens
+    rows, tokens = answers_of(text_home), TextDataset(dataset, "val").tokens
     _, tokenizer, *_ = weights.load_model(text_home)
     text = tokenizer.decode(tokens.tolist())
     assert len(rows) == 4
@@ -374,7 +374,7 @@ def test_without_validation_text_the_training_text_can_be_measured(pretrained: P
 def test_copied_spans_stand_verbatim_in_the_chapter_that_is_named(evaluated, pretrained: Path, dataset: Path, text: str) -> None:
     _, tokenizer, *_ = weights.load_model(pretrained)
     source, meta = TrainingText.find(pretrained), read_meta(dataset)
-    tokens = TokenFile(dataset, "train").tokens.tolist()
+    tokens = TextDataset(dataset, "train").tokens.tolist()
     books = [f"《{book['title']}》" for book in meta["books"]]
     begins = [(chapter["token"], books[chapter["book"]] + chapter["title"]) for chapter in meta["chapters"] if chapter["split"] == "train"]
     ends = [token for token, _ in begins[1:]] + [len(tokens)]
@@ -385,7 +385,7 @@ def test_copied_spans_stand_verbatim_in_the_chapter_that_is_named(evaluated, pre
         assert all(own not in other for name, other in chapters.items() if name != title)
         assert source.spans(f"Ж{own}Ж") == [(1, 51, title)]
     spans = [(row["answer"][start:end], title) for row in evaluated[1] for start, end, title in row["copied"]]
-    assert spans and all(len(span) >= MARKED and span in chapters[title] for span, title in spans)
+    assert spans and all(len(span) >= MIN_MARKED and span in chapters[title] for span, title in spans)
     assert source.spans("Ж" * 30) == []
 
 
@@ -394,7 +394,7 @@ def test_the_copy_rate_counts_answers_with_a_long_span(evaluated, pretrained: Pa
     written = [row["others"][str(pretrained)] for row in evaluated[1] if row["split"] == "test"]
     longest = [source.copies.longest(text) for text in written]
     assert other["measures"]["test"]["copy_longest"]["value"] == pytest.approx(np.mean(longest))
-    assert other["measures"]["test"]["copy_rate"]["value"] == pytest.approx(np.mean([length >= COPIED for length in longest]))
+    assert other["measures"]["test"]["copy_rate"]["value"] == pytest.approx(np.mean([length >= MIN_COPIED for length in longest]))
 
 
 @pytest.mark.parametrize("what", ["gone", "another"])
@@ -427,7 +427,7 @@ def columns_of(terminal: str) -> Iterator[str]:
 
 def test_the_table_fits_a_terminal_of_100_columns(evaluated) -> None:
     lines = list(columns_of(evaluated[3]))
-    assert max(map(width, lines)) <= COLUMNS == 100
+    assert max(map(display_width, lines)) <= MAX_COLUMNS == 100
     assert all(any(name in line for line in lines) for name in ("above_lookup_joined_rouge_l", "out-pretrain test", "difference test", "ROUGE-L F1"))
 
 
@@ -437,8 +437,8 @@ def test_the_table_fits_with_long_chinese_names_and_wide_figures(evaluated) -> N
     for measures in evaluation["measures"].values():
         measures |= {"above_lookup_joined_rouge_l": wide, "perplexity": {"value": 1e6, "low": 1e5, "high": 1e7}}
     evaluation["compare"][0]["model"] = "/家/" + "很长的输出文件夹" * 5
-    lines = list(columns_of(told(evaluation, None)))
-    assert max(map(width, lines)) <= COLUMNS
+    lines = list(columns_of(format_results(evaluation, None)))
+    assert max(map(display_width, lines)) <= MAX_COLUMNS
     assert sum("文件夹 train" in line for line in lines) == 1 and sum("measure " in line for line in lines) > 3
 
 

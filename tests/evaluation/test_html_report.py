@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shuoshu.core.errors import HOUSE
+from shuoshu.core.errors import REPO_ROOT
 from shuoshu.evaluation.charts import POINTS, points, ticks
-from shuoshu.evaluation.html_report import BESIDE, MEASURES, SHOWN, chosen, marked, report_html
+from shuoshu.evaluation.html_report import BESIDE, MEASURES, SHOWN, highlight_copies, report_html, worst_and_random
 
 HOSTILE = "</style></script><script>alert(1)</script><img src=x onerror=alert(2)>\"'&amp;\x00\x1b[31m\x85\ud800"
 
@@ -195,35 +195,35 @@ def test_any_text_leaves_the_page_whole(text: str) -> None:
 def test_copied_spans_are_marked_at_their_characters(text: str, cuts: list[int]) -> None:
     cuts = sorted({min(cut, len(text)) for cut in cuts})
     spans = [[a, b, None] for a, b in zip(cuts[::2], cuts[1::2], strict=False)]
-    body = marked(text, spans).removeprefix('<div class="text">').split("</div>")[0]
+    body = highlight_copies(text, spans).removeprefix('<div class="text">').split("</div>")[0]
     assert [unescape(part) for part in re.findall(r"<mark>(.*?)<sup>", body, re.DOTALL)] == [text[a:b] for a, b, _ in spans]
     assert not text or unescape(re.sub(r"<sup>\d+</sup>|</?mark>", "", body)) == text
 
 
 def test_a_copied_span_says_where_it_stands() -> None:
-    assert "<mark>阿迟<sup>1</sup></mark>。" in (told := marked("阿迟。", [[0, 2, "迟雁记 · 第三章"]])) and "1 迟雁记 · 第三章" in told
+    assert "<mark>阿迟<sup>1</sup></mark>。" in (told := highlight_copies("阿迟。", [[0, 2, "迟雁记 · 第三章"]])) and "1 迟雁记 · 第三章" in told
 
 
 @pytest.mark.parametrize("spans", [[[2, 9, None], [0, 3, None]], [[-2, 99, None]], [[5, 2, None]]])
 def test_odd_spans_lose_no_text(spans: list) -> None:
-    body = marked("一二三四五", spans).split("</div>")[0]
+    body = highlight_copies("一二三四五", spans).split("</div>")[0]
     assert re.sub(r"<sup>\d+</sup>|<[^>]*>", "", body) == "一二三四五"
 
 
 def test_the_worst_come_first_and_the_random_ones_are_others() -> None:
-    worst, others = chosen(ANSWERS[::-1], seed=1)
+    worst, others = worst_and_random(ANSWERS[::-1], seed=1)
     assert [answer["row"] for answer in worst] == list(range(SHOWN))
     assert len(others) == SHOWN and not {answer["row"] for answer in others} & set(range(SHOWN))
 
 
 def test_the_random_answers_are_repeatable_by_seed() -> None:
-    assert chosen(ANSWERS, 1) == chosen(ANSWERS, 1) != chosen(ANSWERS, 2)
+    assert worst_and_random(ANSWERS, 1) == worst_and_random(ANSWERS, 1) != worst_and_random(ANSWERS, 2)
     assert report_html(EVALUATION, ANSWERS, RUNS, seed=3) == report_html(EVALUATION, ANSWERS, RUNS, seed=3)
 
 
 def test_a_surely_wrong_class_is_worse_than_a_doubtful_one() -> None:
     rows = [{**ANSWER, "row": i, "reference": "正", "probabilities": {"正": p, "负": 1 - p}} for i, p in enumerate((0.4, 0.9, 0.1))]
-    assert [answer["row"] for answer in chosen(rows, 0)[0]] == [2, 0, 1]
+    assert [answer["row"] for answer in worst_and_random(rows, 0)[0]] == [2, 0, 1]
 
 
 # ---------------------------------------------------------------- curves
@@ -253,4 +253,4 @@ def test_ticks_are_few_and_hold_every_value(values: list[float]) -> None:
 
 def test_the_room_is_light() -> None:
     check = "import sys; import shuoshu.document; sys.exit(bool({'torch', 'numpy', 'matplotlib'} & set(sys.modules)))"
-    assert subprocess.run([sys.executable, "-c", check], cwd=HOUSE).returncode == 0
+    assert subprocess.run([sys.executable, "-c", check], cwd=REPO_ROOT).returncode == 0

@@ -8,8 +8,8 @@ import torch
 
 from shuoshu.core.distributed import Processes
 from shuoshu.evaluation.loss import score
-from shuoshu.sft.dataset import RowFile, answer_batches
-from shuoshu.text.dataset import IGNORE, TokenFile, text_windows
+from shuoshu.sft.dataset import QuestionDataset, answer_batches
+from shuoshu.text.dataset import IGNORE, TextDataset, text_windows
 
 
 def by_hand(model, tokens, end):
@@ -87,7 +87,7 @@ def test_windows_that_overlap_score_each_token_once_and_give_it_a_longer_context
 
 def test_with_a_stride_the_sums_are_those_of_each_token_by_hand(pretrained_model, dataset):
     model, tokenizer = pretrained_model
-    tokens, block, stride = TokenFile(dataset, "val").tokens[:200].astype(np.int64), model.config.block_size, 16
+    tokens, block, stride = TextDataset(dataset, "val").tokens[:200].astype(np.int64), model.config.block_size, 16
     scored = score(model, model, text_windows(tokens, tokenizer.end, block, 4, stride), tokenizer.end, torch.float32)
     ids, nats = [tokenizer.end, *tokens.tolist()], 0.0
     for n, token in enumerate(tokens.tolist()):
@@ -102,7 +102,7 @@ def test_with_a_stride_the_sums_are_those_of_each_token_by_hand(pretrained_model
 
 
 def test_batches_of_answers_hold_each_row_once_and_the_likeliest_lengths_together(qa):
-    file = RowFile(qa, "train")
+    file = QuestionDataset(qa, "train")
     batches = list(answer_batches(file, 7))
     assert sum(len(ids) for ids, _ in batches) == len(file) and max(len(ids) for ids, _ in batches) == 7
     assert sum(int((targets != IGNORE).sum()) for _, targets in batches) == int(file.trained.sum())
@@ -114,7 +114,7 @@ def test_batches_of_answers_hold_each_row_once_and_the_likeliest_lengths_togethe
 
 def test_the_score_of_answers_is_that_of_their_tokens_alone(pretrained_model, qa):
     model, tokenizer = pretrained_model
-    file = RowFile(qa, "val")
+    file = QuestionDataset(qa, "val")
     nats, text, tokens = 0.0, 0.0, 0
     for number in range(len(file)):
         ids, mask = file.row(number)

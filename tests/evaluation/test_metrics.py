@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shuoshu.core.errors import HOUSE
+from shuoshu.core.errors import REPO_ROOT
 from shuoshu.evaluation import copies as evaluation_copies
 from shuoshu.evaluation import intervals, metrics
 
@@ -167,7 +167,7 @@ def test_among_hundreds_a_closer_reference_is_missed_by_none():
 def test_the_only_closer_reference_is_found_behind_many_anagrams():
     answer, own, closer = "甲乙丙丁戊己庚辛", "甲乙壬癸", "甲乙丙丁"
     anagrams = map("".join, permutations(reversed(answer)))
-    pool = list(islice((text for text in anagrams if plain_lcs(text, answer) <= 2), 3 * metrics.HOPEFUL))
+    pool = list(islice((text for text in anagrams if plain_lcs(text, answer) <= 2), 3 * metrics.MAX_CANDIDATES))
     assert metrics.closer_references([answer], [own], [*pool, own]) == [None]
     assert metrics.closer_references([answer], [own], [*pool, own, closer]) == [closer]
 
@@ -219,7 +219,7 @@ def test_copies_are_those_of_brute_force(text, answer, least, data):
     if text:  # a piece of the text and strange signs among the answer
         start = data.draw(st.integers(0, len(text)))
         answer = answer[:10] + text[start : start + 15] + data.draw(st.sampled_from(["", "丁", "\uffff"])) + answer[10:]
-    copies = evaluation_copies.Copies(text)
+    copies = evaluation_copies.CopyIndex(text)
     assert copies.longest(answer) == max((longest_from(answer, i, text) for i in range(len(answer))), default=0)
     assert copies.spans(answer, least) == plain_spans(answer, text, least)
 
@@ -227,13 +227,13 @@ def test_copies_are_those_of_brute_force(text, answer, least, data):
 @given(st.text(max_size=60), st.text(max_size=20))
 def test_copies_are_those_of_brute_force_in_any_script(text, answer):
     answer = text[7:19] + answer + text[:5]
-    copies = evaluation_copies.Copies(text)
+    copies = evaluation_copies.CopyIndex(text)
     assert copies.longest(answer) == max((longest_from(answer, i, text) for i in range(len(answer))), default=0)
     assert copies.spans(answer, 3) == plain_spans(answer, text, 3)
 
 
 def test_copies_in_a_book_are_found_at_their_first_place(text):
-    copies = evaluation_copies.Copies(text)
+    copies = evaluation_copies.CopyIndex(text)
     middle = text[15_000:15_040]
     (span,) = copies.spans("甲甲" + middle + "甲甲", least=20)
     start, end, place = span
@@ -241,22 +241,22 @@ def test_copies_in_a_book_are_found_at_their_first_place(text):
     assert copies.longest("甲甲" + middle + "甲甲") == 40
     assert copies.longest(text[-9:] + "甲") == 9 and copies.longest("\U0001f600") == 0
     assert copies.spans(text, 20) == [(0, len(text), 0)]
-    assert evaluation_copies.Copies("甲乙，甲丙").spans("甲", least=1) == evaluation_copies.Copies("甲丙，甲乙").spans("甲", least=1) == [(0, 1, 0)]
+    assert evaluation_copies.CopyIndex("甲乙，甲丙").spans("甲", least=1) == evaluation_copies.CopyIndex("甲丙，甲乙").spans("甲", least=1) == [(0, 1, 0)]
     assert [copies.longest(text[9000 : 9000 + n]) for n in range(40)] == list(range(40))
 
 
 def test_the_longest_copy_is_found_where_an_earlier_span_runs_into_it():
-    copies = evaluation_copies.Copies("子丑寅卯辰巳午未。辰巳午未申酉戌亥甲乙")
+    copies = evaluation_copies.CopyIndex("子丑寅卯辰巳午未。辰巳午未申酉戌亥甲乙")
     answer = "子丑寅卯辰巳午未申酉戌亥甲乙"
     assert copies.spans(answer) == [(0, 8, 0)]  # what is left of the second one is shorter than eight
     assert copies.longest(answer) == 10
 
 
 def test_nothing_is_copied_from_or_into_nothing():
-    assert evaluation_copies.Copies("").spans("甲乙丙丁甲乙丙丁") == [] and evaluation_copies.Copies("").longest("甲") == 0
-    assert evaluation_copies.Copies("甲乙丙").spans("") == [] and evaluation_copies.Copies("甲乙丙").longest("") == 0
-    assert evaluation_copies.Copies("甲" * 10 + "乙").spans("甲" * 40 + "乙", least=35) == []  # would begin long before the text does
-    assert evaluation_copies.Copies("甲乙丙").longest("甲乙丙丁") == 3 and evaluation_copies.Copies("甲乙丙").spans("甲乙丙丁") == []
+    assert evaluation_copies.CopyIndex("").spans("甲乙丙丁甲乙丙丁") == [] and evaluation_copies.CopyIndex("").longest("甲") == 0
+    assert evaluation_copies.CopyIndex("甲乙丙").spans("") == [] and evaluation_copies.CopyIndex("甲乙丙").longest("") == 0
+    assert evaluation_copies.CopyIndex("甲" * 10 + "乙").spans("甲" * 40 + "乙", least=35) == []  # would begin long before the text does
+    assert evaluation_copies.CopyIndex("甲乙丙").longest("甲乙丙丁") == 3 and evaluation_copies.CopyIndex("甲乙丙").spans("甲乙丙丁") == []
 
 
 # ---------------------------------------------------------------- how sure a figure is
@@ -332,7 +332,7 @@ def test_large_sets_are_looked_up_in_blocks_with_the_same_result():
 
 
 def test_the_lookups_are_as_strong_as_they_are_known_to_be():
-    rows = [row for path in sorted((HOUSE / "data" / "novella_qa").glob("chapters-*.json")) for row in json.loads(path.read_text(encoding="utf-8"))]
+    rows = [row for path in sorted((REPO_ROOT / "data" / "novella_qa").glob("chapters-*.json")) for row in json.loads(path.read_text(encoding="utf-8"))]
     taught, asked = ([row for row in rows if row["split"] == split] for split in ("train", "val"))
 
     def score(look_up):

@@ -43,13 +43,13 @@ def board(path: str) -> None:
 
         return inner
 
-    real_conclude = console.conclude
+    real_conclude = console.print_result
 
     def conclude(*args):
         real_conclude(*args)
         shown["ended"] = 1
 
-    console.conclude = conclude
+    console.print_result = conclude
     loop.train_step = during(STEP, loop.train_step)
     validate.evaluate = during(EVALUATION, validate.evaluate)
     run.Run.save = during(CHECKPOINT, run.Run.save)
@@ -91,9 +91,9 @@ def saves_in_place(_: bool) -> None:
         hashes = {
             "model.safetensors": weights.write_tensors(folder / "model.safetensors", model.tensors(), {"step": str(step)}),
             "optimizer.safetensors": weights.write_tensors(folder / "optimizer.safetensors", optimizer, {"step": str(step)}),
-            "state.json": files.write_text(folder / "state.json", json.dumps({"format": checkpoints.FORMAT, "step": step, **state})),
+            "state.json": files.write_synced_text(folder / "state.json", json.dumps({"format": checkpoints.FORMAT, "step": step, **state})),
         }
-        files.write_text(folder / "manifest.json", json.dumps({"format": checkpoints.FORMAT, "sha256": hashes}))
+        files.write_synced_text(folder / "manifest.json", json.dumps({"format": checkpoints.FORMAT, "sha256": hashes}))
 
     checkpoints.write_whole = write_whole
     checkpoints.save_checkpoint = save_checkpoint

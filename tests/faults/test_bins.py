@@ -17,7 +17,7 @@ import eval_metrics
 import prepare
 import prepare_sft
 import train
-from shuoshu.core.errors import HOUSE
+from shuoshu.core.errors import REPO_ROOT
 from shuoshu.core.files import sha256_of
 from shuoshu.evaluation.copies import TrainingText
 from shuoshu.text import dataset as text_dataset
@@ -40,7 +40,7 @@ def training(folder: Path, *more: object) -> list[object]:
 
 
 def tuning(folder: Path, model: Path) -> list[object]:
-    return [HOUSE / "config" / "sft.py", f"--dataset={folder}", f"--init_from={model}", *QUIET, "--max_iters=2", f"--out_dir={folder.parent / 'out'}"]
+    return [REPO_ROOT / "config" / "sft.py", f"--dataset={folder}", f"--init_from={model}", *QUIET, "--max_iters=2", f"--out_dir={folder.parent / 'out'}"]
 
 
 def edited(folder: Path, change: Callable[[dict], object]) -> None:
@@ -233,7 +233,7 @@ def test_a_meta_of_the_future_is_told(book: Path, refused: Callable) -> None:
 def test_a_byte_order_mark_does_no_harm(book: Path, tried: Callable) -> None:
     tried("tried")
     (book / "meta.json").write_bytes(b"\xef\xbb\xbf" + (book / "meta.json").read_bytes())
-    assert len(text_dataset.TokenFile(book, "train")) > 0
+    assert len(text_dataset.TextDataset(book, "train")) > 0
     tried("survived")
 
 
@@ -287,7 +287,7 @@ except batches.UserError as error:
 @pytest.mark.parametrize("harm, told", [("deleted", "True"), ("cut", "was cut while it was in use")])
 def test_a_large_file_that_is_mapped_may_be_deleted_and_is_told_when_cut(book: Path, tried: Callable, harm: str, told: str) -> None:
     tried("tried")
-    done = subprocess.run([sys.executable, "-c", MAPPED, book, harm], cwd=HOUSE, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", MAPPED, book, harm], cwd=REPO_ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and told in done.stdout, done
     tried("survived" if harm == "deleted" else "refused")
 

@@ -59,14 +59,14 @@ def test_a_damaged_checkpoint_is_passed_over_by_name(run: Path, name: str, fault
     if found == bad:  # a flipped bit in the manifest's blanks
         assert name == "manifest.json" and "flipped" in fault
     else:
-        assert found == checkpoints.checkpoints(run)[-2] and len(wrong) == 1 and str(bad) in wrong[0]
+        assert found == checkpoints.list_checkpoints(run)[-2] and len(wrong) == 1 and str(bad) in wrong[0]
     checkpoints.load_checkpoint(found)
     tried("survived")
 
 
 def test_the_run_goes_on_from_the_one_before_and_says_so(run: Path, dataset: Path, tried: Callable, capsys: pytest.CaptureFixture) -> None:
     tried("tried")
-    good, bad = checkpoints.checkpoints(run)
+    good, bad = checkpoints.list_checkpoints(run)
     flip(bad / "model.safetensors", 5000)
     assert train.main([str(word) for word in resuming(run, dataset)]) == 0
     out = capsys.readouterr().out
@@ -77,7 +77,7 @@ def test_the_run_goes_on_from_the_one_before_and_says_so(run: Path, dataset: Pat
 @pytest.mark.parametrize("name", PARTS)
 @pytest.mark.parametrize("fault", ["gone", "empty", "flipped in the middle", "a pipe", "null"])
 def test_a_run_without_a_valid_checkpoint_is_refused(run: Path, dataset: Path, name: str, fault: str, refused: Callable) -> None:
-    for folder in checkpoints.checkpoints(run):
+    for folder in checkpoints.list_checkpoints(run):
         DAMAGE[fault](folder / name)
     refused(train.main, resuming(run, dataset), run, "holds no valid checkpoint")
 

@@ -13,7 +13,7 @@ import pytest
 import train
 from shuoshu.core import files
 from shuoshu.core.errors import UserError
-from shuoshu.core.run_log import Log
+from shuoshu.core.run_log import RunLog
 from shuoshu.models import weights
 from shuoshu.training import checkpoints, loop
 
@@ -75,7 +75,7 @@ def test_a_disk_that_stays_full_is_an_honest_end(tiny, small_disk, monkeypatch, 
     def happen(step):
         if step == 7:
             (small_disk / "ballast").write_bytes(bytes(shutil.disk_usage(small_disk).free - 4096))
-            monkeypatch.setattr(files, "need_room", lambda *args: None)  # full to the last byte, and nobody foresaw it
+            monkeypatch.setattr(files, "require_disk_space", lambda *args: None)  # full to the last byte, and nobody foresaw it
 
     during_steps(monkeypatch, happen)
     assert train.main([*tiny, *RUN, f"--out_dir={small_disk / 'out'}"]) == 2
@@ -149,7 +149,7 @@ def test_a_disk_that_gives_back_other_bytes_is_noticed_before_the_old_goes(tiny,
     monkeypatch.setattr(weights, "write_tensors", flipped)
     assert train.main([*tiny, *RUN, "--max_iters=12", f"--out_dir={tmp_path / 'out'}"]) == 0
     assert "step 10 to" in (told := capsys.readouterr().out) and "does not read back" in told
-    assert [path.name for path in checkpoints.checkpoints(tmp_path / "out")] == ["step-000005", "step-000012"]
+    assert [path.name for path in checkpoints.list_checkpoints(tmp_path / "out")] == ["step-000005", "step-000012"]
 
 
 # ---------------------------------------------------------------- which checkpoint goes
@@ -242,9 +242,9 @@ def test_an_evaluation_that_is_cut_short_is_done_again(tiny, tmp_path, monkeypat
 
     monkeypatch.setattr(loop.Run, "val_batches", interrupted)
     assert train.main([*command, f"--out_dir={tmp_path / 'cut'}"]) == 143
-    assert [r["step"] for r in Log(tmp_path / "cut" / "log.jsonl").read("eval")] == [0] and is_whole(tmp_path / "cut", 10)
+    assert [r["step"] for r in RunLog(tmp_path / "cut" / "log.jsonl").read("eval")] == [0] and is_whole(tmp_path / "cut", 10)
     monkeypatch.undo()
     assert train.main([f"--out_dir={tmp_path / 'cut'}", "--resume"]) == 0
-    logs = [[(r["step"], r["val_loss"]) for r in Log(tmp_path / name / "log.jsonl").read("eval")] for name in ("whole", "cut")]
+    logs = [[(r["step"], r["val_loss"]) for r in RunLog(tmp_path / name / "log.jsonl").read("eval")] for name in ("whole", "cut")]
     assert logs[0] == logs[1] and len(logs[0]) == 3
     assert files.sha256_of(tmp_path / "cut" / "model.safetensors") == files.sha256_of(tmp_path / "whole" / "model.safetensors")

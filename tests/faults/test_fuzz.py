@@ -21,15 +21,15 @@ from hypothesis import strategies as st
 from shuoshu.core import run_log
 from shuoshu.core.cli import parse
 from shuoshu.core.errors import UserError
-from shuoshu.core.run_log import saved_run
+from shuoshu.core.run_log import read_settings
 from shuoshu.core.settings import EvalSettings, PrepareSettings, PrepareSftSettings, SampleSettings, TrainSettings
 from shuoshu.evaluation.copies import TrainingText
 from shuoshu.generation import sample_command
 from shuoshu.generation.answers import read_questions
 from shuoshu.models import weights
-from shuoshu.sft.dataset import RowFile
+from shuoshu.sft.dataset import QuestionDataset
 from shuoshu.sft.pairs import Pair
-from shuoshu.sft.question_files import read_pairs
+from shuoshu.sft.question_files import parse_pairs
 from shuoshu.text import dataset as text_dataset
 from shuoshu.text.books import read_books
 from shuoshu.text.tokenizer import Tokenizer
@@ -141,7 +141,7 @@ def test_any_saved_settings(pretrained: Path, tmp_path: Path, damage: Callable, 
     path.write_text(json.dumps(damage(data, saved)), encoding="utf-8") if data.draw(st.booleans()) else path.write_bytes(
         hurt_bytes(data, json.dumps(saved).encode())
     )
-    saved_run(tmp_path)
+    read_settings(tmp_path)
     with answered():
         parse(TrainSettings, [], "", base=saved_settings(tmp_path))
     with answered():
@@ -175,7 +175,7 @@ def test_any_file_of_questions(tmp_path: Path, tokenizer: Tokenizer, damage: Cal
     path = tmp_path / f"a.{kind}"
     path.write_bytes(hurt_bytes(data, raw) if data.draw(st.booleans()) else raw)
     with answered():
-        check_pairs(read_pairs([path], PrepareSftSettings())[0], tokenizer)
+        check_pairs(parse_pairs([path], PrepareSftSettings())[0], tokenizer)
 
 
 @fuzz(150)
@@ -230,11 +230,11 @@ def test_any_meta(
         meta = text_dataset.read_meta(folder)
         text_dataset.check_tokenizer(Tokenizer.load(folder), meta, "another tokenizer")
         if "width" in meta:
-            made = RowFile(folder, "train").rows(0, 8, 64, 1)
-            assert (made[0] == RowFile(qa, "train").rows(0, 8, 64, 1)[0]).all()
+            made = QuestionDataset(folder, "train").rows(0, 8, 64, 1)
+            assert (made[0] == QuestionDataset(qa, "train").rows(0, 8, 64, 1)[0]).all()
             read_questions(folder, "val", tokenizer)
         else:
-            assert (text_dataset.TokenFile(folder, "train").rows(0, 8, 64, 1)[0] == text_dataset.TokenFile(dataset, "train").rows(0, 8, 64, 1)[0]).all()
+            assert (text_dataset.TextDataset(folder, "train").rows(0, 8, 64, 1)[0] == text_dataset.TextDataset(dataset, "train").rows(0, 8, 64, 1)[0]).all()
             TrainingText(folder).spans("三更天，沈砚在渡口")
 
 
@@ -305,7 +305,7 @@ def test_any_log(pretrained: Path, tmp_path: Path, damage: Callable, data: st.Da
     (tmp_path / "log.jsonl").write_bytes(b"\n".join(lines))
     draws = data.draw(st.integers(0, 19)) == 0  # takes long
     tried("tried")
-    log = run_log.Log(tmp_path / "log.jsonl")
+    log = run_log.RunLog(tmp_path / "log.jsonl")
     log.rewind(100, 100)
     plots.write_samples(log, tmp_path / "samples.md")
     if draws:

@@ -40,7 +40,7 @@ def resuming(folder: Path, dataset: Path) -> list[object]:
 
 
 def newest(folder: Path) -> Path:
-    return checkpoints.checkpoints(folder)[-1]
+    return checkpoints.list_checkpoints(folder)[-1]
 
 
 def written(path: Path, header: object, body: bytes = b"", sealed: bool = True) -> None:

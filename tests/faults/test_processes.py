@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from shuoshu.core.errors import HOUSE
-from shuoshu.core.run_log import Log
+from shuoshu.core.errors import REPO_ROOT
+from shuoshu.core.run_log import RunLog
 from shuoshu.training import checkpoints
 
 STEADY = ["--optimizer=adamw", "--dropout=0", "--log_interval=1", "--sample_tokens=0", "--batch_size=8"]
@@ -39,11 +39,11 @@ def alone(nursery, prose, questions, tmp_path_factory) -> dict[str, Path]:
 
 
 def losses(out_dir: Path) -> list[float]:
-    return [record["loss"] for record in Log(out_dir / "log.jsonl").read("step")]
+    return [record["loss"] for record in RunLog(out_dir / "log.jsonl").read("step")]
 
 
 def last_val_loss(out_dir: Path) -> float:
-    return Log(out_dir / "log.jsonl").read("eval")[-1]["val_loss"]
+    return RunLog(out_dir / "log.jsonl").read("eval")[-1]["val_loss"]
 
 
 def best_scores(out_dir: Path) -> list[float]:
@@ -125,7 +125,7 @@ def test_a_signal_to_one_process_stops_all_in_mid_evaluation(nursery, prose, tmp
     assert [nursery.wait(pid) for pid in pids] == [143, 143]
     assert time.monotonic() - began < 20
     assert "stopped by SIGTERM after step 0" in (tmp_path / "told.0").read_text(encoding="utf-8")
-    assert not Log(tmp_path / "out" / "log.jsonl").read("eval") and checkpoints.newest_checkpoint(tmp_path / "out")[0].name == "step-000000"
+    assert not RunLog(tmp_path / "out" / "log.jsonl").read("eval") and checkpoints.newest_checkpoint(tmp_path / "out")[0].name == "step-000000"
 
 
 @pytest.mark.parametrize("rank, how, told", [(1, "killed", ""), (1, "error", "ValueError: only here"), (0, "mistake", "error: only here")])
@@ -152,7 +152,7 @@ def test_under_torchrun_an_interrupt_saves_and_a_lost_process_ends_the_others(pr
     """The real launcher, stopped by Ctrl-C; then again with one of its processes killed; then to the end."""
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "train.py"]
     command = [*torchrun, *prose, "--max_iters=400", "--save_interval=20", "--eval_interval=400", f"--out_dir={tmp_path / 'out'}", "--resume"]
-    options = {"cwd": HOUSE, "env": {**os.environ, "OMP_NUM_THREADS": "1"}, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    options = {"cwd": REPO_ROOT, "env": {**os.environ, "OMP_NUM_THREADS": "1"}, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
 
     def start_and_wait(folder: str) -> subprocess.Popen:
         process, until = subprocess.Popen(command, **options), time.monotonic() + 60

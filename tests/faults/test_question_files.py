@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import prepare_sft
-from shuoshu.sft.dataset import RowFile, read_pairs
+from shuoshu.sft.dataset import QuestionDataset, read_pairs
 from shuoshu.text.tokenizer import SPECIALS, Tokenizer
 
 ROW = '{"question": "谁？", "answer": "我。"}'
@@ -148,7 +148,7 @@ def test_what_can_be_read_is_read(argv: Callable, tmp_path: Path, fault: str, tr
     assert prepare_sft.main([str(word) for word in argv(tmp_path / name)]) == 0
     pairs = read_pairs(tmp_path / "out", "train")
     assert [tuple(message["content"] for message in pair["messages"]) for pair in pairs] == wanted
-    assert len(RowFile(tmp_path / "out", "train")) == len(wanted)
+    assert len(QuestionDataset(tmp_path / "out", "train")) == len(wanted)
     tried("survived")
 
 
@@ -159,7 +159,7 @@ def test_special_tokens_written_out_are_letters_everywhere(argv: Callable, tmp_p
     (tmp_path / f"{spelt.replace('|', '')}.json").write_text(json.dumps(rows), encoding="utf-8")
     more = [f"--system={spelt}", f"--question={spelt}{{question}}", "--answer={answer}", "--block_size=256"]
     assert prepare_sft.main([str(word) for word in argv(next(tmp_path.glob("*.json")), *more)]) == 0
-    tokenizer, file = Tokenizer.load(tmp_path / "out"), RowFile(tmp_path / "out", "train")
+    tokenizer, file = Tokenizer.load(tmp_path / "out"), QuestionDataset(tmp_path / "out", "train")
     for number in range(len(file)):
         ids, mask = file.row(number)
         special = [int(i) for i in ids if i in tokenizer.specials.values()]

@@ -7,10 +7,10 @@ import torch
 
 from model import GPT, GPTConfig, KVCache
 from shuoshu.generation import cpu_decoder, sampling
-from shuoshu.generation.chat_model import Voice
-from shuoshu.generation.cpu_decoder import Decoder
-from shuoshu.generation.sampling import Sampling, complete, largest
-from shuoshu.models.weights import Loaded
+from shuoshu.generation.chat_model import ChatModel
+from shuoshu.generation.cpu_decoder import CpuDecoder
+from shuoshu.generation.sampling import SamplingParams, complete, largest
+from shuoshu.models.weights import LoadedModel
 
 SHAPE = GPTConfig(vocab_size=96, block_size=32, n_layer=2, n_head=4, n_kv_head=2, n_embd=48, head_dim=16, n_hidden=80)
 
@@ -32,7 +32,7 @@ def read(model: GPT, lengths: list[int], steps: int, dtype: torch.dtype = torch.
     with torch.inference_mode():
         cache = KVCache(model.config, len(lengths))
         sampling.prefill(model, cache, [row[:n].tolist() for row, n in zip(ids, lengths, strict=True)])
-        reader = Decoder(model)
+        reader = CpuDecoder(model)
         tokens = [torch.stack([row[n + step] for row, n in zip(ids, lengths, strict=True)])[:, None] for step in range(steps)]
         return torch.stack([reader(token, cache) for token in tokens], dim=1), ids
 
@@ -50,7 +50,7 @@ def test_a_token_read_alone_gets_the_logits_of_the_whole(lengths, config, is_pac
 
 
 def test_products_are_packed_where_torch_can():
-    made_of = cpu_decoder.product(torch.float32, torch.nn.Linear(32, 32, bias=False)).func
+    made_of = cpu_decoder.fused_linear(torch.float32, torch.nn.Linear(32, 32, bias=False)).func
     assert (made_of is torch.ops.mkldnn._linear_pointwise) == torch.backends.mkldnn.is_available()
 
 
@@ -59,7 +59,7 @@ def test_in_bf16_it_is_as_close_to_fp32_as_the_model_is(is_autocast):
     exact, model = made(), made() if is_autocast else made().bfloat16()
     with torch.autocast("cpu", torch.bfloat16, enabled=is_autocast):
         logits, ids = read(model, [5, 9], 9)
-        assert Decoder(model).dtype == torch.bfloat16
+        assert CpuDecoder(model).dtype == torch.bfloat16
         whole = torch.stack([model(ids[row : row + 1, : n + 9])[0, n:].float() for row, n in enumerate((5, 9))])
     fine = torch.stack([exact(ids[row : row + 1, : n + 9])[0, n:] for row, n in enumerate((5, 9))])
     assert 0 < (logits - fine).norm() < 1.3 * (whole - fine).norm()
@@ -68,7 +68,7 @@ def test_in_bf16_it_is_as_close_to_fp32_as_the_model_is(is_autocast):
 def test_autocast_does_not_touch_the_cache_it_reads():
     ids, said = torch.arange(8)[:, None, None], []
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
-        reader = Decoder(made())
+        reader = CpuDecoder(made())
         for is_autocast in (True, False):
             cache = KVCache(SHAPE, 1)
             with torch.autocast("cpu", torch.bfloat16, enabled=is_autocast):
@@ -82,10 +82,10 @@ def test_a_model_in_training_speaks_with_the_weights_of_its_last_step(tokenizer)
     prompt = tokenizer.encode("清晨，沈砚在渡口")
     said = []
     for _ in range(3):
-        said.append(complete(model.eval(), tokenizer, [prompt], Sampling(20, 0.0), [0])[0].ids)
+        said.append(complete(model.eval(), tokenizer, [prompt], SamplingParams(20, 0.0), [0])[0].ids)
         fresh = GPT(model.config).eval()
         fresh.load_tensors(model.tensors())
-        assert said[-1] == complete(fresh, tokenizer, [prompt], Sampling(20, 0.0), [0])[0].ids
+        assert said[-1] == complete(fresh, tokenizer, [prompt], SamplingParams(20, 0.0), [0])[0].ids
         ids = torch.randint(0, tokenizer.n_vocab, (4, 33), generator=torch.Generator().manual_seed(len(said)))
         model.train()(ids[:, :-1], ids[:, 1:]).backward()
         optimizer.step()
@@ -96,12 +96,12 @@ def test_a_model_in_training_speaks_with_the_weights_of_its_last_step(tokenizer)
 def test_a_voice_lays_its_weights_once(pretrained_model, monkeypatch):
     model, tokenizer = pretrained_model
     calls = []
-    monkeypatch.setattr(Decoder, "__call__", lambda self, *given, real=Decoder.__call__: calls.append(self) or real(self, *given))
-    voice = Voice(Loaded(model, tokenizer, 0, 0), torch.device("cpu"))
-    expected = complete(model, tokenizer, [[tokenizer.end]], Sampling(20), [1])[0].ids
+    monkeypatch.setattr(CpuDecoder, "__call__", lambda self, *given, real=CpuDecoder.__call__: calls.append(self) or real(self, *given))
+    voice = ChatModel(LoadedModel(model, tokenizer, 0, 0), torch.device("cpu"))
+    expected = complete(model, tokenizer, [[tokenizer.end]], SamplingParams(20), [1])[0].ids
     calls.clear()
     monkeypatch.setattr(sampling, "reader_for", lambda model: pytest.fail("laid again"))
-    assert complete(model, tokenizer, [[tokenizer.end]], Sampling(20), [1], reader=voice.reader)[0].ids == expected
+    assert complete(model, tokenizer, [[tokenizer.end]], SamplingParams(20), [1], reader=voice.reader)[0].ids == expected
     assert calls == [voice.reader] * (len(expected) - 1)
 
 
@@ -117,5 +117,5 @@ def test_the_largest_are_those_that_topk_finds(rows, count):
 def test_a_penalty_knows_the_prompt_and_what_was_said(pretrained_model):
     model, tokenizer = pretrained_model
     prompts = [tokenizer.encode("清晨，沈砚在渡口"), tokenizer.encode("赵铁匠说：")]
-    for prompt, result in zip(prompts, complete(model, tokenizer, prompts, Sampling(12, 0.0, repetition_penalty=1e6), [0, 0]), strict=True):
+    for prompt, result in zip(prompts, complete(model, tokenizer, prompts, SamplingParams(12, 0.0, repetition_penalty=1e6), [0, 0]), strict=True):
         assert len(result.ids) >= 10 and len({*result.ids}) == len(result.ids) and not {*result.ids} & {*prompt}

@@ -12,7 +12,7 @@ import pytest
 
 import sample
 from shuoshu.generation import sample_command, sampling
-from shuoshu.generation.chat_model import Voice
+from shuoshu.generation.chat_model import ChatModel
 from shuoshu.sft.dataset import read_pairs
 
 QUICK = ["--max_new_tokens=12", "--threads=1", "--device=cpu"]
@@ -214,7 +214,7 @@ def test_a_chat_answers_question_after_question_and_ends_with_an_empty_line(put,
     assert put("--chat").count(first) == 1
 
 
-class Recorder(Voice):
+class Recorder(ChatModel):
     """A speaker of so many turns with a block of 64 that notes what it is asked."""
 
     def __init__(self, tokenizer, turns):

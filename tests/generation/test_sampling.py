@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model import GPT, GPTConfig
-from shuoshu.generation.cpu_decoder import Decoder
-from shuoshu.generation.sampling import History, Sampling, Writer, complete, complete_many, penalise, pick, stream
+from shuoshu.generation.cpu_decoder import CpuDecoder
+from shuoshu.generation.sampling import Context, SamplingParams, StopStringStream, complete, complete_many, penalise, pick, stream
 from shuoshu.generation.utf8 import WHOLE, Utf8Mask
 
 
@@ -31,7 +31,7 @@ def strict(tokenizer, finished):
 
 def test_no_text_of_100_000_tokens_holds_a_broken_character(wild, tokenizer):
     tokens = 0
-    for sampling in (Sampling(250, 1.5, None), Sampling(250, 1.5, 1), Sampling(250, 1.5, 5), Sampling(250, 1.5, None, 0.9, 0.01, 1.3)):
+    for sampling in (SamplingParams(250, 1.5, None), SamplingParams(250, 1.5, 1), SamplingParams(250, 1.5, 5), SamplingParams(250, 1.5, None, 0.9, 0.01, 1.3)):
         for result in complete(wild, tokenizer, [[tokenizer.end]] * 130, sampling, range(130)):
             assert strict(tokenizer, result) == result.text
             assert "�" not in result.text
@@ -48,7 +48,7 @@ def test_without_the_mask_such_a_model_does_break_characters(wild, tokenizer):
 
 def test_a_length_limit_lets_the_character_finish(wild, tokenizer):
     seen = set()
-    for result in complete(wild, tokenizer, [[tokenizer.end]] * 200, Sampling(1, 1.5, None), range(200)):
+    for result in complete(wild, tokenizer, [[tokenizer.end]] * 200, SamplingParams(1, 1.5, None), range(200)):
         assert strict(tokenizer, result) == result.text
         seen.add(len(result.ids))
     assert max(seen) > 1  # it happened
@@ -57,7 +57,7 @@ def test_a_length_limit_lets_the_character_finish(wild, tokenizer):
 def test_same_seed_same_text_alone_or_in_a_batch(pretrained_model):
     model, tokenizer = pretrained_model
     prompts = [tokenizer.encode(text) for text in ("清晨，沈砚在渡口", "赵", "第二天", "黄昏时分，柳青禾")]
-    sampling = Sampling(90, 1.0, 50)  # past the block of 64: rows slide each at its own time
+    sampling = SamplingParams(90, 1.0, 50)  # past the block of 64: rows slide each at its own time
     together = complete(model, tokenizer, prompts, sampling, [1, 2, 3, 4])
     alone = [complete(model, tokenizer, [prompt], sampling, [seed])[0] for prompt, seed in zip(prompts, [1, 2, 3, 4], strict=True)]
     assert [r.ids for r in together] == [r.ids for r in alone]
@@ -67,7 +67,7 @@ def test_same_seed_same_text_alone_or_in_a_batch(pretrained_model):
 def test_greedy_text_is_what_uncached_logits_say_up_to_the_block(pretrained_model):
     model, tokenizer = pretrained_model
     prompt = tokenizer.encode("清晨，沈砚在渡口")
-    ids = complete(model, tokenizer, [prompt], Sampling(40, 0.0), [0])[0].ids
+    ids = complete(model, tokenizer, [prompt], SamplingParams(40, 0.0), [0])[0].ids
     state = list(prompt)
     for token in ids:
         assert token == model(torch.tensor([state]))[0, -1, : tokenizer.n_vocab - 5].argmax().item()
@@ -78,8 +78,8 @@ def test_past_the_block_the_last_half_is_read_again(pretrained_model):
     model, tokenizer = pretrained_model
     block = model.config.block_size
     history = tokenizer.encode("清晨，沈砚在渡口望着河面出神。" * 10)
-    whole = complete(model, tokenizer, [history], Sampling(8, 0.0), [0])[0].ids
-    tail = complete(model, tokenizer, [history[-(block // 2) :]], Sampling(8, 0.0), [0])[0].ids
+    whole = complete(model, tokenizer, [history], SamplingParams(8, 0.0), [0])[0].ids
+    tail = complete(model, tokenizer, [history[-(block // 2) :]], SamplingParams(8, 0.0), [0])[0].ids
     assert whole == tail
 
 
@@ -87,7 +87,7 @@ def test_the_pieces_of_a_stream_join_to_the_text(pretrained_model):
     model, tokenizer = pretrained_model
     prompts = [tokenizer.encode("沈砚"), tokenizer.encode("赵铁匠说：")]
     pieces = ["", ""]
-    for news in stream(model, tokenizer, prompts, Sampling(60), [5, 6]):
+    for news in stream(model, tokenizer, prompts, SamplingParams(60), [5, 6]):
         if isinstance(news[0], str):
             pieces = [a + b for a, b in zip(pieces, news, strict=True)]
         else:
@@ -97,10 +97,10 @@ def test_the_pieces_of_a_stream_join_to_the_text(pretrained_model):
 def test_a_stop_string_ends_the_text_before_it_and_is_never_shown(pretrained_model):
     model, tokenizer = pretrained_model
     prompt = tokenizer.encode("清晨，沈砚在渡口")
-    free = complete(model, tokenizer, [prompt], Sampling(60, 0.0), [0])[0].text
+    free = complete(model, tokenizer, [prompt], SamplingParams(60, 0.0), [0])[0].text
     stop = free[10:13]
     shown = ""
-    for news in stream(model, tokenizer, [prompt], Sampling(60, 0.0, stop=(stop,)), [0]):
+    for news in stream(model, tokenizer, [prompt], SamplingParams(60, 0.0, stop=(stop,)), [0]):
         if isinstance(news[0], str):
             shown += news[0]
         else:
@@ -109,7 +109,7 @@ def test_a_stop_string_ends_the_text_before_it_and_is_never_shown(pretrained_mod
 
 @given(pieces=st.lists(st.text("ab", max_size=3), max_size=20), stop=st.text("ab", min_size=1, max_size=4))
 def test_a_writer_shows_just_what_stands_before_the_first_stop_string(pieces, stop, tokenizer):
-    writer = Writer(tokenizer, (stop,))
+    writer = StopStringStream(tokenizer, (stop,))
     shown = ""
     for token in [tokenizer.ranks[c.encode()] for c in "".join(pieces)]:
         shown += writer.push(token)
@@ -124,14 +124,14 @@ def test_end_of_text_ends_it(pretrained_model):
     model, tokenizer = pretrained_model
     eager = GPT(dataclasses.replace(model.config)).eval()
     eager.load_tensors({**model.tensors(), "lm_head.weight": torch.zeros_like(model.lm_head.weight)})  # all alike: the end token's turn comes
-    results = complete(eager, tokenizer, [[tokenizer.end]] * 64, Sampling(600, 1.0, None), range(64))
+    results = complete(eager, tokenizer, [[tokenizer.end]] * 64, SamplingParams(600, 1.0, None), range(64))
     ended = [r for r in results if r.reason == "end"]
     assert ended and all(tokenizer.end not in r.ids for r in ended)
 
 
 def test_an_interruption_ends_on_a_whole_character(wild, tokenizer):
     calls = iter(range(1000))
-    result = complete(wild, tokenizer, [[tokenizer.end]], Sampling(500, 1.5, None), [3], should_stop=lambda: next(calls) >= 20)[0]
+    result = complete(wild, tokenizer, [[tokenizer.end]], SamplingParams(500, 1.5, None), [3], should_stop=lambda: next(calls) >= 20)[0]
     assert result.reason in ("interrupted", "end") and strict(tokenizer, result) == result.text and len(result.ids) <= 24
 
 
@@ -141,34 +141,34 @@ def test_an_interruption_ends_on_a_whole_character(wild, tokenizer):
 LOGITS = torch.tensor([[2.0, 1.0, 0.0, -1.0, -torch.inf]])
 
 
-def share(sampling: Sampling, draws: int = 4000) -> list[float]:
+def share(sampling: SamplingParams, draws: int = 4000) -> list[float]:
     """How often each token comes, over evenly spread draws."""
     u = (torch.arange(draws) + 0.5) / draws
     return [float(x) for x in torch.bincount(pick(LOGITS.expand(draws, -1), sampling, u), minlength=5) / draws]
 
 
 def test_tokens_come_as_often_as_their_probabilities_say():
-    assert share(Sampling(temperature=1.0, top_k=None)) == pytest.approx(LOGITS.softmax(-1)[0].tolist(), abs=1e-3)
-    assert share(Sampling(temperature=0.5, top_k=None)) == pytest.approx((LOGITS / 0.5).softmax(-1)[0].tolist(), abs=1e-3)
-    assert share(Sampling(temperature=1.0, top_k=2)) == pytest.approx([*LOGITS[0, :2].softmax(-1).tolist(), 0, 0, 0], abs=1e-3)
+    assert share(SamplingParams(temperature=1.0, top_k=None)) == pytest.approx(LOGITS.softmax(-1)[0].tolist(), abs=1e-3)
+    assert share(SamplingParams(temperature=0.5, top_k=None)) == pytest.approx((LOGITS / 0.5).softmax(-1)[0].tolist(), abs=1e-3)
+    assert share(SamplingParams(temperature=1.0, top_k=2)) == pytest.approx([*LOGITS[0, :2].softmax(-1).tolist(), 0, 0, 0], abs=1e-3)
 
 
 def test_top_p_and_min_p_keep_the_likeliest():
     p = LOGITS.softmax(-1)[0]
-    assert share(Sampling(temperature=1.0, top_k=None, top_p=float(p[0]) - 0.01)) == [1, 0, 0, 0, 0]
-    assert share(Sampling(temperature=1.0, top_k=None, top_p=float(p[0]) + 0.01))[2:] == [0, 0, 0]
-    assert share(Sampling(temperature=1.0, top_k=None, min_p=0.2))[2:] == [0, 0, 0]  # e^-2 < 0.2 < e^-1
-    assert share(Sampling(temperature=1.0, top_k=None, top_p=0.0)) == [1, 0, 0, 0, 0]
+    assert share(SamplingParams(temperature=1.0, top_k=None, top_p=float(p[0]) - 0.01)) == [1, 0, 0, 0, 0]
+    assert share(SamplingParams(temperature=1.0, top_k=None, top_p=float(p[0]) + 0.01))[2:] == [0, 0, 0]
+    assert share(SamplingParams(temperature=1.0, top_k=None, min_p=0.2))[2:] == [0, 0, 0]  # e^-2 < 0.2 < e^-1
+    assert share(SamplingParams(temperature=1.0, top_k=None, top_p=0.0)) == [1, 0, 0, 0, 0]
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1e-30, 1e-3])
 def test_a_vanishing_temperature_is_greedy(temperature):
-    assert share(Sampling(temperature=temperature, top_k=None)) == [1, 0, 0, 0, 0]
+    assert share(SamplingParams(temperature=temperature, top_k=None)) == [1, 0, 0, 0, 0]
 
 
 @given(st.floats(0, 1, exclude_max=True, width=32), st.floats(0.01, 100), st.integers(1, 6), st.floats(0, 1), st.floats(0, 1))
 def test_a_forbidden_token_never_comes(u, temperature, top_k, top_p, min_p):
-    token = pick(LOGITS, Sampling(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p), torch.tensor([u]))
+    token = pick(LOGITS, SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p), torch.tensor([u]))
     assert 0 <= token.item() < 4
 
 
@@ -213,9 +213,9 @@ def test_when_the_block_is_full_the_prompt_is_read_again_before_what_was_last_sa
             context.append(token)
     assert len(refills) >= 3
     model, reader = endless(model, tokenizer)
-    found = complete(model, tokenizer, [prompt], Sampling(130, 0.0, keeps_prompt=True), [0], reader=reader)[0]
+    found = complete(model, tokenizer, [prompt], SamplingParams(130, 0.0, keeps_prompt=True), [0], reader=reader)[0]
     assert found.ids[:130] == said
-    slid = complete(model, tokenizer, [prompt], Sampling(130, 0.0), [0], reader=reader)[0]
+    slid = complete(model, tokenizer, [prompt], SamplingParams(130, 0.0), [0], reader=reader)[0]
     assert slid.ids[: refills[0]] == said[: refills[0]] and (slid.ids[:130] == said) == (not kept)
 
 
@@ -232,33 +232,33 @@ def endless(model, tokenizer):
 
     made = Endless(model.config).eval()
     made.load_tensors(model.tensors())
-    decoder = Decoder(made)
+    decoder = CpuDecoder(made)
     return made, lambda ids, cache: without_end(decoder(ids, cache))
 
 
 @pytest.mark.parametrize("kept, length, expected", [(10, 47, [*range(47)]), (10, 48, [*range(10), *range(29, 48)]), (10, 200, [*range(10), *range(181, 200)])])
 def test_a_history_that_fits_is_read_whole_else_the_kept_part_and_the_last_half_beside_it(kept, length, expected):
-    assert History(list(range(length)), kept).fitting(48) == expected
+    assert Context(list(range(length)), kept).fitting(48) == expected
 
 
 @pytest.mark.parametrize("kept", [0, 37, 60, 100])
 def test_of_a_prompt_too_long_to_be_kept_the_last_half_block_is_read(kept):
-    assert History(list(range(120)), kept).fitting(48) == [*range(96, 120)]
+    assert Context(list(range(120)), kept).fitting(48) == [*range(96, 120)]
 
 
 def test_many_prompts_come_back_in_their_order_whatever_the_batches(pretrained_model):
     model, tokenizer = pretrained_model
     prompts = [tokenizer.encode("清晨，沈砚在渡口望着河面出神。"[:n]) for n in (9, 1, 5, 12, 3, 7, 2)]
-    alone = [complete(model, tokenizer, [prompt], Sampling(12), [seed])[0].ids for seed, prompt in enumerate(prompts)]
+    alone = [complete(model, tokenizer, [prompt], SamplingParams(12), [seed])[0].ids for seed, prompt in enumerate(prompts)]
     told = []
-    found = complete_many(model, tokenizer, prompts, Sampling(12), range(7), 3, tell=told.append)
+    found = complete_many(model, tokenizer, prompts, SamplingParams(12), range(7), 3, tell=told.append)
     assert [result.ids for result in found] == alone and told == [3, 6, 7]
-    assert complete_many(model, tokenizer, [], Sampling(12), [], 3) == []
+    assert complete_many(model, tokenizer, [], SamplingParams(12), [], 3) == []
 
 
 def test_a_stop_leaves_undone_what_was_not_finished(pretrained_model):
     model, tokenizer = pretrained_model
     prompts = [tokenizer.encode(text) for text in ("清", "清晨，", "清晨，沈砚", "清晨，沈砚在渡口")]
     done = []
-    found = complete_many(model, tokenizer, prompts, Sampling(6), range(4), 2, lambda: bool(done), done.append)
+    found = complete_many(model, tokenizer, prompts, SamplingParams(6), range(4), 2, lambda: bool(done), done.append)
     assert [bool(result) for result in found] == [True, True, False, False]

@@ -12,8 +12,8 @@ from model import GPT, GPTConfig
 from shuoshu.models import cpu_kernels
 
 SHAPES = [{"n_head": 4, "n_embd": 64}, {"n_head": 6, "n_kv_head": 2, "n_embd": 48, "head_dim": 16, "tie_embeddings": True}]
-SHAPES += [{"n_head": 6, "n_kv_head": 2, "n_embd": 48, "head_dim": 16, "block_size": 3 * cpu_kernels.TOGETHER - 10}]  # queries in two halves
-SHAPES += [{"n_head": 2, "n_embd": 32, "block_size": cpu_kernels.LONG + 10}]  # the library's attention
+SHAPES += [{"n_head": 6, "n_kv_head": 2, "n_embd": 48, "head_dim": 16, "block_size": 3 * cpu_kernels.QUERY_BLOCK - 10}]  # queries in two halves
+SHAPES += [{"n_head": 2, "n_embd": 32, "block_size": cpu_kernels.MAX_CONTEXT + 10}]  # the library's attention
 
 
 def trained(shape):
@@ -34,7 +34,7 @@ def gradients(model, dtype, monkeypatch, is_lean):
     model.zero_grad()
     with monkeypatch.context() as patch, torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32):
         if not is_lean:
-            patch.setattr(cpu_kernels, "is_wanted", lambda x: False)
+            patch.setattr(cpu_kernels, "is_enabled", lambda x: False)
         loss = model(ids[:, :-1], targets, reduction="sum")
     (loss / 31).backward()
     return loss.item(), {name: p.grad.clone() for name, p in model.named_parameters()}
@@ -80,11 +80,11 @@ def test_attention_keeps_the_probabilities_of_the_past_alone(length, pieces):
     assert [shape for shape in kept if shape[-1] != 16] == [(2, size, end) for size, end in zip(pieces, ends, strict=True)]
 
 
-@pytest.mark.parametrize("length, calls", [(40, 2), (cpu_kernels.LONG, 2), (cpu_kernels.LONG + 1, 0)])
+@pytest.mark.parametrize("length, calls", [(40, 2), (cpu_kernels.MAX_CONTEXT, 2), (cpu_kernels.MAX_CONTEXT + 1, 0)])
 def test_rows_up_to_a_length_take_it(length, calls, monkeypatch):
     model, taken = trained({"n_head": 2, "n_embd": 32, "block_size": length}), []
-    real = cpu_kernels.Attention.apply
-    monkeypatch.setattr(cpu_kernels.Attention, "apply", lambda *given: taken.append(1) or real(*given))
+    real = cpu_kernels.BlockwiseAttention.apply
+    monkeypatch.setattr(cpu_kernels.BlockwiseAttention, "apply", lambda *given: taken.append(1) or real(*given))
     with torch.autocast("cpu", dtype=torch.bfloat16), torch.no_grad():
         model(torch.randint(192, (1, length)))
     assert len(taken) == calls
@@ -92,10 +92,10 @@ def test_rows_up_to_a_length_take_it(length, calls, monkeypatch):
 
 def test_float32_and_a_compiler_take_the_plain_operations():
     x = torch.randn(2, 3)
-    assert not cpu_kernels.is_wanted(x)
+    assert not cpu_kernels.is_enabled(x)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert cpu_kernels.is_wanted(x)
-        assert torch.compile(cpu_kernels.is_wanted, backend="eager", fullgraph=True)(x) is False
+        assert cpu_kernels.is_enabled(x)
+        assert torch.compile(cpu_kernels.is_enabled, backend="eager", fullgraph=True)(x) is False
 
 
 def test_what_a_confident_model_still_has_to_learn_is_not_rounded_away():
@@ -103,7 +103,7 @@ def test_what_a_confident_model_still_has_to_learn_is_not_rounded_away():
     x = torch.eye(4, 8).mul(10).bfloat16().requires_grad_()
     head = torch.eye(8).bfloat16().requires_grad_()
     targets = torch.tensor([0, 1, 2, -100])
-    found = cpu_kernels.HeadLoss.apply(x, head, targets)
+    found = cpu_kernels.FusedHeadLoss.apply(x, head, targets)
     wanted = F.cross_entropy(x.float() @ head.float().T, targets, reduction="sum")
     assert found.item() == pytest.approx(wanted.item(), rel=0.01) and found > 0
     for own, true in zip(torch.autograd.grad(found, (x, head)), torch.autograd.grad(wanted, (x, head)), strict=True):
@@ -114,7 +114,7 @@ def test_a_target_that_seems_impossible_has_a_finite_loss():
     """Its probability is no number of bfloat16 or float32; an infinite loss would leave the step out."""
     x, head = torch.tensor([[400.0, 0.0]], requires_grad=True), torch.eye(2, requires_grad=True)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss = cpu_kernels.HeadLoss.apply(x, head, torch.tensor([1]))
+        loss = cpu_kernels.FusedHeadLoss.apply(x, head, torch.tensor([1]))
     assert 80 < loss < 400
     assert torch.equal(torch.autograd.grad(loss, x)[0], torch.tensor([[1.0, -1.0]]))
 
@@ -125,13 +125,13 @@ def test_counts_of_targets_that_differ_a_little_make_products_of_one_size(monkey
     monkeypatch.setattr(torch, "softmax", lambda x, dim: heights.append(len(x)) or real(x, dim))
     head = torch.randn(16, 8)
     for count in range(1, 200):
-        cpu_kernels.HeadLoss.apply(torch.randn(200, 8), head, torch.tensor([3] * count + [-100] * (200 - count)))
+        cpu_kernels.FusedHeadLoss.apply(torch.randn(200, 8), head, torch.tensor([3] * count + [-100] * (200 - count)))
     assert heights == [64 * math.ceil(count / 64) for count in range(1, 200)]
 
 
 def test_rows_without_targets_have_no_loss_and_no_gradient():
     x, head = torch.randn(5, 8).bfloat16().requires_grad_(), torch.randn(16, 8, requires_grad=True)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss = cpu_kernels.HeadLoss.apply(x, head, torch.full((5,), -100))
+        loss = cpu_kernels.FusedHeadLoss.apply(x, head, torch.full((5,), -100))
     assert loss.item() == 0
     assert all(not gradient.any() for gradient in torch.autograd.grad(loss, (x, head)))

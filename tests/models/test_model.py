@@ -10,7 +10,7 @@ from transformers import Qwen3ForCausalLM
 
 from model import GPT, GPTConfig, KVCache
 from shuoshu.core.cli import parse
-from shuoshu.core.errors import HOUSE
+from shuoshu.core.errors import REPO_ROOT
 from shuoshu.core.settings import ModelSettings, TrainSettings
 from shuoshu.models import weights
 from shuoshu.text.dataset import IGNORE
@@ -121,7 +121,7 @@ def test_the_loss_is_float32_over_the_targets_that_are_not_ignored():
     torch.testing.assert_close(model(ids, targets, reduction="sum"), expected * 8)
 
 
-@pytest.mark.parametrize("path", sorted(HOUSE.glob("config/*.py")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted(REPO_ROOT.glob("config/*.py")), ids=lambda path: path.stem)
 def test_each_shipped_config_begins_near_a_blind_guess(path):
     settings = parse(TrainSettings, [str(path)], "")
     shape = {field.name: getattr(settings, field.name) for field in dataclasses.fields(ModelSettings)}

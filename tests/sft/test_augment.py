@@ -13,18 +13,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shuoshu.core.errors import UserError
-from shuoshu.sft.augment import LONGEST, UNIT, Noise, Rewording, cut, telling, words
-from shuoshu.sft.dataset import RowFile, read_pairs, windows, write_rows
+from shuoshu.sft.augment import MAX_PIECE_TOKENS, UNIT, Paraphraser, QuestionNoise, distinguishing_lengths, split_into_pieces, split_words
+from shuoshu.sft.dataset import QuestionDataset, read_pairs, split_long_answer, write_rows
 from shuoshu.sft.pairs import Pair
-from shuoshu.sft.tfidf import LookUp
+from shuoshu.sft.tfidf import TfidfIndex
 from shuoshu.text.dataset import IGNORE
 from shuoshu.text.tokenizer import Tokenizer
 
 
 @pytest.fixture(scope="module")
-def own(qa: Path) -> tuple[RowFile, Tokenizer]:
+def own(qa: Path) -> tuple[QuestionDataset, Tokenizer]:
     """The training rows with three times as many reworded ones, and their tokenizer."""
-    file, tokenizer = RowFile(qa, "train", 8), Tokenizer.load(qa)
+    file, tokenizer = QuestionDataset(qa, "train", 8), Tokenizer.load(qa)
     file.reword(tokenizer, 3)
     return file, tokenizer
 
@@ -33,12 +33,12 @@ def rendered(tokenizer: Tokenizer, question: str, answer: str) -> tuple[list[int
     return tokenizer.render([{"role": "user", "content": question}, {"role": "assistant", "content": answer}])
 
 
-def made_of(tokenizer: Tokenizer, *pairs: tuple[str, str], width: int = 64) -> Rewording:
+def made_of(tokenizer: Tokenizer, *pairs: tuple[str, str], width: int = 64) -> Paraphraser:
     rows = [tuple(map(np.array, rendered(tokenizer, *pair))) for pair in pairs]
-    return Rewording(tokenizer, rows.__getitem__, len(rows), width)
+    return Paraphraser(tokenizer, rows.__getitem__, len(rows), width)
 
 
-def asked_by(rewording: Rewording, numbers: list[int], draws: list[np.random.Generator]) -> list[str]:
+def asked_by(rewording: Paraphraser, numbers: list[int], draws: list[np.random.Generator]) -> list[str]:
     return rewording.asked(numbers, [rewording.telling[number] for number in numbers], draws)
 
 
@@ -49,7 +49,7 @@ def said(ids: np.ndarray, targets: np.ndarray, tokenizer: Tokenizer) -> tuple[st
     return tokenizer.decode(question), tokenizer.decode(targets[targets != IGNORE].tolist())
 
 
-def epoch(file: RowFile, number: int = 0) -> list[tuple[np.ndarray, np.ndarray]]:
+def epoch(file: QuestionDataset, number: int = 0) -> list[tuple[np.ndarray, np.ndarray]]:
     size = file.windows(64)
     return [tuple(part[0] for part in file.rows(number * size + n, 1, 64, 1)) for n in range(size)]
 
@@ -59,7 +59,7 @@ def test_an_epoch_has_each_row_once_and_reworded_once_with_the_whole_answer_and_
     records = read_pairs(qa, "train")
     assert file.windows(64) == 4 * len(records)
     expected, beginnings, answers = Counter(), Counter(), {record["answer"]: None for record in records}
-    needed = dict(zip(answers, telling([[*tokenizer.encode(answer), tokenizer.end] for answer in answers]), strict=True))
+    needed = dict(zip(answers, distinguishing_lengths([[*tokenizer.encode(answer), tokenizer.end] for answer in answers]), strict=True))
     for record in records:
         expected[record["question"], record["answer"]] += 1
         whole = [*tokenizer.encode(record["answer"]), tokenizer.end]
@@ -112,18 +112,18 @@ def test_the_answers_words_are_no_reason_to_be_sure(tokenizer) -> None:
 
 
 def test_a_question_counts_only_if_a_look_up_is_sure_of_its_answer_without_the_answers_words(own, qa: Path, monkeypatch) -> None:
-    rewording, tried, question = own[0].rewording, defaultdict(set), Rewording.question
+    rewording, tried, question = own[0].rewording, defaultdict(set), Paraphraser.question
     asked_for: dict[str, list[str]] = defaultdict(list)
     for record in read_pairs(qa, "train"):
         asked_for[record["answer"]].append(record["question"])
-    look_up = LookUp([" ".join(questions) for questions in asked_for.values()], words)
+    look_up = TfidfIndex([" ".join(questions) for questions in asked_for.values()], split_words)
 
     def recorded(self, number: int, draw: np.random.Generator) -> tuple[str, str]:
         without, whole = question(self, number, draw)
         tried[number, whole].add(without)
         return without, whole
 
-    monkeypatch.setattr(Rewording, "question", recorded)
+    monkeypatch.setattr(Paraphraser, "question", recorded)
     first = [alike[0] for alike in rewording.alike] * 5
     asked = asked_by(rewording, first, [np.random.default_rng(seed) for seed in range(len(first))])
     taken = [(row, text) for row, text in zip(first, asked, strict=True) if (row, text) in tried]
@@ -149,7 +149,7 @@ def test_what_was_asked_in_conversations_is_no_question_for_another_answer(token
     conversation = [("user", "点灯的人是谁？"), ("assistant", "没有人。"), ("user", "真的？"), ("assistant", "真的。")]
     rows = [tokenizer.render([{"role": role, "content": text} for role, text in conversation])]
     rows += [rendered(tokenizer, "昨天夜里点灯的人是谁？", "沈砚。"), rendered(tokenizer, "渡口在哪里？", "城南。")]
-    rewording = Rewording(tokenizer, lambda number: tuple(map(np.array, rows[number])), 3, 64)
+    rewording = Paraphraser(tokenizer, lambda number: tuple(map(np.array, rows[number])), 3, 64)
     assert rewording.sources.tolist() == [1, 2]
     asked = asked_by(rewording, [1] * 200, [np.random.default_rng(seed) for seed in range(200)])
     assert len(set(asked)) > 50
@@ -196,7 +196,7 @@ def test_an_answer_without_a_word_adds_none(tokenizer) -> None:
 
 def test_the_files_own_rows_have_noise_and_the_made_up_ones_none(qa: Path) -> None:
     tokenizer = Tokenizer.load(qa)
-    file = RowFile(qa, "train", 8, Noise(tokenizer, 0.0, 0.5))
+    file = QuestionDataset(qa, "train", 8, QuestionNoise(tokenizer, 0.0, 0.5))
     file.reword(tokenizer, 1)
     written = set(file.rewording.questions.values())
     every, own, made = {unit for text in {*written, *file.rewording.answers} for unit in UNIT.findall(text)}, [], []
@@ -207,7 +207,7 @@ def test_the_files_own_rows_have_noise_and_the_made_up_ones_none(qa: Path) -> No
 
 
 def test_what_is_made_up_depends_on_the_seed_and_the_epoch_though_the_order_were_the_same(qa: Path, monkeypatch) -> None:
-    file, tokenizer = RowFile(qa, "train", 8), Tokenizer.load(qa)
+    file, tokenizer = QuestionDataset(qa, "train", 8), Tokenizer.load(qa)
     file.reword(tokenizer, 1)
     size = file.windows(64)
     monkeypatch.setattr(file, "_epoch", lambda seed, epoch: np.arange(size))
@@ -230,17 +230,17 @@ def test_rows_are_sorted_by_about_the_length_that_they_get(own) -> None:
 
 @given(text=st.text(st.sampled_from("ab1 阿迟，。？é"), min_size=1, max_size=60), seed=st.integers(0, 1000))
 def test_pieces_make_up_the_text_and_no_word_or_number_is_torn(text: str, seed: int) -> None:
-    pieces = cut(text, np.random.default_rng(seed))
+    pieces = split_into_pieces(text, np.random.default_rng(seed))
     assert "".join(pieces) == text
     for before, after in pairwise(pieces):
-        assert 1 <= len(UNIT.findall(before)) <= LONGEST
+        assert 1 <= len(UNIT.findall(before)) <= MAX_PIECE_TOKENS
         assert not (before[-1] in "abé" and after[0] in "abé") and not (before[-1] == after[0] == "1")
 
 
 @given(st.sets(st.lists(st.integers(0, 2), max_size=6).map(lambda ids: (*ids, 9)), min_size=1, max_size=12))
 def test_so_many_tokens_tell_an_answer_from_the_others_and_one_follows(answers: set[tuple[int, ...]]) -> None:
     answers = list(answers)
-    for answer, count in zip(answers, telling(answers), strict=True):
+    for answer, count in zip(answers, distinguishing_lengths(answers), strict=True):
         others = [other for other in answers if other is not answer]
         assert 1 <= count <= len(answer)
         needed = next(n for n in range(1, len(answer) + 1) if all(other[:n] != answer[:n] for other in others))
@@ -248,7 +248,7 @@ def test_so_many_tokens_tell_an_answer_from_the_others_and_one_follows(answers: 
 
 
 def test_an_answer_that_another_one_begins_with_is_trained_whole() -> None:
-    assert telling([(1, 2), (1, 2, 3, 4, 5), (7,)]) == [2, 4, 1]
+    assert distinguishing_lengths([(1, 2), (1, 2, 3, 4, 5), (7,)]) == [2, 4, 1]
 
 
 def test_a_row_trains_the_beginning_of_its_answer_and_is_no_wider_than_the_others(own) -> None:
@@ -271,7 +271,7 @@ def test_the_count_of_targets_is_that_of_the_rows_and_any_row_is_had_by_itself(o
     for first in (0, 77, file.windows(64) - 3, 2 * file.windows(64) - 1):
         ids, targets = file.rows(first, 8, 64, 3)
         assert file.targets(first, 8, 64, 3) == (targets != IGNORE).sum()
-        fresh = RowFile(qa, "train", 8)
+        fresh = QuestionDataset(qa, "train", 8)
         fresh.reword(tokenizer, 3)
         for n in (7, 2):
             there = fresh.rows(first + n, 1, 64, 3)
@@ -285,10 +285,10 @@ def test_only_single_questions_with_their_whole_answer_are_put_in_other_words(to
         return Pair(messages + [{"role": ("user", "assistant")[n % 2], "content": text} for n, text in enumerate(said)], "x, row 1", "train")
 
     chat, long, plain = pair("谁？", "老船夫。", "还有呢？", "没有了。"), pair("怎样？", "走" * 90), pair("点灯的是谁？", "沈砚。", system="你是老船夫。")
-    some = [(chat, [tokenizer.render(chat.messages)]), (long, windows(*tokenizer.render(long.messages), 64))]
+    some = [(chat, [tokenizer.render(chat.messages)]), (long, split_long_answer(*tokenizer.render(long.messages), 64))]
     assert len(some[1][1]) > 1
     write_rows(tmp_path / "some", tokenizer, [*some, (plain, [tokenizer.render(plain.messages)])], {"turns": 2})
-    file = RowFile(tmp_path / "some", "train")
+    file = QuestionDataset(tmp_path / "some", "train")
     file.reword(tokenizer, 5)
     assert file.rewording.sources.tolist() == [len(file) - 1] and file.windows(64) == len(file) + 5
     [(ids, _)] = file.rewording.rows([len(file) - 1], [1], [np.random.default_rng(0)])
@@ -296,7 +296,7 @@ def test_only_single_questions_with_their_whole_answer_are_put_in_other_words(to
     labelled = [Pair(pair(f"味道{word}？", label).messages, "x, row 1", "train") for word in "甲乙丙丁" for label in ("正面", "负面")]
     write_rows(tmp_path / "labelled", tokenizer, [(one, [tokenizer.render(one.messages)]) for one in labelled], {"turns": 1})
     with pytest.raises(UserError, match=r"reworded=2: too few rows of .*labelled hold words that tell whose answer is asked for.*--reworded=0"):
-        RowFile(tmp_path / "labelled", "train").reword(tokenizer, 2)
+        QuestionDataset(tmp_path / "labelled", "train").reword(tokenizer, 2)
     write_rows(tmp_path / "none", tokenizer, some, {"turns": 2})
     with pytest.raises(UserError, match=r"reworded=5: no row of .*none is one question"):
-        RowFile(tmp_path / "none", "train").reword(tokenizer, 5)
+        QuestionDataset(tmp_path / "none", "train").reword(tokenizer, 5)

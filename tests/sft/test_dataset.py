@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shuoshu.core.errors import UserError
-from shuoshu.sft.augment import Noise
-from shuoshu.sft.dataset import RowFile, cut_question, pack, read_pairs, windows, write_rows
+from shuoshu.sft.augment import QuestionNoise
+from shuoshu.sft.dataset import QuestionDataset, cut_question, pad_batch, read_pairs, split_long_answer, write_rows
 from shuoshu.sft.pairs import Pair
 from shuoshu.text.dataset import IGNORE
 from shuoshu.text.tokenizer import Tokenizer
@@ -57,7 +57,7 @@ def test_each_answer_is_trained_with_its_end_and_nothing_else_whatever_the_text_
 @given(rows=st.lists(st.tuples(SPELT, SPELT), min_size=1, max_size=5))
 def test_the_first_target_is_the_first_answer_token_the_last_is_the_end_and_padding_is_never_one(rows, tokenizer) -> None:
     rendered = [tuple(map(np.array, tokenizer.render(conversation(*row)))) for row in rows]
-    ids, targets = pack(rendered)
+    ids, targets = pad_batch(rendered)
     assert ids.shape == targets.shape == (len(rows), max(len(made) for made, _ in rendered) - 1)
     for (question, answer), row_ids, row_targets in zip(rows, ids, targets, strict=True):
         places = np.flatnonzero(row_targets != IGNORE)
@@ -71,7 +71,7 @@ def test_the_first_target_is_the_first_answer_token_the_last_is_the_end_and_padd
 def test_what_is_written_decodes_to_exactly_the_answers(qa: Path) -> None:
     tokenizer = Tokenizer.load(qa)
     for split in ("train", "val", "test"):
-        file, records = RowFile(qa, split), read_pairs(qa, split)
+        file, records = QuestionDataset(qa, split), read_pairs(qa, split)
         assert [record["row"] for record in records] == list(range(len(file)))
         raw = np.fromfile(qa / f"{split}.bin", "<u2").reshape(-1, file.width)
         for record in records:
@@ -102,7 +102,7 @@ def test_over_several_rows_every_answer_token_is_trained_once_and_only_the_last_
     end, start = ids[-1], len(ids) - answer - 1
     if len(ids) <= width:
         return
-    made = windows(ids, mask, width)
+    made = split_long_answer(ids, mask, width)
     if made is None:
         assert width - start < max(16, width // 8)
         return
@@ -165,20 +165,20 @@ def answers_in(rows: tuple[np.ndarray, np.ndarray], tokenizer) -> list[str]:
 
 @pytest.mark.parametrize("step_rows", [1, 4, 7, 200])
 def test_an_epoch_visits_each_row_once_and_the_next_in_another_order(mixed: Path, tokenizer, step_rows: int) -> None:
-    file = RowFile(mixed, "train", step_rows)
+    file = QuestionDataset(mixed, "train", step_rows)
     first, second = (answers_in(file.rows(epoch * len(file), len(file), 64, 1), tokenizer) for epoch in (0, 1))
     assert sorted(first) == sorted(second) == sorted(record["answer"] for record in read_pairs(mixed, "train"))
     assert first != second != answers_in(file.rows(len(file), len(file), 64, 2), tokenizer)
 
 
 def test_the_count_of_targets_is_that_of_the_rows_also_from_one_epoch_into_the_next(mixed: Path) -> None:
-    file = RowFile(mixed, "train", 8)
+    file = QuestionDataset(mixed, "train", 8)
     for first in (0, 7, len(file) - 3, 2 * len(file) - 1):
         assert file.targets(first, 8, 64, 3) == (file.rows(first, 8, 64, 3)[1] != IGNORE).sum()
 
 
 def test_rows_of_like_length_go_together(mixed: Path) -> None:
-    file = RowFile(mixed, "train", 8)
+    file = QuestionDataset(mixed, "train", 8)
     steps = len(file) // 8
 
     def padding(widths: list[int]) -> int:
@@ -195,7 +195,7 @@ def test_rows_of_like_length_go_together(mixed: Path) -> None:
 def test_a_training_has_few_widths_and_none_is_much_wider_than_its_longest_row(tmp_path: Path, tokenizer) -> None:
     pairs = [Pair(conversation("问" * n, "答"), "x, row 1", "train" if n else "val") for n in range(300)]
     write_rows(tmp_path / "rows", tokenizer, [(pair, [tokenizer.render(pair.messages)]) for pair in pairs], {"turns": 1})
-    file = RowFile(tmp_path / "rows", "train")
+    file = QuestionDataset(tmp_path / "rows", "train")
     widths = set()
     for first in range(len(file)):
         ids, targets = file.rows(first, 1, 64, 0)
@@ -209,10 +209,10 @@ def test_a_training_has_few_widths_and_none_is_much_wider_than_its_longest_row(t
     assert len(widths) <= 16 + 8 * (file.width.bit_length() - 4) < 150 < len(set(file.lengths.tolist()))
 
 
-def fed(mixed: Path, rank: int, world: int, batch_size: int, noise: Noise | None) -> list[list[list[int]]]:
+def fed(mixed: Path, rank: int, world: int, batch_size: int, noise: QuestionNoise | None) -> list[list[list[int]]]:
     """What one of `world` processes trains in the first 40 steps of 8 rows, row by row."""
     settings = SimpleNamespace(seed=3)
-    run = SimpleNamespace(data=RowFile(mixed, "train", 8, noise), settings=settings, rows_per_step=8, block=64, device=torch.device("cpu"))
+    run = SimpleNamespace(data=QuestionDataset(mixed, "train", 8, noise), settings=settings, rows_per_step=8, block=64, device=torch.device("cpu"))
     run.processes, run.micro_rows = SimpleNamespace(rank=rank, world=world), batch_size
     steps = []
     for step in range(40):
@@ -228,7 +228,7 @@ def fed(mixed: Path, rank: int, world: int, batch_size: int, noise: Noise | None
 
 @pytest.mark.parametrize("is_noisy", [False, True])
 def test_the_data_is_the_same_for_one_process_and_for_two(mixed: Path, tokenizer, is_noisy: bool) -> None:
-    noise = Noise(tokenizer, 0.2, 0.2) if is_noisy else None
+    noise = QuestionNoise(tokenizer, 0.2, 0.2) if is_noisy else None
     one = fed(mixed, 0, 1, 8, noise)
     halves = [fed(mixed, rank, 2, size, noise) for rank, size in ((0, 4), (1, 2))]
     assert one == [first + second for first, second in zip(*halves, strict=True)]
@@ -236,10 +236,10 @@ def test_the_data_is_the_same_for_one_process_and_for_two(mixed: Path, tokenizer
 
 
 def test_any_row_is_had_without_those_before_it(mixed: Path, tokenizer) -> None:
-    noise = Noise(tokenizer, 0.2, 0.2)
-    file = RowFile(mixed, "train", 8, noise)
+    noise = QuestionNoise(tokenizer, 0.2, 0.2)
+    file = QuestionDataset(mixed, "train", 8, noise)
     for first in (1000, 3, 160, 0):  # any order, epochs to and fro
-        for here, fresh in zip(file.rows(first, 5, 64, 1), RowFile(mixed, "train", 8, noise).rows(first, 5, 64, 1), strict=True):
+        for here, fresh in zip(file.rows(first, 5, 64, 1), QuestionDataset(mixed, "train", 8, noise).rows(first, 5, 64, 1), strict=True):
             assert np.array_equal(here, fresh)
 
 
@@ -254,7 +254,7 @@ def test_a_damaged_file_is_refused_by_name(mixed: Path, tmp_path: Path, name: st
         (tmp_path / name).unlink()
     split = name.partition(".")[0]
     with pytest.raises(UserError, match=f"{name}.*prepare the data again"):
-        read_pairs(tmp_path, split) if name.endswith(".jsonl") else RowFile(tmp_path, split)
+        read_pairs(tmp_path, split) if name.endswith(".jsonl") else QuestionDataset(tmp_path, split)
 
 
 @given(data=st.data())
@@ -266,7 +266,7 @@ def test_a_damaged_meta_is_one_message(mixed: Path, tmp_path_factory, damage, da
     meta = json.loads((mixed / "meta.json").read_text(encoding="utf-8"))
     (folder / "meta.json").write_text(json.dumps(damage(data, meta)), encoding="utf-8")
     try:
-        file = RowFile(folder, "train")
+        file = QuestionDataset(folder, "train")
         assert len(file.rows(0, 3, 64, 0)[0]) == 3
         assert len(read_pairs(folder, "train")) == 149
     except UserError as error:
@@ -277,8 +277,8 @@ def test_a_damaged_meta_is_one_message(mixed: Path, tmp_path_factory, damage, da
 
 
 @pytest.fixture(scope="module")
-def noisy(tokenizer) -> Noise:
-    return Noise(tokenizer, 0.3, 0.3)
+def noisy(tokenizer) -> QuestionNoise:
+    return QuestionNoise(tokenizer, 0.3, 0.3)
 
 
 def rendered(tokenizer, *said: str, system: str | None = None) -> tuple[np.ndarray, np.ndarray]:
@@ -294,7 +294,7 @@ def turns_of(ids: np.ndarray, mask: np.ndarray, tokenizer) -> list[tuple[str, li
     return [(names[int(ids[a])], ids[a:b].tolist(), mask[a:b].tolist()) for a, b in pairwise([*starts, len(ids)])]
 
 
-def test_noise_changes_the_users_words_alone(noisy: Noise, tokenizer) -> None:
+def test_noise_changes_the_users_words_alone(noisy: QuestionNoise, tokenizer) -> None:
     clean = rendered(tokenizer, "清晨，沈砚在渡口做了什么？", "点起一盏油灯。", "后来雨停了没有？", "没有停。", system="你是书里的老船夫。")
     before, changed = turns_of(*clean, tokenizer), [0, 0]
     for seed in range(60):
@@ -312,19 +312,19 @@ def test_noise_changes_the_users_words_alone(noisy: Noise, tokenizer) -> None:
 def test_noise_is_as_strong_as_it_is_asked_to_be(tokenizer) -> None:
     ids, mask = rendered(tokenizer, "甲" * 300, "好。")  # three bytes each, no merges: every token is kept or swapped by itself
     clean = ids[1:901]
-    swapped, _ = Noise(tokenizer, 0, 0.25)(ids, mask, np.random.default_rng(0))
+    swapped, _ = QuestionNoise(tokenizer, 0, 0.25)(ids, mask, np.random.default_rng(0))
     assert (swapped[1:901] != clean).mean() == pytest.approx(0.25, abs=0.05) and len(swapped) == len(ids)
-    dropped, its_mask = Noise(tokenizer, 0.25, 0)(ids, mask, np.random.default_rng(0))
+    dropped, its_mask = QuestionNoise(tokenizer, 0.25, 0)(ids, mask, np.random.default_rng(0))
     assert (len(ids) - len(dropped)) / 3 / 300 == pytest.approx(0.25, abs=0.08)
     assert tokenizer.decode(dropped[its_mask == 0]).strip("甲") == "" and tokenizer.decode(dropped[its_mask == 1]) == "好。"
-    same, same_mask = Noise(tokenizer, 0, 0)(ids, mask, np.random.default_rng(0))
+    same, same_mask = QuestionNoise(tokenizer, 0, 0)(ids, mask, np.random.default_rng(0))
     assert np.array_equal(same, ids) and np.array_equal(same_mask, mask)
 
 
 def test_noise_is_fresh_in_each_epoch_and_repeatable(qa: Path) -> None:
     tokenizer = Tokenizer.load(qa)
-    noisy = Noise(tokenizer, 0.1, 0.4)
-    file = RowFile(qa, "train", 8, noisy)
+    noisy = QuestionNoise(tokenizer, 0.1, 0.4)
+    file = QuestionDataset(qa, "train", 8, noisy)
     seen: dict[str, set[tuple[int, ...]]] = {}
     for epoch in range(4):
         ids, targets = file.rows(epoch * len(file), len(file), 64, 7)
@@ -332,9 +332,9 @@ def test_noise_is_fresh_in_each_epoch_and_repeatable(qa: Path) -> None:
             question = row[: int((target == IGNORE).argmin())]
             seen.setdefault(tokenizer.decode(target[target != IGNORE].tolist()), set()).add(tuple(question.tolist()))
     assert np.mean([len(questions) for questions in seen.values()]) > 5  # 2 phrasings x 4 epochs, but for the odd ones
-    again = RowFile(qa, "train", 8, noisy).rows(3 * len(file), len(file), 64, 7)
+    again = QuestionDataset(qa, "train", 8, noisy).rows(3 * len(file), len(file), 64, 7)
     assert np.array_equal(ids, again[0]) and np.array_equal(targets, again[1])
-    other = RowFile(qa, "train", 8, noisy).rows(3 * len(file), len(file), 64, 8)
+    other = QuestionDataset(qa, "train", 8, noisy).rows(3 * len(file), len(file), 64, 8)
     assert other[0].shape != ids.shape or not np.array_equal(other[0], ids)
 
 
@@ -344,7 +344,7 @@ def test_noise_never_makes_a_row_longer(tokenizer) -> None:
     ids, mask = rendered(tokenizer, whole, "好。")
     lengths = set()
     for seed in range(200):
-        new, new_mask = Noise(tokenizer, 0.3, 0)(ids, mask, np.random.default_rng(seed))
+        new, new_mask = QuestionNoise(tokenizer, 0.3, 0)(ids, mask, np.random.default_rng(seed))
         assert len(new) == len(new_mask) and new[new_mask == 1].tolist() == ids[mask == 1].tolist()
         lengths.add(len(new) - len(ids))
     assert max(lengths) == 0
@@ -352,7 +352,7 @@ def test_noise_never_makes_a_row_longer(tokenizer) -> None:
 
 def test_a_question_that_noise_empties_still_stands_before_its_answer(tokenizer) -> None:
     ids, mask = rendered(tokenizer, "甲", "好。")
-    made = [Noise(tokenizer, 0.9, 0)(ids, mask, np.random.default_rng(seed)) for seed in range(20)]
+    made = [QuestionNoise(tokenizer, 0.9, 0)(ids, mask, np.random.default_rng(seed)) for seed in range(20)]
     shortest, its_mask = min(made, key=lambda row: len(row[0]))
     assert shortest.tolist() == [tokenizer.user, tokenizer.assistant, *tokenizer.encode("好。"), tokenizer.end]
     assert its_mask.tolist() == [0, 0, *[1] * (len(shortest) - 2)]

@@ -12,7 +12,7 @@ import pytest
 import prepare_sft
 from shuoshu.core import files
 from shuoshu.sft import dataset as sft_dataset
-from shuoshu.sft.dataset import RowFile, read_pairs
+from shuoshu.sft.dataset import QuestionDataset, read_pairs
 from shuoshu.text import dataset as text_dataset
 from shuoshu.text.tokenizer import Tokenizer
 
@@ -42,7 +42,7 @@ def bytes_in(folder: Path) -> dict[str, bytes]:
 
 def trained(folder: Path) -> list[str]:
     """The text of each pair's trained tokens, its rows joined."""
-    file, tokenizer = RowFile(folder, "train"), Tokenizer.load(folder)
+    file, tokenizer = QuestionDataset(folder, "train"), Tokenizer.load(folder)
     made = []
     for record in read_pairs(folder, "train"):
         parts = [file.row(n) for n in range(record["row"], record["row"] + record["rows"])]
@@ -77,7 +77,7 @@ def test_a_long_answer_goes_on_over_several_rows_and_none_of_it_is_lost(prepare,
     told = prepare([{**row, "split": "train"} for row in [*ROWS, LONG_ANSWER]] + [{"question": "谁？", "answer": "他。", "split": "val"}], "--too_long=window")
     assert "1 answers go on over several rows" in told
     folder = tmp_path / "out"
-    file, records = RowFile(folder, "train"), read_pairs(folder, "train")
+    file, records = QuestionDataset(folder, "train"), read_pairs(folder, "train")
     assert records[-1]["rows"] > 3 and records[-1]["row"] + records[-1]["rows"] == len(file) and file.width <= 65
     assert trained(folder) == [row["answer"] for row in [*ROWS, LONG_ANSWER]]
     end = Tokenizer.load(folder).end
@@ -118,7 +118,7 @@ def test_the_files_are_those_that_meta_describes(prepare, tmp_path: Path) -> Non
     for split, facts in meta["splits"].items():
         for key, name in (("sha256", f"{split}.bin"), ("mask_sha256", f"{split}.mask.bin"), ("pairs_sha256", f"{split}.jsonl")):
             assert facts[key] == files.sha256_of(folder / name)
-        file = RowFile(folder, split)
+        file = QuestionDataset(folder, split)
         assert (facts["rows"], facts["tokens"]) == (len(file), file.ids.size) and facts["answer_tokens"] == file.mask.sum()
         answers = [record["answer"] for record in read_pairs(folder, split)]
         assert (facts["characters"], facts["bytes"]) == (len("".join(answers)), len("".join(answers).encode()))
@@ -139,7 +139,7 @@ def test_a_split_that_is_no_longer_there_leaves_no_file(prepare, tmp_path: Path)
     (tmp_path / "out" / "notes.txt").write_text("mine", encoding="utf-8")
     prepare(ROWS, "--test_fraction=0", "--val_fraction=0")
     assert not list((tmp_path / "out").glob("test.*")) and (tmp_path / "out" / "notes.txt").exists()
-    assert len(RowFile(tmp_path / "out", "val")) == 0 and len(RowFile(tmp_path / "out", "train")) == 30
+    assert len(QuestionDataset(tmp_path / "out", "val")) == 0 and len(QuestionDataset(tmp_path / "out", "train")) == 30
 
 
 @pytest.mark.parametrize("moment", ["writing", "meta"])

@@ -14,11 +14,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shuoshu.core.errors import HOUSE, UserError
+from shuoshu.core.errors import REPO_ROOT, UserError
 from shuoshu.sft import pairs as sft_pairs
 from shuoshu.sft import question_files
-from shuoshu.sft.pairs import Dropped, Pair, closed_answers, drop_repeats, leaks, split_pairs
-from shuoshu.sft.question_files import find_question_files, read_pairs, read_records
+from shuoshu.sft.pairs import Pair, RejectedRecords, closed_answers, drop_repeats, leaks, split_pairs
+from shuoshu.sft.question_files import find_question_files, parse_pairs, read_records
 
 ROWS = [{"question": "谁点起了油灯？", "answer": "沈砚。"}, {"question": "雨停了吗？", "answer": "没有停。"}]
 NOTHING = {"question": None, "answer": None, "system": None, "labels": None, "group": None, "encoding": None}
@@ -32,8 +32,8 @@ def write(path: Path, content: object) -> Path:
     return path
 
 
-def read(path: Path, content: object, **settings: str) -> tuple[list[Pair], Dropped]:
-    return read_pairs([write(path, content)], SimpleNamespace(**{**NOTHING, **settings}))
+def read(path: Path, content: object, **settings: str) -> tuple[list[Pair], RejectedRecords]:
+    return parse_pairs([write(path, content)], SimpleNamespace(**{**NOTHING, **settings}))
 
 
 def said(pairs: list[Pair]) -> list[list[str]]:
@@ -354,7 +354,7 @@ def test_repeats_are_dropped_within_a_split_only() -> None:
         plain("Who is it？", "I。", "test"),
         plain("Who was it？", "I。", "train"),
     ]
-    dropped = Dropped()
+    dropped = RejectedRecords()
     assert drop_repeats(pairs, dropped) == [pairs[0], pairs[3], pairs[4]]
     assert dropped.counts == {"duplicate": 1, "contradictory": 1}
     assert dropped.examples["duplicate"] == ["a.json, row 2: Ｗｈｏ is IT? → i。"]
@@ -456,9 +456,9 @@ def test_splits_of_the_files_stay_and_half_given_ones_are_told() -> None:
 
 
 def test_the_bundled_questions_are_read_whole() -> None:
-    pairs, dropped = read_pairs(find_question_files([HOUSE / "data" / "novella_qa"]), SimpleNamespace(**{**NOTHING, "group": "fact"}))
+    pairs, dropped = parse_pairs(find_question_files([REPO_ROOT / "data" / "novella_qa"]), SimpleNamespace(**{**NOTHING, "group": "fact"}))
     assert len(drop_repeats(pairs, dropped)) == len(pairs) == dropped.read > 2000 and not dropped.counts and not dropped.notes
-    assert sizes(pairs).keys() == set(sft_pairs.SPLITS) and closed_answers(pairs) is None
+    assert sizes(pairs).keys() == set(sft_pairs.QUESTION_SPLITS) and closed_answers(pairs) is None
     assert all(pair.facts["fact"] == pair.group and pair.facts["evidence"] is not None for pair in pairs)
 
 
@@ -490,7 +490,7 @@ def test_a_near_leak_names_the_nearest_training_question() -> None:
 
 def test_of_very_long_questions_the_ends_are_compared() -> None:
     draw = random.Random(1)
-    ends = "".join(chr(draw.randrange(0x4E00, 0x9FA5)) for _ in range(sft_pairs.LONGEST))
+    ends = "".join(chr(draw.randrange(0x4E00, 0x9FA5)) for _ in range(sft_pairs.MAX_CHARACTERS))
     assert len(leaks([plain("".join(map(str, range(999))) + ends, split="train"), plain("丙" + ends, split="val")])) == 1
 
 
@@ -502,7 +502,7 @@ def test_a_template_alone_is_no_leak() -> None:
         return f"下面是一条酒店评论，请先仔细读一遍，再判断它的态度。评论内容：{review}。这条评论是正面还是负面？只答两个字，不要解释。"
 
     pairs = [plain(asked(3), split="test" if n < 10 else "train") for n in range(60)]
-    assert overlap(pairs[0].question, pairs[-1].question) > sft_pairs.NEAR and leaks(pairs) == []
+    assert overlap(pairs[0].question, pairs[-1].question) > sft_pairs.NEAR_SIMILARITY and leaks(pairs) == []
     long = asked(30)
     pairs += [plain(long, split="train"), plain(long.replace("。这", "！这"), split="val")]
     assert [leak[:3] for leak in leaks(pairs)] == [("near", pairs[-1], pairs[-2])]
@@ -530,7 +530,7 @@ def test_near_leaks_are_those_of_the_definition(base: str, edits: list, cut: int
         id(pair): best
         for pair in pairs
         if pair.split == "val" and sft_pairs.normal(pair.question) not in same
-        if (best := max(overlap(pair.question, other.question) for other in train)) >= sft_pairs.NEAR
+        if (best := max(overlap(pair.question, other.question) for other in train)) >= sft_pairs.NEAR_SIMILARITY
     }
     assert {id(leak.pair): leak.similarity for leak in leaks(pairs) if leak.kind == "near"} == pytest.approx(expected)
 

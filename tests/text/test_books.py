@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from shuoshu.core.errors import UserError
 from shuoshu.text import books as text_books
 from shuoshu.text import encodings
-from shuoshu.text.books import HEADING, Book, find_files, read_books, same_books, sections
-from shuoshu.text.cleaning import clean
+from shuoshu.text.books import HEADING, Book, find_duplicate_books, find_files, read_books, sections
+from shuoshu.text.cleaning import clean_text
 
 # Text in which every kind of cut is near: line ends of all kinds, indents, headings, characters of one to four bytes.
 PROSE = st.lists(
@@ -220,15 +220,15 @@ def test_a_books_file_is_the_cleaned_text(tmp_path_factory: pytest.TempPathFacto
     assume(text.strip() and "\0" not in text)
     text = text.removeprefix("\ufeff")
     book = read(tmp_path_factory.getbasetemp() / "whole.txt", text)
-    cleaned, account = clean(text)
+    cleaned, account = clean_text(text)
     assert book.file.read_bytes().decode("utf-8") == cleaned
     assert book.account == account and book.characters == len(cleaned) == sum(len(section.text) for section in sections(book.file))
 
 
 def test_a_book_read_in_parts_has_the_same_text_chapters_and_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     whole = read(tmp_path / "a.txt", text)
-    monkeypatch.setattr(encodings, "PART", 500)
-    monkeypatch.setattr(encodings, "SAMPLE", 9000)  # the first part; then comes the rest
+    monkeypatch.setattr(encodings, "PART_CHARACTERS", 500)
+    monkeypatch.setattr(encodings, "SAMPLE_BYTES", 9000)  # the first part; then comes the rest
     parts = read(tmp_path / "b.txt", text)
     assert parts.account.is_exact() and parts.account.read == len(text)
     assert [title for title, _ in parts.chapters] == [title for title, _ in whole.chapters]
@@ -270,22 +270,22 @@ def test_the_same_book_in_another_encoding_and_layout_is_noticed(tmp_path: Path)
     text = tale(1)
     other = text.replace("\n", "\r\n\r\n").replace("。", "．").encode("utf-16")
     books = read_all(tmp_path, {"a.txt": text, "b.txt": tale(2), "c.txt": other})
-    assert [(a.title, b.title, share) for a, b, share in same_books(books)] == [("a", "c", 1.0)]
+    assert [(a.title, b.title, share) for a, b, share in find_duplicate_books(books)] == [("a", "c", 1.0)]
 
 
 def test_a_part_of_a_book_is_noticed_beside_the_whole(tmp_path: Path) -> None:
     books = read_all(tmp_path, {"whole.txt": tale(1) + tale(2), "part.txt": tale(2)})
-    [(a, b, share)] = same_books(books)
+    [(a, b, share)] = find_duplicate_books(books)
     assert {a.title, b.title} == {"whole", "part"} and share > 0.95
 
 
 def test_different_books_with_a_common_quotation_are_not_the_same(tmp_path: Path) -> None:
     common = tale(9, 1000)
-    assert same_books(read_all(tmp_path, {f"{n}.txt": tale(n) + common for n in range(4)})) == []
+    assert find_duplicate_books(read_all(tmp_path, {f"{n}.txt": tale(n) + common for n in range(4)})) == []
 
 
 def test_short_texts_are_compared_without_a_fault(tmp_path: Path) -> None:
-    assert same_books(read_all(tmp_path, {"a.txt": "雨", "b.txt": "雨", "c.txt": "一二三四五六七八"})) == []
+    assert find_duplicate_books(read_all(tmp_path, {"a.txt": "雨", "b.txt": "雨", "c.txt": "一二三四五六七八"})) == []
 
 
 # ---------------------------------------------------------------- where the validation text begins
@@ -297,7 +297,7 @@ def test_the_splits_join_to_the_text(tmp_path_factory: pytest.TempPathFactory, t
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(text_books, "BLOCK", block)
         found = parts(read(tmp_path_factory.getbasetemp() / "split.txt", text, val_fraction))
-    assert found["train"] + found["val"] == clean(text.removeprefix("\ufeff"))[0]
+    assert found["train"] + found["val"] == clean_text(text.removeprefix("\ufeff"))[0]
 
 
 def test_the_validation_text_begins_at_the_nearest_chapter(tmp_path: Path, text: str) -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from shuoshu.text.cleaning import HEADING, Account, clean, heading_key
+from shuoshu.text.cleaning import HEADING, Account, clean_text, heading_key
 
 # Paragraphs that have nothing to do with any rule; each stands for the story around what a test is about.
 STORY = [
@@ -24,7 +24,7 @@ STORY = [
 
 def kept(line: str, **settings: bool) -> str:
     """What remains of a line in the middle of the story; the story must remain whole."""
-    text, account = clean("\n".join([*STORY, line, *STORY]) + "\n", **settings)
+    text, account = clean_text("\n".join([*STORY, line, *STORY]) + "\n", **settings)
     assert account.is_exact()
     lines = text.split("\n")
     assert lines[: len(STORY)] == STORY and lines[-len(STORY) - 1 : -1] == STORY and lines[-1] == ""
@@ -32,11 +32,11 @@ def kept(line: str, **settings: bool) -> str:
 
 
 def rules(text: str) -> set[str]:
-    return set(clean(text)[1].pieces)
+    return set(clean_text(text)[1].pieces)
 
 
 def chapters(text: str) -> list[str]:
-    return [" ".join(m[1].split()) for m in HEADING.finditer(clean(text)[0])]
+    return [" ".join(m[1].split()) for m in HEADING.finditer(clean_text(text)[0])]
 
 
 def chapter(heading: str, seed: int = 0) -> str:
@@ -104,7 +104,7 @@ def test_prose_that_begins_like_a_heading_is_none_and_stays(line: str) -> None:
 
 @pytest.mark.parametrize("line", ["第　回 夜雨", "第 回", "第 \t 章\n第 \t 章"])
 def test_a_heading_without_its_number_is_no_fault(line: str) -> None:
-    text, account = clean("\n".join([*STORY, line, line, *STORY]))
+    text, account = clean_text("\n".join([*STORY, line, line, *STORY]))
     assert account.is_exact() and all(paragraph in text for paragraph in STORY)
 
 
@@ -113,20 +113,20 @@ def test_any_numeral_has_a_key(numeral: str) -> None:
     for line in (f"第{numeral}章", f"第{numeral}章 夜雨"):
         if HEADING.match(line):
             assert heading_key(line)[0] == "章"
-        clean(f"{line}\n{line}\n{line} 甲\n")
+        clean_text(f"{line}\n{line}\n{line} 甲\n")
 
 
 # ---------------------------------------------------------------- layout
 
 
 def test_every_kind_of_line_end_becomes_one() -> None:
-    text, account = clean("a\r\nb\rc\x0bd\x0ce\x85f\u2028g\u2029h\n\ri")
+    text, account = clean_text("a\r\nb\rc\x0bd\x0ce\x85f\u2028g\u2029h\n\ri")
     assert text == "a\nb\nc\nd\ne\nf\ng\nh\n\ni\n"
     assert account.is_exact() and account.places["line ends"] == 9
 
 
 def test_invisible_characters_go() -> None:
-    text, account = clean("\ufeff雨\0夜\u200b归\u00ad人\u202e。\x1b\x7f\n")
+    text, account = clean_text("\ufeff雨\0夜\u200b归\u00ad人\u202e。\x1b\x7f\n")
     assert text == "雨夜归人。\n"
     assert account.removed["invisible characters"] == 7
 
@@ -137,7 +137,7 @@ def test_joiners_in_emoji_and_private_use_characters_and_rare_ones_stay_apart_fr
 
 
 def test_indents_and_blanks_at_line_ends_go_and_many_blank_lines_become_one() -> None:
-    text, account = clean("\n\n　　沈砚来了。 　\n \n　\n\n    柳青禾走了。\t\n\xa0\n\n")
+    text, account = clean_text("\n\n　　沈砚来了。 　\n \n　\n\n    柳青禾走了。\t\n\xa0\n\n")
     assert text == "沈砚来了。\n\n柳青禾走了。\n"
     assert account.is_exact()
 
@@ -153,13 +153,13 @@ def test_indents_of_english_verse_and_blanks_within_a_line_stay(line: str) -> No
 
 
 def test_a_text_without_an_end_of_line_gets_one() -> None:
-    assert clean("雨")[0] == "雨\n"
-    assert clean("雨\n")[0] == "雨\n"
+    assert clean_text("雨")[0] == "雨\n"
+    assert clean_text("雨\n")[0] == "雨\n"
 
 
 @pytest.mark.parametrize("text", ["", "\n", "  \n\t\n", "\ufeff", "\0"])
 def test_a_text_of_nothing_is_one_line_end(text: str) -> None:
-    cleaned, account = clean(text)
+    cleaned, account = clean_text(text)
     assert cleaned == "\n" and account.is_exact() and account.read == len(text)
 
 
@@ -233,7 +233,7 @@ QUAY = "CHAPTER I. The Quay\n\nThe lamp was still lit.\n"
     ],
 )
 def test_gutenbergs_header_and_licence_go(start: str, end: str) -> None:
-    text, account = clean(f"{BEFORE}{start}\n\n{QUAY}\n{end}\n{AFTER}")
+    text, account = clean_text(f"{BEFORE}{start}\n\n{QUAY}\n{end}\n{AFTER}")
     assert text == QUAY
     assert set(account.pieces) == {"licence"} and account.is_exact()
 
@@ -245,7 +245,7 @@ def test_a_text_without_gutenbergs_lines_keeps_its_words() -> None:
 
 def test_of_two_gutenberg_books_in_one_file_both_stay() -> None:
     one = f"{BEFORE}*** START OF THE PROJECT GUTENBERG EBOOK THE QUAY ***\n{QUAY}*** END OF THE PROJECT GUTENBERG EBOOK THE QUAY ***\n{AFTER}"
-    text = clean(one + one.replace("Quay", "Ferry").replace("lamp", "torch"))[0]
+    text = clean_text(one + one.replace("Quay", "Ferry").replace("lamp", "torch"))[0]
     assert "The lamp was still lit." in text and "The torch was still lit." in text
     assert "License" not in text and "GUTENBERG" not in text.upper()
 
@@ -356,9 +356,9 @@ def test_an_advertisement_glued_to_a_paragraph_goes_and_the_paragraph_stays(wate
 
 def test_a_watermark_with_signs_strewn_in_goes_and_the_words_around_it_stay():
     for mark in ("小^说^网ｗｗｗ．ａｂｃ．ｃｏｍ", "小*说*w*w*w.y*u*y*e.c*o*m", "小^说^…www.yuye.com"):
-        text, account = clean(f"沈砚推开木门{mark}走了进去，没有回头。\n")
+        text, account = clean_text(f"沈砚推开木门{mark}走了进去，没有回头。\n")
         assert text == "沈砚推开木门走了进去，没有回头。\n" and account.pieces["addresses"] == [mark] and account.is_exact()
-    assert clean("沈砚来了。\n小^说^…ＷＷＷ．ｘ^ｉ^ａ^ｏ．ｃｏｍ…更新最快\n")[0] == "沈砚来了。\n"
+    assert clean_text("沈砚来了。\n小^说^…ＷＷＷ．ｘ^ｉ^ａ^ｏ．ｃｏｍ…更新最快\n")[0] == "沈砚来了。\n"
 
 
 @pytest.mark.parametrize("watermark", ["小^说^无广告www.yuye.com更新最快，", "雨夜书屋ｗｗｗ．ｙｕｙｅ．ｃｏｍ提供下载，", "最新小说尽在w^w^w.y^u^y^e.c^o^m，"])
@@ -450,7 +450,7 @@ def test_repeated_formulae_verse_and_names_stay() -> None:
 
 
 def test_zhengwen_before_a_heading_goes_and_elsewhere_stays() -> None:
-    text, account = clean(chapter("正文 第一章 渡口") + "　　正文写到一半。\n" + chapter("　　正文　第二章 茶楼"))
+    text, account = clean_text(chapter("正文 第一章 渡口") + "　　正文写到一半。\n" + chapter("　　正文　第二章 茶楼"))
     assert text == chapter("第一章 渡口") + "正文写到一半。\n" + chapter("第二章 茶楼")
     assert account.pieces == {"正文": ["正文 ", "正文　"]}
 
@@ -465,18 +465,18 @@ BODY = "".join(chapter(f"第{n}章 {name}", i) for i, (n, name) in enumerate(zip
 def test_a_table_of_contents_goes(form: str, gap: str) -> None:
     contents = gap.join(form.format(n=n, name=name) for n, name in zip(NUMERALS, NAMES, strict=True))
     for between in ("\n", "\n\n\n", "\n本书讲的是一座渡口。\n"):
-        text, account = clean(f"{contents}{between}{BODY}")
+        text, account = clean_text(f"{contents}{between}{BODY}")
         assert text == between.strip("\n") + ("\n" if between.strip() else "") + BODY
         assert len(account.pieces["contents"]) == 6 and account.is_exact()
 
 
 def test_a_table_of_contents_at_the_end_goes_too() -> None:
-    assert clean(BODY + "\n".join(re.findall("^第.*", BODY, re.M)) + "\n")[0] == BODY
+    assert clean_text(BODY + "\n".join(re.findall("^第.*", BODY, re.M)) + "\n")[0] == BODY
 
 
 def test_headings_that_stand_close_together_but_once_stay() -> None:
     names = "".join(f"第{n}章 {name}\n" for n, name in zip(NUMERALS, NAMES, strict=True))
-    assert clean(names + STORY[0] + "\n")[0] == names + STORY[0] + "\n"
+    assert clean_text(names + STORY[0] + "\n")[0] == names + STORY[0] + "\n"
 
 
 VOLUMES = [
@@ -488,13 +488,13 @@ VOLUMES = [
 
 def test_volumes_that_count_their_chapters_anew_stay() -> None:
     text = "".join(line + "\n" if "卷" in line else chapter(line, i) for i, line in enumerate(VOLUMES))
-    assert clean(text)[0] == text
+    assert clean_text(text)[0] == text
 
 
 def test_of_volumes_that_count_anew_the_contents_go_and_every_heading_stays() -> None:
     text = "".join(line + "\n" if "卷" in line else chapter(line, i) for i, line in enumerate(VOLUMES))
     assert chapters("\n".join(VOLUMES) + "\n\n" + text) == VOLUMES
-    assert clean("\n".join(VOLUMES) + "\n\n" + text)[0] == text
+    assert clean_text("\n".join(VOLUMES) + "\n\n" + text)[0] == text
 
 
 @pytest.mark.parametrize(
@@ -531,7 +531,7 @@ def test_headings_that_are_not_doubled_stay(lines: list[str]) -> None:
     ],
 )
 def test_front_matter_goes(front: str) -> None:
-    text, account = clean(front + BODY)
+    text, account = clean_text(front + BODY)
     assert text == BODY and set(account.pieces) == {"front matter"} and account.is_exact()
 
 
@@ -548,17 +548,17 @@ def test_front_matter_goes(front: str) -> None:
     ],
 )
 def test_a_prologue_stays(front: str) -> None:
-    assert clean(front + BODY)[0] == front + BODY
+    assert clean_text(front + BODY)[0] == front + BODY
 
 
 def test_what_precedes_the_prologue_goes_and_the_prologue_stays() -> None:
     prologue = "楔子 那年冬天\n" + "".join(f"{line}\n" for line in STORY)
-    assert clean("作者：某某\n内容简介：一座渡口。\n\n" + prologue + BODY)[0] == prologue + BODY
+    assert clean_text("作者：某某\n内容简介：一座渡口。\n\n" + prologue + BODY)[0] == prologue + BODY
 
 
 def test_without_five_headings_nothing_is_front_matter() -> None:
     text = "作者：某某\n" + chapter("第一章 渡口") + chapter("第二章 茶楼")
-    assert clean(text)[0] == text
+    assert clean_text(text)[0] == text
 
 
 # ---------------------------------------------------------------- turned off
@@ -624,7 +624,7 @@ def letters(text: str) -> str:
 @given(text=MIXTURE | st.text(max_size=60))
 @example(text="\n".join(HAZARDS))
 def test_turned_off_only_the_layout_changes(text: str) -> None:
-    cleaned, account = clean(text, remove=False)
+    cleaned, account = clean_text(text, remove=False)
     assert letters(cleaned) == letters(text)
     assert not account.pieces and set(account.places) <= LAYOUT_RULES
     assert account.is_exact()
@@ -635,7 +635,7 @@ def test_turned_off_only_the_layout_changes(text: str) -> None:
 
 def checked(text: str, remove: bool) -> str:
     """The cleaned text, all that can be said of any text and its account having been asserted."""
-    cleaned, account = clean(text, remove)
+    cleaned, account = clean_text(text, remove)
     assert account.read == len(text) and account.kept == len(cleaned) and account.is_exact()
     assert cleaned.endswith("\n") and "\n\n\n" not in cleaned and "\r" not in cleaned and (cleaned == "\n" or cleaned[0] != "\n")
     assert not re.search(r"[ \t　\xa0]+$", cleaned, re.MULTILINE)
@@ -661,14 +661,14 @@ def test_the_account_of_a_text_of_hazards_is_exact(text: str, remove: bool) -> N
 def test_cleaning_a_cleaned_text_changes_nothing(text: str, remove: bool) -> None:
     for line in (*WRAPPED, "&amp;"):  # what shows that lines are wrapped is partly the indentation; &amp;lt; is &lt; for a reason
         text = text.replace(line, "")
-    once = clean(text, remove)[0]
-    assert clean(once, remove)[0] == once
+    once = clean_text(text, remove)[0]
+    assert clean_text(once, remove)[0] == once
 
 
 @given(text=st.text(max_size=200))
 def test_cleaning_any_cleaned_text_changes_nothing(text: str) -> None:
-    once = clean(text)[0]
-    assert clean(once)[0] == once
+    once = clean_text(text)[0]
+    assert clean_text(once)[0] == once
 
 
 @given(data=st.data())
@@ -677,7 +677,7 @@ def test_no_paragraph_is_lost_whatever_stands_around_it(data: st.DataObject) -> 
     hazard = st.sampled_from(around)
     lines = data.draw(st.lists(st.tuples(st.sampled_from(["", "　　", "    ", "\t"]), st.sampled_from(STORY)) | st.tuples(st.just(""), hazard), max_size=30))
     end = data.draw(st.sampled_from(ENDS))
-    text = clean("".join(indent + line + end for indent, line in lines))[0]
+    text = clean_text("".join(indent + line + end for indent, line in lines))[0]
     told = re.findall("|".join(map(re.escape, STORY)), text)
     assert told == [line for _, line in lines if line in STORY]
 
@@ -685,12 +685,12 @@ def test_no_paragraph_is_lost_whatever_stands_around_it(data: st.DataObject) -> 
 @given(lines=st.lists(st.sampled_from([*STORY, LONG]), min_size=1, max_size=20), remove=st.booleans())
 def test_a_story_without_hazards_is_left_to_the_character(lines: list[str], remove: bool) -> None:
     text = "\n".join(lines) + "\n"
-    cleaned, account = clean(text, remove)
+    cleaned, account = clean_text(text, remove)
     assert cleaned == text and not account.places
 
 
 def test_accounts_add_up() -> None:
-    one, other = clean(HAZARDS[2] + "\r\n雨\r\n")[1], clean("　　夜\n（本章完）\n\n")[1]
+    one, other = clean_text(HAZARDS[2] + "\r\n雨\r\n")[1], clean_text("　　夜\n（本章完）\n\n")[1]
     total = Account()
     for account in (one, other):
         total.add(account)
@@ -700,7 +700,7 @@ def test_accounts_add_up() -> None:
 
 
 def test_an_account_with_a_lost_character_is_not_exact() -> None:
-    account = clean("雨\n夜\r\n")[1]
+    account = clean_text("雨\n夜\r\n")[1]
     account.kept -= 1
     assert not account.is_exact()
 
@@ -750,5 +750,5 @@ def test_no_line_takes_longer_than_its_length(piece: str) -> None:
     line = (piece * 20_000)[:20_000]
     for text in (f"雨{line}夜\n", f"{line}夜", line, f"{line}\n" * 3 + "第一回\n", f"第一回 {line}夜\n第一回\n"):
         began = time.process_time()
-        clean(text)
+        clean_text(text)
         assert time.process_time() - began < 0.6

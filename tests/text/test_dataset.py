@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from shuoshu.core.errors import UserError
 from shuoshu.text import dataset
-from shuoshu.text.dataset import SPLITS, DatasetWriter, TokenFile, read_meta, resolve
+from shuoshu.text.dataset import TEXT_SPLITS, DatasetWriter, TextDataset, find_dataset, read_meta
 
 TOKENS = {"train": 203, "val": 41}
 
@@ -48,9 +48,9 @@ def copy(folder: Path, tmp_path: Path) -> Path:
 @given(data=st.data(), block_size=st.integers(1, 60), seed=st.integers(0, 2**40))
 def test_rows_do_not_depend_on_how_they_are_grouped(folder: Path, data: st.DataObject, block_size: int, seed: int) -> None:
     first, count = data.draw(st.integers(0, 1000)), data.draw(st.integers(1, 30))
-    whole = TokenFile(folder, "train").rows(first, count, block_size, seed)
+    whole = TextDataset(folder, "train").rows(first, count, block_size, seed)
     cuts = sorted({0, count, *data.draw(st.lists(st.integers(0, count), max_size=6))})
-    file = TokenFile(folder, "train")
+    file = TextDataset(folder, "train")
     pieces = {(a, b): file.rows(first + a, b - a, block_size, seed) for a, b in data.draw(st.permutations(list(pairwise(cuts))))}
     for (a, b), piece in pieces.items():
         assert (piece[0] == whole[0][a:b]).all() and (piece[1] == whole[1][a:b]).all()
@@ -58,7 +58,7 @@ def test_rows_do_not_depend_on_how_they_are_grouped(folder: Path, data: st.DataO
 
 @given(block_size=st.integers(1, 203), seed=st.integers(0, 2**40), epoch=st.integers(0, 5))
 def test_an_epoch_trains_every_token_once_but_for_less_than_a_block(folder: Path, block_size: int, seed: int, epoch: int) -> None:
-    file = TokenFile(folder, "train")
+    file = TextDataset(folder, "train")
     windows = file.windows(block_size)
     ids, targets = file.rows(epoch * windows, windows, block_size, seed)
     for seen in (ids, targets):  # the token at position n is n
@@ -68,14 +68,14 @@ def test_an_epoch_trains_every_token_once_but_for_less_than_a_block(folder: Path
 
 @given(block_size=st.integers(2, 60), seed=st.integers(0, 2**40), row=st.integers(0, 500))
 def test_targets_are_the_ids_that_come_next(folder: Path, block_size: int, seed: int, row: int) -> None:
-    ids, targets = TokenFile(folder, "train").rows(row, 3, block_size, seed)
+    ids, targets = TextDataset(folder, "train").rows(row, 3, block_size, seed)
     assert ids.shape == targets.shape == (3, block_size) and ids.dtype == targets.dtype == np.int64
     assert (targets[:, :-1] == ids[:, 1:]).all()
     assert (targets == (ids + 1) % TOKENS["train"]).all()
 
 
 def test_epochs_and_seeds_differ(folder: Path) -> None:
-    file = TokenFile(folder, "train")
+    file = TextDataset(folder, "train")
     windows = file.windows(8)
     epochs = [file.rows(n * windows, windows, 8, seed)[0] for n in range(3) for seed in (1, 2)]
     assert len({epoch.tobytes() for epoch in epochs}) == 6
@@ -83,7 +83,7 @@ def test_epochs_and_seeds_differ(folder: Path) -> None:
 
 
 def test_an_epochs_windows_come_in_random_order(folder: Path) -> None:
-    file = TokenFile(folder, "train")
+    file = TextDataset(folder, "train")
     starts = file.rows(0, file.windows(4), 4, 7)[0][:, 0]
     assert not (np.diff(starts) == 4).mean() > 0.3
 
@@ -92,11 +92,11 @@ def test_both_widths_of_ids_are_read(tmp_path: Path) -> None:
     for n_vocab, width in ((1 << 16, 2), ((1 << 16) + 1, 4)):
         folder = written(tmp_path / str(width), n_vocab)
         assert (folder / "train.bin").stat().st_size == width * TOKENS["train"]
-        assert TokenFile(folder, "train").tokens.tolist() == list(range(TOKENS["train"]))
+        assert TextDataset(folder, "train").tokens.tolist() == list(range(TOKENS["train"]))
 
 
 def test_an_empty_split_has_no_tokens(tmp_path: Path) -> None:
-    assert len(TokenFile(written(tmp_path / "d", tokens={"train": 9}), "val")) == 0
+    assert len(TextDataset(written(tmp_path / "d", tokens={"train": 9}), "val")) == 0
 
 
 # ---------------------------------------------------------------- files that are not what they were
@@ -106,15 +106,15 @@ def test_an_empty_split_has_no_tokens(tmp_path: Path) -> None:
 def test_a_file_of_another_length_is_named(copy: Path, change: int) -> None:
     raw = (copy / "val.bin").read_bytes()
     (copy / "val.bin").write_bytes(raw[:change] if change < 0 else raw + bytes(change))
-    assert len(TokenFile(copy, "train")) == TOKENS["train"]
+    assert len(TextDataset(copy, "train")) == TOKENS["train"]
     with pytest.raises(UserError, match=r"val\.bin has .* bytes instead of 82"):
-        TokenFile(copy, "val")
+        TextDataset(copy, "val")
 
 
 def test_a_missing_file_is_named(copy: Path) -> None:
     (copy / "train.bin").unlink()
     with pytest.raises(UserError, match=r"train\.bin is missing"):
-        TokenFile(copy, "train")
+        TextDataset(copy, "train")
 
 
 @pytest.mark.parametrize("tokens", [TOKENS, {"train": 50, "val": 50}], ids=["unequal", "equal"])
@@ -123,9 +123,9 @@ def test_swapped_files_are_named(tmp_path: Path, tokens: dict[str, int]) -> None
     (folder / "train.bin").rename(folder / "x")
     (folder / "val.bin").rename(folder / "train.bin")
     (folder / "x").rename(folder / "val.bin")
-    for split in SPLITS:
+    for split in TEXT_SPLITS:
         with pytest.raises(UserError, match=rf"{split}\.bin"):
-            TokenFile(folder, split)
+            TextDataset(folder, split)
 
 
 def test_one_changed_bit_is_told(copy: Path) -> None:
@@ -133,7 +133,7 @@ def test_one_changed_bit_is_told(copy: Path) -> None:
     raw[100] ^= 1
     (copy / "train.bin").write_bytes(raw)
     with pytest.raises(UserError, match=r"train\.bin is not the file that meta\.json describes"):
-        TokenFile(copy, "train")
+        TextDataset(copy, "train")
 
 
 @given(data=st.data())
@@ -142,9 +142,9 @@ def test_a_damaged_meta_is_named(folder: Path, data: st.DataObject, damage: Call
     shutil.copytree(folder, hurt, dirs_exist_ok=True)
     document = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
     (hurt / "meta.json").write_text(json.dumps(damage(data, document)), encoding="utf-8")
-    for split in SPLITS:
+    for split in TEXT_SPLITS:
         try:
-            assert len(TokenFile(hurt, split)) == TOKENS[split]
+            assert len(TextDataset(hurt, split)) == TOKENS[split]
         except UserError as error:
             assert "meta.json" in str(error) or f"{split}.bin" in str(error)
 
@@ -175,7 +175,7 @@ def test_a_meta_without_its_facts_is_named(copy: Path, harm: Callable[[dict], No
     harm(meta)
     (copy / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
     with pytest.raises(UserError, match=r"meta\.json"):
-        TokenFile(copy, "train")
+        TextDataset(copy, "train")
 
 
 @pytest.mark.parametrize("raw", [b"", b"{", b"[]", b"null", b"\xff", b"[" * 100_000], ids=["empty", "torn", "list", "null", "no utf-8", "deep"])
@@ -198,15 +198,20 @@ def test_another_format_is_told(copy: Path) -> None:
 def test_a_dataset_goes_by_its_name_or_its_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     written(Path("data/mine"))
-    assert resolve("mine").resolve() == resolve("data/mine").resolve() == resolve(str(tmp_path / "data" / "mine")).resolve() == tmp_path / "data" / "mine"
+    assert (
+        find_dataset("mine").resolve()
+        == find_dataset("data/mine").resolve()
+        == find_dataset(str(tmp_path / "data" / "mine")).resolve()
+        == tmp_path / "data" / "mine"
+    )
 
 
 def test_a_missing_dataset_is_told_how_to_make_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=r"python prepare\.py$"):
-        resolve("novella")
+        find_dataset("novella")
     with pytest.raises(UserError, match=r"python prepare\.py YOUR_NOVEL\.txt --out=data.mine\n(?s:.*)python prepare_sft\.py YOURS\.json --out=data.mine$"):
-        resolve("mine")
+        find_dataset("mine")
 
 
 def test_nothing_is_left_of_a_writer_that_fails(copy: Path) -> None:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from shuoshu.core.errors import UserError
 from shuoshu.text import encodings
 from shuoshu.text.books import Book, read_books
-from shuoshu.text.encodings import Decoder, choose, last_line_start, raw_texts
+from shuoshu.text.encodings import TextDecoder, detect_encoding, last_line_start, raw_texts
 
 SIMPLIFIED = """第一回　渡口夜雨
 
@@ -59,8 +59,8 @@ def varied(text: str, times: int = 60) -> str:
     return "".join("\r\n".join(draw.sample(lines, len(lines))) + "\r\n" for _ in range(times))
 
 
-def decoded(raw: bytes, forced: str | None = None) -> tuple[str, Decoder]:
-    decoder = Decoder(io.BytesIO(raw), forced)
+def decoded(raw: bytes, forced: str | None = None) -> tuple[str, TextDecoder]:
+    decoder = TextDecoder(io.BytesIO(raw), forced)
     return "".join(decoder.parts()), decoder
 
 
@@ -100,8 +100,8 @@ def test_the_encoding_is_chosen_rightly(codec: str, script: str, size: str) -> N
 def test_big5_is_told_from_gb18030(size: str) -> None:
     text = TRADITIONAL if size == "small" else varied(TRADITIONAL)
     assert decoded(text.encode("big5"))[0] == text
-    assert choose(text.encode("big5"), True)[0].startswith("big5")
-    assert choose(text.encode("gbk"), True)[0] == "gb18030"
+    assert detect_encoding(text.encode("big5"), True)[0].startswith("big5")
+    assert detect_encoding(text.encode("gbk"), True)[0] == "gb18030"
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -165,7 +165,7 @@ def test_bytes_that_end_in_mid_character_are_still_utf_8() -> None:
 def test_a_sample_that_ends_in_mid_character_is_no_evidence_against_utf_8(monkeypatch: pytest.MonkeyPatch) -> None:
     for text in (SIMPLIFIED, RARE):
         for size in range(200, 212):
-            monkeypatch.setattr(encodings, "SAMPLE", size)
+            monkeypatch.setattr(encodings, "SAMPLE_BYTES", size)
             found, decoder = decoded(text.encode())
             assert (found, decoder.encoding, decoder.broken) == (text, "utf-8", 0)
 
@@ -228,8 +228,8 @@ def test_broken_places_are_counted(count: int) -> None:
 
 
 def test_a_few_broken_places_do_not_spoil_a_long_text_read_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(encodings, "PART", 5000)
-    monkeypatch.setattr(encodings, "SAMPLE", 3000)
+    monkeypatch.setattr(encodings, "PART_CHARACTERS", 5000)
+    monkeypatch.setattr(encodings, "SAMPLE_BYTES", 3000)
     raw = (SIMPLIFIED * 4).encode()
     found, decoder = decoded((raw + b"\xff\n") * 10 + "夜还很长。\n".encode())
     assert decoder.broken == 10 and found.endswith("夜还很长。\n")
@@ -276,9 +276,9 @@ def parts_of(text: str, codec: str, part: int, chunk: int) -> list[str]:
             return super().read(min(size, chunk))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(encodings, "PART", part)
-        patch.setattr(encodings, "SAMPLE", chunk)
-        return list(Decoder(Slow(text.encode(codec)), codec).parts())
+        patch.setattr(encodings, "PART_CHARACTERS", part)
+        patch.setattr(encodings, "SAMPLE_BYTES", chunk)
+        return list(TextDecoder(Slow(text.encode(codec)), codec).parts())
 
 
 @pytest.mark.parametrize("codec", ["utf-8", "gb18030", "utf-16-le", "utf-16-be", "utf-32-le"])
@@ -422,7 +422,7 @@ def test_a_damaged_gzip_file_is_told(tmp_path: Path, raw: bytes) -> None:
 
 
 def test_what_unpacks_to_too_much_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(encodings, "LARGEST", 1 << 20)
+    monkeypatch.setattr(encodings, "MAX_FILE_BYTES", 1 << 20)
     books, reasons = read(tmp_path / "a.gz", gzip.compress(b"the same line\n" * 200_000))
     assert books == [] and "unpacks to more than" in reasons[0]
 

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shuoshu.text.cleaning import HEADING, clean
-from shuoshu.text.line_wraps import columns, rejoined
+from shuoshu.text.cleaning import HEADING, clean_text
+from shuoshu.text.line_wraps import join_wrapped_lines, line_columns
 
 NOT_FIRST = "，。！？：；、…”’」』）》—"
 NOT_LAST = "“‘「『（《"
@@ -71,8 +71,8 @@ def ends(lines: list[str]) -> set[int]:
 
 def outcome(source: str, paragraphs: list[str]) -> tuple[float, float]:
     """(share of the wrapping's breaks that remain, share of the paragraphs' ends that are gone); the words are all there."""
-    cleaned, account = clean(source)
-    assert account.is_exact() and clean(cleaned)[0] == cleaned
+    cleaned, account = clean_text(source)
+    assert account.is_exact() and clean_text(cleaned)[0] == cleaned
     found = [line for line in cleaned.split("\n") if line]
     assert "".join(found).replace(" ", "") == "".join(paragraphs).replace(" ", "")
     true, made, now = ends(paragraphs), ends(source.split("\n")), ends(found)
@@ -140,7 +140,7 @@ def test_a_wrapped_passage_in_a_chapter_that_is_not_wrapped_is_rejoined(seed: in
     letter = "".join(prose(seed, 10))
     before, after = ([p for p in prose(20 + n + seed) if len(p) > width + 4] for n in (0, 50))
     lines = wrap(letter, width)
-    cleaned = clean("".join(f"　　{p}\n" for p in before) + "".join(f"{line}\n" for line in lines) + "".join(f"　　{p}\n" for p in after))[0]
+    cleaned = clean_text("".join(f"　　{p}\n" for p in before) + "".join(f"{line}\n" for line in lines) + "".join(f"　　{p}\n" for p in after))[0]
     found = cleaned.split("\n")[:-1]
     assert found[: len(before)] == before and found[-len(after) :] == after
     rest = found[len(before) : -len(after)]
@@ -168,14 +168,14 @@ ENGLISH = [paragraph.replace("\n", " ") for paragraph in ENGLISH.strip().split("
 def test_english_prose_is_rejoined_with_single_spaces(width: int, indent: str) -> None:
     paragraphs = [paragraph.replace("old man", f"{n} old men") for n, paragraph in enumerate(ENGLISH)]
     source = "\n\n".join(textwrap.fill(p, width, initial_indent=indent, break_on_hyphens=False) for p in paragraphs) + "\n"
-    cleaned, account = clean(source)
+    cleaned, account = clean_text(source)
     assert account.is_exact()
     assert [line.strip() for line in cleaned.split("\n") if line] == paragraphs
 
 
 def test_a_word_broken_at_its_hyphen_gets_no_space() -> None:
     source = "\n\n".join(textwrap.fill(p, 66) for p in ENGLISH) + "\n"  # breaks tea-house at its hyphen, if it comes so
-    assert [line for line in clean(source)[0].split("\n") if line] == ENGLISH
+    assert [line for line in clean_text(source)[0].split("\n") if line] == ENGLISH
 
 
 # ---------------------------------------------------------------- what is not
@@ -226,7 +226,7 @@ SHEETS = {
 @pytest.mark.parametrize("gap", ["\n", "\n\n"])
 def test_what_is_set_in_lines_stays_in_lines(name: str, gap: str) -> None:
     text = gap.join(SHEETS[name]) + "\n"
-    cleaned, account = clean(text)
+    cleaned, account = clean_text(text)
     assert "wrapped lines" not in account.places
     assert [line for line in cleaned.split("\n") if line] == [line for line in SHEETS[name] if line]
 
@@ -239,7 +239,7 @@ def test_a_long_list_of_names_in_pairs_stays_in_lines(indent: str, gap: str) -> 
         f"{'天地'[n % 2]}{a}星{draw.choice(by)}{draw.choice(WHO[:7])}{'天地'[n % 2]}{b}星{draw.choice(by)}{draw.choice(WHO[:7])}"
         for n, (a, b) in enumerate(zip("舟渡灯雨桥楼山河信账墨砚" * 4, "风霜雪露云雷星月夜晨春秋" * 4, strict=True))
     ]
-    cleaned, account = clean("".join(f"{indent}{name}{gap}" for name in names))
+    cleaned, account = clean_text("".join(f"{indent}{name}{gap}" for name in names))
     assert "wrapped lines" not in account.places
     assert [line for line in cleaned.split("\n") if line] == names
 
@@ -249,10 +249,10 @@ def test_a_long_list_of_names_in_pairs_stays_in_lines(indent: str, gap: str) -> 
 @pytest.mark.parametrize("seed", range(4))
 def test_paragraphs_that_are_not_wrapped_stay_apart(seed: int, indent: str, gap: str) -> None:
     paragraphs = prose(seed)
-    assert "wrapped lines" not in clean("".join(indent + p + gap for p in paragraphs))[1].places
+    assert "wrapped lines" not in clean_text("".join(indent + p + gap for p in paragraphs))[1].places
     short = [p for p in prose(seed, 300) if len(p) <= 45]  # as long as wrapped lines are
     assert len(short) > 40
-    assert "wrapped lines" not in clean("".join(indent + p + gap for p in short))[1].places
+    assert "wrapped lines" not in clean_text("".join(indent + p + gap for p in short))[1].places
 
 
 @pytest.mark.parametrize("name", SHEETS)
@@ -261,7 +261,7 @@ def test_verse_and_lists_within_wrapped_prose_stay_in_lines(name: str) -> None:
     before, after = prose(10, 12), prose(11, 12)
     heading = "第二回 归舟"
     source = wrapped(before, 40) + heading + "\n" + "\n".join(sheet) + "\n" + heading + "。\n" + "第三回\n" + wrapped(after, 40)
-    cleaned = clean(source)[0].split("\n")
+    cleaned = clean_text(source)[0].split("\n")
     assert all(line in cleaned for line in sheet)
     assert sum(paragraph in cleaned for paragraph in [*before, *after]) >= 23
 
@@ -271,7 +271,7 @@ def test_a_heading_is_never_joined_to_anything() -> None:
     lines = wrapped(paragraphs, 32, indent="").split("\n")
     for at in range(5, len(lines), 9):
         lines.insert(at, f"第{'一二三四五六七八九十'[at % 10]}回 夜雨")
-    cleaned = clean("\n".join(lines))[0].split("\n")
+    cleaned = clean_text("\n".join(lines))[0].split("\n")
     assert [line for line in cleaned if HEADING.match(line)] == [line for line in lines if HEADING.match(line)]
 
 
@@ -279,7 +279,7 @@ def test_a_heading_is_never_joined_to_anything() -> None:
 
 
 def test_columns_count_two_for_chinese_and_one_for_latin() -> None:
-    assert [columns(text) for text in ("", "雨", "a雨b", "é", "“”", "𠮷")] == [0, 2, 4, 1, 4, 2]
+    assert [line_columns(text) for text in ("", "雨", "a雨b", "é", "“”", "𠮷")] == [0, 2, 4, 1, 4, 2]
 
 
 @given(
@@ -301,7 +301,7 @@ def test_columns_count_two_for_chinese_and_one_for_latin() -> None:
 )
 def test_joining_changes_nothing_but_line_ends_and_blanks_and_says_how_many(lines: list[str]) -> None:
     lines = [line.rstrip(" 　") for line in lines]  # as uniform_characters leaves them
-    result, changes = rejoined(list(lines), HEADING)
+    result, changes = join_wrapped_lines(list(lines), HEADING)
     assert "".join("".join(result).split()) == "".join("".join(lines).split())
     assert len("\n".join(lines)) - sum(removed for removed, _ in changes) + sum(added for _, added in changes) == len("\n".join(result))
     assert [line for line in result if HEADING.match(line)] == [line for line in lines if HEADING.match(line)]

@@ -29,7 +29,7 @@ import prepare
 from shuoshu.text import books
 from shuoshu.text import prepare as text_prepare
 from shuoshu.text.books import HEADING
-from shuoshu.text.dataset import DatasetWriter, TokenFile
+from shuoshu.text.dataset import DatasetWriter, TextDataset
 from shuoshu.text.tokenizer import Tokenizer
 
 FILES = ["meta.json", "tokenizer.json", "train.bin", "val.bin"]
@@ -68,7 +68,7 @@ def laid_out(text: str) -> str:
 
 def documents(folder: str, split: str) -> list[str]:
     """The texts between the end tokens of a split, which must end with one."""
-    tokenizer, tokens = Tokenizer.load(folder), TokenFile(Path(folder), split).tokens.tolist()
+    tokenizer, tokens = Tokenizer.load(folder), TextDataset(Path(folder), split).tokens.tolist()
     assert not tokens or tokens[-1] == tokenizer.end
     ends = [-1, *(i for i, token in enumerate(tokens) if token == tokenizer.end)]
     return [tokenizer.decode(tokens[a + 1 : b]) for a, b in pairwise(ends)]
@@ -129,7 +129,7 @@ def test_a_chapters_offset_leads_to_its_title(text: str) -> None:
     assert [(c["book"], " ".join(c["title"].split())) for c in chapters] == [(n, " ".join(m.group().split())) for n in (0, 1) for m in HEADING.finditer(text)]
     assert {c["split"] for c in chapters} == {"train", "val"}
     for chapter in chapters:
-        tokens = TokenFile(Path("data/shelf"), chapter["split"]).tokens[chapter["token"] :][:400]
+        tokens = TextDataset(Path("data/shelf"), chapter["split"]).tokens[chapter["token"] :][:400]
         assert " ".join(tokenizer.decode(tokens.tolist()).split("\n")[0].split()) == chapter["title"]
 
 
@@ -147,7 +147,7 @@ def test_a_vocabulary_over_65536_takes_four_bytes_a_token(here: Path) -> None:
         writer.end_document("train")
         meta = writer.finish([], {})
     assert meta["dtype"] == "uint32"
-    assert TokenFile(here / "big", "train").tokens.tolist() == [65_536, 69_000, 69_999]
+    assert TextDataset(here / "big", "train").tokens.tolist() == [65_536, 69_000, 69_999]
 
 
 def test_the_end_tokens_spelling_in_a_book_ends_nothing() -> None:
@@ -550,7 +550,7 @@ def test_only_a_few_items_are_held_at_a_time(threads: int, ahead: int) -> None:
 
     results = []
     with ThreadPoolExecutor(threads) as pool:
-        for result in text_prepare.in_order(pool, work, items(), ahead):
+        for result in text_prepare.ordered_map(pool, work, items(), ahead):
             assert drawn - len(results) <= ahead
             results.append(result)
     assert results == list(range(1, 61))

@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from model import GPT
-from shuoshu.core.errors import HOUSE, UserError
+from shuoshu.core.errors import REPO_ROOT, UserError
 from shuoshu.models import weights as models_weights
 from shuoshu.training import checkpoints
 
@@ -78,7 +78,7 @@ def test_checkpoints_are_ordered_by_their_number(pretrained, tmp_path):
     model, *_ = models_weights.load_model(pretrained)
     for step in (999_000, 1_000_000, 1_001_000):
         checkpoints.save_checkpoint(tmp_path, step, model, {}, {})
-    assert [path.name for path in checkpoints.checkpoints(tmp_path)] == ["step-1000000", "step-1001000"]
+    assert [path.name for path in checkpoints.list_checkpoints(tmp_path)] == ["step-1000000", "step-1001000"]
     assert checkpoints.newest_checkpoint(tmp_path)[0].name == "step-1001000"
 
 
@@ -121,7 +121,7 @@ def test_a_model_speaks_before_torchs_compiler_is_imported(pretrained):
     """Importing that takes as long as importing torch itself."""
     code = "import sys, sample; sample.main(sys.argv[1:]); sys.exit('torch._dynamo' in sys.modules)"
     words = [f"--out_dir={pretrained}", "--start=阿迟", "--max_new_tokens=2", "--device=cpu", "--threads=1"]
-    assert subprocess.run([sys.executable, "-c", code, *words], cwd=HOUSE, stdout=subprocess.DEVNULL).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code, *words], cwd=REPO_ROOT, stdout=subprocess.DEVNULL).returncode == 0
 
 
 def test_the_model_says_how_many_turns_it_learned_to_answer(pretrained, tuned):

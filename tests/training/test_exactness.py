@@ -6,7 +6,7 @@ import pytest
 
 import train
 from shuoshu.core.files import sha256_of
-from shuoshu.core.run_log import Log
+from shuoshu.core.run_log import RunLog
 from shuoshu.training import checkpoints, loop, run, schedule, step
 
 LENGTH = ["--dropout=0.1", "--max_iters=16", "--eval_interval=8", "--save_interval=5", "--sample_tokens=0", "--log_interval=1", "--batch_size=4"]
@@ -17,7 +17,7 @@ def end(out_dir: Path) -> tuple[str, list]:
     """The bytes of the last weights, and every loss on the way to them."""
     newest, _ = checkpoints.newest_checkpoint(out_dir)
     return sha256_of(newest / "model.safetensors"), [
-        (r["step"], r.get("loss"), r.get("val_loss")) for r in Log(out_dir / "log.jsonl").read() if r["kind"] != "start"
+        (r["step"], r.get("loss"), r.get("val_loss")) for r in RunLog(out_dir / "log.jsonl").read() if r["kind"] != "start"
     ]
 
 
@@ -108,7 +108,7 @@ def test_a_time_budgets_plan_is_kept_to(tiny, tmp_path, monkeypatch, take_out):
     """The clock is the test's: a second passes with each step, and faster after the resumption, as on another machine. The plan says how the rates fall."""
     clock = {"now": 0.0, "step": 1.0}
     monkeypatch.setattr(schedule.time, "perf_counter", lambda: clock["now"])
-    monkeypatch.setattr(schedule.Pace, "_mended", lambda self, state: state.plan)  # what a slower machine would change is another test's
+    monkeypatch.setattr(schedule.RunClock, "_mended", lambda self, state: state.plan)  # what a slower machine would change is another test's
     real = loop.train_step
 
     def ticking(this):
@@ -118,7 +118,7 @@ def test_a_time_budgets_plan_is_kept_to(tiny, tmp_path, monkeypatch, take_out):
     monkeypatch.setattr(loop, "train_step", ticking)
     command = [*tiny, *LENGTH[:1], "--max_minutes=0.6", "--sample_tokens=0", "--save_interval=5", "--eval_interval=40"]
     assert train.main([*command, f"--out_dir={tmp_path / 'whole'}"]) == 0
-    steps = checkpoints.checkpoints(tmp_path / "whole")
+    steps = checkpoints.list_checkpoints(tmp_path / "whole")
     assert 25 < int(steps[-1].name[5:]) <= 40
     clock["now"] = 0.0
     killed_at(monkeypatch, 23)

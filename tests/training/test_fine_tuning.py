@@ -17,15 +17,15 @@ import torch
 import prepare
 import prepare_sft
 import train
-from shuoshu.core.errors import HOUSE
+from shuoshu.core.errors import REPO_ROOT
 from shuoshu.core.files import sha256_of
-from shuoshu.core.run_log import Log
+from shuoshu.core.run_log import RunLog
 from shuoshu.core.settings import ModelSettings, TrainSettings
 from shuoshu.evaluation.loss import Score
 from shuoshu.generation.answers import answer, read_questions, render_question
-from shuoshu.generation.sampling import Sampling, complete
+from shuoshu.generation.sampling import SamplingParams, complete
 from shuoshu.models import weights as models_weights
-from shuoshu.sft.dataset import RowFile, pack, read_pairs
+from shuoshu.sft.dataset import QuestionDataset, pad_batch, read_pairs
 from shuoshu.text.dataset import IGNORE
 from shuoshu.text.tokenizer import Tokenizer
 from shuoshu.training import checkpoints, loop, validate
@@ -34,7 +34,7 @@ NOISY = ["--question_drop=0.15", "--question_swap=0.15", "--dropout=0.1"]
 
 
 def records(out_dir: Path, kind: str) -> list[dict]:
-    return Log(out_dir / "log.jsonl").read(kind)
+    return RunLog(out_dir / "log.jsonl").read(kind)
 
 
 def weights(out_dir: Path) -> str:
@@ -59,10 +59,10 @@ def uneven(pretrained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_trimmed_batch_has_the_token_weighted_mean_of_its_single_rows(pretrained_model, uneven: Path) -> None:
     model, _ = pretrained_model
-    file = RowFile(uneven, "train")
+    file = QuestionDataset(uneven, "train")
     rows = [file.row(n) for n in range(12)]
     assert max(len(ids) for ids, _ in rows) > 4 * min(len(ids) for ids, _ in rows)
-    ids, targets = map(torch.from_numpy, pack(rows))
+    ids, targets = map(torch.from_numpy, pad_batch(rows))
     assert ids.shape[1] == max(len(ids) for ids, _ in rows) - 1
     sums, counts = [], []
     with torch.no_grad():
@@ -81,7 +81,7 @@ def test_the_first_steps_loss_is_that_mean_however_the_step_is_cut_into_batches(
     model, _ = pretrained_model
     settings = [f"--batch_size={size}", f"--gradient_accumulation_steps={steps}", "--max_iters=1", "--log_interval=1", "--eval_questions=1"]
     assert train.main([*sft, f"--dataset={uneven}", *settings, f"--out_dir={tmp_path / 'out'}"]) == 0
-    ids, targets = RowFile(uneven, "train", size * steps).rows(0, size * steps, 64, TrainSettings.seed)
+    ids, targets = QuestionDataset(uneven, "train", size * steps).rows(0, size * steps, 64, TrainSettings.seed)
     counts = (targets != IGNORE).sum(axis=1).reshape(steps, size).sum(axis=1)
     assert steps == 1 or counts.max() > 1.5 * counts.min()  # of the batches' trained tokens
     nats = 0.0
@@ -187,8 +187,8 @@ def test_one_answer_alone_is_chance_among_however_many() -> None:
         for worse in (0.05, 0.3, 0.7, 0.9):
             state = SimpleNamespace(best=-1.0, best_scores=[1.0] * count)
             run = SimpleNamespace(selects_by_answers=True, data=SimpleNamespace(meta={}), state=state)
-            assert validate.stands_by(run, [worse] + [1.0] * (count - 1)), (count, worse)
-            assert not validate.stands_by(run, [worse] * 2 + [1.0] * (count - 2)), (count, worse)
+            assert validate.is_within_noise_of_best(run, [worse] + [1.0] * (count - 1)), (count, worse)
+            assert not validate.is_within_noise_of_best(run, [worse] * 2 + [1.0] * (count - 2)), (count, worse)
 
 
 def test_of_labels_the_best_model_is_kept(sft, qa: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -295,7 +295,7 @@ def test_rows_longer_than_the_block_say_how_far_it_must_grow_and_then_it_does(sf
     rows = [{"question": f"{n}？", "answer": "好" * (60 if n == 3 else 2), "split": "train" if n < 8 else "val"} for n in range(10)]
     (tmp_path / "rows.json").write_text(json.dumps(rows), encoding="utf-8")
     assert prepare_sft.main([str(tmp_path / "rows.json"), f"--out={tmp_path / 'rows'}", f"--tokenizer={pretrained}", "--block_size=300"]) == 0
-    width = RowFile(tmp_path / "rows", "train").width
+    width = QuestionDataset(tmp_path / "rows", "train").width
     command = [*sft, f"--dataset={tmp_path / 'rows'}"]
     told = refused(command, tmp_path / "out", capsys)
     assert f"the longest row has {width} tokens, the model reads 64" in told and f"--block_size={width - 1}" in told
@@ -312,7 +312,7 @@ def test_the_models_shape_is_taken_from_its_folder_and_its_weights_are_where_it_
     model, _ = pretrained_model
     assert {name: head[name] for name in ("n_layer", "n_head", "n_embd", "block_size")} == {"n_layer": 2, "n_head": 2, "n_embd": 64, "block_size": 64}
     assert head["n_embd"] != ModelSettings.n_embd
-    first = checkpoints.checkpoints(tmp_path / "out")[0]
+    first = checkpoints.list_checkpoints(tmp_path / "out")[0]
     assert first.name == "step-000000"
     assert all(torch.equal(tensor, checkpoints.load_checkpoint(first)[0][name]) for name, tensor in model.tensors().items())
 
@@ -326,7 +326,7 @@ def test_the_same_validation_loss_with_noise_on_the_training_questions(sft, tmp_
 
 def test_a_dry_run_counts_the_answers_tokens(sft, qa: Path, tmp_path: Path, capsys) -> None:
     assert train.main([*sft, "--dry_run", "--max_iters=32", f"--out_dir={tmp_path / 'out'}"]) == 0
-    file = RowFile(qa, "train")
+    file = QuestionDataset(qa, "train")
     told = capsys.readouterr().out
     assert f"16 rows, {file.trained.sum() / len(file) * 16:,.0f} trained tokens" in told and f"32 steps, {32 * 16 / len(file):.2f} epochs" in told
 
@@ -354,7 +354,7 @@ def test_answers_do_not_depend_on_how_questions_are_put_into_batches(pretrained:
 
 
 def test_a_question_is_put_to_the_model_as_it_was_trained_on_it(qa: Path) -> None:
-    tokenizer, file = Tokenizer.load(qa), RowFile(qa, "train")
+    tokenizer, file = Tokenizer.load(qa), QuestionDataset(qa, "train")
     for question, record in zip(read_questions(qa, "train", tokenizer), read_pairs(qa, "train"), strict=True):
         ids, mask = file.row(record["row"])
         assert question.ids == ids[: int(mask.argmax())].tolist() and question.ids[-1] == tokenizer.assistant
@@ -394,7 +394,7 @@ def test_a_long_answer_learned_over_several_rows_is_given_whole_past_the_block(p
     assert prepare_sft.main([str(tmp_path / "rows.json"), f"--out={tmp_path / 'qa'}", f"--tokenizer={pretrained}", "--too_long=window"]) == 0
     assert read_pairs(tmp_path / "qa", "train")[0]["rows"] >= 2
     out_dir = tmp_path / "out"
-    command = [str(HOUSE / "config" / "sft.py"), f"--dataset={tmp_path / 'qa'}", f"--init_from={pretrained}", f"--out_dir={out_dir}", "--batch_size=4"]
+    command = [str(REPO_ROOT / "config" / "sft.py"), f"--dataset={tmp_path / 'qa'}", f"--init_from={pretrained}", f"--out_dir={out_dir}", "--batch_size=4"]
     command += [
         "--question_drop=0",
         "--question_swap=0",
@@ -411,5 +411,5 @@ def test_a_long_answer_learned_over_several_rows_is_given_whole_past_the_block(p
     model.load_tensors(checkpoints.load_checkpoint(newest)[0])
     ids = render_question(tokenizer, [{"role": "user", "content": "天天？"}])
     assert len(tokenizer.encode(long)) > model.config.block_size
-    found = complete(model, tokenizer, [ids], Sampling(200, 0.0, keeps_prompt=True), [0])[0]
+    found = complete(model, tokenizer, [ids], SamplingParams(200, 0.0, keeps_prompt=True), [0])[0]
     assert found.reason == "end" and found.text == long

@@ -8,7 +8,7 @@ import torch
 
 from model import GPT, GPTConfig
 from shuoshu.core.settings import OptimSettings
-from shuoshu.training.optimizers import Muon, build_optimizers, load_state_tensors, orthogonalise, set_rates, state_tensors
+from shuoshu.training.optimizers import Muon, build_optimizers, load_state_tensors, orthogonalize, set_rates, state_tensors
 from shuoshu.training.schedule import rate_factor
 from shuoshu.training.state import Plan
 
@@ -54,14 +54,14 @@ def test_orthogonalised_matrices_have_singular_values_near_one(shape, dtype):
     draw = torch.Generator().manual_seed(0)
     u, _, v = torch.linalg.svd(torch.randn(shape, generator=draw), full_matrices=False)
     spectrum = torch.logspace(-1.5, 0, u.shape[-1])  # from 0.03
-    values = torch.linalg.svdvals(orthogonalise(7 * u * spectrum @ v, dtype).float())
+    values = torch.linalg.svdvals(orthogonalize(7 * u * spectrum @ v, dtype).float())
     assert values.min() > 0.75 and values.max() < 1.2
 
 
 def test_orthogonalising_keeps_the_directions():
     matrices = torch.randn(1, 8, 20, generator=torch.Generator().manual_seed(0))
     u, _, v = torch.linalg.svd(matrices, full_matrices=False)
-    assert ((orthogonalise(matrices, torch.float32) - u @ v).norm() / (u @ v).norm()) < 0.2
+    assert ((orthogonalize(matrices, torch.float32) - u @ v).norm() / (u @ v).norm()) < 0.2
 
 
 def test_muon_treats_matrices_of_one_shape_each_by_itself():

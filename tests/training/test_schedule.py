@@ -8,7 +8,7 @@ import torch
 from shuoshu.core.distributed import Processes
 from shuoshu.core.settings import TrainSettings
 from shuoshu.training import schedule
-from shuoshu.training.schedule import Pace, rate_factor
+from shuoshu.training.schedule import RunClock, rate_factor
 from shuoshu.training.state import RunState
 
 
@@ -28,7 +28,7 @@ def clock(monkeypatch):
 
 def simulate(clock, settings, step_seconds, pause_seconds=0.5, state=None, until=None):
     """Runs the plan on a machine whose step takes step_seconds(now); (state, rates, evaluations)."""
-    pace, state = Pace(settings, 100.0, Processes(), torch.device("cpu")), state or RunState()
+    pace, state = RunClock(settings, 100.0, Processes(), torch.device("cpu")), state or RunState()
     pace.begin(state)
     rates, evaluations = [], 0
     while True:

@@ -9,11 +9,11 @@ import torch
 
 import train
 from model import GPT, GPTConfig
-from shuoshu.core.run_log import Log
+from shuoshu.core.run_log import RunLog
 from shuoshu.core.settings import OptimSettings
 from shuoshu.evaluation.loss import Score
-from shuoshu.sft.dataset import RowFile
-from shuoshu.text.dataset import TokenFile
+from shuoshu.sft.dataset import QuestionDataset
+from shuoshu.text.dataset import TextDataset
 from shuoshu.training import checkpoints, console, loop, step
 from shuoshu.training import optimizers as training_optimizers
 
@@ -61,8 +61,8 @@ def test_a_step_that_is_not_finite_is_left_out_and_told_with_its_rows(tiny, tmp_
     assert train.main([*tiny, *SHORT, f"--optimizer={optimizer}", f"--out_dir={tmp_path / 'out'}"]) == 0
     told = capsys.readouterr().out
     assert told.count("left out: its loss or gradient is not finite") == 2 and "12 steps, 2 of them left out" in told
-    log = Log(tmp_path / "out" / "log.jsonl")
-    data = TokenFile(dataset, "train")
+    log = RunLog(tmp_path / "out" / "log.jsonl")
+    data = TextDataset(dataset, "train")
     assert [(r["step"], r["rows"]) for r in log.read("skip")] == [(n, data.places(4 * n, 4, 64, 1337).tolist()) for n in (5, 6)]
     assert all(math.isfinite(r["loss"]) and r["loss"] > 1 for r in log.read("step"))
     for row, place in zip(data.rows(20, 4, 64, 1337)[0], log.read("skip")[0]["rows"], strict=True):
@@ -71,7 +71,7 @@ def test_a_step_that_is_not_finite_is_left_out_and_told_with_its_rows(tiny, tmp_
 
 
 def test_rows_of_questions_are_named_by_their_number(qa):
-    file = RowFile(qa, "train", 4)
+    file = QuestionDataset(qa, "train", 4)
     numbers = file.places(40, 4, 64, 7)
     for number, ids in zip(numbers, file.rows(40, 4, 64, 7)[0], strict=True):
         assert ids[: file.lengths[number] - 1].tolist() == file.row(number)[0][:-1].tolist()
@@ -125,7 +125,7 @@ def test_what_does_not_fit_is_halved_and_trains_the_same(tiny, tmp_path, monkeyp
     assert train.main([*command, f"--out_dir={tmp_path / 'halved'}"]) == 0
     assert seen[:3] == [8, 4, 2] and set(seen[3:]) == {2}
     assert capsys.readouterr().out.count("out of memory: from step 0 on, ") == 2
-    losses = [[r["loss"] for r in Log(tmp_path / name / "log.jsonl").read("step")] for name in ("whole", "halved")]
+    losses = [[r["loss"] for r in RunLog(tmp_path / name / "log.jsonl").read("step")] for name in ("whole", "halved")]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 

@@ -17,19 +17,19 @@ import torch
 
 import prepare
 import train
-from shuoshu.core.errors import HOUSE
+from shuoshu.core.errors import REPO_ROOT
 from shuoshu.core.files import sha256_of
-from shuoshu.core.run_log import Log
+from shuoshu.core.run_log import RunLog
 from shuoshu.evaluation.loss import Score
 from shuoshu.models import weights as models_weights
-from shuoshu.text.dataset import TokenFile
+from shuoshu.text.dataset import TextDataset
 from shuoshu.training import checkpoints, loop, run
 
 EXACT = ["--dropout=0.1", "--max_iters=60", "--eval_interval=30", "--save_interval=10", "--sample_tokens=0"]
 
 
 def evals(out_dir):
-    return Log(out_dir / "log.jsonl").read("eval")
+    return RunLog(out_dir / "log.jsonl").read("eval")
 
 
 def weights(out_dir):
@@ -48,7 +48,7 @@ def uninterrupted(tiny, tmp_path_factory):
 
 def test_training_beats_what_no_knowledge_of_order_can_reach(pretrained, dataset):
     """The bound is the best that an untrained, shuffled or wrongly shifted model could do: the tokens' frequencies alone."""
-    train_file, val_file = TokenFile(dataset, "train"), TokenFile(dataset, "val")
+    train_file, val_file = TextDataset(dataset, "train"), TextDataset(dataset, "val")
     counts = np.bincount(train_file.tokens, minlength=512) + 1
     by_frequency = -np.log(counts / counts.sum())[val_file.tokens].mean()
     assert evals(pretrained)[-1]["val_loss"] < by_frequency - 1
@@ -60,7 +60,7 @@ def test_a_run_leaves_all_that_a_reader_wants(pretrained):
     assert names == {*run.OWN_FILES, ".lock"} - {"eval.json", "eval_answers.jsonl", "report.html"}  # these eval_metrics.py writes
     head = json.loads((pretrained / "settings.json").read_text(encoding="utf-8"))
     assert head["settings"]["n_embd"] == 64 and head["machine"]["torch"] == torch.__version__ and len(head["data"]["train"]) == 64
-    log = Log(pretrained / "log.jsonl")
+    log = RunLog(pretrained / "log.jsonl")
     assert [r["step"] for r in log.read("eval")] == [0, 50, 100, 150]
     assert [r["step"] for r in log.read("step")] == list(range(10, 151, 10))
     assert all({"loss", "lr", "tokens_per_second", "epoch"} <= r.keys() for r in log.read("step"))
@@ -85,7 +85,7 @@ def test_accumulated_batches_train_as_one_large_batch(tiny, tmp_path):
     for name, size, steps in (("one", 8, 1), ("two", 4, 2), ("uneven", 3, 3)):
         settings = [f"--batch_size={size}", f"--gradient_accumulation_steps={steps}", "--optimizer=adamw", "--dropout=0", "--max_iters=10", "--log_interval=1"]
         assert train.main([*tiny, *settings, f"--out_dir={tmp_path / name}", "--sample_tokens=0"]) == 0
-        losses.append([r["loss"] for r in Log(tmp_path / name / "log.jsonl").read("step")])
+        losses.append([r["loss"] for r in RunLog(tmp_path / name / "log.jsonl").read("step")])
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
     assert losses[0] != pytest.approx(losses[2], rel=1e-5)  # nine rows a step: other data
 
@@ -93,14 +93,14 @@ def test_accumulated_batches_train_as_one_large_batch(tiny, tmp_path):
 def test_adamw_and_cosine_learn(tiny, tmp_path):
     settings = ["--optimizer=adamw", "--schedule=cosine", "--max_iters=100", "--tie_embeddings", "--n_kv_head=1"]
     assert train.main([*tiny, *settings, f"--out_dir={tmp_path / 'out'}", "--sample_tokens=0"]) == 0
-    log = Log(tmp_path / "out" / "log.jsonl")
+    log = RunLog(tmp_path / "out" / "log.jsonl")
     assert log.read("eval")[-1]["val_loss"] < log.read("eval")[0]["val_loss"] - 1
 
 
 def test_in_a_time_budget_the_rate_falls_to_its_end_on_a_busy_machine_too(tiny, tmp_path):
     settings = ["--optimizer=adamw", "--schedule=cosine", "--max_minutes=0.05", "--log_interval=1"]
     assert train.main([*tiny, *settings, f"--out_dir={tmp_path / 'out'}", "--sample_tokens=0"]) == 0
-    rates = [record["lr"] for record in Log(tmp_path / "out" / "log.jsonl").read("step")]
+    rates = [record["lr"] for record in RunLog(tmp_path / "out" / "log.jsonl").read("step")]
     assert rates[-1] < 0.15 * max(rates)
 
 
@@ -124,7 +124,7 @@ def test_init_from_begins_with_that_model(tiny, pretrained, tmp_path, text, caps
 
 
 def start(arguments):
-    return subprocess.Popen([sys.executable, "train.py", *arguments], cwd=HOUSE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen([sys.executable, "train.py", *arguments], cwd=REPO_ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 def wait_for(path, process):
@@ -142,7 +142,7 @@ def test_killed_in_mid_epoch_and_resumed_it_ends_with_the_same_bytes(tiny, unint
     wait_for(out_dir / "checkpoints" / "step-000020", process)
     process.kill()
     process.wait()
-    assert (TokenFile(dataset, "train").windows(64) / 4) % 10  # no checkpoint falls on the end of an epoch
+    assert (TextDataset(dataset, "train").windows(64) / 4) % 10  # no checkpoint falls on the end of an epoch
     assert not (out_dir / "checkpoints" / "step-000060").exists()
     assert train.main([*command, "--resume"]) == 0
     assert weights(out_dir) == weights(uninterrupted)
@@ -263,7 +263,7 @@ def test_an_earlier_run_is_never_written_over_unasked(tiny, uninterrupted, tmp_p
     assert "--resume" in capsys.readouterr().err
     assert train.main([*tiny, f"--out_dir={out_dir}", "--max_iters=2", "--overwrite"]) == 0
     assert weights(out_dir) != before and (out_dir / "notes.txt").read_text(encoding="utf-8") == "mine"
-    assert [path.name for path in checkpoints.checkpoints(out_dir)] == ["step-000001", "step-000002"]
+    assert [path.name for path in checkpoints.list_checkpoints(out_dir)] == ["step-000001", "step-000002"]
 
 
 @pytest.mark.parametrize(

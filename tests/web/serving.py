@@ -11,7 +11,7 @@ import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
-from shuoshu.core.errors import HOUSE
+from shuoshu.core.errors import REPO_ROOT
 
 PATIENCE = 60
 
@@ -42,7 +42,7 @@ class Server:
     def __init__(self, home: Path, *arguments: object, env: dict[str, str] | None = None, slowly: bool = False) -> None:
         self.log = home / "server.log"
         self._log = self.log.open("w", encoding="utf-8")
-        command = [sys.executable, "-u", *(["-c", SLOWLY] if slowly else []), HOUSE / "app.py", *map(str, arguments), "--threads=1", "--device=cpu"]
+        command = [sys.executable, "-u", *(["-c", SLOWLY] if slowly else []), REPO_ROOT / "app.py", *map(str, arguments), "--threads=1", "--device=cpu"]
         self.process = subprocess.Popen(command, cwd=home, stdout=self._log, stderr=subprocess.STDOUT, env={**os.environ, **(env or {})})
 
     def __enter__(self) -> Server:

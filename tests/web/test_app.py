@@ -15,8 +15,8 @@ import pytest
 from gradio.routes import App
 
 import app
-from shuoshu.core.errors import HOUSE
-from shuoshu.web.server import Gate
+from shuoshu.core.errors import REPO_ROOT
+from shuoshu.web.server import RequestFilter
 
 QUICK = ["--threads=1", "--device=cpu"]
 OPEN = ("/", "/config", "/theme.css", "/assets/a.js", "/static/img/logo.svg", "/gradio_api/queue/join", "/gradio_api/queue/data", "/gradio_api/call/ask")
@@ -83,7 +83,7 @@ def test_a_port_in_use_is_named(mistake, pretrained):
 
 
 def test_an_address_that_is_not_ours_is_told_soon(pretrained, tmp_path):
-    command = [sys.executable, HOUSE / "app.py", pretrained, "--host=203.0.113.7", "--insecure", *QUICK]
+    command = [sys.executable, REPO_ROOT / "app.py", pretrained, "--host=203.0.113.7", "--insecure", *QUICK]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=30)
     assert done.returncode == 2 and "203.0.113.7" in done.stderr and "Traceback" not in done.stderr
 
@@ -130,7 +130,7 @@ def answer(path: str, method: str = "GET", headers: dict[str, str] | None = None
         return {"type": "http.request", "body": b"", "more_body": False}
 
     given = [(name.encode(), value.encode()) for name, value in (headers or {}).items()]
-    asyncio.run(Gate(inner)({"type": "http", "path": path, "method": method, "headers": given}, receive, send))
+    asyncio.run(RequestFilter(inner)({"type": "http", "path": path, "method": method, "headers": given}, receive, send))
     return sent[0]["status"]
 
 
@@ -161,8 +161,8 @@ def test_every_route_of_gradio_that_takes_or_gives_files_is_closed():
     "headers, status",
     [
         ({"content-length": "1000"}, 200),
-        ({"content-length": str(Gate.LARGEST)}, 200),
-        ({"content-length": str(Gate.LARGEST + 1)}, 413),
+        ({"content-length": str(RequestFilter.LARGEST)}, 200),
+        ({"content-length": str(RequestFilter.LARGEST + 1)}, 413),
         ({"content-length": "-1"}, 413),
         ({"content-length": "1e3"}, 413),
         ({"content-length": "١٢"}, 413),

@@ -18,13 +18,13 @@ from types import SimpleNamespace
 import gradio as gr
 import pytest
 
-from shuoshu.core.errors import HOUSE, UserError
+from shuoshu.core.errors import REPO_ROOT, UserError
 from shuoshu.core.settings import AppSettings
 from shuoshu.sft.dataset import read_pairs
 from shuoshu.web import tabs, validation
-from shuoshu.web.handlers import I18N, Page, Story, Written, messages, note, told
-from shuoshu.web.labels import SAID, WORDS, said
-from shuoshu.web.model_server import Desk
+from shuoshu.web.handlers import I18N, GeneratedText, Page, Story, errors_to_gradio, messages, status_html
+from shuoshu.web.labels import SAID, WORDS, bilingual_message
+from shuoshu.web.model_server import ModelServer
 
 EVIL = "<script>alert(1)</script> **b** <img src=x onerror=alert(1)> '\"& \x00\x1b\x7f\x85\r"
 NAMES = ("temperature", "top_p", "top_k", "max_new_tokens", "repetition_penalty", "seed")
@@ -37,7 +37,7 @@ def values(**given) -> list:
 
 @pytest.fixture(scope="module")
 def page(tuned: Path, pretrained: Path) -> Page:
-    return Page(Desk([tuned, pretrained], AppSettings(device="cpu", threads=1, max_new_tokens=300)))
+    return Page(ModelServer([tuned, pretrained], AppSettings(device="cpu", threads=1, max_new_tokens=300)))
 
 
 @pytest.fixture(scope="module")
@@ -62,55 +62,55 @@ def known(qa: Path) -> dict[str, str]:
 @pytest.mark.parametrize("value", ["one", [1], {}, True, math.nan, math.inf, -math.inf, b"1"])
 def test_a_setting_that_is_no_number_is_named(name, value):
     with pytest.raises(UserError, match=f"{name} wants a number"):
-        validation.settings_of({name: value}, 300)
+        validation.parse_settings({name: value}, 300)
 
 
-@pytest.mark.parametrize("name, knob", validation.knobs(300).items())
+@pytest.mark.parametrize("name, knob", validation.ranges(300).items())
 def test_a_settings_bounds_hold_and_belong_to_it(name, knob):
     for value in (knob.low, knob.high):
-        assert getattr(validation.settings_of({name: value}, 300), name) in (value, None)
+        assert getattr(validation.parse_settings({name: value}, 300), name) in (value, None)
     for value in (knob.low - 0.01, knob.high + 1, 10**400, -1e308):
         with pytest.raises(UserError, match=f"{name} must lie between"):
-            validation.settings_of({name: value}, 300)
+            validation.parse_settings({name: value}, 300)
     assert knob.low <= knob.default <= knob.high
 
 
 @pytest.mark.parametrize("name", ["top_k", "max_new_tokens", "seed"])
 def test_a_count_with_a_fraction_is_refused(name):
     with pytest.raises(UserError, match=name):
-        validation.settings_of({name: 2.5}, 300)
+        validation.parse_settings({name: 2.5}, 300)
 
 
 def test_a_seed_is_kept_and_none_is_another_one_each_time():
-    assert validation.settings_of({"seed": 7}, 300).seed == validation.settings_of({"seed": 7.0}, 300).seed == 7
-    assert len({validation.settings_of({}, 300).seed for _ in range(20)}) == 20
+    assert validation.parse_settings({"seed": 7}, 300).seed == validation.parse_settings({"seed": 7.0}, 300).seed == 7
+    assert len({validation.parse_settings({}, 300).seed for _ in range(20)}) == 20
     for seed in (-1, 1e300):
         with pytest.raises(UserError, match="seed must lie"):
-            validation.settings_of({"seed": seed}, 300)
+            validation.parse_settings({"seed": seed}, 300)
 
 
 def test_a_pages_own_limit_is_the_default_where_it_is_short():
-    assert validation.settings_of({}, 50).max_new_tokens == 50 and validation.settings_of({}, 999).max_new_tokens == 200
-    assert validation.settings_of({"top_k": 0}, 50).top_k is None
+    assert validation.parse_settings({}, 50).max_new_tokens == 50 and validation.parse_settings({}, 999).max_new_tokens == 200
+    assert validation.parse_settings({"top_k": 0}, 50).top_k is None
 
 
 def test_a_text_is_bounded_and_what_utf8_can_not_hold_is_replaced():
-    assert validation.text_of("好" * validation.LONGEST) == "好" * validation.LONGEST
-    assert validation.text_of("a\ud800b\udfff").encode() == b"a?b?"
+    assert validation.parse_text("好" * validation.LONGEST) == "好" * validation.LONGEST
+    assert validation.parse_text("a\ud800b\udfff").encode() == b"a?b?"
     with pytest.raises(UserError, match="20,000 characters at most, there are 100,000"):
-        validation.text_of("好" * 100_000)
+        validation.parse_text("好" * 100_000)
     for value in (None, 3, ["a"], {"text": "a"}, b"a"):
         with pytest.raises(UserError, match=f"this is {type(value).__name__}"):
-            validation.text_of(value)
+            validation.parse_text(value)
 
 
 def test_a_history_is_pairs_of_texts():
-    assert validation.history_of(None) == validation.history_of([]) == []
-    talk = validation.history_of([["问", "答"], ("谁？", "我。")])
+    assert validation.parse_history(None) == validation.parse_history([]) == []
+    talk = validation.parse_history([["问", "答"], ("谁？", "我。")])
     assert [(turn["role"], turn["content"]) for turn in talk] == [("user", "问"), ("assistant", "答"), ("user", "谁？"), ("assistant", "我。")]
     for value in ("问答", 3, {"a": "b"}, [["a"]], ["ab"], [["a", "b", "c"]], [["a", 3]], [["a", "b"]] * 101, [["a", "b" * 100_000]]):
         with pytest.raises(UserError):
-            validation.history_of(value)
+            validation.parse_history(value)
 
 
 # ---------------------------------------------------------------- what the page says
@@ -123,7 +123,7 @@ def test_each_label_is_used_and_each_used_label_is_there(page):
 
 
 def test_each_message_is_used_and_each_used_message_is_there():
-    rooms = [ast.parse((HOUSE / "shuoshu" / f"{room}.py").read_text(encoding="utf-8")) for room in ("page", "layout", "wishes", "desk")]
+    rooms = [ast.parse((REPO_ROOT / "shuoshu" / f"{room}.py").read_text(encoding="utf-8")) for room in ("page", "layout", "wishes", "desk")]
     nodes = [node for room in rooms for node in ast.walk(room)]
     strings = {node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)}
     calls = [node for node in nodes if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("said", "note")]
@@ -138,8 +138,8 @@ def test_every_word_is_there_in_both_languages_with_the_same_blanks():
 
 
 def test_a_message_comes_in_both_languages_and_a_note_is_shown_in_one():
-    assert "20,000" in said("long", 20_000, 5) and "太长" in said("long", 1, 5)
-    assert 'lang="zh"' in note("length") and 'lang="en"' in note("length") and note("stop") == ""
+    assert "20,000" in bilingual_message("long", 20_000, 5) and "太长" in bilingual_message("long", 1, 5)
+    assert 'lang="zh"' in status_html("length") and 'lang="en"' in status_html("length") and status_html("stop") == ""
 
 
 # ---------------------------------------------------------------- what the page does
@@ -171,22 +171,22 @@ def passed_over(parts) -> bool:
 def test_a_known_question_is_answered_and_the_box_is_cleared(page, sft_name, known):
     question, answer = next(iter(known.items()))
     states = list(page.ask(READER, question, [], sft_name, *values(temperature=0)))
-    assert states[0][:2] == ("", messages([Written(sft_name, question)])) and len(states) > 2
+    assert states[0][:2] == ("", messages([GeneratedText(sft_name, question)])) and len(states) > 2
     assert all(state[0] == gr.skip() for state in states[1:])  # what is typed meanwhile stays
     _, shown, talk, noted, _ = last(states)
-    assert noted == note("end") and shown[-1] == {"role": "assistant", "content": answer}
+    assert noted == status_html("end") and shown[-1] == {"role": "assistant", "content": answer}
     _, shown, talk, noted, _ = last(page.ask(READER, question, talk, sft_name, *values(temperature=0)))
     assert len(shown) == 4 and len(talk) == 2 and "each is answered by itself" in noted
 
 
 def test_undo_takes_the_last_pair_away_and_gives_the_question_back(page, sft_name):
-    talk = [Written(sft_name, "一？", text="甲"), Written(sft_name, "二？", text="乙")]
+    talk = [GeneratedText(sft_name, "一？", text="甲"), GeneratedText(sft_name, "二？", text="乙")]
     assert page.undo(READER, "", talk)[:3] == ("二？", messages(talk[:1]), talk[:1])
     assert passed_over(page.undo(READER, "三", []))
 
 
 def test_what_waits_is_dropped_and_nothing_else_changes(page, sft_name):
-    waiting, talk = SimpleNamespace(session_hash="waiting"), [Written(sft_name, "一？", text="甲")]
+    waiting, talk = SimpleNamespace(session_hash="waiting"), [GeneratedText(sft_name, "一？", text="甲")]
     page.wish(waiting)
     assert passed_over(page.undo(waiting, "二？", talk))
     assert list(page.ask(waiting, "二？", talk, sft_name, *values())) == []
@@ -215,9 +215,9 @@ def test_after_a_stop_a_text_says_no_more(page, sft_name, known, deed, is_whole)
 
 
 def test_retry_takes_another_seed_and_at_temperature_0_it_says_so(page, sft_name, known, monkeypatch):
-    seen, real = [], validation.settings_of
+    seen, real = [], validation.parse_settings
     monkeypatch.setattr("shuoshu.web.handlers.settings_of", lambda given, longest: seen.append(real(given, longest)) or seen[-1])
-    talk = [Written(sft_name, next(iter(known)), text="甲")]
+    talk = [GeneratedText(sft_name, next(iter(known)), text="甲")]
     for temperature in (0, 1.3):
         _, shown, grown, noted, _ = last(page.retry(READER, "", talk, sft_name, *values(temperature=temperature, seed=7, max_new_tokens=40)))
         assert shown[-1]["content"] and len(grown) == 1
@@ -279,7 +279,7 @@ def test_both_models_write_beside_each_other(page, sft_name, base_name, known):
 
 def test_a_mistake_is_escaped_and_another_models_name_refused(page, base_name):
     with pytest.raises(gr.Error) as caught:
-        told(page.model_of)("<img src=x>")
+        errors_to_gradio(page.model_of)("<img src=x>")
     assert "<img" not in caught.value.message
     with pytest.raises(UserError, match="answers no questions"):
         last(page.ask(READER, "谁？", [], base_name, *values()))
@@ -303,11 +303,11 @@ def test_a_model_that_was_trained_further_is_said_to_be(page, base_name):
 
 @pytest.mark.parametrize("text, seed", [(" 7 ", 7), ("007", 7)])
 def test_the_pages_own_field_for_a_seed_is_a_text(text, seed):
-    assert validation.settings_of({"seed": text}, 100).seed == seed
-    assert len({validation.settings_of({"seed": empty}, 100).seed for empty in ("", " ", None)}) == 3
+    assert validation.parse_settings({"seed": text}, 100).seed == seed
+    assert len({validation.parse_settings({"seed": empty}, 100).seed for empty in ("", " ", None)}) == 3
     for wrong in ("-3", "1.5", "1_0", "七", "9" * 30):
         with pytest.raises(UserError, match="seed"):
-            validation.settings_of({"seed": wrong}, 100)
+            validation.parse_settings({"seed": wrong}, 100)
 
 
 # ---------------------------------------------------------------- how training went
@@ -317,7 +317,7 @@ def test_the_pages_own_field_for_a_seed_is_a_text(text, seed):
 def run_page(tuned: Path, tmp_path: Path) -> tuple[Path, Page]:
     """A page for a copy of the fine-tuned model, whose records a test may change."""
     folder = Path(shutil.copytree(tuned, tmp_path / "out-copy", ignore=shutil.ignore_patterns("checkpoints")))
-    return folder, Page(Desk([folder], AppSettings(device="cpu", threads=1)))
+    return folder, Page(ModelServer([folder], AppSettings(device="cpu", threads=1)))
 
 
 def report_of(page: Page) -> str:

@@ -12,8 +12,8 @@ import pytest
 
 from shuoshu.core.errors import UserError
 from shuoshu.core.settings import AppSettings
-from shuoshu.generation.sampling import Sampling
-from shuoshu.web.model_server import Desk
+from shuoshu.generation.sampling import SamplingParams
+from shuoshu.web.model_server import ModelServer
 
 
 @pytest.fixture
@@ -22,17 +22,17 @@ def moved(pretrained: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(pretrained, tmp_path / "out-copy", ignore=shutil.ignore_patterns("checkpoints")))
 
 
-def writes(desk: Desk, name: str, n: int, seeds=(1,), temperature: float = 0.0):
+def writes(desk: ModelServer, name: str, n: int, seeds=(1,), temperature: float = 0.0):
     """A text of n tokens; greedy ones run in circles and don't end before."""
-    return desk.write(name, lambda voice: (voice.tokenizer.encode("清晨"), Sampling(max_new_tokens=n, temperature=temperature)), list(seeds))
+    return desk.write(name, lambda voice: (voice.tokenizer.encode("清晨"), SamplingParams(max_new_tokens=n, temperature=temperature)), list(seeds))
 
 
-def desk_of(*folders: Path, **settings) -> Desk:
-    return Desk(folders, AppSettings(device="cpu", threads=1, **settings))
+def desk_of(*folders: Path, **settings) -> ModelServer:
+    return ModelServer(folders, AppSettings(device="cpu", threads=1, **settings))
 
 
 @pytest.fixture(scope="module")
-def desk(pretrained: Path) -> Desk:
+def desk(pretrained: Path) -> ModelServer:
     return desk_of(pretrained)
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from shuoshu.evaluation.copies import MARKED, TrainingText
-from shuoshu.generation.chat_model import Voice
-from shuoshu.generation.sampling import Sampling, complete
+from shuoshu.evaluation.copies import MIN_MARKED, TrainingText
+from shuoshu.generation.chat_model import ChatModel
+from shuoshu.generation.sampling import SamplingParams, complete
 from shuoshu.generation.utf8 import WHOLE, TextStream, Utf8Mask
 from shuoshu.models import weights
 from shuoshu.web import token_view
@@ -20,8 +20,8 @@ EVIL = "<script>alert(1)</script> **b** <img src=x onerror=alert(1)> '\"& \x00\x
 
 
 @pytest.fixture(scope="module")
-def voice(pretrained: Path) -> Voice:
-    return Voice(weights.load_model(pretrained), torch.device("cpu"))
+def voice(pretrained: Path) -> ChatModel:
+    return ChatModel(weights.load_model(pretrained), torch.device("cpu"))
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def plain(voice, context: list[int], token: int, state: int) -> float:
     return logits.masked_fill(Utf8Mask(voice.tokenizer, len(logits), logits.device).forbidden[state], -torch.inf).softmax(-1)[token].item()
 
 
-def by_hand(voice: Voice, prompt: list[int], ids: list[int]) -> list[float]:
+def by_hand(voice: ChatModel, prompt: list[int], ids: list[int]) -> list[float]:
     """The probability of each token after all that came before it."""
     whole, state, chances = [*prompt, *ids], WHOLE, []
     for at in range(len(prompt), len(whole)):
@@ -47,7 +47,7 @@ def by_hand(voice: Voice, prompt: list[int], ids: list[int]) -> list[float]:
 
 def test_within_a_block_a_piece_is_as_likely_as_a_plain_forward_pass_holds_it(voice):
     prompt, ids = voice.tokenizer.encode("清晨，沈砚"), voice.tokenizer.encode("在渡口🏮点灯。é")
-    pieces, expected = token_view.look(voice, prompt, ids), by_hand(voice, prompt, ids)
+    pieces, expected = token_view.token_probabilities(voice, prompt, ids), by_hand(voice, prompt, ids)
     assert "".join(piece.text for piece in pieces) == "在渡口🏮点灯。é"
     assert math.prod(piece.probability for piece in pieces) == pytest.approx(math.prod(expected), rel=1e-3, abs=0)
     lamp = next(piece for piece in pieces if "🏮" in piece.text)
@@ -56,7 +56,7 @@ def test_within_a_block_a_piece_is_as_likely_as_a_plain_forward_pass_holds_it(vo
     assert at > first and lamp.probability == pytest.approx(math.prod(expected[first : at + 1]), rel=1e-3, abs=0)
 
 
-def is_seen_after_half_a_block(voice: Voice, whole: list[int], at: int, probability: float) -> bool:
+def is_seen_after_half_a_block(voice: ChatModel, whole: list[int], at: int, probability: float) -> bool:
     """Whether it is the probability of whole[at] after some context that is as long as can be, or half a block at least."""
     contexts = range(min(at, voice.block // 2), min(at, voice.block) + 1)
     return any(math.isclose(probability, plain(voice, whole[at - n : at], whole[at], WHOLE), rel_tol=1e-3) for n in contexts)
@@ -64,8 +64,8 @@ def is_seen_after_half_a_block(voice: Voice, whole: list[int], at: int, probabil
 
 def test_beyond_a_block_a_piece_is_seen_after_half_a_block_at_least(voice):
     prompt = voice.tokenizer.encode("清晨，沈砚")
-    [written] = complete(voice.model, voice.tokenizer, [prompt], Sampling(max_new_tokens=2 * voice.block + 20), [1])
-    pieces, spelling, single, state = iter(token_view.look(voice, prompt, written.ids)), TextStream(voice.tokenizer), {}, WHOLE
+    [written] = complete(voice.model, voice.tokenizer, [prompt], SamplingParams(max_new_tokens=2 * voice.block + 20), [1])
+    pieces, spelling, single, state = iter(token_view.token_probabilities(voice, prompt, written.ids)), TextStream(voice.tokenizer), {}, WHOLE
     for at, token in enumerate(written.ids, len(prompt)):
         before, state = state, int(voice.mask.after[state, token])
         if spelling.push(token):
@@ -77,8 +77,8 @@ def test_beyond_a_block_a_piece_is_seen_after_half_a_block_at_least(voice):
 
 
 def test_alternatives_are_sorted_likely_and_hold_the_choice_of_a_greedy_text(voice):
-    [greedy] = complete(voice.model, voice.tokenizer, [[voice.tokenizer.end]], Sampling(max_new_tokens=40, temperature=0), [1])
-    for piece in token_view.look(voice, [], greedy.ids):
+    [greedy] = complete(voice.model, voice.tokenizer, [[voice.tokenizer.end]], SamplingParams(max_new_tokens=40, temperature=0), [1])
+    for piece in token_view.token_probabilities(voice, [], greedy.ids):
         chances = [p for _, p in piece.others]
         assert chances == sorted(chances, reverse=True) and len(chances) <= token_view.STRONGEST and min(chances) >= token_view.LEAST
         first = piece.others[0]
@@ -87,7 +87,7 @@ def test_alternatives_are_sorted_likely_and_hold_the_choice_of_a_greedy_text(voi
 
 def test_a_readers_own_odd_text_is_looked_into_whole(voice):
     for odd in ("a\x00b\x7f", "e\u0301\u200d👩‍👩‍👧", "?\ufffd?", " \n\t", "ÿ" * 200):
-        pieces = token_view.look(voice, [], voice.tokenizer.encode(odd))
+        pieces = token_view.token_probabilities(voice, [], voice.tokenizer.encode(odd))
         assert "".join(piece.text for piece in pieces) == odd
         assert all(0 <= piece.probability <= 1 for piece in pieces)
 
@@ -107,7 +107,7 @@ def test_a_copied_span_names_its_book_and_chapter(sources, text):
     shown = token_view.copied_html(f"我说：{line[5:35]}！？", sources)
     assert re.search(rf"<mark>{re.escape(line[5:35])}<sup>1</sup></mark>", shown)
     assert re.search(r"<li>《book》第.回.*30 字", shown)
-    assert "<mark>" not in token_view.copied_html(line[5 : 5 + MARKED - 1], sources)
+    assert "<mark>" not in token_view.copied_html(line[5 : 5 + MIN_MARKED - 1], sources)
 
 
 def test_without_its_training_text_a_copy_is_not_denied():
