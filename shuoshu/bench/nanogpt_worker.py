@@ -19,14 +19,14 @@ import torch.nn.functional as F  # noqa: E402
 
 from model import GPT, GPTConfig
 from shuoshu.bench.measure import WARM_UP, Measure, rate_of, serve
-from shuoshu.core import device as core_device
+from shuoshu.core.device import autocast, peak_memory, pick_dtype, setup_process, synchronize
 from shuoshu.evaluation.loss import score
 from shuoshu.text.dataset import TextDataset, text_windows
 from shuoshu.text.tokenizer import Tokenizer
 
 
 def start_worker(job: dict) -> tuple[dict, Measure]:
-    device = core_device.setup_process(job["device"], job["threads"], job["tamed"])
+    device = setup_process(job["device"], job["threads"], job["tamed"])
     facts, measure = {"train": training, "sample": sampling, "score": scoring}[job["kind"]](device, partial(rate_of, clock=job["clock"]), **job["how"])
     return facts, lambda what, **how: measure(**how)
 
@@ -43,31 +43,31 @@ def training(device: torch.device, rate: Callable[..., float], shape: dict, dtyp
         for _ in range(micro_steps):
             at = draw.integers(len(tokens) - block, size=rows)[:, None] + np.arange(block + 1)
             both = torch.from_numpy(tokens[at].astype(np.int64)).to(device)
-            with core_device.autocast(device, getattr(torch, dtype)):
+            with autocast(device, getattr(torch, dtype)):
                 _, loss = forward(both[:, :-1].contiguous(), both[:, 1:].contiguous())
             (loss / micro_steps).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        core_device.synchronize(device)
+        synchronize(device)
         return rows * block * micro_steps
 
     for _ in range(WARM_UP):
         step()
-    facts = {"parameters": sum(p.numel() for p in model.parameters()), "memory": core_device.peak_memory(device)}
+    facts = {"parameters": sum(p.numel() for p in model.parameters()), "memory": peak_memory(device)}
     return facts, lambda seconds: rate(step, seconds)
 
 
 def sampling(device: torch.device, rate: Callable[..., float], shape: dict, tokens: int, dtype: str) -> tuple[dict, Measure]:
     """Tokens/s of its generate after prompts of half a block; the weights are random."""
     model = GPT(GPTConfig(bias=False, **shape)).to(device).eval()
-    kind = core_device.pick_dtype(dtype, device)
+    kind = pick_dtype(dtype, device)
 
     def generate(rows: int, count: int) -> float:
         prompts = torch.randint(shape["vocab_size"], (rows, shape["block_size"] // 2), device=device)
-        with torch.no_grad(), core_device.autocast(device, kind):
+        with torch.no_grad(), autocast(device, kind):
             model.generate(prompts, count, temperature=0.8, top_k=200)
-        core_device.synchronize(device)
+        synchronize(device)
         return rows * count
 
     generate(1, WARM_UP)

@@ -15,9 +15,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from model import GPT, GPTConfig
 from shuoshu.bench.measure import WARM_UP, Measure, rate_of, serve
-from shuoshu.core import device as core_device
-from shuoshu.core import distributed
 from shuoshu.core.cli import parse
+from shuoshu.core.device import describe_machine, free_memory, peak_memory, setup_process, synchronize
+from shuoshu.core.distributed import Processes
 from shuoshu.core.files import Lock
 from shuoshu.core.settings import ModelSettings, TrainSettings
 from shuoshu.generation.chat_model import ChatModel
@@ -32,12 +32,12 @@ from shuoshu.training.step import train_step
 
 
 def start_worker(job: dict) -> tuple[dict, Measure]:
-    device = core_device.setup_process(job["device"], job["threads"], tamed=True)
+    device = setup_process(job["device"], job["threads"], tamed=True)
     rate = partial(rate_of, clock=job["clock"])
     facts, own = {"train": training, "sample": sampling, "scale": growing}[job["kind"]](device, rate, **job["how"])
     measures = {job["kind"]: own, "matrix": lambda seconds, dtype: rate(product(device, dtype), seconds), "memory": lambda seconds: rate(copy(device), seconds)}
-    measures["peak"] = lambda: core_device.peak_memory(device)
-    return {**core_device.describe_machine(device), "device": str(device), **facts}, lambda what, **how: measures[what](**how)
+    measures["peak"] = lambda: peak_memory(device)
+    return {**describe_machine(device), "device": str(device), **facts}, lambda what, **how: measures[what](**how)
 
 
 def product(device: torch.device, dtype: str) -> Callable[[], float]:
@@ -47,7 +47,7 @@ def product(device: torch.device, dtype: str) -> Callable[[], float]:
 
     def step() -> float:
         torch.mm(a, b, out=c)
-        core_device.synchronize(device)
+        synchronize(device)
         return 2.0 * n**3
 
     return step
@@ -60,7 +60,7 @@ def copy(device: torch.device) -> Callable[[], float]:
 
     def step() -> float:
         b.copy_(a)
-        core_device.synchronize(device)
+        synchronize(device)
         return 2.0 * a.numel() * a.element_size()
 
     return step
@@ -69,14 +69,14 @@ def copy(device: torch.device) -> Callable[[], float]:
 def training(device: torch.device, rate: Callable[..., float], words: list[str], pad_to: int = 0, patience: float = math.inf) -> tuple[dict, Measure]:
     """Tokens/s of train.py's own step on its own batches, or on the same rows padded to one width; warmed up in `patience` seconds, about."""
     settings = parse(TrainSettings, words, "")
-    run = Run(settings, distributed.Processes(), device, Lock(Path(settings.out_dir)))
+    run = Run(settings, Processes(), device, Lock(Path(settings.out_dir)))
     if pad_to:
         run.data.rows = partial(padded, run.data.rows, pad_to)
     run.raw.train()
 
     def step() -> float:
         train_step(run)
-        core_device.synchronize(device)
+        synchronize(device)
         run.state.step += 1
         return run.data.targets((run.state.step - 1) * run.rows_per_step, run.rows_per_step, run.block, run.settings.seed)
 
@@ -86,7 +86,7 @@ def training(device: torch.device, rate: Callable[..., float], words: list[str],
             step()
     total, inner = run.raw.count_parameters()
     facts = {"parameters": total, "inner": inner, "vocabulary": run.raw.config.vocab_size, "dtype": run.settings.dtype}
-    facts |= {"compiled": run.model is not run.raw, "flops_per_token": run.raw.flops_per_token(), "memory": core_device.peak_memory(device)}
+    facts |= {"compiled": run.model is not run.raw, "flops_per_token": run.raw.flops_per_token(), "memory": peak_memory(device)}
     facts |= {"context": run.block, "rows": run.rows_per_step, "optimizer_flops": orthogonalising(run), "settings": asdict(run.settings)}
     return facts, lambda seconds: rate(step, seconds)
 
@@ -102,12 +102,12 @@ def orthogonalising(run: Run) -> int:
 
 def growing(device: torch.device, rate: Callable[..., float], words: list[str], patience: float) -> tuple[dict, Measure]:
     """As `training`, if its memory is there: what it needs is estimated first, and not taken where it isn't free."""
-    memory = {"estimate": estimated(parse(TrainSettings, words, "")), "available": core_device.free_memory(device)}
+    memory = {"estimate": estimated(parse(TrainSettings, words, "")), "available": free_memory(device)}
     if memory["estimate"] > memory["available"]:
         return memory, lambda seconds: 0.0
     small = ("--n_layer=1", "--n_head=1", "--n_embd=8", "--block_size=8", "--batch_size=1", "--compile=false")
     training(device, rate, [*words, *small], patience=0.0)  # torch loads what it needs before memory is counted
-    memory["before"] = core_device.peak_memory(device)
+    memory["before"] = peak_memory(device)
     facts, measure = training(device, rate, words, patience=patience)
     return {**facts, **memory}, measure
 

@@ -14,12 +14,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from shuoshu.core import device as core_device
-from shuoshu.core import run_log, terminal
+from shuoshu.core.device import describe_machine, pick_device, tune_malloc
 from shuoshu.core.errors import UserError
 from shuoshu.core.files import write_atomically, write_synced_text
-from shuoshu.core.run_log import read_settings
+from shuoshu.core.run_log import RunLog, read_settings
 from shuoshu.core.settings import EvalSettings
+from shuoshu.core.terminal import display_width, duration, table
 from shuoshu.evaluation import intervals, metrics
 from shuoshu.evaluation.copies import MIN_COPIED, TrainingText
 from shuoshu.evaluation.html_report import report_html
@@ -27,7 +27,7 @@ from shuoshu.evaluation.intervals import MeasureSet
 from shuoshu.evaluation.loss import score
 from shuoshu.generation.answers import Question, answer, label_scores, read_questions
 from shuoshu.generation.sampling import SamplingParams, complete_many
-from shuoshu.models import weights
+from shuoshu.models.weights import load_model
 from shuoshu.sft.dataset import QuestionDataset, answer_batches
 from shuoshu.text import dataset
 from shuoshu.text.dataset import text_windows
@@ -39,10 +39,10 @@ MAX_COLUMNS = 100  # of the terminal
 def evaluate(settings: EvalSettings, out_dir: Path) -> int:
     """Measures the model in out_dir, and those to compare it with on the same rows; the exit code."""
     began = time.perf_counter()
-    core_device.tune_malloc()
+    tune_malloc()
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    device = core_device.pick_device(settings.device)
+    device = pick_device(settings.device)
     subjects = [EvaluatedModel(Path(name), settings, device) for name in (out_dir, *settings.compare)]
     saved = read_settings(out_dir)
     folder = dataset.find_dataset(settings.data or str(saved.get("data", {}).get("folder") or "novella"))
@@ -64,7 +64,7 @@ def evaluate(settings: EvalSettings, out_dir: Path) -> int:
         "data": {"folder": str(folder), **{split: meta["splits"][split]["sha256"] for split in splits}},
         "settings": asdict(settings),
         "training": saved.get("settings", {}),
-        "machine": core_device.describe_machine(device) | {"device": str(device), "dtype": str(first.model.lm_head.weight.dtype).removeprefix("torch.")},
+        "machine": describe_machine(device) | {"device": str(device), "dtype": str(first.model.lm_head.weight.dtype).removeprefix("torch.")},
         "definitions": {"rouge_l": metrics.definition(settings.beta, settings.rouge == "chars"), "copy_rate": f"share with {MIN_COPIED} characters or more"},
         "measures": {split: result.measures[0] for split, result in results.items()},
         "counts": {split: result.counts for split, result in results.items()},
@@ -79,7 +79,7 @@ def evaluate(settings: EvalSettings, out_dir: Path) -> int:
         "classes": {split: result.classes for split, result in results.items() if result.classes},
     }
     answers = [row for result in results.values() for row in sorted(result.rows, key=lambda row: row.get("rouge_l", 0.0))]  # the worst first
-    runs = [(str(s.folder), run_log.RunLog(s.folder / "log.jsonl").read()) for s in subjects]
+    runs = [(str(s.folder), RunLog(s.folder / "log.jsonl").read()) for s in subjects]
     evaluation["seconds"] = round(time.perf_counter() - began, 1)
     try:
         write(out_dir / "eval.json", json.dumps(evaluation, ensure_ascii=False, indent=1))
@@ -112,7 +112,7 @@ class EvaluatedModel:
 
     def __init__(self, folder: Path, settings: EvalSettings, device: torch.device) -> None:
         self.folder = folder
-        model, self.tokenizer, self.step, _ = weights.load_model(folder, device)
+        model, self.tokenizer, self.step, _ = load_model(folder, device)
         self.model = model.to(getattr(torch, settings.dtype))
 
     def check_fits(self, meta: dict, data: Path) -> None:
@@ -292,7 +292,7 @@ def format_results(evaluation: dict, sources: TrainingText | None) -> str:
     tables = []
     while columns:
         count = 3
-        while max(map(terminal.display_width, (part := side_by_side(names, columns[:count])).split("\n"))) > MAX_COLUMNS and count > 1:
+        while max(map(display_width, (part := side_by_side(names, columns[:count])).split("\n"))) > MAX_COLUMNS and count > 1:
             count -= 1
         tables.append(part)
         columns = columns[count:]
@@ -301,7 +301,7 @@ def format_results(evaluation: dict, sources: TrainingText | None) -> str:
     if evaluation["task"] == "answers":
         facts += zip(("ROUGE-L", "", ""), textwrap.wrap(evaluation["definitions"]["rouge_l"], MAX_COLUMNS - 15), strict=False)
     facts.append(("copies", f"from {sources.folder}" if sources else "not measured: the text that the model was pretrained on is no longer there"))
-    facts.append(("written to", f"{evaluation['model']}/eval.json, eval_answers.jsonl, report.html in {terminal.duration(evaluation['seconds'])}"))
+    facts.append(("written to", f"{evaluation['model']}/eval.json, eval_answers.jsonl, report.html in {duration(evaluation['seconds'])}"))
     return "\n".join([*tables, *(f"  {name:<12} {fact}" for name, fact in facts)])
 
 
@@ -310,12 +310,12 @@ def side_by_side(names: Sequence[str], columns: Sequence[tuple[str, dict]]) -> s
     rows += [
         [name, *(format_with_interval(measures.get(name)) for _, measures in columns)] for name in names if any(name in measures for _, measures in columns)
     ]
-    return terminal.table(rows)
+    return table(rows)
 
 
 def fitted(title: str, columns: int) -> str:
     """The title, or its end: a split stands there."""
-    while terminal.display_width(title) > columns:
+    while display_width(title) > columns:
         title = "…" + title.lstrip("…")[1:]
     return title
 

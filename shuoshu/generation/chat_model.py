@@ -7,10 +7,10 @@ from functools import cached_property
 
 import torch
 
-from shuoshu.core import device as core_device
-from shuoshu.core import terminal
+from shuoshu.core.device import pick_dtype
 from shuoshu.core.errors import UserError
 from shuoshu.core.settings import SampleSettings
+from shuoshu.core.terminal import shorten
 from shuoshu.generation.answers import render_question
 from shuoshu.generation.cpu_decoder import NextTokenFn, next_token_fn
 from shuoshu.generation.sampling import SamplingParams
@@ -21,7 +21,7 @@ from shuoshu.models.weights import LoadedModel
 class ChatModel:
     def __init__(self, loaded: LoadedModel, device: torch.device, dtype: str = "auto") -> None:
         wanted = "float32" if dtype == "auto" and device.type != "cuda" else dtype
-        self.model = loaded.model.to(core_device.pick_dtype(wanted, device))
+        self.model = loaded.model.to(pick_dtype(wanted, device))
         self.tokenizer, self.step, self.turns = loaded.tokenizer, loaded.step, loaded.turns
         self.block = self.model.config.block_size
         self.mask = Utf8Mask(self.tokenizer, self.model.config.vocab_size, device)
@@ -41,7 +41,7 @@ class ChatModel:
             history = history[2:]
         ids = render_question(self.tokenizer, history)
         if len(ids) >= self.block:
-            raise UserError(f"a question of {len(ids):,} tokens is longer than the {self.block:,} that this model reads: {terminal.shorten(text[:200], 60)}")
+            raise UserError(f"a question of {len(ids):,} tokens is longer than the {self.block:,} that this model reads: {shorten(text[:200], 60)}")
         return ids
 
     def sampling_by(self, settings: SampleSettings, answers: bool) -> SamplingParams:

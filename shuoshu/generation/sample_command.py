@@ -13,14 +13,14 @@ from pathlib import Path
 
 import torch
 
-from shuoshu.core import device as core_device
-from shuoshu.core import distributed
+from shuoshu.core.device import pick_device, tune_malloc
+from shuoshu.core.distributed import StopFlag
 from shuoshu.core.errors import UserError
 from shuoshu.core.files import error_reason, read_text, write_atomically, write_synced_text
 from shuoshu.core.settings import SampleSettings
 from shuoshu.generation.chat_model import ChatModel
 from shuoshu.generation.sampling import complete_many, stream
-from shuoshu.models import weights
+from shuoshu.models.weights import LoadedModel, load_model
 from shuoshu.sft.question_files import loads
 
 COLUMNS = ("prompt", "question", "instruction", "start", "text", "问题")  # where a file's prompts stand, the first that is there
@@ -33,11 +33,11 @@ def run(settings: SampleSettings, out_dir: Path) -> int:
         check_target(Path(settings.outfile))
     elif not settings.chat:
         prompts = list(command_line_prompts(settings))
-    core_device.tune_malloc()
+    tune_malloc()
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    device = core_device.pick_device(settings.device)
-    speaker = TerminalChat(settings, weights.load_model(out_dir, device), device)
+    device = pick_device(settings.device)
+    speaker = TerminalChat(settings, load_model(out_dir, device), device)
     if settings.chat:
         return chat(speaker)
     if settings.infile:
@@ -49,7 +49,7 @@ def run(settings: SampleSettings, out_dir: Path) -> int:
 class TerminalChat(ChatModel):
     """A voice that tells the terminal what the settings ask for."""
 
-    def __init__(self, settings: SampleSettings, loaded: weights.LoadedModel, device: torch.device) -> None:
+    def __init__(self, settings: SampleSettings, loaded: LoadedModel, device: torch.device) -> None:
         super().__init__(loaded, device, settings.dtype)
         self.settings, self.answers = settings, bool(self.turns) and not settings.raw
         if settings.chat and not self.answers:
@@ -60,7 +60,7 @@ class TerminalChat(ChatModel):
         """A prompt as the model reads it."""
         return self.question(text) if self.answers else self.tokenizer.encode(text)
 
-    def say(self, ids: list[int], seed: int, stop: distributed.StopFlag) -> str:
+    def say(self, ids: list[int], seed: int, stop: StopFlag) -> str:
         """Streams one text to the terminal; returns it."""
         said = ""
         for news in stream(self.model, self.tokenizer, [ids], self.sampling, [seed], self.mask, lambda: stop.raised, self.reader):
@@ -99,7 +99,7 @@ def command_line_prompts(settings: SampleSettings) -> Iterator[str]:
 def stream_to_terminal(speaker: TerminalChat, prompts: list[str]) -> None:
     """Streams one text after the other; several are told apart by a line."""
     texts = [prompt for prompt in prompts for _ in range(speaker.settings.num_samples)]
-    with distributed.StopFlag() as stop:
+    with StopFlag() as stop:
         for number, prompt in enumerate(texts):
             if len(texts) > 1:
                 asked = f"  {prompt}" if speaker.answers else ""
@@ -131,7 +131,7 @@ def chat(speaker: TerminalChat) -> int:
         except UserError as error:
             print(error)
             continue
-        with distributed.StopFlag() as stop:  # Ctrl-C ends an answer, not the conversation
+        with StopFlag() as stop:  # Ctrl-C ends an answer, not the conversation
             said = speaker.say(ids, seed_of(speaker.settings, number), stop)
         history += [{"role": "user", "content": question}, {"role": "assistant", "content": said}]
     return 0
@@ -164,7 +164,7 @@ def write_answers(speaker: TerminalChat, rows: list[dict], prompts: list[str]) -
     settings = speaker.settings
     texts = [speaker.ids(prompt) for prompt in prompts for _ in range(settings.num_samples)]
     seeds = [seed_of(settings, number) for number in range(len(texts))]
-    with distributed.StopFlag() as stop:
+    with StopFlag() as stop:
         results = complete_many(
             speaker.model,
             speaker.tokenizer,

@@ -15,6 +15,7 @@ from shuoshu.core import terminal
 from shuoshu.core.errors import REPO_ROOT, UserError
 from shuoshu.core.files import error_reason, is_count, read_json, same_path
 from shuoshu.core.settings import PrepareSftSettings
+from shuoshu.core.terminal import duration, shorten
 from shuoshu.sft import pairs, question_files
 from shuoshu.sft.pairs import QUESTION_SPLITS, Pair, RejectedRecords
 from shuoshu.text import dataset
@@ -60,8 +61,8 @@ def prepare_sft(settings: PrepareSftSettings) -> None:
     for line in [*told, *leak_lines([pair for pair, _ in rendered])]:
         print(f"  {line}")
     how = "as the files say" if has_splits else "by seed, equal questions together" + (", each answer in proportion" if labels else "")
-    print(f"  splits       {how}" + (f"; a closed set of {len(labels)} answers: {terminal.shorten('、'.join(labels), 60)}" if labels else ""))
-    print(f"  written to   {folder} in {terminal.duration(time.perf_counter() - began)}")
+    print(f"  splits       {how}" + (f"; a closed set of {len(labels)} answers: {shorten('、'.join(labels), 60)}" if labels else ""))
+    print(f"  written to   {folder} in {duration(time.perf_counter() - began)}")
     named = folder.name if folder.parent == Path("data") else folder
     wanted = [] if str(named) == "novella_qa" else [f"--dataset={named}"]
     wanted += [] if settings.tokenizer == "out-pretrain" else [f"--init_from={settings.tokenizer}"]
@@ -133,7 +134,7 @@ def render(
         length, pair = max(long, key=lambda item: item[0])
         raise UserError(
             f"{len(long):,} of {len(found):,} pairs are longer than the model's {width - 1:,} tokens. The longest, {pair.source}, has {length:,}:\n"
-            f"  {terminal.shorten(' '.join(pair.question.split()), 90)}\n"
+            f"  {shorten(' '.join(pair.question.split()), 90)}\n"
             f"choose --block_size={length - 1} (and train with it), which fits all, or\n"
             "  --too_long=drop          leaves these pairs out\n"
             "  --too_long=cut_question  takes the middle out of their questions\n"
@@ -171,7 +172,7 @@ def leak_lines(used: Sequence[Pair]) -> list[str]:
         these = [leak for leak in found if leak.kind == kind]
         if these:
             lines.append(f"leaks        {len(these):,} validation or test questions {what}, for example")
-            short = [terminal.shorten(" ".join(pair.question.split()), 40) for pair in (these[0].pair, these[0].train)]
+            short = [shorten(" ".join(pair.question.split()), 40) for pair in (these[0].pair, these[0].train)]
             lines.append(f"             {these[0].pair.split}: {short[0]}" + (f"  train: {short[1]}" if kind == "near" else ""))
     if not any(pair.split in ("val", "test") for pair in used):
         lines.append("note         no questions are held out: no checkpoint can be chosen by what it answers, and nothing measured")

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
-from shuoshu.core import terminal
 from shuoshu.core.errors import REPO_ROOT, UserError
 from shuoshu.core.files import same_path
 from shuoshu.core.settings import PrepareSettings
+from shuoshu.core.terminal import duration, pad, shorten, table
 from shuoshu.text import dataset
 from shuoshu.text.books import Account, Book, Section, find_duplicate_books, find_files, read_books
 from shuoshu.text.tokenizer import Tokenizer, character_tokenizer, gpt2_tokenizer, train_bpe
@@ -56,7 +56,7 @@ def prepare(settings: PrepareSettings) -> None:
     for path, reason in bad:
         print(f"  left out     {path}: {reason}")
     named = folder.name if folder.parent == Path("data") else folder
-    print(f"  written to   {folder} in {terminal.duration(time.perf_counter() - began)}")
+    print(f"  written to   {folder} in {duration(time.perf_counter() - began)}")
     print(f"  next         python train.py {shlex.quote(f'--dataset={named}')}")
 
 
@@ -154,7 +154,7 @@ def summary(books: list[Book], meta: dict, tokenizer: Tokenizer, why: str, show_
     train, val = meta["splits"]["train"], meta["splits"]["val"]
     rows: list[list[object]] = [["book", "encoding", "chapters", "characters", "validation"]]
     shown = sorted(books, key=lambda book: -book.characters)[:12] if len(books) > 12 else books
-    rows += [[terminal.shorten(b.title, 40), b.encoding, len(b.chapters), b.characters, f"{1 - b.val_from / b.characters:.1%}"] for b in shown]
+    rows += [[shorten(b.title, 40), b.encoding, len(b.chapters), b.characters, f"{1 - b.val_from / b.characters:.1%}"] for b in shown]
     if len(books) > len(shown):
         rest = [b for b in books if b not in shown]
         rows.append([f"{len(rest)} more", "", sum(len(b.chapters) for b in rest), sum(b.characters for b in rest), ""])
@@ -163,10 +163,10 @@ def summary(books: list[Book], meta: dict, tokenizer: Tokenizer, why: str, show_
     per_token = (train["characters"] + val["characters"]) / max(1, train["tokens"] + val["tokens"])
     return "\n".join(
         [
-            terminal.table(rows, left=2),
+            table(rows, left=2),
             "",
             *account_lines(books, show_removed),
-            terminal.table(splits),
+            table(splits),
             "",
             *warnings(books),
             f"  vocabulary   {tokenizer.n_vocab:,} ({tokenizer.kind}; {why})",
@@ -185,14 +185,14 @@ def account_lines(books: list[Book], show_removed: bool) -> list[str]:
         [rule, total.places[rule], total.added[rule] - total.removed[rule]]
         for rule in sorted(total.places, key=lambda rule: total.added[rule] - total.removed[rule])
     ]
-    lines = [terminal.table([*rows, ["kept", "", total.kept]]), ""]
+    lines = [table([*rows, ["kept", "", total.kept]]), ""]
     for rule, pieces in total.pieces.items():
         texts = [" ".join(piece.split()) for piece in pieces]
         if show_removed:
             lines += [f"  {rule}", *(f"    {text}" for text in texts if text)]
         elif any(texts):
             sample = max(texts, key=lambda text: min(len(text), 60))
-            lines.append(f"  {terminal.pad(rule, 18)} {terminal.shorten(sample, 78)}")
+            lines.append(f"  {pad(rule, 18)} {shorten(sample, 78)}")
     return [*lines, ""] if total.pieces else lines
 
 

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import torch
 
-from shuoshu.core import device as core_device
-from shuoshu.core import distributed, terminal
+from shuoshu.core.device import pick_device, tune_malloc
+from shuoshu.core.distributed import Processes, StopFlag
 from shuoshu.core.errors import UserError
 from shuoshu.core.files import Lock, error_reason
 from shuoshu.core.settings import TrainSettings
+from shuoshu.core.terminal import Progress
 from shuoshu.training.console import dry_run, log_progress, out_of_memory, print_result, print_run_summary
 from shuoshu.training.run import Run
 from shuoshu.training.schedule import RunClock
@@ -20,9 +21,9 @@ from shuoshu.training.validate import evaluate
 
 def train(settings: TrainSettings) -> int:
     """Trains as the settings say; the exit code."""
-    core_device.tune_malloc()
-    processes = distributed.Processes()
-    device = core_device.pick_device(settings.device, processes.local_rank)
+    tune_malloc()
+    processes = Processes()
+    device = pick_device(settings.device, processes.local_rank)
     start_processes(processes, device)
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")  # TF32 for what stays in fp32
@@ -51,7 +52,7 @@ def train(settings: TrainSettings) -> int:
         processes.stop(failed)
 
 
-def start_processes(processes: distributed.Processes, device: torch.device) -> None:
+def start_processes(processes: Processes, device: torch.device) -> None:
     try:
         processes.start(device)
     except (ValueError, RuntimeError) as error:
@@ -67,9 +68,9 @@ def loop(run: Run) -> int:
         print_run_summary(run, pace)
     pace.begin(state)
     loss_sum, loss_steps = torch.zeros((), device=run.device), 0
-    bar = terminal.Progress(state.plan.max_iters if state.plan else 0, state.step, show=run.processes.is_first)
+    bar = Progress(state.plan.max_iters if state.plan else 0, state.step, show=run.processes.is_first)
     run.raw.train()
-    with distributed.StopFlag() as stop:
+    with StopFlag() as stop:
 
         def asked_to_stop() -> int | None:
             return run.processes.agree_on_signal(stop.raised)

@@ -16,13 +16,15 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from model import GPT, GPTConfig
-from shuoshu.core import device as core_device
-from shuoshu.core import distributed, files, run_log, terminal
+from shuoshu.core.device import can_compile, describe_machine, pick_dtype
+from shuoshu.core.distributed import Processes
 from shuoshu.core.errors import UserError
-from shuoshu.core.files import Lock, dataclass_from_json, error_reason, same_path, write_atomically, write_synced_text
+from shuoshu.core.files import Lock, dataclass_from_json, error_reason, require_disk_space, same_path, write_atomically, write_synced_text
+from shuoshu.core.run_log import RunLog
 from shuoshu.core.settings import LENGTHS, ModelSettings, TrainSettings
+from shuoshu.core.terminal import print_line
 from shuoshu.generation.answers import read_questions
-from shuoshu.models import weights as models_weights
+from shuoshu.models.weights import load_model, save_weights, tensor_bytes, write_model_folder
 from shuoshu.sft.augment import QuestionNoise
 from shuoshu.sft.dataset import QuestionDataset, answer_batches
 from shuoshu.text import dataset
@@ -49,13 +51,13 @@ def wrap_in_ddp(model: nn.Module) -> DistributedDataParallel:
 class Run:
     """One run in one out_dir, ready to go on from `state.step`."""
 
-    def __init__(self, settings: TrainSettings, processes: distributed.Processes, device: torch.device, lock: Lock) -> None:
+    def __init__(self, settings: TrainSettings, processes: Processes, device: torch.device, lock: Lock) -> None:
         self.settings, self.processes, self.device, self.lock = settings, processes, device, lock
         self.out_dir = Path(settings.out_dir)
         self._open_data(dataset.find_dataset(settings.dataset))
 
         earlier = processes.first(self._earlier_checkpoint)
-        settings.dtype = processes.agree(str(core_device.pick_dtype(settings.dtype, device)).removeprefix("torch."))
+        settings.dtype = processes.agree(str(pick_dtype(settings.dtype, device)).removeprefix("torch."))
         self.dtype = getattr(torch, settings.dtype)
         self.raw = self._build_model(is_resumed=earlier is not None).to(device)
         self._check_sizes()
@@ -66,13 +68,13 @@ class Run:
         if earlier:
             self._restore(earlier)
         self.scaler = torch.amp.GradScaler(device.type, init_scale=self.state.scale, enabled=self.dtype == torch.float16)
-        wants_compile = settings.compile == "true" or (settings.compile == "auto" and not self.turns and core_device.can_compile(device))
+        wants_compile = settings.compile == "true" or (settings.compile == "auto" and not self.turns and can_compile(device))
         self.model = torch.compile(self.raw) if wants_compile else self.raw
         self.forward = wrap_in_ddp(self.model) if processes.world > 1 else self.model
         self.micro_rows = min(settings.batch_size, self.rows_per_step // processes.world)
         self.skips = SkippedSteps(self)
         self.saved = self.state.step if earlier else None  # the step of the newest checkpoint
-        self.log = run_log.RunLog(self.out_dir / "log.jsonl")
+        self.log = RunLog(self.out_dir / "log.jsonl")
         self._unwritten: set[str] = set()
 
     def _open_data(self, folder: Path) -> None:
@@ -141,7 +143,7 @@ class Run:
             vocab_size = math.ceil(self.tokenizer.n_vocab / 64) * 64  # matrix units like round numbers; sampling masks the padding
             return GPT(GPTConfig(vocab_size=vocab_size, **shape))
         may_change = {name: shape[name] for name in ("dropout", "block_size") if name in settings.given}
-        model, tokenizer, *_ = models_weights.load_model(settings.init_from, **may_change)
+        model, tokenizer, *_ = load_model(settings.init_from, **may_change)
         if tokenizer.hash != self.tokenizer.hash:
             raise UserError(f"{settings.init_from} has another tokenizer than {settings.dataset}: prepare the data with --tokenizer={settings.init_from}")
         for name in shape:  # the weights say how large the model is
@@ -210,17 +212,17 @@ class Run:
                 self._check_empty()  # again: another run may have come and gone since
             old = [self.out_dir / name for name in OWN_FILES] if self.settings.overwrite else []
             if not self.state.step:  # a checkpoint more than are kept, and a model more than there is, for as long as it is written
-                needed = (checkpoints.KEPT_CHECKPOINTS + 1) * self.bytes_per_checkpoint() + 2 * models_weights.tensor_bytes(self.raw.tensors().values())
+                needed = (checkpoints.KEPT_CHECKPOINTS + 1) * self.bytes_per_checkpoint() + 2 * tensor_bytes(self.raw.tensors().values())
                 going = sum(path.stat().st_size for top in old for path in (top, *top.rglob("*")) if path.is_file())
-                files.require_disk_space(self.out_dir, needed - going)
+                require_disk_space(self.out_dir, needed - going)
             for path in old:
                 shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
             checkpoints.remove_partial_files(self.out_dir)
             self._write_head()  # what makes the folder a run's comes first
-            models_weights.write_model_folder(self.out_dir, self.raw.config, self.tokenizer)
+            write_model_folder(self.out_dir, self.raw.config, self.tokenizer)
 
     def _write_head(self) -> None:
-        self.machine = core_device.describe_machine(self.device)
+        self.machine = describe_machine(self.device)
         self.machine |= {"device": str(self.device), "dtype": self.settings.dtype, "compiled": self.model is not self.raw}
         head = {
             "settings": asdict(self.settings),
@@ -241,7 +243,7 @@ class Run:
             raise UserError(f"can't write to {self.out_dir}: {error_reason(error)}") from None
 
     @contextmanager
-    def spared(self, what: str, say: Callable[[str], None] = terminal.print_line) -> Iterator[None]:
+    def spared(self, what: str, say: Callable[[str], None] = print_line) -> Iterator[None]:
         """What can't be written in mid-run is told, once in succession, and the training goes on without it."""
         try:
             yield
@@ -259,7 +261,7 @@ class Run:
     def bytes_per_checkpoint(self) -> int:
         """Of weights and optimisers, once these have begun."""
         kept = (p.numel() * p.element_size() * (1 if isinstance(o, Muon) else 2) for o in self.optimizers for group in o.param_groups for p in group["params"])
-        return models_weights.tensor_bytes(self.raw.tensors().values()) + sum(kept)
+        return tensor_bytes(self.raw.tensors().values()) + sum(kept)
 
     def keep_model(self, say: Callable[[str], None]) -> bool:
         """This step's model becomes the folder's, if the disk takes it; whether it did, in all processes."""
@@ -272,7 +274,7 @@ class Run:
         return self.processes.agree(kept)
 
     def _write_model(self) -> None:
-        models_weights.save_weights(self.out_dir, self.raw, self.tokenizer, self.state.step, self.turns)
+        save_weights(self.out_dir, self.raw, self.tokenizer, self.state.step, self.turns)
 
     def _check_weights(self) -> None:
         """No weights that are not finite are ever saved."""

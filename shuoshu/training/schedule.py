@@ -6,22 +6,13 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 import torch
 
-if TYPE_CHECKING:
-    from shuoshu.training.state import RunState
-from __future__ import annotations
-
-import math
-
-import torch
-
-from shuoshu.core import device as core_device
-from shuoshu.core import distributed
+from shuoshu.core.device import synchronize
+from shuoshu.core.distributed import Processes
 from shuoshu.core.settings import OptimSettings, TrainSettings
-from shuoshu.training.state import Plan
+from shuoshu.training.state import Plan, RunState
 
 
 def rate_factor(step: int, plan: Plan | None, settings: OptimSettings) -> float:
@@ -51,7 +42,7 @@ LATE, EARLY = 1.03, 0.90  # a plan is made anew when it would take this much of 
 class RunClock:
     """The clock of a run and the plan that follows from it. Only the first process's clock counts."""
 
-    def __init__(self, settings: TrainSettings, steps_per_epoch: float, processes: distributed.Processes, device: torch.device) -> None:
+    def __init__(self, settings: TrainSettings, steps_per_epoch: float, processes: Processes, device: torch.device) -> None:
         self.settings, self.processes, self.device = settings, processes, device
         self.steps = settings.max_iters
         if settings.max_epochs is not None:
@@ -82,7 +73,7 @@ class RunClock:
     @contextmanager
     def pause(self) -> Iterator[None]:
         """Around evaluating and saving: time that isn't the steps'."""
-        core_device.synchronize(self.device)
+        synchronize(self.device)
         began = self.elapsed()
         yield
         last = self.elapsed() - began
@@ -95,7 +86,7 @@ class RunClock:
             return state.plan
         done = state.step - self._first_step - UNMEASURED
         if done == 0:
-            core_device.synchronize(self.device)
+            synchronize(self.device)
             self._window = (state.step, self.working())
         if done <= 0:
             return state.plan
@@ -112,7 +103,7 @@ class RunClock:
             return None
         plan = None
         if self.processes.is_first:
-            core_device.synchronize(self.device)
+            synchronize(self.device)
             if self.working() - self._window[1] >= MEASURED_SHARE * self.budget:
                 plan = self._fit(state.step, self._step_seconds(state.step))
         return self.processes.agree(plan)
@@ -137,7 +128,7 @@ class RunClock:
     def _mended(self, state: RunState) -> Plan:
         """The plan, shortened or lengthened where the machine no longer keeps the pace that it was made for."""
         plan = state.plan
-        core_device.synchronize(self.device)
+        synchronize(self.device)
         if state.step == self._window[0]:
             return plan
         step_seconds = self._step_seconds(state.step)

@@ -12,8 +12,9 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from shuoshu.training.run import Run
-from shuoshu.core import device, terminal
+from shuoshu.core.device import autocast, seed_step
 from shuoshu.core.errors import UserError
+from shuoshu.core.terminal import print_line
 from shuoshu.training.optimizers import set_rates, step_unless
 from shuoshu.training.schedule import rate_factor
 
@@ -52,18 +53,18 @@ def halve_batch_on_oom(run: Run, work: Callable[[], Result]) -> Result:
         if run.device.type == "cuda":
             torch.cuda.empty_cache()
         run.micro_rows = (run.micro_rows + 1) // 2
-        terminal.print_line(f"out of memory: from step {run.state.step:,} on, {run.micro_rows} rows at a time, and as many a step as before: the same training")
+        print_line(f"out of memory: from step {run.state.step:,} on, {run.micro_rows} rows at a time, and as many a step as before: the same training")
 
 
 def gradients(run: Run) -> Tensor:
     """Leaves this step's gradients in the model; this process's part of the mean loss."""
     processes = run.processes
-    device.seed_step(run.settings.seed, run.state.step, processes.rank)
+    seed_step(run.settings.seed, run.state.step, processes.rank)
     total = torch.zeros((), device=run.device)
     for ids, targets, count, is_last in micro_batches(run):
         is_quiet = processes.world > 1 and not is_last  # gradients travel once a step
         with run.forward.no_sync() if is_quiet else nullcontext():
-            with device.autocast(run.device, run.dtype):
+            with autocast(run.device, run.dtype):
                 loss = run.forward(ids, targets, reduction="sum") / count
             run.scaler.scale(loss * processes.world).backward()  # DDP takes the mean of the processes, we want their sum
         total += loss.detach()

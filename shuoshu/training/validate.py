@@ -7,14 +7,15 @@ from collections.abc import Callable
 
 import numpy as np
 
-from shuoshu.core import device as core_device
-from shuoshu.core import distributed, terminal
+from shuoshu.core.device import autocast
+from shuoshu.core.distributed import StopFlag
 from shuoshu.core.errors import UserError
+from shuoshu.core.terminal import Progress
 from shuoshu.evaluation.loss import score
 from shuoshu.evaluation.metrics import exact_match, rouge_l
 from shuoshu.generation.answers import answer
 from shuoshu.generation.sampling import SamplingParams, complete
-from shuoshu.training import plots
+from shuoshu.training.plots import draw_curves, write_samples
 from shuoshu.training.run import Run
 from shuoshu.training.schedule import RunClock
 from shuoshu.training.step import halve_batch_on_oom
@@ -23,7 +24,7 @@ EVALUATION_ROWS = 64  # questions answered side by side
 SAMPLES = 4  # of their answers in samples.md
 
 
-def evaluate(run: Run, pace: RunClock, bar: terminal.Progress, stop: distributed.StopFlag, asked_to_stop: Callable[[], object]) -> None:
+def evaluate(run: Run, pace: RunClock, bar: Progress, stop: StopFlag, asked_to_stop: Callable[[], object]) -> None:
     """Scores the validation data, keeps the model if it is the best so far or as good but for chance, samples, redraws the curves.
     Of one that is stopped in between nothing is kept: it is done again when the run is resumed."""
     state, settings = run.state, run.settings
@@ -67,8 +68,8 @@ def evaluate(run: Run, pace: RunClock, bar: terminal.Progress, stop: distributed
             run.record("sample", step=state.step, title=told, **sample)
     with run.spared("curves and samples", bar.say):
         if settings.sample_tokens:
-            plots.write_samples(run.log, run.out_dir / "samples.md")
-        plots.draw_curves(run.log, run.out_dir / "loss.png")
+            write_samples(run.log, run.out_dir / "samples.md")
+        draw_curves(run.log, run.out_dir / "loss.png")
 
 
 def is_within_noise_of_best(run: Run, scores: list[float]) -> bool:
@@ -80,11 +81,11 @@ def is_within_noise_of_best(run: Run, scores: list[float]) -> bool:
     return bool(lost.mean() <= lost.std(ddof=1) / math.sqrt(len(lost)) + 1e-9)  # one answer alone makes them equal
 
 
-def answer_questions(run: Run, stop: distributed.StopFlag) -> tuple[dict[str, float], list[float], list[dict[str, str]]]:
+def answer_questions(run: Run, stop: StopFlag) -> tuple[dict[str, float], list[float], list[dict[str, str]]]:
     """(measures of the answers to the validation questions, the ROUGE-L of each, the first few of them); the processes share the questions."""
     mine = run.questions[run.processes.rank :: run.processes.world]
     run.raw.eval()
-    with core_device.autocast(run.device, run.dtype):
+    with autocast(run.device, run.dtype):
         answers = answer(run.raw, run.tokenizer, mine, EVALUATION_ROWS, lambda: stop.raised)
     run.raw.train()
     done = [(q, f) for q, f in zip(mine, answers, strict=True) if f]
@@ -97,7 +98,7 @@ def answer_questions(run: Run, stop: distributed.StopFlag) -> tuple[dict[str, fl
     return {name: value / max(1, count) for name, value in values.items()}, scores, samples
 
 
-def continue_prompt(run: Run, stop: distributed.StopFlag) -> dict[str, str]:
+def continue_prompt(run: Run, stop: StopFlag) -> dict[str, str]:
     """What the model makes of the run's prompt, the same each time."""
     prompt = run.settings.sample_prompt
     if prompt is None:
@@ -107,7 +108,7 @@ def continue_prompt(run: Run, stop: distributed.StopFlag) -> dict[str, str]:
     ids = run.tokenizer.encode(prompt)[-run.block // 2 :]
     sampling = SamplingParams(max_new_tokens=run.settings.sample_tokens)
     run.raw.eval()
-    with core_device.autocast(run.device, run.dtype):
+    with autocast(run.device, run.dtype):
         text = complete(run.raw, run.tokenizer, [ids], sampling, [run.settings.seed], should_stop=lambda: stop.raised)[0].text
     run.raw.train()
     return {"prompt": prompt, "text": text}

@@ -11,14 +11,14 @@ from pathlib import Path
 
 import torch
 
-from shuoshu.core import device
+from shuoshu.core.device import pick_device, tune_malloc
 from shuoshu.core.errors import UserError
 from shuoshu.core.run_log import read_settings
 from shuoshu.core.settings import AppSettings
 from shuoshu.evaluation.copies import TrainingText
 from shuoshu.generation.chat_model import ChatModel
 from shuoshu.generation.sampling import Completion, SamplingParams, stream
-from shuoshu.models import weights
+from shuoshu.models.weights import load_model, read_metadata
 
 PAUSE = 0.04  # seconds between two states of a growing text: an eye sees no more
 LEASE = 10.0  # seconds without anybody fetching a text's next state after which it ends
@@ -61,7 +61,7 @@ class _Job:
 class ModelServer:
     def __init__(self, folders: Sequence[Path], settings: AppSettings) -> None:
         self.folders = {str(folder): folder for folder in folders}
-        self.settings, self.device = settings, device.pick_device(settings.device)
+        self.settings, self.device = settings, pick_device(settings.device)
         self._worker = ThreadPoolExecutor(1, "model")  # one thread: each new one would bring its own set of helpers, and compete
         self._kept: dict[str, tuple[tuple[int, ...], ChatModel]] = {}
         self._texts: dict[str, tuple[dict, TrainingText | None]] = {}
@@ -72,7 +72,7 @@ class ModelServer:
     def turns(self, name: str) -> int:
         """How many questions in a row a model learned to answer; 0: it continues text. Read from its file, without loading it."""
         try:
-            return int(weights.read_metadata(self.folders[name] / "model.safetensors").get("turns", 0))
+            return int(read_metadata(self.folders[name] / "model.safetensors").get("turns", 0))
         except (UserError, ValueError):
             return 0
 
@@ -168,7 +168,7 @@ class ModelServer:
             facts = (folder / "model.safetensors").stat()
             stamp = (facts.st_mtime_ns, facts.st_size, facts.st_ino)
             if kept is None or kept[0] != stamp:
-                kept = self._kept[name] = stamp, ChatModel(weights.load_model(folder, self.device), self.device, self.settings.dtype)
+                kept = self._kept[name] = stamp, ChatModel(load_model(folder, self.device), self.device, self.settings.dtype)
         except (OSError, UserError):
             if kept is None:
                 raise
@@ -177,6 +177,6 @@ class ModelServer:
 
 def start_model_process(settings: AppSettings) -> None:
     """What this process needs before its first tensor."""
-    device.tune_malloc()
+    tune_malloc()
     if settings.threads:
         torch.set_num_threads(settings.threads)

@@ -14,7 +14,7 @@ from starlette.middleware import Middleware
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from shuoshu.core import distributed
+from shuoshu.core.distributed import StopFlag
 from shuoshu.core.errors import UserError
 from shuoshu.core.settings import AppSettings
 from shuoshu.web import model_server
@@ -91,7 +91,7 @@ def serve(settings: AppSettings, folders: list[Path]) -> int:
     page.desk.voice((page.answering or page.names)[0])
     os.environ["NO_PROXY"] = ",".join(filter(None, (os.environ.get("NO_PROXY"), "127.0.0.1", "localhost", settings.host)))  # Gradio calls on itself
     blocks = build(page).queue(max_size=settings.queue, default_concurrency_limit=4, api_open=False)
-    with distributed.StopFlag() as stop:
+    with StopFlag() as stop:
         try:
             *_, shared = blocks.launch(
                 server_name=settings.host,

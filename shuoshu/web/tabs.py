@@ -7,10 +7,9 @@ from pathlib import Path
 
 import gradio as gr
 
-from shuoshu.core import run_log
 from shuoshu.core.errors import UserError
 from shuoshu.core.files import read_json
-from shuoshu.core.run_log import read_settings
+from shuoshu.core.run_log import RunLog, read_settings
 from shuoshu.evaluation.html import bilingual
 from shuoshu.evaluation.html_report import report_html
 from shuoshu.sft.dataset import read_pairs
@@ -168,7 +167,7 @@ def training_html(page: Page, name: str) -> str:
     folder = page.desk.folders[page.model_of(name)]
     saved = read_settings(folder)
     bare = {"model": name, "measures": {}, "data": saved.get("data", {}), "training": saved.get("settings", {}), "machine": saved.get("machine", {})}
-    runs = [(name, run_log.RunLog(folder / "log.jsonl").read())]
+    runs = [(name, RunLog(folder / "log.jsonl").read())]
     try:
         page_html = report_html(read_json(folder / "eval.json"), [], runs)
     except (OSError, ValueError, LookupError, TypeError, AttributeError):  # not measured yet, or damaged
