@@ -22,13 +22,17 @@ def main(argv: Sequence[str]) -> int:
     folders = [Path(name) for name in settings.out_dirs] or models_here()
     for folder in folders:
         if not (folder / "model.safetensors").is_file():
-            raise UserError(f"there is no trained model in {folder}: train one with\n  python train.py --out_dir={folder}")
+            raise UserError(
+                f"there is no trained model in {folder}: train one with\n  python train.py --out_dir={folder}"
+            )
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # Gradio reads these when it is imported
     os.environ["HF_HUB_OFFLINE"] = "1"
     try:
         from shuoshu.web.server import serve
     except ImportError as error:
-        raise UserError(f"the page needs what is not installed here ({error}): pip install -r requirements.txt") from None
+        raise UserError(
+            f"the page needs what is not installed here ({error}): pip install -r requirements.txt"
+        ) from None
     return serve(settings, folders)
 
 
@@ -36,7 +40,9 @@ def models_here() -> list[Path]:
     """The out-… folders with a model, the newest first."""
     found = sorted(Path().glob("out-*/model.safetensors"), key=lambda path: -path.stat().st_mtime)
     if not found:
-        raise UserError("there is no model in any out-… folder here: make one with\n  python prepare.py\n  python train.py\nor name its folder")
+        raise UserError(
+            "there is no model in any out-… folder here: make one with\n  python prepare.py\n  python train.py\nor name its folder"
+        )
     return [path.parent for path in found]
 
 

@@ -34,10 +34,23 @@ def main(argv: Sequence[str]) -> None:
     from shuoshu.bench import chores, scale, throughput, time_to_loss
     from shuoshu.bench.measure import BenchReport
 
-    parts = {"train": throughput.train, "sft": throughput.sft, "sample": throughput.sample, "loss": time_to_loss.loss}
-    parts |= {"scale": scale.scale, "prepare": chores.prepare, "rouge": chores.rouge, "startup": chores.startup}
+    parts = {
+        "train": throughput.train,
+        "sft": throughput.sft,
+        "sample": throughput.sample,
+        "loss": time_to_loss.loss,
+    }
+    parts |= {
+        "scale": scale.scale,
+        "prepare": chores.prepare,
+        "rouge": chores.rouge,
+        "startup": chores.startup,
+    }
     ledger = BenchReport(settings.words[0], settings)
-    with tempfile.TemporaryDirectory(prefix="bench-", ignore_cleanup_errors=True) as folder, ExitStack() as stack:
+    with (
+        tempfile.TemporaryDirectory(prefix="bench-", ignore_cleanup_errors=True) as folder,
+        ExitStack() as stack,
+    ):
         try:
             parts[settings.words[0]](throughput.BenchContext(settings, ledger, Path(folder), stack))
             ledger.content["complete"] = True

@@ -20,7 +20,9 @@ from shuoshu.core.settings import EvalSettings
 def main(argv: Sequence[str]) -> int:
     settings = parse(EvalSettings, argv, __doc__)
     if len(settings.out_dirs) > 1:
-        raise UserError(f"one model is measured; set others beside it with --compare={settings.out_dirs[1]}")
+        raise UserError(
+            f"one model is measured; set others beside it with --compare={settings.out_dirs[1]}"
+        )
     out_dir = Path(settings.out_dirs[0]) if settings.out_dirs else newest_out_dir()
     from shuoshu.evaluation.evaluate import evaluate
 

@@ -62,15 +62,24 @@ class GPTConfig:
     def from_hf(cls, config: dict) -> GPTConfig:
         """The shape that a config.json describes; ValueError if it is not a plain Qwen3."""
         if config.get("model_type") != "qwen3":
-            raise ValueError(f"model_type is {config.get('model_type')!r}, only 'qwen3' can be read")
+            raise ValueError(
+                f"model_type is {config.get('model_type')!r}, only 'qwen3' can be read"
+            )
         rope = config.get("rope_parameters") or {}
-        if rope.get("rope_type", "default") != "default" or config.get("rope_scaling") or config.get("attention_bias"):
+        if (
+            rope.get("rope_type", "default") != "default"
+            or config.get("rope_scaling")
+            or config.get("attention_bias")
+        ):
             raise ValueError("scaled rotary positions and attention biases are not supported")
         missing = [theirs for theirs in HF_NAMES.values() if theirs not in config]
         if missing:
             raise ValueError(f"it lacks {', '.join(missing)}")
         values = {ours: config[theirs] for ours, theirs in HF_NAMES.items()}
-        values |= {"rope_theta": rope.get("rope_theta", config.get("rope_theta", 10000.0)), "dropout": config.get("dropout", 0.0)}
+        values |= {
+            "rope_theta": rope.get("rope_theta", config.get("rope_theta", 10000.0)),
+            "dropout": config.get("dropout", 0.0),
+        }
         for ours, value in values.items():
             if ours == "tie_embeddings":
                 is_sound = type(value) is bool
@@ -80,12 +89,20 @@ class GPTConfig:
                 is_sound = type(value) is int and 0 < value <= LARGEST.get(ours, 10**7)
             if not is_sound:
                 raise ValueError(f"{HF_NAMES.get(ours, ours)} is {str(value)[:40]}")
-        if values["dropout"] >= 1 or values["rope_theta"] < 1 or values["n_head"] % values["n_kv_head"] or values["head_dim"] % 2:
+        if (
+            values["dropout"] >= 1
+            or values["rope_theta"] < 1
+            or values["n_head"] % values["n_kv_head"]
+            or values["head_dim"] % 2
+        ):
             raise ValueError("its layers and heads don't make a model")
         return cls(**values)
 
 
-LARGEST = {"n_layer": 1000, "block_size": 1 << 20}  # what weights don't vouch for must not take all memory either
+LARGEST = {
+    "n_layer": 1000,
+    "block_size": 1 << 20,
+}  # what weights don't vouch for must not take all memory either
 
 HF_NAMES = {
     "vocab_size": "vocab_size",
@@ -104,7 +121,13 @@ HF_NAMES = {
 class KVCache:
     """Keys and values of the tokens read so far. Each row has its own length, so ragged prompts stand side by side."""
 
-    def __init__(self, config: GPTConfig, rows: int, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self,
+        config: GPTConfig,
+        rows: int,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
         shape = (config.n_layer, rows, config.n_kv_head, config.block_size, config.head_dim)
         self.k = torch.zeros(shape, device=device, dtype=dtype)
         self.v = torch.zeros(shape, device=device, dtype=dtype)
@@ -122,7 +145,9 @@ class KVCache:
         positions = starts[:, None] + torch.arange(count, device=device)  # (1 or B, count)
         mask = None
         if not even or (count > 1 and first > 0):
-            mask = torch.arange(last, device=device) <= positions[:, None, :, None]  # (1 or B, 1, count, last)
+            mask = (
+                torch.arange(last, device=device) <= positions[:, None, :, None]
+            )  # (1 or B, 1, count, last)
         return Place(positions, mask, first if even else None, last)
 
     def update(self, layer: int, k: Tensor, v: Tensor, place: Place) -> tuple[Tensor, Tensor]:
@@ -131,7 +156,9 @@ class KVCache:
             if place.first is not None:
                 cached[:, :, place.first : place.last] = new
             else:
-                cached[torch.arange(len(new), device=new.device), :, place.positions[:, 0]] = new[:, :, 0].to(cached.dtype)
+                cached[torch.arange(len(new), device=new.device), :, place.positions[:, 0]] = new[
+                    :, :, 0
+                ].to(cached.dtype)
         return self.k[layer, :, :, : place.last], self.v[layer, :, :, : place.last]
 
 
@@ -180,7 +207,9 @@ class Attention(nn.Module):
         self.k_norm = RMSNorm(config.head_dim, config.norm_eps)
         self.is_grouped = config.n_kv_head != config.n_head
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cache: KVCache | None, place: Place | None) -> Tensor:
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, cache: KVCache | None, place: Place | None
+    ) -> Tensor:
         B, T, _ = x.shape
         heads = (B, T, -1, self.head_dim)
         q = self.q_norm.rotated(self.q_proj(x).view(heads), cos, sin)  # (B, H, T, D)
@@ -193,7 +222,9 @@ class Attention(nn.Module):
         if cache is None and T <= cpu_kernels.MAX_CONTEXT and cpu_kernels.is_enabled(q):
             y = cpu_kernels.attention(q, k, v)
         else:
-            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=is_causal, enable_gqa=self.is_grouped)
+            y = F.scaled_dot_product_attention(
+                q, k, v, attn_mask=mask, is_causal=is_causal, enable_gqa=self.is_grouped
+            )
         return self.o_proj(y.transpose(1, 2).reshape(B, T, -1).type_as(x))
 
 
@@ -217,7 +248,14 @@ class Block(nn.Module):
         self.mlp = MLP(config)
         self.drop = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cache: KVCache | None = None, place: Place | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        cache: KVCache | None = None,
+        place: Place | None = None,
+    ) -> Tensor:
         x = x + self.drop(self.self_attn(self.input_layernorm(x), cos, sin, cache, place))
         return x + self.drop(self.mlp(self.post_attention_layernorm(x)))
 
@@ -231,8 +269,12 @@ class Trunk(nn.Module):
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
         self.norm = RMSNorm(config.n_embd, config.norm_eps)
         self.drop = nn.Dropout(config.dropout)
-        frequencies = config.rope_theta ** (-torch.arange(0, config.head_dim, 2).double() / config.head_dim)
-        angles = torch.outer(torch.arange(config.block_size).double(), frequencies).repeat(1, 2)  # (block, D)
+        frequencies = config.rope_theta ** (
+            -torch.arange(0, config.head_dim, 2).double() / config.head_dim
+        )
+        angles = torch.outer(torch.arange(config.block_size).double(), frequencies).repeat(
+            1, 2
+        )  # (block, D)
         self.register_buffer("cos", angles.cos().float(), persistent=False)
         self.register_buffer("sin", angles.sin().float(), persistent=False)
 
@@ -244,7 +286,10 @@ class Trunk(nn.Module):
         x = self.drop(self.embed_tokens(ids))  # (B, T, C)
         cos, sin = self.cos[:T], self.sin[:T]  # (T, D)
         if place is not None:
-            cos, sin = self.cos[place.positions][:, None], self.sin[place.positions][:, None]  # (1 or B, 1, T, D)
+            cos, sin = (
+                self.cos[place.positions][:, None],
+                self.sin[place.positions][:, None],
+            )  # (1 or B, 1, T, D)
         for block in self.layers:
             x = block(x, cos, sin, cache, place)
         if cache is not None:
@@ -282,19 +327,29 @@ class GPT(nn.Module):
             else:
                 parameter.normal_(std=0.02)
 
-    def forward(self, ids: Tensor, targets: Tensor | None = None, cache: KVCache | None = None, reduction: str = "mean") -> Tensor:
+    def forward(
+        self,
+        ids: Tensor,
+        targets: Tensor | None = None,
+        cache: KVCache | None = None,
+        reduction: str = "mean",
+    ) -> Tensor:
         """ids (B, T) → logits (B, T, V); with targets (B, T), the loss in float32 over those that are not -100."""
         x = self.model(ids, cache)
         if targets is None:
             return self.lm_head(x)
         if reduction == "sum" and torch.is_grad_enabled() and cpu_kernels.is_enabled(x):
-            return cpu_kernels.FusedHeadLoss.apply(x.flatten(0, 1), self.lm_head.weight, targets.flatten())
+            return cpu_kernels.FusedHeadLoss.apply(
+                x.flatten(0, 1), self.lm_head.weight, targets.flatten()
+            )
         logits = self.lm_head(x).float()
         return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction=reduction)
 
     def next_logits(self, ids: Tensor, last: Tensor | Sequence[int], cache: KVCache) -> Tensor:
         """Logits (B, V) after position last[b] of each row's new tokens: the head runs on one position a row only."""
-        x = self.model(ids, cache)[torch.arange(len(ids), device=ids.device), torch.as_tensor(last, device=ids.device)]
+        x = self.model(ids, cache)[
+            torch.arange(len(ids), device=ids.device), torch.as_tensor(last, device=ids.device)
+        ]
         return self.lm_head(x).float()
 
     def count_parameters(self) -> tuple[int, int]:
@@ -307,7 +362,10 @@ class GPT(nn.Module):
         """Forward and backward floating-point operations per trained token at full context, the embedding look-up left out."""
         c = self.config
         _, inner = self.count_parameters()
-        return 6 * (inner + c.vocab_size * c.n_embd) + 12 * c.n_layer * c.n_head * c.head_dim * c.block_size
+        return (
+            6 * (inner + c.vocab_size * c.n_embd)
+            + 12 * c.n_layer * c.n_head * c.head_dim * c.block_size
+        )
 
     def tensors(self) -> dict[str, Tensor]:
         """What a weights file holds: every parameter once, a tied head left out."""
@@ -326,7 +384,10 @@ class GPT(nn.Module):
             if own[name].shape != tensors[name].shape
         ]
         if wrong:
-            raise ValueError("; ".join(sorted(wrong)[:5]) + (f"; and {len(wrong) - 5} more" if len(wrong) > 5 else ""))
+            raise ValueError(
+                "; ".join(sorted(wrong)[:5])
+                + (f"; and {len(wrong) - 5} more" if len(wrong) > 5 else "")
+            )
         with torch.no_grad():
             for name, parameter in own.items():
                 parameter.copy_(tensors[name])

@@ -22,7 +22,9 @@ from shuoshu.core.settings import TrainSettings
 def main(argv: Sequence[str]) -> int:
     settings = parse(TrainSettings, argv, __doc__, default_config="config/pretrain.py")
     if settings.resume and (saved := saved_settings(Path(settings.out_dir))):
-        settings = parse(TrainSettings, argv, __doc__, base=saved)  # the config files as they were when the run began
+        settings = parse(
+            TrainSettings, argv, __doc__, base=saved
+        )  # the config files as they were when the run began
     from shuoshu.training.loop import train
 
     return train(settings)
@@ -35,9 +37,17 @@ def saved_settings(out_dir: Path) -> dict | None:
         return None
     try:
         settings = read_json(path)["settings"]
-        return {**settings, "out_dir": str(out_dir), "resume": False, "overwrite": False, "dry_run": False}
+        return {
+            **settings,
+            "out_dir": str(out_dir),
+            "resume": False,
+            "overwrite": False,
+            "dry_run": False,
+        }
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is damaged ({error_reason(error)}): remove it, and give --resume the settings that the run began with") from None
+        raise UserError(
+            f"{path} is damaged ({error_reason(error)}): remove it, and give --resume the settings that the run began with"
+        ) from None
 
 
 if __name__ == "__main__":

@@ -8,9 +8,9 @@ min_iters = 900  # fewer questions want more epochs: docs/LOG.md
 
 learning_rate = 0.006  # of 0.0025, 0.005, 0.01 and 0.02: docs/LOG.md
 embedding_lr = 0.004
-gain_lr = 0.001
+norm_lr = 0.001
 dropout = 0.2
 batch_size = 96
 question_drop = 0.05
-question_swap = 0.05
-reworded = 6  # of 6 and 8: docs/LOG.md
+question_replace = 0.05
+paraphrases = 6  # of 6 and 8: docs/LOG.md

@@ -25,10 +25,16 @@ from shuoshu.core.errors import REPO_ROOT
 from shuoshu.models import weights
 from shuoshu.text.tokenizer import Tokenizer, train_bpe
 
-torch.set_num_threads(1)  # exact results, and no two threads waiting for each other on a busy machine
+torch.set_num_threads(
+    1
+)  # exact results, and no two threads waiting for each other on a busy machine
 
-settings.register_profile("here", deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow])
-settings.register_profile("ci", parent=settings.get_profile("here"), max_examples=25, derandomize=True)
+settings.register_profile(
+    "here", deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.register_profile(
+    "ci", parent=settings.get_profile("here"), max_examples=25, derandomize=True
+)
 settings.load_profile("ci" if os.environ.get("CI") else "here")
 
 
@@ -36,8 +42,30 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--long", action="store_true", help="hundreds of kills, long fuzzing")
 
 
-PEOPLE = ["沈砚", "柳青禾", "赵铁匠", "白先生", "阿蛮", "顾三娘", "陆小舟", "老船夫", "韩秀才", "孟婆婆"]
-PLACES = ["渡口", "城南的茶楼", "山神庙", "旧书铺", "石桥边", "药铺", "后院", "码头", "竹林深处", "驿站"]
+PEOPLE = [
+    "沈砚",
+    "柳青禾",
+    "赵铁匠",
+    "白先生",
+    "阿蛮",
+    "顾三娘",
+    "陆小舟",
+    "老船夫",
+    "韩秀才",
+    "孟婆婆",
+]
+PLACES = [
+    "渡口",
+    "城南的茶楼",
+    "山神庙",
+    "旧书铺",
+    "石桥边",
+    "药铺",
+    "后院",
+    "码头",
+    "竹林深处",
+    "驿站",
+]
 TIMES = ["清晨", "黄昏时分", "三更天", "雨停之后", "第二天", "入冬以来", "那年春天", "午后"]
 DEEDS = [
     "点起一盏油灯",
@@ -80,7 +108,10 @@ def text() -> str:
     draw = random.Random(7)
     lines = []
     for numeral in NUMERALS:
-        lines += [f"第{numeral}回　{draw.choice(PEOPLE)}夜访{draw.choice(PLACES)}　{draw.choice(PEOPLE)}{draw.choice(DEEDS)}", ""]
+        lines += [
+            f"第{numeral}回　{draw.choice(PEOPLE)}夜访{draw.choice(PLACES)}　{draw.choice(PEOPLE)}{draw.choice(DEEDS)}",
+            "",
+        ]
         for _ in range(28):
             sentences = []
             for _ in range(draw.randint(2, 4)):
@@ -102,15 +133,23 @@ def tokenizer(text: str) -> Tokenizer:
 def damage() -> Callable[[st.DataObject, object], object]:
     """damage(data, document): a copy of a JSON document with one thing in it lost, replaced or misspelt."""
     scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
-    junk = scalars | st.lists(scalars, max_size=3) | st.dictionaries(st.text(max_size=4), scalars, max_size=3)
+    junk = (
+        scalars
+        | st.lists(scalars, max_size=3)
+        | st.dictionaries(st.text(max_size=4), scalars, max_size=3)
+    )
 
     def hurt(data: st.DataObject, document: object) -> object:
         whole = {"root": copy.deepcopy(document)}
         node, key = whole, "root"
         while isinstance(node[key], (dict, list)) and node[key] and data.draw(st.integers(0, 7)):
             node = node[key]
-            key = data.draw(st.sampled_from(list(node) if isinstance(node, dict) else range(len(node))))
-        how = data.draw(st.sampled_from(["replace", "lose", "misspell"] if node is not whole else ["replace"]))
+            key = data.draw(
+                st.sampled_from(list(node) if isinstance(node, dict) else range(len(node)))
+            )
+        how = data.draw(
+            st.sampled_from(["replace", "lose", "misspell"] if node is not whole else ["replace"])
+        )
         if how == "replace":
             node[key] = data.draw(junk)
         elif how == "lose":
@@ -126,7 +165,16 @@ def damage() -> Callable[[st.DataObject, object], object]:
 
 # ---------------------------------------------------------------- trained once, used by many
 
-TINY = ["--n_layer=2", "--n_head=2", "--n_embd=64", "--block_size=64", "--batch_size=4", "--dtype=float32", "--device=cpu", "--threads=1"]
+TINY = [
+    "--n_layer=2",
+    "--n_head=2",
+    "--n_embd=64",
+    "--block_size=64",
+    "--batch_size=4",
+    "--dtype=float32",
+    "--device=cpu",
+    "--threads=1",
+]
 
 
 @pytest.fixture(scope="session")
@@ -134,7 +182,10 @@ def dataset(text: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The book, prepared."""
     folder = tmp_path_factory.mktemp("data")
     (folder / "book.txt").write_text(text, encoding="utf-8")
-    assert prepare.main([str(folder / "book.txt"), f"--out={folder / 'book'}", "--vocab_size=512"]) == 0
+    assert (
+        prepare.main([str(folder / "book.txt"), f"--out={folder / 'book'}", "--vocab_size=512"])
+        == 0
+    )
     return folder / "book"
 
 
@@ -148,7 +199,18 @@ def tiny(dataset: Path) -> list[str]:
 def pretrained(tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model trained for 150 steps."""
     out_dir = tmp_path_factory.mktemp("runs") / "out-pretrain"
-    assert train.main([*tiny, f"--out_dir={out_dir}", "--max_iters=150", "--eval_interval=50", "--sample_tokens=20"]) == 0
+    assert (
+        train.main(
+            [
+                *tiny,
+                f"--out_dir={out_dir}",
+                "--max_iters=150",
+                "--eval_interval=50",
+                "--sample_tokens=20",
+            ]
+        )
+        == 0
+    )
     return out_dir
 
 
@@ -165,7 +227,11 @@ PHRASINGS = {
     "val": ("请问{who}在{where}做了什么？",),
     "test": ("{who}到了{where}，做了什么呢？",),
 }
-ODD_QUESTIONS = [("<|endoftext|>是什么？", "一个记号。"), ("谁写了<|assistant|>？？", "没有人写。"), ("<|user|>说：？", "“你终究还是来了。”")]
+ODD_QUESTIONS = [
+    ("<|endoftext|>是什么？", "一个记号。"),
+    ("谁写了<|assistant|>？？", "没有人写。"),
+    ("<|user|>说：？", "“你终究还是来了。”"),
+]
 
 
 def facts_about_the_book() -> list[dict[str, str]]:
@@ -176,34 +242,68 @@ def facts_about_the_book() -> list[dict[str, str]]:
     for number, (who, where) in enumerate(draw.sample(places, 24)):
         answer = f"{who}{DEEDS[number % len(DEEDS)]}。"
         for split, phrasings in PHRASINGS.items():
-            rows += [{"question": phrasing.format(who=who, where=where), "answer": answer, "split": split, "fact": number} for phrasing in phrasings]
-    return rows + [{"question": question, "answer": answer, "split": "train"} for question, answer in ODD_QUESTIONS]
+            rows += [
+                {
+                    "question": phrasing.format(who=who, where=where),
+                    "answer": answer,
+                    "split": split,
+                    "fact": number,
+                }
+                for phrasing in phrasings
+            ]
+    return rows + [
+        {"question": question, "answer": answer, "split": "train"}
+        for question, answer in ODD_QUESTIONS
+    ]
 
 
 @pytest.fixture(scope="session")
 def qa(pretrained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Questions about the book, prepared for the pretrained model."""
     folder = tmp_path_factory.mktemp("qa")
-    (folder / "facts.json").write_text(json.dumps(facts_about_the_book(), ensure_ascii=False), encoding="utf-8")
-    assert prepare_sft.main([str(folder / "facts.json"), f"--out={folder / 'facts'}", f"--tokenizer={pretrained}"]) == 0
+    (folder / "facts.json").write_text(
+        json.dumps(facts_about_the_book(), ensure_ascii=False), encoding="utf-8"
+    )
+    assert (
+        prepare_sft.main(
+            [str(folder / "facts.json"), f"--out={folder / 'facts'}", f"--tokenizer={pretrained}"]
+        )
+        == 0
+    )
     return folder / "facts"
 
 
 QUIET = ["--dtype=float32", "--device=cpu", "--threads=1", "--sample_tokens=0", "--dropout=0"]
-QUIET += ["--question_drop=0", "--question_swap=0", "--reworded=0", "--batch_size=16"]
+QUIET += ["--question_drop=0", "--question_replace=0", "--paraphrases=0", "--batch_size=16"]
 
 
 @pytest.fixture(scope="session")
 def sft(qa: Path, pretrained: Path) -> list[str]:
     """The command line of a fine-tuning that takes seconds; add a length and an out_dir."""
-    return [str(REPO_ROOT / "config" / "sft.py"), f"--dataset={qa}", f"--init_from={pretrained}", *QUIET]
+    return [
+        str(REPO_ROOT / "config" / "sft.py"),
+        f"--dataset={qa}",
+        f"--init_from={pretrained}",
+        *QUIET,
+    ]
 
 
 @pytest.fixture(scope="session")
 def tuned(sft: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model that knows the answers to the training questions."""
     out_dir = tmp_path_factory.mktemp("tuned") / "out-sft"
-    assert train.main([*sft, f"--out_dir={out_dir}", "--max_iters=120", "--eval_interval=40", "--sample_tokens=20"]) == 0
+    assert (
+        train.main(
+            [
+                *sft,
+                f"--out_dir={out_dir}",
+                "--max_iters=120",
+                "--eval_interval=40",
+                "--sample_tokens=20",
+            ]
+        )
+        == 0
+    )
     return out_dir
 
 
@@ -215,24 +315,49 @@ class Nursery:
 
     def __init__(self) -> None:
         answers, theirs = os.pipe()
-        environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(REPO_ROOT), "OMP_NUM_THREADS": "1"}
+        environment = {
+            **os.environ,
+            "CUDA_VISIBLE_DEVICES": "",
+            "PYTHONPATH": str(REPO_ROOT),
+            "OMP_NUM_THREADS": "1",
+        }
         command = [sys.executable, str(REPO_ROOT / "tests" / "faults" / "nursery.py"), str(theirs)]
-        self.process = subprocess.Popen(command, cwd=REPO_ROOT, env=environment, stdin=subprocess.PIPE, pass_fds=[theirs], text=True)
+        self.process = subprocess.Popen(
+            command,
+            cwd=REPO_ROOT,
+            env=environment,
+            stdin=subprocess.PIPE,
+            pass_fds=[theirs],
+            text=True,
+        )
         os.close(theirs)
         self._answers = os.fdopen(answers)
 
-    def start(self, argv: Sequence[str], out: Path, environment: dict[str, str] | None = None, **faults: object) -> int:
+    def start(
+        self,
+        argv: Sequence[str],
+        out: Path,
+        environment: dict[str, str] | None = None,
+        **faults: object,
+    ) -> int:
         """The pid of a training; what it prints goes to the end of `out`."""
-        return self._ask(do="start", argv=list(argv), out=str(out), environment=environment or {}, faults=faults)
+        return self._ask(
+            do="start", argv=list(argv), out=str(out), environment=environment or {}, faults=faults
+        )
 
-    def start_group(self, argv: Sequence[str], out: Path, world: int, faults: dict[int, dict] | None = None) -> list[int]:
+    def start_group(
+        self, argv: Sequence[str], out: Path, world: int, faults: dict[int, dict] | None = None
+    ) -> list[int]:
         """The pids of a training shared by several processes, as torchrun would start them; faults by rank. Each prints to `out`.<rank>."""
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         common = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         ranks = ({**common, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(world))
-        return [self.start(argv, out.with_suffix(f".{r}"), environment, **(faults or {}).get(r, {})) for r, environment in enumerate(ranks)]
+        return [
+            self.start(argv, out.with_suffix(f".{r}"), environment, **(faults or {}).get(r, {}))
+            for r, environment in enumerate(ranks)
+        ]
 
     def wait(self, pid: int, seconds: float = 60) -> int:
         """Its exit code, or minus the signal that ended it."""
@@ -240,7 +365,9 @@ class Nursery:
         assert code is not None, f"process {pid} still runs after {seconds} s"
         return code
 
-    def train(self, argv: Sequence[str], out: Path, world: int = 1, faults: dict[int, dict] | None = None) -> list[int]:
+    def train(
+        self, argv: Sequence[str], out: Path, world: int = 1, faults: dict[int, dict] | None = None
+    ) -> list[int]:
         """The exit codes of a training, rank by rank."""
         return [self.wait(pid) for pid in self.start_group(argv, out, world, faults)]
 

@@ -35,7 +35,9 @@ def interleave(contenders: dict[str, Callable[[], float]], count: int) -> list[R
 
 def exponent(sizes: Sequence[float], costs: Sequence[float]) -> float:
     """The power of size that cost grows with: the least squares slope of one logarithm against the other."""
-    return statistics.linear_regression(list(map(math.log, sizes)), list(map(math.log, costs))).slope
+    return statistics.linear_regression(
+        list(map(math.log, sizes)), list(map(math.log, costs))
+    ).slope
 
 
 def short(value: float) -> str:
@@ -47,22 +49,43 @@ class BenchReport:
     """What a bench ran and found: told line by line, and kept for --json."""
 
     def __init__(self, part: str, settings: BenchSettings) -> None:
-        self.content: dict = {"part": part, "settings": asdict(settings), "complete": False, "facts": [], "commands": [], "rounds": {}, "figures": {}}
-        self.facts("settings", {name: value for name, value in asdict(settings).items() if value not in (None, (), "")})
+        self.content: dict = {
+            "part": part,
+            "settings": asdict(settings),
+            "complete": False,
+            "facts": [],
+            "commands": [],
+            "rounds": {},
+            "figures": {},
+        }
+        self.facts(
+            "settings",
+            {
+                name: value
+                for name, value in asdict(settings).items()
+                if value not in (None, (), "")
+            },
+        )
 
     def facts(self, name: str, facts: dict) -> None:
         """What must be known to repeat this."""
         self.content["facts"].append({"of": name, **facts})
-        print(f"{name:<10} " + ", ".join(f"{key} {value}" for key, value in facts.items()), flush=True)
+        print(
+            f"{name:<10} " + ", ".join(f"{key} {value}" for key, value in facts.items()), flush=True
+        )
 
     def ran(self, command: Sequence[object], read: str = "") -> list[str]:
         """Notes a command and what it reads."""
         words = [str(word) for word in command]
-        self.content["commands"].append(shlex.join(words) + (f" <<< {shlex.quote(read)}" if read else ""))
+        self.content["commands"].append(
+            shlex.join(words) + (f" <<< {shlex.quote(read)}" if read else "")
+        )
         print(f"$ {self.content['commands'][-1]}", flush=True)
         return words
 
-    def measure(self, title: str, contenders: dict[str, Callable[[], float]], count: int, unit: str) -> list[Round]:
+    def measure(
+        self, title: str, contenders: dict[str, Callable[[], float]], count: int, unit: str
+    ) -> list[Round]:
         """Rounds of these contenders, and their medians."""
         rounds = interleave(contenders, count)
         self.content["rounds"][title] = {"unit": unit, "found": rounds}
@@ -70,12 +93,16 @@ class BenchReport:
             self.median(f"{title}: {name}, {unit}", [found[name] for found in rounds])
         return rounds
 
-    def compare(self, title: str, contenders: dict[str, Callable[[], float]], count: int, unit: str) -> list[Round]:
+    def compare(
+        self, title: str, contenders: dict[str, Callable[[], float]], count: int, unit: str
+    ) -> list[Round]:
         """As `measure`, and the first one's ratio to each other, round by round."""
         rounds = self.measure(title, contenders, count, unit)
         first, *others = contenders
         for name in others:
-            self.median(f"{title}: {first} / {name}", [found[first] / found[name] for found in rounds])
+            self.median(
+                f"{title}: {first} / {name}", [found[first] / found[name] for found in rounds]
+            )
         return rounds
 
     def median(self, name: str, values: Sequence[float]) -> None:
@@ -92,7 +119,9 @@ class BenchReport:
 
     def write(self, path: Path) -> None:
         try:
-            path.write_text(json.dumps(self.content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+            path.write_text(
+                json.dumps(self.content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8"
+            )
         except OSError as error:
             raise UserError(f"can't write {path}: {error.strerror}") from None
 
@@ -104,8 +133,21 @@ class Worker:
     """The asking end. The first object is the job; what the worker says of itself stands in `facts`."""
 
     def __init__(self, command: Sequence[str], job: dict, env: dict[str, str], cwd: Path) -> None:
-        self.command, self.errors, pipe = command, tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace"), subprocess.PIPE  # noqa: SIM115
-        self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=self.errors, env=env, cwd=cwd, text=True, encoding="utf-8")
+        self.command, self.errors, pipe = (
+            command,
+            tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace"),
+            subprocess.PIPE,
+        )  # noqa: SIM115
+        self.process = subprocess.Popen(
+            command,
+            stdin=pipe,
+            stdout=pipe,
+            stderr=self.errors,
+            env=env,
+            cwd=cwd,
+            text=True,
+            encoding="utf-8",
+        )
         self.facts = self.ask(**job)
 
     def ask(self, **request: object) -> typing.Any:
@@ -119,13 +161,19 @@ class Worker:
         self.errors.seek(0)
         told = self.errors.read().strip().splitlines() or ["it said nothing"]
         self.close()
-        raise UserError(f"{' '.join(self.command)} ended with code {self.process.returncode}: {told[-1]}")
+        raise UserError(
+            f"{' '.join(self.command)} ended with code {self.process.returncode}: {told[-1]}"
+        )
 
     def close(self) -> None:
         """Ends the process."""
         try:
             self.process.communicate(timeout=20)
-        except (OSError, ValueError, subprocess.TimeoutExpired):  # closed before, or it doesn't end by itself
+        except (
+            OSError,
+            ValueError,
+            subprocess.TimeoutExpired,
+        ):  # closed before, or it doesn't end by itself
             self.process.kill()
             self.process.wait()
         self.errors.close()

@@ -25,9 +25,13 @@ class NanoGPT:
     def __init__(self, checkout: Path, folder: Path, env: dict[str, str]) -> None:
         missing = [name for name in NEEDED if not (checkout / name).is_file()]
         if missing:
-            raise UserError(f"--vs={checkout} is no nanoGPT checkout, it lacks {', '.join(missing)}: git clone https://github.com/karpathy/nanoGPT")
+            raise UserError(
+                f"--vs={checkout} is no nanoGPT checkout, it lacks {', '.join(missing)}: git clone https://github.com/karpathy/nanoGPT"
+            )
         self.folder = folder
-        self.env = {name: value for name, value in env.items() if name != "GOMP_SPINCOUNT"}  # which our own commands set
+        self.env = {
+            name: value for name, value in env.items() if name != "GOMP_SPINCOUNT"
+        }  # which our own commands set
         folder.mkdir()
         for path in checkout.glob("*.py"):
             shutil.copyfile(path, folder / path.name)
@@ -36,7 +40,9 @@ class NanoGPT:
         """The same tokens as its train.py reads them."""
         place = self.folder / "data" / "bench"
         if vocab_size > 1 << 16:
-            raise UserError(f"nanoGPT reads 16-bit tokens: a vocabulary of {vocab_size:,} is too large for it")
+            raise UserError(
+                f"nanoGPT reads 16-bit tokens: a vocabulary of {vocab_size:,} is too large for it"
+            )
         place.mkdir(parents=True, exist_ok=True)
         for split in TEXT_SPLITS:
             TextDataset(data, split).tokens.astype("<u2").tofile(place / f"{split}.bin")
@@ -44,12 +50,27 @@ class NanoGPT:
 
     def command(self, **settings: object) -> list[str]:
         """Its train.py on our data; 3, 0.001, True and bare words, as its configurator reads them."""
-        return [sys.executable, "-u", "train.py", "--dataset=bench", "--log_interval=1", *(f"--{name}={value}" for name, value in settings.items())]
+        return [
+            sys.executable,
+            "-u",
+            "train.py",
+            "--dataset=bench",
+            "--log_interval=1",
+            *(f"--{name}={value}" for name, value in settings.items()),
+        ]
 
     def iterations(self, command: list[str]) -> Iterator[tuple[int, float, bool]]:
         """(number, seconds, whether an evaluation is in them) as its train.py goes; closing this ends it."""
         told = (self.folder / "told.txt").open("w+", encoding="utf-8", errors="replace")
-        child = subprocess.Popen(command, cwd=self.folder, env=self.env, stdout=subprocess.PIPE, stderr=told, text=True, encoding="utf-8")
+        child = subprocess.Popen(
+            command,
+            cwd=self.folder,
+            env=self.env,
+            stdout=subprocess.PIPE,
+            stderr=told,
+            text=True,
+            encoding="utf-8",
+        )
         evaluated = False
         try:
             for line in child.stdout:
@@ -59,7 +80,9 @@ class NanoGPT:
                     evaluated = False
             if child.wait() != 0:
                 told.seek(0)
-                raise UserError(f"{' '.join(command)} ended with code {child.returncode}: {(told.read().strip().splitlines() or ['it said nothing'])[-1]}")
+                raise UserError(
+                    f"{' '.join(command)} ended with code {child.returncode}: {(told.read().strip().splitlines() or ['it said nothing'])[-1]}"
+                )
         finally:
             child.terminate()
             child.wait()
@@ -78,13 +101,17 @@ class NanoGPT:
             raise UserError(f"{' '.join(command)} told no iteration after the first {SETTLED}")
         return sum(found) / len(found)
 
-    def train(self, command: list[str], keep: Path, tell: Callable[[str], None]) -> list[tuple[float, Path]]:
+    def train(
+        self, command: list[str], keep: Path, tell: Callable[[str], None]
+    ) -> list[tuple[float, Path]]:
         """A whole training; its checkpoints, each taken away before the next one comes, with the clock of the iterations before it, evaluations left out."""
         points, usual, clock, told = [], [], 0.0, 0.0
         keep.mkdir()
         for number, passed, evaluated in self.iterations(command):
             if evaluated and number:  # the checkpoint was written before this iteration began
-                points.append((clock, (self.folder / "out" / "ckpt.pt").replace(keep / f"{number}.pt")))
+                points.append(
+                    (clock, (self.folder / "out" / "ckpt.pt").replace(keep / f"{number}.pt"))
+                )
             usual.append(statistics.median(usual[-20:]) if evaluated and usual else passed)
             clock += usual[-1]
             if clock > told + 30:

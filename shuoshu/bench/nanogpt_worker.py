@@ -27,16 +27,29 @@ from shuoshu.text.tokenizer import Tokenizer
 
 def start_worker(job: dict) -> tuple[dict, Measure]:
     device = setup_process(job["device"], job["threads"], job["tamed"])
-    facts, measure = {"train": training, "sample": sampling, "score": scoring}[job["kind"]](device, partial(rate_of, clock=job["clock"]), **job["how"])
+    facts, measure = {"train": training, "sample": sampling, "score": scoring}[job["kind"]](
+        device, partial(rate_of, clock=job["clock"]), **job["how"]
+    )
     return facts, lambda what, **how: measure(**how)
 
 
-def training(device: torch.device, rate: Callable[..., float], shape: dict, dtype: str, rows: int, micro_steps: int, compiled: bool) -> tuple[dict, Measure]:
+def training(
+    device: torch.device,
+    rate: Callable[..., float],
+    shape: dict,
+    dtype: str,
+    rows: int,
+    micro_steps: int,
+    compiled: bool,
+) -> tuple[dict, Measure]:
     """Tokens/s of its model and its optimiser under autocast: forward, backward, clipping, step."""
     model = GPT(GPTConfig(bias=False, **shape)).to(device)
     forward = torch.compile(model) if compiled else model
     optimizer = model.configure_optimizers(0.1, 1e-3, (0.9, 0.95), device.type)
-    tokens, block = np.memmap("data/bench/train.bin", dtype=np.uint16, mode="r"), shape["block_size"]
+    tokens, block = (
+        np.memmap("data/bench/train.bin", dtype=np.uint16, mode="r"),
+        shape["block_size"],
+    )
     draw = np.random.default_rng(1337)
 
     def step() -> float:
@@ -54,24 +67,33 @@ def training(device: torch.device, rate: Callable[..., float], shape: dict, dtyp
 
     for _ in range(WARM_UP):
         step()
-    facts = {"parameters": sum(p.numel() for p in model.parameters()), "memory": peak_memory(device)}
+    facts = {
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "memory": peak_memory(device),
+    }
     return facts, lambda seconds: rate(step, seconds)
 
 
-def sampling(device: torch.device, rate: Callable[..., float], shape: dict, tokens: int, dtype: str) -> tuple[dict, Measure]:
+def sampling(
+    device: torch.device, rate: Callable[..., float], shape: dict, tokens: int, dtype: str
+) -> tuple[dict, Measure]:
     """Tokens/s of its generate after prompts of half a block; the weights are random."""
     model = GPT(GPTConfig(bias=False, **shape)).to(device).eval()
     kind = pick_dtype(dtype, device)
 
     def generate(rows: int, count: int) -> float:
-        prompts = torch.randint(shape["vocab_size"], (rows, shape["block_size"] // 2), device=device)
+        prompts = torch.randint(
+            shape["vocab_size"], (rows, shape["block_size"] // 2), device=device
+        )
         with torch.no_grad(), autocast(device, kind):
             model.generate(prompts, count, temperature=0.8, top_k=200)
         synchronize(device)
         return rows * count
 
     generate(1, WARM_UP)
-    return {"dtype": str(kind).removeprefix("torch.")}, lambda rows: rate(lambda: generate(rows, tokens), 0)
+    return {"dtype": str(kind).removeprefix("torch.")}, lambda rows: rate(
+        lambda: generate(rows, tokens), 0
+    )
 
 
 def scoring(device: torch.device, rate: Callable[..., float], data: str) -> tuple[dict, Measure]:
@@ -81,10 +103,14 @@ def scoring(device: torch.device, rate: Callable[..., float], data: str) -> tupl
     def measure(checkpoint: str) -> float:
         saved = torch.load(checkpoint, map_location=device, weights_only=True)
         model = GPT(GPTConfig(**saved["model_args"])).to(device)
-        model.load_state_dict({name.removeprefix("_orig_mod."): tensor for name, tensor in saved["model"].items()})
+        model.load_state_dict(
+            {name.removeprefix("_orig_mod."): tensor for name, tensor in saved["model"].items()}
+        )
 
         def losses(ids: torch.Tensor, targets: torch.Tensor, reduction: str) -> torch.Tensor:
-            logits, _ = model(ids, targets.clamp(min=0))  # with targets it gives the logits of every position
+            logits, _ = model(
+                ids, targets.clamp(min=0)
+            )  # with targets it gives the logits of every position
             return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction=reduction)
 
         windows = text_windows(val.tokens, end, saved["model_args"]["block_size"], 16)

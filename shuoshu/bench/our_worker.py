@@ -16,7 +16,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from model import GPT, GPTConfig
 from shuoshu.bench.measure import WARM_UP, Measure, rate_of, serve
 from shuoshu.core.cli import parse
-from shuoshu.core.device import describe_machine, free_memory, peak_memory, setup_process, synchronize
+from shuoshu.core.device import (
+    describe_machine,
+    free_memory,
+    peak_memory,
+    setup_process,
+    synchronize,
+)
 from shuoshu.core.distributed import Processes
 from shuoshu.core.files import Lock
 from shuoshu.core.settings import ModelSettings, TrainSettings
@@ -34,10 +40,20 @@ from shuoshu.training.step import train_step
 def start_worker(job: dict) -> tuple[dict, Measure]:
     device = setup_process(job["device"], job["threads"], tamed=True)
     rate = partial(rate_of, clock=job["clock"])
-    facts, own = {"train": training, "sample": sampling, "scale": growing}[job["kind"]](device, rate, **job["how"])
-    measures = {job["kind"]: own, "matrix": lambda seconds, dtype: rate(product(device, dtype), seconds), "memory": lambda seconds: rate(copy(device), seconds)}
+    facts, own = {"train": training, "sample": sampling, "scale": growing}[job["kind"]](
+        device, rate, **job["how"]
+    )
+    measures = {
+        job["kind"]: own,
+        "matrix": lambda seconds, dtype: rate(product(device, dtype), seconds),
+        "memory": lambda seconds: rate(copy(device), seconds),
+    }
     measures["peak"] = lambda: peak_memory(device)
-    return {**describe_machine(device), "device": str(device), **facts}, lambda what, **how: measures[what](**how)
+    return {
+        **describe_machine(device),
+        "device": str(device),
+        **facts,
+    }, lambda what, **how: measures[what](**how)
 
 
 def product(device: torch.device, dtype: str) -> Callable[[], float]:
@@ -66,7 +82,13 @@ def copy(device: torch.device) -> Callable[[], float]:
     return step
 
 
-def training(device: torch.device, rate: Callable[..., float], words: list[str], pad_to: int = 0, patience: float = math.inf) -> tuple[dict, Measure]:
+def training(
+    device: torch.device,
+    rate: Callable[..., float],
+    words: list[str],
+    pad_to: int = 0,
+    patience: float = math.inf,
+) -> tuple[dict, Measure]:
     """Tokens/s of train.py's own step on its own batches, or on the same rows padded to one width; warmed up in `patience` seconds, about."""
     settings = parse(TrainSettings, words, "")
     run = Run(settings, Processes(), device, Lock(Path(settings.out_dir)))
@@ -78,16 +100,35 @@ def training(device: torch.device, rate: Callable[..., float], words: list[str],
         train_step(run)
         synchronize(device)
         run.state.step += 1
-        return run.data.targets((run.state.step - 1) * run.rows_per_step, run.rows_per_step, run.block, run.settings.seed)
+        return run.data.count_targets(
+            (run.state.step - 1) * run.rows_per_step,
+            run.rows_per_step,
+            run.block,
+            run.settings.seed,
+        )
 
     began = time.perf_counter()
     for done in range(WARM_UP):
         if not done or time.perf_counter() - began < patience:
             step()
     total, inner = run.raw.count_parameters()
-    facts = {"parameters": total, "inner": inner, "vocabulary": run.raw.config.vocab_size, "dtype": run.settings.dtype}
-    facts |= {"compiled": run.model is not run.raw, "flops_per_token": run.raw.flops_per_token(), "memory": peak_memory(device)}
-    facts |= {"context": run.block, "rows": run.rows_per_step, "optimizer_flops": orthogonalising(run), "settings": asdict(run.settings)}
+    facts = {
+        "parameters": total,
+        "inner": inner,
+        "vocabulary": run.raw.config.vocab_size,
+        "dtype": run.settings.dtype,
+    }
+    facts |= {
+        "compiled": run.model is not run.raw,
+        "flops_per_token": run.raw.flops_per_token(),
+        "memory": peak_memory(device),
+    }
+    facts |= {
+        "context": run.block,
+        "rows": run.rows_per_step,
+        "optimizer_flops": orthogonalising(run),
+        "settings": asdict(run.settings),
+    }
     return facts, lambda seconds: rate(step, seconds)
 
 
@@ -96,17 +137,34 @@ def orthogonalising(run: Run) -> int:
     with FlopCounterMode(display=False) as counter:
         for muon in (optimizer for optimizer in run.optimizers if isinstance(optimizer, Muon)):
             for group in muon.param_groups:
-                orthogonalize(torch.empty(len(group["params"]), *group["params"][0].shape, device="meta"), muon.dtype)
+                orthogonalize(
+                    torch.empty(len(group["params"]), *group["params"][0].shape, device="meta"),
+                    muon.dtype,
+                )
     return counter.get_total_flops()
 
 
-def growing(device: torch.device, rate: Callable[..., float], words: list[str], patience: float) -> tuple[dict, Measure]:
+def growing(
+    device: torch.device, rate: Callable[..., float], words: list[str], patience: float
+) -> tuple[dict, Measure]:
     """As `training`, if its memory is there: what it needs is estimated first, and not taken where it isn't free."""
-    memory = {"estimate": estimated(parse(TrainSettings, words, "")), "available": free_memory(device)}
+    memory = {
+        "estimate": estimated(parse(TrainSettings, words, "")),
+        "available": free_memory(device),
+    }
     if memory["estimate"] > memory["available"]:
         return memory, lambda seconds: 0.0
-    small = ("--n_layer=1", "--n_head=1", "--n_embd=8", "--block_size=8", "--batch_size=1", "--compile=false")
-    training(device, rate, [*words, *small], patience=0.0)  # torch loads what it needs before memory is counted
+    small = (
+        "--n_layer=1",
+        "--n_head=1",
+        "--n_embd=8",
+        "--block_size=8",
+        "--batch_size=1",
+        "--compile=false",
+    )
+    training(
+        device, rate, [*words, *small], patience=0.0
+    )  # torch loads what it needs before memory is counted
     memory["before"] = peak_memory(device)
     facts, measure = training(device, rate, words, patience=patience)
     return {**facts, **memory}, measure
@@ -116,36 +174,74 @@ def estimated(settings: TrainSettings) -> float:
     """Bytes that a training takes, about, at the most: what is kept of each parameter, and of each token what a backward pass needs."""
     vocab_size = -(-read_meta(find_dataset(settings.dataset))["vocab_size"] // 64) * 64
     with torch.device("meta"):
-        model = GPT(GPTConfig(vocab_size=vocab_size, **{field.name: getattr(settings, field.name) for field in fields(ModelSettings)}))
+        model = GPT(
+            GPTConfig(
+                vocab_size=vocab_size,
+                **{field.name: getattr(settings, field.name) for field in fields(ModelSettings)},
+            )
+        )
     total, inner = model.count_parameters()
     c = model.config
-    of_parameters = 20 * total - 4 * inner  # weights, gradients, Muon's one state or AdamW's two, copies in bf16
+    of_parameters = (
+        20 * total - 4 * inner
+    )  # weights, gradients, Muon's one state or AdamW's two, copies in bf16
     attention = 2 * c.n_head * c.block_size if c.block_size <= MAX_CONTEXT else 0
-    of_tokens = settings.batch_size * c.block_size * (c.n_layer * (110 * c.n_embd + attention) + 16 * vocab_size)
+    of_tokens = (
+        settings.batch_size
+        * c.block_size
+        * (c.n_layer * (110 * c.n_embd + attention) + 16 * vocab_size)
+    )
     return of_parameters + max(of_tokens, 10 * inner)  # Muon works when the backward pass is done
 
 
-def padded(rows: Callable[..., tuple[np.ndarray, np.ndarray]], width: int, *which: int) -> tuple[np.ndarray, np.ndarray]:
+def padded(
+    rows: Callable[..., tuple[np.ndarray, np.ndarray]], width: int, *which: int
+) -> tuple[np.ndarray, np.ndarray]:
     """The same rows in one width."""
     ids, targets = rows(*which)
     missing = ((0, 0), (0, max(0, width - ids.shape[1])))
     return np.pad(ids, missing), np.pad(targets, missing, constant_values=IGNORE)
 
 
-def sampling(device: torch.device, rate: Callable[..., float], data: str, shape: dict, tokens: int, dtype: str) -> tuple[dict, Measure]:
+def sampling(
+    device: torch.device,
+    rate: Callable[..., float],
+    data: str,
+    shape: dict,
+    tokens: int,
+    dtype: str,
+) -> tuple[dict, Measure]:
     """Tokens/s of texts after prompts of half a block, as sample.py makes them; the weights are random."""
     tokenizer = Tokenizer.load(data)
     config = GPTConfig(vocab_size=-(-tokenizer.n_vocab // 64) * 64, **shape)
-    voice = ChatModel(LoadedModel(GPT(config).to(device).eval(), tokenizer, 0, 0), device, dtype)
+    voice = ChatModel(
+        LoadedModel(GPT(config).to(device).eval(), tokenizer, 0, "text", 0), device, dtype
+    )
     prompt = (tokenizer.encode("话") * config.block_size)[: config.block_size // 2]
 
     def texts(rows: int, count: int) -> float:
-        done = complete(voice.model, tokenizer, [prompt] * rows, SamplingParams(max_new_tokens=count), range(rows), mask=voice.mask, reader=voice.reader)
+        done = complete(
+            voice.model,
+            tokenizer,
+            [prompt] * rows,
+            SamplingParams(max_new_tokens=count),
+            range(rows),
+            mask=voice.mask,
+            reader=voice.reader,
+        )
         return sum(len(text.ids) for text in done)
 
     texts(1, WARM_UP)
-    weights = sum(p.numel() * p.element_size() for name, p in voice.model.named_parameters() if "embed_tokens" not in name)
-    facts = {"vocabulary": config.vocab_size, "dtype": str(voice.model.lm_head.weight.dtype).removeprefix("torch."), "weights": weights}
+    weights = sum(
+        p.numel() * p.element_size()
+        for name, p in voice.model.named_parameters()
+        if "embed_tokens" not in name
+    )
+    facts = {
+        "vocabulary": config.vocab_size,
+        "dtype": str(voice.model.lm_head.weight.dtype).removeprefix("torch."),
+        "weights": weights,
+    }
     return facts, lambda rows: rate(lambda: texts(rows, tokens), 0)
 
 

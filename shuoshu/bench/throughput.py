@@ -27,23 +27,57 @@ FAIR = "its model.py and optimiser in a loop of ours under autocast, with malloc
 class BenchContext:
     """One run of bench.py: its settings, a folder for what is only needed meanwhile, its workers."""
 
-    def __init__(self, settings: BenchSettings, ledger: BenchReport, folder: Path, stack: ExitStack) -> None:
+    def __init__(
+        self, settings: BenchSettings, ledger: BenchReport, folder: Path, stack: ExitStack
+    ) -> None:
         self.settings, self.ledger, self.folder, self.stack = settings, ledger, folder, stack
         self.part, *self.texts = settings.words
         self.threads = [f"--threads={settings.threads}"] if settings.threads else []
-        self.env = dict(os.environ) | ({"OMP_NUM_THREADS": str(settings.threads)} if settings.threads else {})
+        self.env = dict(os.environ) | (
+            {"OMP_NUM_THREADS": str(settings.threads)} if settings.threads else {}
+        )
         self.peer = NanoGPT(Path(settings.vs), folder / "peer", self.env) if settings.vs else None
-        self.shape = {**settings.shape(), "block_size": settings.block_size or (PADDED if self.part in ("sample", "sft") else 256)}
+        self.shape = {
+            **settings.shape(),
+            "block_size": settings.block_size
+            or (PADDED if self.part in ("sample", "sft") else 256),
+        }
         self.dropouts = settings.numbers("dropout", (0.0,))
-        ledger.facts("python", {"version": platform.python_version(), "system": platform.platform(terse=True), "cores": os.cpu_count(), **load()})
+        ledger.facts(
+            "python",
+            {
+                "version": platform.python_version(),
+                "system": platform.platform(terse=True),
+                "cores": os.cpu_count(),
+                **load(),
+            },
+        )
 
-    def worker(self, kind: str, peer: bool = False, tamed: bool = True, again: bool = False, **how: object) -> Worker:
+    def worker(
+        self, kind: str, peer: bool = False, tamed: bool = True, again: bool = False, **how: object
+    ) -> Worker:
         """A process of ours, or one that runs the peer's model.py; `tamed`: with our settings of malloc and OpenMP; `again`: it has been told of before."""
-        job = {"kind": kind, "device": self.settings.device, "threads": self.settings.threads, "clock": self.settings.clock, "tamed": tamed, "how": how}
-        command = [sys.executable, str(REPO_ROOT / "shuoshu" / "peer_runner.py")] if peer else [sys.executable, "-m", "shuoshu.contenders"]
+        job = {
+            "kind": kind,
+            "device": self.settings.device,
+            "threads": self.settings.threads,
+            "clock": self.settings.clock,
+            "tamed": tamed,
+            "how": how,
+        }
+        command = (
+            [sys.executable, str(REPO_ROOT / "shuoshu" / "peer_runner.py")]
+            if peer
+            else [sys.executable, "-m", "shuoshu.contenders"]
+        )
         if not again:
             self.ledger.ran(command, json.dumps(job))
-        made = Worker(command, job, self.env if tamed else self.peer.env, self.peer.folder if peer else REPO_ROOT)
+        made = Worker(
+            command,
+            job,
+            self.env if tamed else self.peer.env,
+            self.peer.folder if peer else REPO_ROOT,
+        )
         self.stack.callback(made.close)
         resolved = made.facts.pop("settings", None)
         if not again:
@@ -55,9 +89,13 @@ class BenchContext:
     def run(self, name: str, *words: object) -> None:
         """One of our commands, to its end."""
         command = self.ledger.ran([sys.executable, REPO_ROOT / f"{name}.py", *words])
-        done = subprocess.run(command, env=self.env, capture_output=True, text=True, encoding="utf-8")
+        done = subprocess.run(
+            command, env=self.env, capture_output=True, text=True, encoding="utf-8"
+        )
         if done.returncode:
-            raise UserError(f"{shlex.join(command)} ended with code {done.returncode}: {done.stderr.strip()}")
+            raise UserError(
+                f"{shlex.join(command)} ended with code {done.returncode}: {done.stderr.strip()}"
+            )
 
     def prepared(self) -> Path:
         """The texts as data: a prepared folder as it is, anything else through prepare.py."""
@@ -65,29 +103,64 @@ class BenchContext:
         if len(self.texts) == 1 and (Path(self.texts[0]) / "meta.json").is_file():
             out = Path(self.texts[0]).resolve()
         else:
-            self.run("prepare", *map(Path.resolve, map(Path, self.texts)), f"--out={out}", f"--tokenizer={self.settings.tokenizer}", *self.threads)
+            self.run(
+                "prepare",
+                *map(Path.resolve, map(Path, self.texts)),
+                f"--out={out}",
+                f"--tokenizer={self.settings.tokenizer}",
+                *self.threads,
+            )
         meta = read_meta(out)
-        self.ledger.facts("data", {**{split: part["tokens"] for split, part in meta["splits"].items()}, "vocabulary": meta["vocab_size"]})
+        self.ledger.facts(
+            "data",
+            {
+                **{split: part["tokens"] for split, part in meta["splits"].items()},
+                "vocabulary": meta["vocab_size"],
+            },
+        )
         return out
 
     def common(self) -> dict[str, object]:
         """What both train.py are told alike."""
         names = ("batch_size", "gradient_accumulation_steps")
-        return {**self.shape, "dropout": self.dropouts[0], **{name: getattr(self.settings, name) for name in names}}
+        return {
+            **self.shape,
+            "dropout": self.dropouts[0],
+            **{name: getattr(self.settings, name) for name in names},
+        }
 
     def words(self, data: Path, *more: str) -> list[str]:
         """train.py's settings for ours."""
-        own = {**self.common(), "dataset": data, "out_dir": self.folder / "out", "device": self.settings.device, "dtype": self.settings.dtype}
-        return [*(f"--{name}={value}" for name, value in own.items()), *self.threads, *more, *shlex.split(self.settings.ours)]
+        own = {
+            **self.common(),
+            "dataset": data,
+            "out_dir": self.folder / "out",
+            "device": self.settings.device,
+            "dtype": self.settings.dtype,
+        }
+        return [
+            *(f"--{name}={value}" for name, value in own.items()),
+            *self.threads,
+            *more,
+            *shlex.split(self.settings.ours),
+        ]
 
     def peer_words(self, device: str, compiled: bool, **more: object) -> list[str]:
         """nanoGPT's train.py as it comes, but for shape and data: fp32 on a CPU, bf16 on CUDA."""
-        own = {"device": device, "dtype": "bfloat16" if device.startswith("cuda") else "float32", "compile": compiled}
+        own = {
+            "device": device,
+            "dtype": "bfloat16" if device.startswith("cuda") else "float32",
+            "compile": compiled,
+        }
         own |= {"eval_interval": 10**9, "eval_iters": 1, "max_iters": 10**9, "out_dir": "out"}
         return self.ledger.ran(self.peer.command(**{**self.common(), **own, **more}))
 
     def tokens_per_step(self) -> int:
-        return self.shape["block_size"] * self.settings.batch_size * self.settings.gradient_accumulation_steps
+        return (
+            self.shape["block_size"]
+            * self.settings.batch_size
+            * self.settings.gradient_accumulation_steps
+        )
 
 
 def load() -> dict[str, float]:
@@ -100,7 +173,12 @@ def load() -> dict[str, float]:
 
 def train(bench: BenchContext) -> None:
     """Tokens/s with the optimiser included, and the share of the matrix rate that they make up."""
-    data, settings, ledger, seconds = bench.prepared(), bench.settings, bench.ledger, bench.settings.seconds
+    data, settings, ledger, seconds = (
+        bench.prepared(),
+        bench.settings,
+        bench.ledger,
+        bench.settings.seconds,
+    )
     ours = bench.worker("train", words=bench.words(data), pad_to=0)
     facts, memory = ours.facts, {"ours": ours.facts["memory"]}
     contenders = {"ours": partial(ours.ask, what="train", seconds=seconds)}
@@ -109,16 +187,29 @@ def train(bench: BenchContext) -> None:
         fair = fair_peer(bench, facts)
         memory["fair"] = fair.facts["memory"]
         if settings.clock == "cpu":  # its train.py tells wall time only
-            shipped = bench.worker("train", peer=True, tamed=False, **loop_of_peer(bench, facts, compiled=False) | {"dtype": "float32"})
+            shipped = bench.worker(
+                "train",
+                peer=True,
+                tamed=False,
+                **loop_of_peer(bench, facts, compiled=False) | {"dtype": "float32"},
+            )
             contenders["shipped"] = partial(shipped.ask, what="train", seconds=seconds)
         else:
             command = bench.peer_words(facts["device"], faster(bench, facts["device"])[0])
-            contenders["shipped"] = lambda: bench.tokens_per_step() / bench.peer.lap(command, seconds)
+            contenders["shipped"] = lambda: (
+                bench.tokens_per_step() / bench.peer.lap(command, seconds)
+            )
         contenders["fair"] = partial(fair.ask, what="train", seconds=seconds)
-    contenders["limit"] = lambda: ours.ask(what="matrix", seconds=seconds / 4, dtype=facts["dtype"]) / facts["flops_per_token"]
+    contenders["limit"] = lambda: (
+        ours.ask(what="matrix", seconds=seconds / 4, dtype=facts["dtype"])
+        / facts["flops_per_token"]
+    )
     ledger.facts("limit", {"is": "the matrix rate over a token's floating-point operations"})
     rounds = ledger.compare("train", contenders, settings.pairs, "tokens/s")
-    ledger.median("train: matrix rate, GFLOP/s", [found["limit"] * facts["flops_per_token"] / 1e9 for found in rounds])
+    ledger.median(
+        "train: matrix rate, GFLOP/s",
+        [found["limit"] * facts["flops_per_token"] / 1e9 for found in rounds],
+    )
     for name, held in memory.items():
         ledger.figure(f"train: peak memory of {name}, GB", held / 1e9)
 
@@ -126,7 +217,10 @@ def train(bench: BenchContext) -> None:
 def loop_of_peer(bench: BenchContext, facts: dict, compiled: bool) -> dict:
     """What peer_runner.py wants to know for a loop as ours has it."""
     shape = {**bench.shape, "vocab_size": facts["vocabulary"], "dropout": bench.dropouts[0]}
-    steps = {"rows": bench.settings.batch_size, "micro_steps": bench.settings.gradient_accumulation_steps}
+    steps = {
+        "rows": bench.settings.batch_size,
+        "micro_steps": bench.settings.gradient_accumulation_steps,
+    }
     return {"shape": shape, "dtype": facts["dtype"], **steps, "compiled": compiled}
 
 
@@ -136,7 +230,10 @@ def fair_peer(bench: BenchContext, facts: dict) -> Worker:
     for compiled in (False, True) if bench.settings.clock == "wall" else (False,):
         try:
             made = bench.worker("train", peer=True, **loop_of_peer(bench, facts, compiled))
-            found[made.ask(what="train", seconds=bench.settings.seconds)] = "compiled" if compiled else "eager", made
+            found[made.ask(what="train", seconds=bench.settings.seconds)] = (
+                "compiled" if compiled else "eager",
+                made,
+            )
         except UserError as error:
             print(f"the peer doesn't run so here: {str(error)[-200:]}")
     if not found:
@@ -158,41 +255,76 @@ def faster(bench: BenchContext, device: str, budget: float = math.inf) -> tuple[
     found = {}
     for compiled in (False, True):
         try:
-            found[compiled] = bench.peer.lap(bench.peer_words(device, compiled), bench.settings.seconds)
+            found[compiled] = bench.peer.lap(
+                bench.peer_words(device, compiled), bench.settings.seconds
+            )
         except UserError as error:
             print(f"the peer doesn't run so here: {str(error)[-200:]}")
     if not found:
         raise UserError("the peer's train.py runs neither eager nor compiled")
-    best = min(found, key=lambda compiled: found[compiled] / max(1e-9, 1 - COMPILING * compiled / budget))
-    told = {"compiled" if compiled else "eager": f"{short(1000 * seconds)} ms a step" for compiled, seconds in found.items()}
+    best = min(
+        found, key=lambda compiled: found[compiled] / max(1e-9, 1 - COMPILING * compiled / budget)
+    )
+    told = {
+        "compiled" if compiled else "eager": f"{short(1000 * seconds)} ms a step"
+        for compiled, seconds in found.items()
+    }
     bench.ledger.facts("peer", {**told, "taken": "compiled" if best else "eager"})
     return best, found[best]
 
 
 def sft(bench: BenchContext) -> None:
     """Answer tokens/s of the bundled questions, or of files of questions, beside the same rows padded to one width."""
-    text, questions, block = bench.folder / "text", bench.folder / "questions", bench.shape["block_size"]
+    text, questions, block = (
+        bench.folder / "text",
+        bench.folder / "questions",
+        bench.shape["block_size"],
+    )
     files = [Path(name).resolve() for name in bench.texts] or [REPO_ROOT / "data" / "novella_qa"]
     bench.run("prepare", f"--out={text}", f"--tokenizer={bench.settings.tokenizer}", *bench.threads)
-    bench.run("prepare_sft", *files, f"--tokenizer={text}", f"--out={questions}", f"--block_size={block}", "--too_long=drop")
+    bench.run(
+        "prepare_sft",
+        *files,
+        f"--tokenizer={text}",
+        f"--out={questions}",
+        f"--block_size={block}",
+        "--too_long=drop",
+    )
     widths = {"ours": 0, f"padded to {block}": block}
-    workers = {name: bench.worker("train", words=bench.words(questions), pad_to=pad_to) for name, pad_to in widths.items()}
-    contenders = {name: partial(worker.ask, what="train", seconds=bench.settings.seconds) for name, worker in workers.items()}
+    workers = {
+        name: bench.worker("train", words=bench.words(questions), pad_to=pad_to)
+        for name, pad_to in widths.items()
+    }
+    contenders = {
+        name: partial(worker.ask, what="train", seconds=bench.settings.seconds)
+        for name, worker in workers.items()
+    }
     bench.ledger.compare("fine-tuning", contenders, bench.settings.pairs, "answer tokens/s")
 
 
 def sample(bench: BenchContext) -> None:
     """Tokens/s of generated text, alone and in a batch; on CUDA also what memory bandwidth would allow."""
     data, settings, shape = bench.prepared(), bench.settings, bench.shape
-    ours = bench.worker("sample", data=str(data), shape=shape, tokens=settings.tokens, dtype=settings.dtype)
+    ours = bench.worker(
+        "sample", data=str(data), shape=shape, tokens=settings.tokens, dtype=settings.dtype
+    )
     workers, on_cuda = {"ours": ours}, ours.facts["device"].startswith("cuda")
     if bench.peer:
-        how = {"shape": {**shape, "vocab_size": ours.facts["vocabulary"]}, "tokens": settings.tokens}
-        workers["shipped"] = bench.worker("sample", peer=True, tamed=False, dtype="auto" if on_cuda else "float32", **how)
+        how = {
+            "shape": {**shape, "vocab_size": ours.facts["vocabulary"]},
+            "tokens": settings.tokens,
+        }
+        workers["shipped"] = bench.worker(
+            "sample", peer=True, tamed=False, dtype="auto" if on_cuda else "float32", **how
+        )
         if not on_cuda:
             workers["fair"] = bench.worker("sample", peer=True, dtype="auto", **how)
     for rows in ROWS:
-        contenders = {name: partial(worker.ask, what="sample", rows=rows) for name, worker in workers.items()}
+        contenders = {
+            name: partial(worker.ask, what="sample", rows=rows) for name, worker in workers.items()
+        }
         if on_cuda:
-            contenders["limit"] = lambda rows=rows: rows * ours.ask(what="memory", seconds=1.0) / ours.facts["weights"]
+            contenders["limit"] = lambda rows=rows: (
+                rows * ours.ask(what="memory", seconds=1.0) / ours.facts["weights"]
+            )
         bench.ledger.compare(f"sampling, batch {rows}", contenders, settings.pairs, "tokens/s")

@@ -21,7 +21,10 @@ def loss(bench: BenchContext) -> None:
     ours = bench.worker("train", words=bench.words(data), pad_to=0)
     step_seconds = bench.tokens_per_step() / ours.ask(what="train", seconds=bench.settings.seconds)
     ours.close()
-    theirs, tokens, goal = *(of_peer(bench, data, ours.facts, budget) if bench.peer else ({}, 0)), None
+    theirs, tokens, goal = (
+        *(of_peer(bench, data, ours.facts, budget) if bench.peer else ({}, 0)),
+        None,
+    )
     if theirs:
         fair = fair_peer(bench, ours.facts)
         pace = fair.ask(what="train", seconds=bench.settings.seconds)
@@ -34,11 +37,17 @@ def loss(bench: BenchContext) -> None:
         if curves:
             bits, name = min((bits, name) for name, points in curves.items() for _, bits in points)
             ledger.figure(f"loss: best of {who}, bits per byte", bits, f"  ({name})")
-    times = [when for points in mine.values() if goal is not None and (when := reached(points, goal))]
+    times = [
+        when for points in mine.values() if goal is not None and (when := reached(points, goal))
+    ]
     if times:
         ledger.figure("loss: seconds of ours to the peer's end", min(times))
         ledger.figure("loss: times shorter than the peer's", end / min(times))
-        ledger.figure("loss: times shorter than a fair peer's", tokens / pace / min(times), "  its tokens at the fair peer's pace")
+        ledger.figure(
+            "loss: times shorter than a fair peer's",
+            tokens / pace / min(times),
+            "  its tokens at the fair peer's pace",
+        )
     if bench.settings.picture:
         draw(Path(bench.settings.picture), theirs, mine)
 
@@ -57,7 +66,9 @@ def steps_in(seconds: float, step_seconds: float) -> tuple[int, int]:
     return every * max(1, round(seconds / step_seconds / every)), every
 
 
-def of_peer(bench: BenchContext, data: Path, facts: dict, budget: float) -> tuple[dict[str, Points], int]:
+def of_peer(
+    bench: BenchContext, data: Path, facts: dict, budget: float
+) -> tuple[dict[str, Points], int]:
     """Its own train.py at every rate and dropout, each checkpoint scored by our evaluator; how many tokens each of these trainings takes."""
     curves: dict[str, Points] = {}
     bench.peer.take_data(data, facts["vocabulary"])
@@ -73,27 +84,61 @@ def of_peer(bench: BenchContext, data: Path, facts: dict, budget: float) -> tupl
     scorer = bench.worker("score", peer=True, data=str(data))
     for lr, dropout in itertools.product(bench.settings.numbers("rate", RATES), bench.dropouts):
         name = f"rate {lr:g}, dropout {dropout:g}"
-        command = bench.peer_words(facts["device"], compiled, **length, learning_rate=lr, min_lr=lr / 10, dropout=dropout)
-        points = bench.peer.train(command, bench.folder / f"peer-{len(curves)}", lambda told, name=name: print(f"peer, {name}: {told}", flush=True))
-        curves[name] = [(clock, scorer.ask(what="score", checkpoint=str(path))) for clock, path in points]
-        bench.ledger.figure(f"loss: peer, {name}, bits per byte", curves[name][-1][1], f"  after {steps:,} steps, {points[-1][0]:.0f} s")
+        command = bench.peer_words(
+            facts["device"], compiled, **length, learning_rate=lr, min_lr=lr / 10, dropout=dropout
+        )
+        points = bench.peer.train(
+            command,
+            bench.folder / f"peer-{len(curves)}",
+            lambda told, name=name: print(f"peer, {name}: {told}", flush=True),
+        )
+        curves[name] = [
+            (clock, scorer.ask(what="score", checkpoint=str(path))) for clock, path in points
+        ]
+        bench.ledger.figure(
+            f"loss: peer, {name}, bits per byte",
+            curves[name][-1][1],
+            f"  after {steps:,} steps, {points[-1][0]:.0f} s",
+        )
     return curves, steps * bench.tokens_per_step()
 
 
-def of_ours(bench: BenchContext, data: Path, step_seconds: float, budget: float, goal: float | None) -> dict[str, Points]:
+def of_ours(
+    bench: BenchContext, data: Path, step_seconds: float, budget: float, goal: float | None
+) -> dict[str, Points]:
     """train.py at every dropout, for growing shares of the budget until one ends at the goal, and for the last share."""
     curves: dict[str, Points] = {}
-    shares, is_there = bench.settings.numbers("share", SHARES if goal is not None else (1.0,)), False
+    shares, is_there = (
+        bench.settings.numbers("share", SHARES if goal is not None else (1.0,)),
+        False,
+    )
     for share in shares:
         if is_there and share != shares[-1]:
             continue
         steps, every = steps_in(share * budget, step_seconds)
-        length = [f"--max_iters={steps}", f"--eval_interval={every}", f"--save_interval={steps}", "--log_interval=1", "--sample_tokens=0"]
+        length = [
+            f"--max_iters={steps}",
+            f"--eval_interval={every}",
+            f"--save_interval={steps}",
+            "--log_interval=1",
+            "--sample_tokens=0",
+        ]
         for dropout in bench.dropouts:
-            name, out = f"{share:.0%} of the time, dropout {dropout:g}", bench.folder / f"ours-{len(curves)}"
-            bench.run("train", *bench.words(data, *length, f"--dropout={dropout}", f"--out_dir={out}"))
-            points = curves[name] = from_log(RunLog(out / "log.jsonl"), data, bench.tokens_per_step())
-            bench.ledger.figure(f"loss: ours, {name}, bits per byte", points[-1][1], f"  after {steps:,} steps, {points[-1][0]:.0f} s")
+            name, out = (
+                f"{share:.0%} of the time, dropout {dropout:g}",
+                bench.folder / f"ours-{len(curves)}",
+            )
+            bench.run(
+                "train", *bench.words(data, *length, f"--dropout={dropout}", f"--out_dir={out}")
+            )
+            points = curves[name] = from_log(
+                RunLog(out / "log.jsonl"), data, bench.tokens_per_step()
+            )
+            bench.ledger.figure(
+                f"loss: ours, {name}, bits per byte",
+                points[-1][1],
+                f"  after {steps:,} steps, {points[-1][0]:.0f} s",
+            )
         is_there = goal is not None and min(points[-1][1] for points in curves.values()) <= goal
     return curves
 
@@ -102,10 +147,18 @@ def from_log(log: RunLog, data: Path, tokens_per_step: int) -> Points:
     """A run's evaluations over the time of its steps alone, as the peer's are."""
     val = read_meta(data)["splits"]["val"]
     clocks, before = {0: 0.0}, 0
-    for record in log.read("step"):  # a step that didn't count has no record: the next one's pace holds for both
-        clocks[record["step"]] = clocks[before] + (record["step"] - before) * tokens_per_step / record["tokens_per_second"]
+    for record in log.read(
+        "step"
+    ):  # a step that didn't count has no record: the next one's pace holds for both
+        clocks[record["step"]] = (
+            clocks[before]
+            + (record["step"] - before) * tokens_per_step / record["tokens_per_second"]
+        )
         before = record["step"]
-    return [(clocks[record["step"]], record["bits_per_char"] * val["characters"] / val["bytes"]) for record in log.read("eval")]
+    return [
+        (clocks[record["step"]], record["bits_per_char"] * val["characters"] / val["bytes"])
+        for record in log.read("eval")
+    ]
 
 
 def draw(path: Path, theirs: dict[str, Points], mine: dict[str, Points]) -> None:

@@ -30,28 +30,46 @@ def setting(default: object, help: str, **checks: object) -> typing.Any:
     return dataclasses.field(default=default, metadata={"help": help, **checks})
 
 
-def parse(cls: type, argv: Sequence[str], about: str, base: dict | None = None, default_config: str | None = None) -> typing.Any:
+def parse(
+    cls: type,
+    argv: Sequence[str],
+    about: str,
+    base: dict | None = None,
+    default_config: str | None = None,
+) -> typing.Any:
     """The settings that `argv` asks for, on top of the config files, or of `base`, a saved run's; UserError lists every mistake."""
     fields = {f.name: f for f in dataclasses.fields(cls)}
-    by_flag = {f.metadata.get("alias", name): name for name, f in fields.items() if not f.metadata.get("positional")}
+    by_flag = {
+        f.metadata.get("alias", name): name
+        for name, f in fields.items()
+        if not f.metadata.get("positional")
+    }
     kinds = typing.get_type_hints(cls)
     positional = next((name for name, f in fields.items() if f.metadata.get("positional")), None)
     problems: list[str] = []
-    values = {name: value for name, value in (base or {}).items() if name in fields and name != positional}
+    values = {
+        name: value for name, value in (base or {}).items() if name in fields and name != positional
+    }
 
     for name in list(values):
         kind, optional = _inner(kinds[name])
         whole = type(values[name]) is int and kind is float
         if not (whole or type(values[name]) is kind or (values[name] is None and optional)):
-            problems.append(f"{name} = {values.pop(name)!r} in the saved settings should be {_kind_name(kinds[name])}")
+            problems.append(
+                f"{name} = {values.pop(name)!r} in the saved settings should be {_kind_name(kinds[name])}"
+            )
 
     flags, rest, wants_help = _split(cls, argv, by_flag, kinds, problems)
     if rest and not positional:
-        problems.append(f"don't know what to do with {rest[0]!r}: settings are given as --key=value")
+        problems.append(
+            f"don't know what to do with {rest[0]!r}: settings are given as --key=value"
+        )
     if positional == "configs" and base is None:
         rest = rest or ([default_config] if default_config else [])
         for path in rest:
-            _lay_over(values, _read_config(cls, Path(path), by_flag, kinds, fields, problems), fields)
+            _lay_over(
+                values, _read_config(cls, Path(path), by_flag, kinds, fields, problems), fields
+            )
     given = {}
     for name, texts in flags.items():
         try:
@@ -69,8 +87,16 @@ def parse(cls: type, argv: Sequence[str], about: str, base: dict | None = None, 
     if wants_help:
         print(_help(cls, values, about))
         raise SystemExit(0)
-    settings = cls(**{name: value for name, value in values.items() if not _out_of_bounds(value, fields[name].metadata)})
-    problems += [text for part in cls.__mro__ if "problems" in vars(part) for text in part.problems(settings)]
+    settings = cls(
+        **{
+            name: value
+            for name, value in values.items()
+            if not _out_of_bounds(value, fields[name].metadata)
+        }
+    )
+    problems += [
+        text for part in cls.__mro__ if "problems" in vars(part) for text in part.problems(settings)
+    ]
     if problems:
         raise UserError("\n".join(problems) + "\n(--help lists every setting)")
     settings.given = frozenset(values)  # what is no default
@@ -85,7 +111,9 @@ def _lay_over(values: dict, layer: dict, fields: dict) -> None:
     values.update(layer)
 
 
-def _split(cls: type, argv: Sequence[str], by_flag: dict[str, str], kinds: dict, problems: list[str]) -> tuple[dict[str, list[str]], list[str], bool]:
+def _split(
+    cls: type, argv: Sequence[str], by_flag: dict[str, str], kinds: dict, problems: list[str]
+) -> tuple[dict[str, list[str]], list[str], bool]:
     """`--key=value`, `--key value`, `--key` for a switch → {name: [texts]}; what is no flag; whether help is wanted."""
     flags: dict[str, list[str]] = {}
     rest: list[str] = []
@@ -120,7 +148,16 @@ def _split(cls: type, argv: Sequence[str], by_flag: dict[str, str], kinds: dict,
     return flags, rest, wants_help
 
 
-_BOOLS = {"true": True, "yes": True, "1": True, "on": True, "false": False, "no": False, "0": False, "off": False}
+_BOOLS = {
+    "true": True,
+    "yes": True,
+    "1": True,
+    "on": True,
+    "false": False,
+    "no": False,
+    "0": False,
+    "off": False,
+}
 
 
 def _from_text(texts: list[str], kind: object) -> object:
@@ -163,7 +200,9 @@ def _inner(kind: object) -> tuple[object, bool]:
     return kind, False
 
 
-def _read_config(cls: type, path: Path, by_flag: dict[str, str], kinds: dict, fields: dict, problems: list[str]) -> dict[str, object]:
+def _read_config(
+    cls: type, path: Path, by_flag: dict[str, str], kinds: dict, fields: dict, problems: list[str]
+) -> dict[str, object]:
     """The assignments of a config file, checked by name and type."""
     namespace: dict[str, object] = {}
     try:
@@ -172,18 +211,26 @@ def _read_config(cls: type, path: Path, by_flag: dict[str, str], kinds: dict, fi
         try:
             source = read_text(path)
         except ValueError as error:
-            problems.append(f"{path} is no config file ({error_reason(error)}): it holds plain Python assignments, key = value")
+            problems.append(
+                f"{path} is no config file ({error_reason(error)}): it holds plain Python assignments, key = value"
+            )
             return {}
         exec(compile(source, str(path), "exec"), namespace)
     except OSError as error:
-        near = difflib.get_close_matches(path.stem, [p.stem for p in (REPO_ROOT / "config").glob("*.py")], 1, 0.5)
+        near = difflib.get_close_matches(
+            path.stem, [p.stem for p in (REPO_ROOT / "config").glob("*.py")], 1, 0.5
+        )
         hint = (
-            f" - did you mean config/{near[0]}.py?" if near else f" (the house's own: {', '.join(sorted(p.name for p in (REPO_ROOT / 'config').glob('*.py')))})"
+            f" - did you mean config/{near[0]}.py?"
+            if near
+            else f" (the house's own: {', '.join(sorted(p.name for p in (REPO_ROOT / 'config').glob('*.py')))})"
         )
         problems.append(f"can't read the config file {path}: {error_reason(error)}{hint}")
         return {}
     except SyntaxError as error:
-        problems.append(f"{path}, line {error.lineno}: {error.msg}: a config file holds plain Python assignments, key = value")
+        problems.append(
+            f"{path}, line {error.lineno}: {error.msg}: a config file holds plain Python assignments, key = value"
+        )
         return {}
     except (Exception, SystemExit) as error:
         problems.append(f"{path}: {traceback.format_exception_only(error)[-1].strip()}")
@@ -207,7 +254,9 @@ def _read_config(cls: type, path: Path, by_flag: dict[str, str], kinds: dict, fi
         if isinstance(value, (list, tuple)) and typing.get_origin(kind) is tuple:
             value = tuple(value)
         elif not (value is None and optional) and type(value) is not kind:
-            problems.append(f"{path}: {key} = {reprlib.repr(value)} should be {_kind_name(kinds[name])}, not {type(value).__name__}")
+            problems.append(
+                f"{path}: {key} = {reprlib.repr(value)} should be {_kind_name(kinds[name])}, not {type(value).__name__}"
+            )
             continue
         if isinstance(value, float) and not math.isfinite(value):
             problems.append(f"{path}: {key} = {value} is not a finite number")
@@ -221,13 +270,18 @@ def _out_of_bounds(value: object, checks: typing.Mapping) -> str | None:
         return None
     if value == "":
         return "must not be empty"
-    if not checks.get("any_text") and any(isinstance(text, str) and NO_NAME.search(text) for text in (value if isinstance(value, tuple) else [value])):
+    if not checks.get("any_text") and any(
+        isinstance(text, str) and NO_NAME.search(text)
+        for text in (value if isinstance(value, tuple) else [value])
+    ):
         return "is not UTF-8 (a file with such a name can be renamed, or read by naming its folder)"
     if isinstance(value, float) and not math.isfinite(value):
         return "is not a finite number"
     if "choices" in checks and value not in checks["choices"]:
         near = difflib.get_close_matches(str(value), checks["choices"], 1)
-        return f"must be one of {', '.join(checks['choices'])}" + (f" - did you mean {near[0]}?" if near else "")
+        return f"must be one of {', '.join(checks['choices'])}" + (
+            f" - did you mean {near[0]}?" if near else ""
+        )
     if "low" in checks and value < checks["low"]:
         return f"must be at least {checks['low']}"
     if "high" in checks and value > checks["high"]:
@@ -248,7 +302,12 @@ def _flag(field: dataclasses.Field) -> str:
 
 def _kind_name(kind: object) -> str:
     inner, optional = _inner(kind)
-    names = {int: "a whole number", float: "a number", bool: "True or False", str: "a text in quotes"}
+    names = {
+        int: "a whole number",
+        float: "a number",
+        bool: "True or False",
+        str: "a text in quotes",
+    }
     return names.get(inner, "a list of texts") + (" or None" if optional else "")
 
 
@@ -256,13 +315,25 @@ def _help(cls: type, values: dict, about: str) -> str:
     """Every key with its value here and its meaning, grouped by concern."""
     lines = [about.strip()]
     for part in reversed(cls.__mro__):
-        own = [f for f in dataclasses.fields(cls) if f.name in vars(part).get("__annotations__", {}) and not f.metadata.get("positional")]
+        own = [
+            f
+            for f in dataclasses.fields(cls)
+            if f.name in vars(part).get("__annotations__", {}) and not f.metadata.get("positional")
+        ]
         if own:
             lines += ["", (part.__doc__ or part.__name__).strip()]
         for field in own:
             value = values.get(field.name, field.default)
-            shown = "..." if value == () else str(value).lower() if value is None or isinstance(value, bool) else str(value)
-            choices = f" [{'|'.join(field.metadata['choices'])}]" if "choices" in field.metadata else ""
+            shown = (
+                "..."
+                if value == ()
+                else str(value).lower()
+                if value is None or isinstance(value, bool)
+                else str(value)
+            )
+            choices = (
+                f" [{'|'.join(field.metadata['choices'])}]" if "choices" in field.metadata else ""
+            )
             lines.append(f"  {f'--{_flag(field)}={shown}':<34} {field.metadata['help']}{choices}")
     lines += ["", "  --debug                            show the traceback of an error"]
     return "\n".join(lines)
@@ -279,7 +350,9 @@ def command(main: Callable[[Sequence[str]], None]) -> Callable[..., int]:
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
         for stream in (sys.stdout, sys.stderr):
             if hasattr(stream, "reconfigure"):
-                stream.reconfigure(encoding="utf-8", errors="replace")  # a Windows console may be set to anything
+                stream.reconfigure(
+                    encoding="utf-8", errors="replace"
+                )  # a Windows console may be set to anything
         try:
             return main(argv) or 0
         except KeyboardInterrupt:
@@ -288,10 +361,17 @@ def command(main: Callable[[Sequence[str]], None]) -> Callable[..., int]:
         except BrokenPipeError:  # the reader of our output, `head` perhaps, has had enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 141
-        except (UserError, OSError) as error:  # OSError: a path that can be none, a folder that went away
+        except (
+            UserError,
+            OSError,
+        ) as error:  # OSError: a path that can be none, a folder that went away
             if "--debug" in argv:
                 traceback.print_exc()
-            told = error if isinstance(error, UserError) or not error.filename else f"{error.filename}: {error.strerror}"
+            told = (
+                error
+                if isinstance(error, UserError) or not error.filename
+                else f"{error.filename}: {error.strerror}"
+            )
             print(f"error: {told}", file=sys.stderr)
             return 2
 

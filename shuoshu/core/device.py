@@ -35,17 +35,27 @@ def tune_malloc() -> None:
 def pick_device(name: str, local_rank: int = 0) -> torch.device:
     """CUDA, else Apple's MPS, else CPU; or what the user asked for, if it is there."""
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        name = (
+            "cuda"
+            if torch.cuda.is_available()
+            else "mps"
+            if torch.backends.mps.is_available()
+            else "cpu"
+        )
     try:
         device = torch.device(name)
     except RuntimeError:
         raise UserError(f"--device={name}: choose auto, cpu, cuda, cuda:1 or mps") from None
     if device.type == "cuda":
         if not torch.cuda.is_available():
-            raise UserError("--device=cuda: torch sees no NVIDIA GPU (a CPU build of torch, or no driver); use --device=cpu")
+            raise UserError(
+                "--device=cuda: torch sees no NVIDIA GPU (a CPU build of torch, or no driver); use --device=cpu"
+            )
         device = torch.device("cuda", local_rank if device.index is None else device.index)
         if device.index >= torch.cuda.device_count():
-            raise UserError(f"--device={name}: there are {torch.cuda.device_count()} GPUs, numbered from 0")
+            raise UserError(
+                f"--device={name}: there are {torch.cuda.device_count()} GPUs, numbered from 0"
+            )
         torch.cuda.set_device(device)
     elif device.type == "mps" and not torch.backends.mps.is_available():
         raise UserError("--device=mps: this is no Mac with an Apple GPU; use --device=cpu")
@@ -72,7 +82,9 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
         return getattr(torch, name)
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.get_device_capability(device)[0] >= 8 else torch.float16
-    return torch.bfloat16 if device.type == "cpu" and _multiplies_faster_in_bf16() else torch.float32
+    return (
+        torch.bfloat16 if device.type == "cpu" and _multiplies_faster_in_bf16() else torch.float32
+    )
 
 
 def _multiplies_faster_in_bf16(n: int = 768) -> bool:
@@ -145,16 +157,34 @@ def seed_step(seed: int, step: int, rank: int) -> None:
 
 def describe_machine(device: torch.device) -> dict[str, str]:
     """Versions, machine and commit: a log that begins with them can be repeated."""
-    facts = {"python": platform.python_version(), "torch": torch.__version__, "system": platform.platform(terse=True)}
+    facts = {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "system": platform.platform(terse=True),
+    }
     facts["cpu"] = f"{_cpu_name()}, {torch.get_num_threads()} threads"
     if device.type == "cuda":
         facts["gpu"] = torch.cuda.get_device_name(device)
         facts["cuda"] = torch.version.cuda or "?"
     try:
-        commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=REPO_ROOT, capture_output=True, text=True, timeout=5)
-        changed = subprocess.run(["git", "status", "--porcelain", "-uno"], cwd=REPO_ROOT, capture_output=True, text=True, timeout=5)
+        commit = subprocess.run(
+            ["git", "rev-parse", "--short", "HEAD"],
+            cwd=REPO_ROOT,
+            capture_output=True,
+            text=True,
+            timeout=5,
+        )
+        changed = subprocess.run(
+            ["git", "status", "--porcelain", "-uno"],
+            cwd=REPO_ROOT,
+            capture_output=True,
+            text=True,
+            timeout=5,
+        )
         if commit.returncode == 0:
-            facts["commit"] = commit.stdout.strip() + (" (changed)" if changed.stdout.strip() else "")
+            facts["commit"] = commit.stdout.strip() + (
+                " (changed)" if changed.stdout.strip() else ""
+            )
     except (OSError, subprocess.TimeoutExpired):
         pass
     return facts
@@ -163,7 +193,9 @@ def describe_machine(device: torch.device) -> dict[str, str]:
 def _cpu_name() -> str:
     try:
         with Path("/proc/cpuinfo").open(encoding="utf-8") as file:
-            return next(line.partition(":")[2].strip() for line in file if line.startswith("model name"))
+            return next(
+                line.partition(":")[2].strip() for line in file if line.startswith("model name")
+            )
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
 
@@ -174,7 +206,9 @@ def free_memory(device: torch.device) -> float:
         return torch.cuda.mem_get_info(device)[0]
     try:
         with Path("/proc/meminfo").open(encoding="utf-8") as file:
-            return next(1024.0 * int(line.split()[1]) for line in file if line.startswith("MemAvailable"))
+            return next(
+                1024.0 * int(line.split()[1]) for line in file if line.startswith("MemAvailable")
+            )
     except (OSError, StopIteration):
         return sys.maxsize
 
@@ -184,7 +218,9 @@ def peak_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     try:
-        with Path("/proc/self/status").open(encoding="utf-8") as file:  # getrusage counts what the parent held as well
+        with Path("/proc/self/status").open(
+            encoding="utf-8"
+        ) as file:  # getrusage counts what the parent held as well
             return next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmHWM"))
     except (OSError, StopIteration):  # not Linux
         pass

@@ -23,12 +23,15 @@ class Processes:
     def __init__(self) -> None:
         self.rank, self.world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
         self.local_rank = int(os.environ.get("LOCAL_RANK", 0))
-        self.is_first = self.rank == 0
+        self.is_rank_zero = self.rank == 0
 
     def start(self, device: torch.device) -> None:
         if self.world > 1 and not dist.is_initialized():
             # What the hosts agree on goes through gloo, beside the GPUs: nobody waits for a device, and a process that is gone is noticed at once.
-            dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=datetime.timedelta(minutes=10))
+            dist.init_process_group(
+                "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
+                timeout=datetime.timedelta(minutes=10),
+            )
 
     def sum(self, values: list[float]) -> list[float]:
         """The sums over all processes, in float64."""
@@ -43,7 +46,7 @@ class Processes:
         if self.world > 1:
             dist.all_reduce(value)
 
-    def agree(self, value: object) -> object:
+    def broadcast(self, value: object) -> object:
         """What the first process says."""
         if self.world == 1:
             return value
@@ -51,22 +54,22 @@ class Processes:
         dist.broadcast_object_list(box, src=0)
         return box[0]
 
-    def first(self, work: Callable[[], Any]) -> Any:
+    def on_rank_zero(self, work: Callable[[], Any]) -> Any:
         """What `work` returns in the first process, which alone does it; if a UserError stops it, all of them end."""
         result, error = None, None
-        if self.is_first:
+        if self.is_rank_zero:
             try:
                 result = work()
             except UserError as raised:
                 error = raised
-        result, failed = self.agree((result, error is not None))
+        result, failed = self.broadcast((result, error is not None))
         if error:
             raise error
         if failed:
             raise SystemExit(2)  # the first one says why
         return result
 
-    def agree_on_signal(self, number: int | None) -> int | None:
+    def any_signal(self, number: int | None) -> int | None:
         """The signal that any of the processes got."""
         if self.world == 1:
             return number
@@ -74,7 +77,7 @@ class Processes:
         dist.all_reduce(flag, op=dist.ReduceOp.MAX)
         return flag.item() or None
 
-    def lost_others(self, error: RuntimeError) -> bool:
+    def is_lost_peer(self, error: RuntimeError) -> bool:
         """Whether this is what a process sees when another one is gone."""
         return self.world > 1 and (isinstance(error, dist.DistError) or "gloo" in str(error))
 
@@ -95,7 +98,11 @@ class StopFlag:
         self._before: dict[int, object] = {}
 
     def __enter__(self) -> StopFlag:
-        for number in {signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}:  # Windows has no SIGHUP
+        for number in {
+            signal.SIGINT,
+            signal.SIGTERM,
+            getattr(signal, "SIGHUP", signal.SIGTERM),
+        }:  # Windows has no SIGHUP
             if signal.getsignal(number) != signal.SIG_IGN:  # nohup, and & in a script, mean it
                 self._before[number] = signal.signal(number, self._catch)
         return self

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-REPO_ROOT = Path(__file__).resolve().parents[2]  # the folder of the commands, config/ and the bundled data
+REPO_ROOT = (
+    Path(__file__).resolve().parents[2]
+)  # the folder of the commands, config/ and the bundled data
 
 
 class UserError(Exception):

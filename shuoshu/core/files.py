@@ -16,7 +16,9 @@ from typing import BinaryIO
 
 from shuoshu.core.errors import UserError
 
-MAX_BYTES = 1 << 26  # bytes of a file that is read in one piece: meta.json of 100,000 chapters has 10 MB; JSON may take 20 times its size in memory
+MAX_BYTES = (
+    1 << 26
+)  # bytes of a file that is read in one piece: meta.json of 100,000 chapters has 10 MB; JSON may take 20 times its size in memory
 
 
 def format_bytes(count: float) -> str:
@@ -32,9 +34,19 @@ def open_file(path: Path, largest: int | None = None) -> BinaryIO:
     """An ordinary file, open for reading; OSError for one larger than `largest`, and for a pipe or a device: they may never end."""
     found = path.stat()
     if not stat.S_ISREG(found.st_mode):
-        raise OSError(errno.EINVAL, "it is a folder" if stat.S_ISDIR(found.st_mode) else "it is a pipe or a device, no file", str(path))
+        raise OSError(
+            errno.EINVAL,
+            "it is a folder"
+            if stat.S_ISDIR(found.st_mode)
+            else "it is a pipe or a device, no file",
+            str(path),
+        )
     if largest is not None and found.st_size > largest:
-        raise OSError(errno.EFBIG, f"it has {format_bytes(found.st_size)}, more than the {format_bytes(largest)} that are read in one piece", str(path))
+        raise OSError(
+            errno.EFBIG,
+            f"it has {format_bytes(found.st_size)}, more than the {format_bytes(largest)} that are read in one piece",
+            str(path),
+        )
     return path.open("rb")
 
 
@@ -62,7 +74,9 @@ def dataclass_from_json(cls: type, values: dict) -> typing.Any:
     kinds = typing.get_type_hints(cls)
     for name, value in values.items():
         kind = kinds.get(name, int)
-        if not is_count(value) and (kind is int or not isinstance(value, kind) or type(value) is int or value != value):  # NaN alone differs from itself
+        if not is_count(value) and (
+            kind is int or not isinstance(value, kind) or type(value) is int or value != value
+        ):  # NaN alone differs from itself
             raise ValueError(f"{name} is {str(value)[:40]}")
     return cls(**values)
 
@@ -76,7 +90,11 @@ def error_reason(error: Exception) -> str:
 
 def missing_path_message(path: Path) -> str:
     """What is said of a path that is neither a file nor a folder."""
-    return f"{path} is a pipe or a device: save what comes from it in a file, and name that" if path.exists() else f"there is no file or folder {path}"
+    return (
+        f"{path} is a pipe or a device: save what comes from it in a file, and name that"
+        if path.exists()
+        else f"there is no file or folder {path}"
+    )
 
 
 def same_path(a: str | Path, b: str | Path) -> bool:
@@ -131,7 +149,9 @@ def write_synced_text(path: Path, text: str) -> str:
 def verify_sha256(path: Path, sha256: str | None) -> None:
     """OSError if the file doesn't read back as it was written."""
     if sha256 is not None and sha256_of(path) != sha256:
-        raise OSError(errno.EIO, f"{path.name} does not read back as it was written: is the disk failing?")
+        raise OSError(
+            errno.EIO, f"{path.name} does not read back as it was written: is the disk failing?"
+        )
 
 
 class Lock:
@@ -160,8 +180,14 @@ class Lock:
             if error.errno not in (errno.EACCES, errno.EAGAIN):
                 return
             self._file.seek(0)
-            holder = self._file.read(200).decode(errors="replace") if os.name == "posix" else "another process"
-            raise UserError(f"{self.path.parent} is in use by another training ({holder}): wait for it, stop it, or choose another --out_dir") from None
+            holder = (
+                self._file.read(200).decode(errors="replace")
+                if os.name == "posix"
+                else "another process"
+            )
+            raise UserError(
+                f"{self.path.parent} is in use by another training ({holder}): wait for it, stop it, or choose another --out_dir"
+            ) from None
         self._file.truncate(0)
         self._file.write(f"process {os.getpid()} on {platform.node()}".encode())
 
@@ -175,7 +201,9 @@ def _lock(handle: int) -> None:
     else:
         import msvcrt
 
-        os.lseek(handle, 1 << 30, os.SEEK_SET)  # beyond what is written: Windows keeps others from reading a locked byte
+        os.lseek(
+            handle, 1 << 30, os.SEEK_SET
+        )  # beyond what is written: Windows keeps others from reading a locked byte
         msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
 
 
@@ -186,4 +214,7 @@ def require_disk_space(folder: Path, needed: int) -> None:
     """OSError if the folder's disk has not so many bytes left."""
     usage = shutil.disk_usage(folder)
     if usage.total and usage.free < needed:  # some network drives know no total
-        raise OSError(errno.ENOSPC, f"no room on the disk: {format_bytes(needed)} are needed, {format_bytes(usage.free)} are free")
+        raise OSError(
+            errno.ENOSPC,
+            f"no room on the disk: {format_bytes(needed)} are needed, {format_bytes(usage.free)} are free",
+        )

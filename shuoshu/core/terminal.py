@@ -10,7 +10,10 @@ from collections.abc import Callable, Sequence
 
 def display_width(text: str) -> int:
     """Columns that a terminal gives to a text: two for a Chinese character."""
-    return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
+    return sum(
+        0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1
+        for c in text
+    )
 
 
 def pad(text: str, columns: int, right: bool = False) -> str:
@@ -22,7 +25,11 @@ def table(rows: Sequence[Sequence[object]], left: int = 1) -> str:
     """Rows in aligned columns, the first one a header; the first `left` columns flush left, numbers flush right."""
     texts = [[f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row] for row in rows]
     columns = [max(display_width(row[i]) for row in texts) for i in range(len(texts[0]))]
-    lines = ["  " + "  ".join(pad(cell, columns[i], right=i >= left) for i, cell in enumerate(row)).rstrip() for row in texts]
+    lines = [
+        "  "
+        + "  ".join(pad(cell, columns[i], right=i >= left) for i, cell in enumerate(row)).rstrip()
+        for row in texts
+    ]
     lines.insert(1, "  " + "  ".join("─" * c for c in columns))
     return "\n".join(lines)
 
@@ -64,7 +71,9 @@ class Progress:
         if show and sys.stderr.isatty():
             from tqdm import tqdm
 
-            self.bar = tqdm(total=total, initial=start, dynamic_ncols=True, smoothing=0.05, unit="step")
+            self.bar = tqdm(
+                total=total, initial=start, dynamic_ncols=True, smoothing=0.05, unit="step"
+            )
 
     def update(self, step: int, total: int, facts: str) -> None:
         """Tells that `step` of `total` is done."""

@@ -24,7 +24,11 @@ class TrainingText:
     def __init__(self, folder: Path) -> None:
         file, tokenizer = dataset.TextDataset(folder, "train"), Tokenizer.load(folder)
         books = [f"《{book['title']}》" for book in file.meta["books"]]
-        titles = {c["token"]: books[c["book"]] + c["title"] for c in file.meta["chapters"] if c["split"] == "train"}
+        titles = {
+            c["token"]: books[c["book"]] + c["title"]
+            for c in file.meta["chapters"]
+            if c["split"] == "train"
+        }
         edges, pieces, self.places, length = sorted({0, *titles, len(file)}), [], [], 0
         for start, end in pairwise(edges):
             self.places.append((length, titles.get(start)))
@@ -38,9 +42,18 @@ class TrainingText:
         with suppress(UserError):  # the folder holds something else by now
             for _ in range(8):
                 saved = read_settings(out_dir)
-                folder, before = Path(str(saved.get("data", {}).get("folder"))), saved.get("settings", {}).get("init_from", "scratch")
-                if (folder / "meta.json").is_file() and "width" not in (meta := dataset.read_meta(folder)):
-                    return cls(folder) if meta["splits"]["train"]["sha256"] == saved["data"].get("train") else None
+                folder, before = (
+                    Path(str(saved.get("data", {}).get("folder"))),
+                    saved.get("settings", {}).get("init_from", "scratch"),
+                )
+                if (folder / "meta.json").is_file() and (meta := dataset.read_meta(folder))[
+                    "task"
+                ] == "text":
+                    return (
+                        cls(folder)
+                        if meta["splits"]["train"]["sha256"] == saved["data"].get("train")
+                        else None
+                    )
                 if before == "scratch":
                     return None
                 out_dir = Path(str(before))
@@ -48,7 +61,10 @@ class TrainingText:
 
     def spans(self, text: str) -> list[tuple[int, int, str | None]]:
         """(start, end, book and chapter) of what stands verbatim in it, MARKED characters or more."""
-        return [(start, end, self.places[bisect_right(self.places, at, key=lambda p: p[0]) - 1][1]) for start, end, at in self.copies.spans(text, MIN_MARKED)]
+        return [
+            (start, end, self.places[bisect_right(self.places, at, key=lambda p: p[0]) - 1][1])
+            for start, end, at in self.copies.spans(text, MIN_MARKED)
+        ]
 
 
 class CopyIndex:
@@ -60,7 +76,9 @@ class CopyIndex:
     def __init__(self, text: str) -> None:
         codes, used = _codes(text), np.zeros(0x110000, np.uint32)
         used[codes] = 1
-        self.numbers = used * np.cumsum(used, dtype=np.uint32)  # of each code point: 1, 2 …, 0 where the text lacks it
+        self.numbers = used * np.cumsum(
+            used, dtype=np.uint32
+        )  # of each code point: 1, 2 …, 0 where the text lacks it
         end = int(self.numbers.max()) + 1  # stands behind the text and in no answer
         self.bits, self.place_bits = end.bit_length(), len(text).bit_length()
         self.width = min(8, (64 - self.place_bits) // self.bits)
@@ -85,7 +103,9 @@ class CopyIndex:
 
     def longest(self, answer: str) -> int:
         """The length of the longest span that stands in the text too."""
-        best = next((width for width in range(self.width, 0, -1) if any(self._grams(answer, width)[-1])), 0)
+        best = next(
+            (width for width in range(self.width, 0, -1) if any(self._grams(answer, width)[-1])), 0
+        )
         grams = self._grams(answer, self.width)
         for start in range(len(answer)):
             if self.width <= best < len(answer) - start:
@@ -99,14 +119,28 @@ class CopyIndex:
         for i in range(width):
             grams = (grams << self.bits) | numbers[i : i + len(grams)]
         rest = self.bits * (self.width - width) + self.place_bits
-        first, after = np.searchsorted(self.table, grams << rest), np.searchsorted(self.table, (grams + 1) << rest)
+        first, after = (
+            np.searchsorted(self.table, grams << rest),
+            np.searchsorted(self.table, (grams + 1) << rest),
+        )
         return numbers, width, first.tolist(), (after - first).tolist()
 
-    def _longest_at(self, start: int, least: int, numbers: np.ndarray, width: int, first: list[int], counts: list[int]) -> tuple[int, int]:
+    def _longest_at(
+        self,
+        start: int,
+        least: int,
+        numbers: np.ndarray,
+        width: int,
+        first: list[int],
+        counts: list[int],
+    ) -> tuple[int, int]:
         """(length, place) of the longest span from `start`, zeros if it is shorter than `least`; tries the places of the rarest gram in it."""
         rarest = min(range(start, start + least - width + 1), key=counts.__getitem__)
         entries = self.table[first[rarest] : first[rarest] + counts[rarest]]
-        places, length = (entries & ((1 << self.place_bits) - 1)).astype(np.int64) - (rarest - start), 0
+        places, length = (
+            (entries & ((1 << self.place_bits) - 1)).astype(np.int64) - (rarest - start),
+            0,
+        )
         places = places[places >= 0]
         while start + length < len(numbers):
             longer = places[self.text[places + length] == numbers[start + length]]

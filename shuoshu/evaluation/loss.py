@@ -61,7 +61,11 @@ def score(
             losses = model(torch.from_numpy(ids).to(device), y, reduction="none")
         losses = losses.view(targets.shape).cpu().double().numpy()
         scored, spoken = targets != IGNORE, (targets != IGNORE) & (targets != end)
-        rows.append(np.stack([losses.sum(1), scored.sum(1), (losses * spoken).sum(1), spoken.sum(1)], axis=1))
+        rows.append(
+            np.stack(
+                [losses.sum(1), scored.sum(1), (losses * spoken).sum(1), spoken.sum(1)], axis=1
+            )
+        )
     raw.train(was_training)
     if is_stopped:
         return None

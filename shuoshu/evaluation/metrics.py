@@ -55,7 +55,9 @@ def lcs(a: Sequence[Hashable], b: Sequence[Hashable]) -> int:
     return lcs_with(a)(b)
 
 
-def rouge_l(answer: str, reference: str, beta: float = 1.0, chars: bool = False) -> tuple[float, float, float]:
+def rouge_l(
+    answer: str, reference: str, beta: float = 1.0, chars: bool = False
+) -> tuple[float, float, float]:
     """Precision, recall and F of the longest common subsequence, upper and lower case apart; 1 where both texts are empty."""
     a, r = units(answer, chars), units(reference, chars)
     common = lcs(r, a)
@@ -67,7 +69,11 @@ def rouge_l(answer: str, reference: str, beta: float = 1.0, chars: bool = False)
 
 def definition(beta: float = 1.0, chars: bool = False) -> str:
     """What `rouge_l` measures, in words to print beside its figures."""
-    over = "every character" if chars else "characters, runs of Latin letters or of digits whole, white space left out"
+    over = (
+        "every character"
+        if chars
+        else "characters, runs of Latin letters or of digits whole, white space left out"
+    )
     return f"ROUGE-L {'F1' if beta == 1 else f'F (β = {beta:.6g})'}: longest common subsequence over {over}; the answer alone, without its question"
 
 
@@ -89,7 +95,9 @@ def _share(part: int, whole: int, of_nothing: float = 0.0) -> float:
 # ---------------------------------------------------------------- many answers
 
 
-def closer_references(answers: Sequence[str], references: Sequence[str], pool: Sequence[str]) -> list[str | None]:
+def closer_references(
+    answers: Sequence[str], references: Sequence[str], pool: Sequence[str]
+) -> list[str | None]:
     """For each answer a text of `pool` that it has a higher ROUGE-L F1 with than with its own reference, or None: exactly if there is none.
 
     The units two texts share, whatever their order, bound their F1 from above; it is computed only where that bound is high enough.
@@ -108,10 +116,16 @@ def closer_references(answers: Sequence[str], references: Sequence[str], pool: S
         common, both = lcs_with(mine), lengths + len(mine)
         best = _share(2 * common(own), len(mine) + len(own), 1.0)
         if best < 1:
-            shared = np.concatenate([lengths[:0], *(holders[unit] for unit in _numbered(mine) if unit in holders)])
-            bounds = (2 * np.bincount(shared, minlength=len(texts)) + (both == 0)) / np.maximum(both, 1)
+            shared = np.concatenate(
+                [lengths[:0], *(holders[unit] for unit in _numbered(mine) if unit in holders)]
+            )
+            bounds = (2 * np.bincount(shared, minlength=len(texts)) + (both == 0)) / np.maximum(
+                both, 1
+            )
             hopeful = np.flatnonzero(bounds > best)
-            for tried, i in enumerate(hopeful[np.argsort(-bounds[hopeful], kind="stable")].tolist()):
+            for tried, i in enumerate(
+                hopeful[np.argsort(-bounds[hopeful], kind="stable")].tolist()
+            ):
                 if bounds[i] <= best or (closest is not None and tried >= MAX_CANDIDATES):
                     break
                 if (score := _share(2 * common(texts[i]), int(both[i]), 1.0)) > best:
@@ -127,7 +141,11 @@ def _numbered(sequence: Sequence[str]) -> list[tuple[str, int]]:
 
 def distinct(texts: Sequence[str], n: int) -> float:
     """Distinct-n: different runs of n units / all of them, over all texts together; 0 where there is none."""
-    runs = [run for text in map(units, texts) for run in zip(*(text[i:] for i in range(n)), strict=False)]
+    runs = [
+        run
+        for text in map(units, texts)
+        for run in zip(*(text[i:] for i in range(n)), strict=False)
+    ]
     return _share(len(set(runs)), len(runs))
 
 
@@ -139,12 +157,16 @@ def repetition(text: str) -> float:
 # ---------------------------------------------------------------- what to compare with, and closed sets
 
 
-def lookup_nearest(train_questions: Sequence[str], train_answers: Sequence[str], questions: Sequence[str]) -> list[str]:
+def lookup_nearest(
+    train_questions: Sequence[str], train_answers: Sequence[str], questions: Sequence[str]
+) -> list[str]:
     """The answer of the training question nearest by character 1–2-gram TF-IDF."""
     return _look_up(train_questions, train_answers, questions, 2)
 
 
-def lookup_joined(train_questions: Sequence[str], train_answers: Sequence[str], questions: Sequence[str]) -> list[str]:
+def lookup_joined(
+    train_questions: Sequence[str], train_answers: Sequence[str], questions: Sequence[str]
+) -> list[str]:
     """The answer whose training questions, joined into one document, are nearest by character TF-IDF."""
     joined: dict[str, list[str]] = defaultdict(list)
     for question, answer in zip(train_questions, train_answers, strict=True):
@@ -152,26 +174,41 @@ def lookup_joined(train_questions: Sequence[str], train_answers: Sequence[str], 
     return _look_up(["\n".join(group) for group in joined.values()], list(joined), questions, 1)
 
 
-def _look_up(documents: Sequence[str], answers: Sequence[str], questions: Sequence[str], longest: int) -> list[str]:
+def _look_up(
+    documents: Sequence[str], answers: Sequence[str], questions: Sequence[str], longest: int
+) -> list[str]:
     """The answer of the document nearest to each question, the first of equals; "" where there is nothing to look in."""
     if not any(documents) or not questions:
         return [""] * len(questions)
     index, rows = TfidfIndex(documents, (1, longest)), max(1, 2**22 // len(documents))
-    parts = (index.nearness(questions[start : start + rows]) for start in range(0, len(questions), rows))
+    parts = (
+        index.nearness(questions[start : start + rows]) for start in range(0, len(questions), rows)
+    )
     return [answers[i] for part in parts for i in part.argmax(axis=1)]
 
 
-def classification(predicted: Sequence[Hashable], actual: Sequence[Hashable], labels: Sequence[Hashable]) -> dict:
+def classification(
+    predicted: Sequence[Hashable], actual: Sequence[Hashable], labels: Sequence[Hashable]
+) -> dict:
     """Accuracy, macro-F1, each label's precision, recall, F1 and support, and the confusion matrix: a row an actual label, a column a predicted one.
 
     `other` counts by row what was predicted and is none of the labels. What is undefined is 0.
     """
-    cells, taken, support = Counter(zip(actual, predicted, strict=True)), Counter(predicted), Counter(actual)
+    cells, taken, support = (
+        Counter(zip(actual, predicted, strict=True)),
+        Counter(predicted),
+        Counter(actual),
+    )
     by_label = {}
     for label in labels:
         right = cells[label, label]
         f1 = _share(2 * right, taken[label] + support[label])
-        by_label[label] = {"precision": _share(right, taken[label]), "recall": _share(right, support[label]), "f1": f1, "support": support[label]}
+        by_label[label] = {
+            "precision": _share(right, taken[label]),
+            "recall": _share(right, support[label]),
+            "f1": f1,
+            "support": support[label],
+        }
     confusion = [[cells[row, column] for column in labels] for row in labels]
     return {
         "accuracy": _share(sum(cells[label, label] for label in labels), len(actual)),

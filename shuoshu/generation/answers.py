@@ -40,7 +40,15 @@ def read_questions(folder: Path, split: str, tokenizer: Tokenizer) -> list[Quest
     for record in read_pairs(folder, split):
         *messages, last = record["messages"]
         rows = range(record["row"], record["row"] + record["rows"])
-        made.append(Question(messages, last["content"], render_question(tokenizer, messages), len(tokenizer.encode(last["content"])), rows))
+        made.append(
+            Question(
+                messages,
+                last["content"],
+                render_question(tokenizer, messages),
+                len(tokenizer.encode(last["content"])),
+                rows,
+            )
+        )
     return made
 
 
@@ -56,27 +64,48 @@ def answer(
     """The likeliest answer to each, cut off at `longest` tokens (none: twice the longest reference)."""
     longest = longest or 2 * max((question.length for question in questions), default=0) + 8
     sampling = SamplingParams(max_new_tokens=longest, temperature=0.0, keeps_prompt=True)
-    return complete_many(model, tokenizer, [question.ids for question in questions], sampling, [0] * len(questions), rows, should_stop, tell)
+    return complete_many(
+        model,
+        tokenizer,
+        [question.ids for question in questions],
+        sampling,
+        [0] * len(questions),
+        rows,
+        should_stop,
+        tell,
+    )
 
 
 @torch.inference_mode()
-def label_scores(model: GPT, tokenizer: Tokenizer, questions: Sequence[Question], labels: Sequence[str], rows: int) -> np.ndarray:
+def label_scores(
+    model: GPT,
+    tokenizer: Tokenizer,
+    questions: Sequence[Question],
+    labels: Sequence[str],
+    rows: int,
+) -> np.ndarray:
     """(questions, labels): the log-likelihood of each label, end token included, as the answer. The questions are read once for all labels."""
     device, dtype = model.lm_head.weight.device, model.lm_head.weight.dtype
     spelt = [[*tokenizer.encode(label), tokenizer.end] for label in labels]
-    room = max(1, model.config.block_size - max(map(len, spelt)) + 1)  # of a question that fits beside its own label alone, the end is read
+    room = max(
+        1, model.config.block_size - max(map(len, spelt)) + 1
+    )  # of a question that fits beside its own label alone, the end is read
     scores = np.zeros((len(questions), len(labels)))
     order = sorted(range(len(questions)), key=lambda n: len(questions[n].ids))
     for start in range(0, len(order), rows):
         part = order[start : start + rows]
         cache = KVCache(model.config, len(part), device, dtype)
-        first = prefill(model, cache, [questions[n].ids[-room:] for n in part]).double().log_softmax(-1)
+        first = (
+            prefill(model, cache, [questions[n].ids[-room:] for n in part]).double().log_softmax(-1)
+        )
         lengths = list(cache.lengths)
         for column, ids in enumerate(spelt):
             cache.lengths = list(lengths)  # what the label before wrote is written over
             total, logits = first[:, ids[0]].clone(), None
             for token, following in pairwise(ids):
-                logits = model.next_logits(torch.full((len(part), 1), token, device=device), [0] * len(part), cache)
+                logits = model.next_logits(
+                    torch.full((len(part), 1), token, device=device), [0] * len(part), cache
+                )
                 total += logits.double().log_softmax(-1)[:, following]
             scores[part, column] = total.cpu().numpy()
     return scores

@@ -22,7 +22,12 @@ class ChatModel:
     def __init__(self, loaded: LoadedModel, device: torch.device, dtype: str = "auto") -> None:
         wanted = "float32" if dtype == "auto" and device.type != "cuda" else dtype
         self.model = loaded.model.to(pick_dtype(wanted, device))
-        self.tokenizer, self.step, self.turns = loaded.tokenizer, loaded.step, loaded.turns
+        self.tokenizer, self.step, self.task, self.turns = (
+            loaded.tokenizer,
+            loaded.step,
+            loaded.task,
+            loaded.turns,
+        )
         self.block = self.model.config.block_size
         self.mask = Utf8Mask(self.tokenizer, self.model.config.vocab_size, device)
 
@@ -35,18 +40,26 @@ class ChatModel:
         """A question's ids; of the conversation before it as much as the model learned to follow and half its block holds."""
         asked = {"role": "user", "content": text.strip()}
         if not asked["content"]:
-            raise UserError("a question is empty: give one with --start, or --chat; --raw continues text")
+            raise UserError(
+                "a question is empty: give one with --start, or --chat; --raw continues text"
+            )
         history = [*before[max(0, len(before) - 2 * (self.turns - 1)) :], asked]
         while len(history) > 1 and len(render_question(self.tokenizer, history)) > self.block // 2:
             history = history[2:]
         ids = render_question(self.tokenizer, history)
         if len(ids) >= self.block:
-            raise UserError(f"a question of {len(ids):,} tokens is longer than the {self.block:,} that this model reads: {shorten(text[:200], 60)}")
+            raise UserError(
+                f"a question of {len(ids):,} tokens is longer than the {self.block:,} that this model reads: {shorten(text[:200], 60)}"
+            )
         return ids
 
     def sampling_by(self, settings: SampleSettings, answers: bool) -> SamplingParams:
         """How it is to choose its words."""
-        chosen = {name: getattr(settings, name) for name in SamplingParams.__dataclass_fields__ if hasattr(settings, name)}
+        chosen = {
+            name: getattr(settings, name)
+            for name in SamplingParams.__dataclass_fields__
+            if hasattr(settings, name)
+        }
         if settings.temperature is None:
             chosen["temperature"] = 0.0 if answers else SamplingParams.temperature
         return SamplingParams(**chosen, keeps_prompt=answers)

@@ -20,7 +20,11 @@ class CpuDecoder:
     @torch.inference_mode()
     def __init__(self, model: GPT) -> None:
         trunk = model.model
-        self.dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else model.lm_head.weight.dtype
+        self.dtype = (
+            torch.get_autocast_dtype("cpu")
+            if torch.is_autocast_enabled("cpu")
+            else model.lm_head.weight.dtype
+        )
         self.embedding = trunk.embed_tokens.weight.to(self.dtype)
         self.layers = [Layer(block, self.dtype) for block in trunk.layers]
         self.norm, self.head = Norm(trunk.norm), fused_linear(self.dtype, model.lm_head)
@@ -43,7 +47,10 @@ class Layer:
     def __init__(self, block: Block, dtype: torch.dtype) -> None:
         attention, mlp = block.self_attn, block.mlp
         self.dtype, self.width = dtype, attention.head_dim
-        self.H, self.G = (projection.out_features // self.width for projection in (attention.q_proj, attention.k_proj))
+        self.H, self.G = (
+            projection.out_features // self.width
+            for projection in (attention.q_proj, attention.k_proj)
+        )
         self.qkv = fused_linear(dtype, attention.q_proj, attention.k_proj, attention.v_proj)
         self.o, self.gate_up, self.down = (
             fused_linear(dtype, attention.o_proj),
@@ -53,7 +60,14 @@ class Layer:
         self.norm, self.mlp_norm = Norm(block.input_layernorm), Norm(block.post_attention_layernorm)
         self.qk_norm = Norm(*[attention.q_norm] * self.H, *[attention.k_norm] * self.G)
 
-    def __call__(self, x: Tensor, cos: Tensor, sin: Tensor, update: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], mask: Tensor | None) -> Tensor:
+    def __call__(
+        self,
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        update: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+        mask: Tensor | None,
+    ) -> Tensor:
         B, H, G, D = len(x), self.H, self.G, self.width
         heads = self.qkv(self.norm(x).to(self.dtype)).view(B, H + 2 * G, D)
         qk = self.qk_norm(heads[:, : H + G])  # in float32, as keys and values are kept
@@ -78,7 +92,13 @@ class Norm:
         self.least = torch.tensor((width * eps) ** 0.5)
 
     def __call__(self, x: Tensor) -> Tensor:
-        return x * self.gain / torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32).hypot(self.least)
+        return (
+            x
+            * self.gain
+            / torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32).hypot(
+                self.least
+            )
+        )
 
 
 def next_token_fn(model: GPT) -> NextTokenFn:
@@ -90,10 +110,21 @@ def next_token_fn(model: GPT) -> NextTokenFn:
 
 def fused_linear(dtype: torch.dtype, *layers: nn.Linear) -> Callable[[Tensor], Tensor]:
     """The products with these layers' weights side by side, by the packed ones of torch's compiler, twice as fast, where this torch has them for this CPU."""
-    weight = torch.cat([layer.weight.to(dtype) for layer in layers]) if len(layers) > 1 else layers[0].weight.to(dtype)
+    weight = (
+        torch.cat([layer.weight.to(dtype) for layer in layers])
+        if len(layers) > 1
+        else layers[0].weight.to(dtype)
+    )
     try:
         packed = torch.ops.mkldnn._reorder_linear_weight(weight)
-        multiply = partial(torch.ops.mkldnn._linear_pointwise, W=packed, B=None, attr="none", scalars=[], algorithm="")
+        multiply = partial(
+            torch.ops.mkldnn._linear_pointwise,
+            W=packed,
+            B=None,
+            attr="none",
+            scalars=[],
+            algorithm="",
+        )
         multiply(weight[:1])
         return multiply
     except (AttributeError, RuntimeError, TypeError):

@@ -23,7 +23,14 @@ from shuoshu.generation.sampling import complete_many, stream
 from shuoshu.models.weights import LoadedModel, load_model
 from shuoshu.sft.question_files import loads
 
-COLUMNS = ("prompt", "question", "instruction", "start", "text", "问题")  # where a file's prompts stand, the first that is there
+COLUMNS = (
+    "prompt",
+    "question",
+    "instruction",
+    "start",
+    "text",
+    "问题",
+)  # where a file's prompts stand, the first that is there
 
 
 def run(settings: SampleSettings, out_dir: Path) -> int:
@@ -51,9 +58,11 @@ class TerminalChat(ChatModel):
 
     def __init__(self, settings: SampleSettings, loaded: LoadedModel, device: torch.device) -> None:
         super().__init__(loaded, device, settings.dtype)
-        self.settings, self.answers = settings, bool(self.turns) and not settings.raw
+        self.settings, self.answers = settings, self.task == "questions" and not settings.raw
         if settings.chat and not self.answers:
-            raise UserError("this model continues text and answers no questions: fine-tune it (python train.py config/sft.py), or use --start")
+            raise UserError(
+                "this model continues text and answers no questions: fine-tune it (python train.py config/sft.py), or use --start"
+            )
         self.sampling = self.sampling_by(settings, self.answers)
 
     def ids(self, text: str) -> list[int]:
@@ -63,13 +72,26 @@ class TerminalChat(ChatModel):
     def say(self, ids: list[int], seed: int, stop: StopFlag) -> str:
         """Streams one text to the terminal; returns it."""
         said = ""
-        for news in stream(self.model, self.tokenizer, [ids], self.sampling, [seed], self.mask, lambda: stop.raised, self.reader):
+        for news in stream(
+            self.model,
+            self.tokenizer,
+            [ids],
+            self.sampling,
+            [seed],
+            self.mask,
+            lambda: stop.raised,
+            self.reader,
+        ):
             if isinstance(news[0], str):
                 print(news[0], end="", flush=True)
                 said += news[0]
         print(flush=True)
         if self.answers and news[0].reason == "length":
-            print(f"(cut at --max_new_tokens={self.sampling.max_new_tokens})", file=sys.stderr, flush=True)
+            print(
+                f"(cut at --max_new_tokens={self.sampling.max_new_tokens})",
+                file=sys.stderr,
+                flush=True,
+            )
         return said
 
 
@@ -84,7 +106,9 @@ def seed_of(settings: SampleSettings, number: int) -> int:
 def command_line_prompts(settings: SampleSettings) -> Iterator[str]:
     starts = settings.start
     if not starts:
-        starts = ("",) if sys.stdin is None or sys.stdin.isatty() else (sys.stdin.read().rstrip("\n"),)
+        starts = (
+            ("",) if sys.stdin is None or sys.stdin.isatty() else (sys.stdin.read().rstrip("\n"),)
+        )
     for start in starts:
         if start.startswith("FILE:"):
             path = Path(start.removeprefix("FILE:"))
@@ -103,7 +127,10 @@ def stream_to_terminal(speaker: TerminalChat, prompts: list[str]) -> None:
         for number, prompt in enumerate(texts):
             if len(texts) > 1:
                 asked = f"  {prompt}" if speaker.answers else ""
-                print(f"{'' if number == 0 else chr(10)}--- {number + 1}/{len(texts)}{asked}", flush=True)
+                print(
+                    f"{'' if number == 0 else chr(10)}--- {number + 1}/{len(texts)}{asked}",
+                    flush=True,
+                )
             if not speaker.answers:
                 print(prompt, end="", flush=True)
             speaker.say(speaker.ids(prompt), seed_of(speaker.settings, number), stop)
@@ -113,7 +140,11 @@ def stream_to_terminal(speaker: TerminalChat, prompts: list[str]) -> None:
 
 def chat(speaker: TerminalChat) -> int:
     """Question by question; what was said before is kept as far as it fits, and as the model learned to follow it. The exit code."""
-    alone = "; it learned to answer questions one by one, so each stands alone" if speaker.turns == 1 else ""
+    alone = (
+        "; it learned to answer questions one by one, so each stands alone"
+        if speaker.turns == 1
+        else ""
+    )
     print(f"Ask a question. /new forgets what was said, an empty line ends{alone}.")
     history: list[dict[str, str]] = []
     for number in itertools.count():
@@ -181,13 +212,17 @@ def write_answers(speaker: TerminalChat, rows: list[dict], prompts: list[str]) -
     column = "model_answer" if any("answer" in row for row in rows) else "answer"
     for number, row in enumerate(rows):
         for sample in range(settings.num_samples):
-            row[column if sample == 0 else f"{column}_{sample + 1}"] = answers.get(number * settings.num_samples + sample, "")
+            row[column if sample == 0 else f"{column}_{sample + 1}"] = answers.get(
+                number * settings.num_samples + sample, ""
+            )
     path = Path(settings.outfile)
     try:
         write_atomically(path, lambda aside: WRITERS[path.suffix.lower()](aside, rows))
     except OSError as error:
         raise UserError(f"can't write {path}: {error.strerror}") from None
-    print(f"{len(answers):,} of {len(texts):,} {'answers' if speaker.answers else 'continuations'} in {path}")
+    print(
+        f"{len(answers):,} of {len(texts):,} {'answers' if speaker.answers else 'continuations'} in {path}"
+    )
     if cut:
         print(f"{cut:,} of them were cut at --max_new_tokens={settings.max_new_tokens}")
     return 128 + stop.raised if stop.raised else 0
@@ -204,10 +239,14 @@ def read_file(path: Path) -> tuple[list[dict], list[str]]:
         rows: list[dict] = [{"prompt": line} for line in text.split("\n") if line.strip()]
     elif suffix == ".csv":
         try:
-            reader = csv.DictReader(io.StringIO(text, newline=""), restkey="more", restval="", strict=True)
+            reader = csv.DictReader(
+                io.StringIO(text, newline=""), restkey="more", restval="", strict=True
+            )
             rows = [dict(row) for row in reader]
         except csv.Error as error:
-            raise UserError(f"{path}, line {reader.line_num}: {error} (is a quotation mark open, or not doubled?)") from None
+            raise UserError(
+                f"{path}, line {reader.line_num}: {error} (is a quotation mark open, or not doubled?)"
+            ) from None
     elif suffix == ".jsonl":
         rows = []
         for number, line in enumerate(text.split("\n"), 1):
@@ -225,15 +264,21 @@ def read_file(path: Path) -> tuple[list[dict], list[str]]:
         raise UserError(f"{path} holds no prompt")
     column = next((name for name in COLUMNS if name in rows[0]), None)
     if column is None:
-        raise UserError(f"{path} has no column {', '.join(COLUMNS[:-1])} or {COLUMNS[-1]}; it has {', '.join(map(str, rows[0]))}")
-    if bad := [number for number, row in enumerate(rows, 1) if not isinstance(row.get(column), str)]:
+        raise UserError(
+            f"{path} has no column {', '.join(COLUMNS[:-1])} or {COLUMNS[-1]}; it has {', '.join(map(str, rows[0]))}"
+        )
+    if bad := [
+        number for number, row in enumerate(rows, 1) if not isinstance(row.get(column), str)
+    ]:
         raise UserError(f"{path}: row {bad[0]} has no text in its column {column}")
     return rows, [row[column] for row in rows]
 
 
 def write_csv(path: Path, rows: list[dict]) -> None:
     with path.open("w", encoding="utf-8", errors="replace", newline="") as file:
-        writer = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)), restval="")
+        writer = csv.DictWriter(
+            file, list(dict.fromkeys(key for row in rows for key in row)), restval=""
+        )
         writer.writeheader()
         writer.writerows(rows)
 

@@ -45,7 +45,9 @@ class StopStringStream:
         """Takes a token, returns the new text that is certain to stay."""
         self.ids.append(token)
         self.text += self._stream.push(token)
-        found = [at for s in self._stop if (at := self.text.find(s, max(0, self.told - len(s)))) >= 0]
+        found = [
+            at for s in self._stop if (at := self.text.find(s, max(0, self.told - len(s)))) >= 0
+        ]
         if found:
             self.text, self.reason = self.text[: min(found)], "stop"
         return self._tell(0 if found else self._held_back())
@@ -61,7 +63,10 @@ class StopStringStream:
 
     def _held_back(self) -> int:
         """The longest end of the text that begins a stop string."""
-        return max((n for s in self._stop for n in range(1, len(s)) if self.text.endswith(s[:n])), default=0)
+        return max(
+            (n for s in self._stop for n in range(1, len(s)) if self.text.endswith(s[:n])),
+            default=0,
+        )
 
 
 @dataclass
@@ -94,10 +99,17 @@ def stream(
 
     Row i draws from a generator seeded with seeds[i]: its text doesn't depend on the other rows. A reader reads for the model as it is now.
     """
-    device, dtype, block = model.lm_head.weight.device, model.lm_head.weight.dtype, model.config.block_size
+    device, dtype, block = (
+        model.lm_head.weight.device,
+        model.lm_head.weight.dtype,
+        model.config.block_size,
+    )
     mask = mask or Utf8Mask(tokenizer, model.config.vocab_size, device)
     rows = range(len(prompts))
-    histories = [Context(list(prompt) or [tokenizer.end], len(prompt) if sampling.keeps_prompt else 0) for prompt in prompts]
+    histories = [
+        Context(list(prompt) or [tokenizer.end], len(prompt) if sampling.keeps_prompt else 0)
+        for prompt in prompts
+    ]
     writers = [StopStringStream(tokenizer, sampling.stop) for _ in rows]
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     state = torch.full((len(prompts),), WHOLE, device=device)
@@ -106,7 +118,9 @@ def stream(
         seen = torch.zeros(len(prompts), model.config.vocab_size, dtype=torch.bool, device=device)
         for row in rows:
             seen[row, histories[row].ids] = True
-    cache = KVCache(model.config, len(prompts), device, torch.float32 if device.type == "cpu" else dtype)
+    cache = KVCache(
+        model.config, len(prompts), device, torch.float32 if device.type == "cpu" else dtype
+    )
     logits = prefill(model, cache, [history.fitting(block) for history in histories])
     reader = reader or next_token_fn(model)
 
@@ -117,7 +131,9 @@ def stream(
             logits = penalise(logits, seen, sampling.repetition_penalty)
         allowed = logits.masked_fill(mask.forbidden[state], -torch.inf)
         if step >= sampling.max_new_tokens or interrupted:  # only to let a character finish
-            allowed = allowed.masked_fill(mask.may_not_finish[state] & (state != WHOLE)[:, None], -torch.inf)
+            allowed = allowed.masked_fill(
+                mask.may_not_finish[state] & (state != WHOLE)[:, None], -torch.inf
+            )
         tokens = pick(allowed, sampling, draws)
         state = mask.after[state, tokens]
         if seen is not None:
@@ -132,7 +148,11 @@ def stream(
                 news[row] = writers[row].finish("end")
                 continue
             news[row] = writers[row].push(token)
-            if whole[row] and (step + 1 >= sampling.max_new_tokens or interrupted) and not writers[row].reason:
+            if (
+                whole[row]
+                and (step + 1 >= sampling.max_new_tokens or interrupted)
+                and not writers[row].reason
+            ):
                 news[row] += writers[row].finish("interrupted" if interrupted else "length")
         yield news
         step += 1
@@ -142,7 +162,12 @@ def stream(
 
 
 def complete(
-    model: GPT, tokenizer: Tokenizer, prompts: Sequence[Sequence[int]], sampling: SamplingParams, seeds: Sequence[int], **more: object
+    model: GPT,
+    tokenizer: Tokenizer,
+    prompts: Sequence[Sequence[int]],
+    sampling: SamplingParams,
+    seeds: Sequence[int],
+    **more: object,
 ) -> list[Completion]:
     """The finished texts alone."""
     *_, finished = stream(model, tokenizer, prompts, sampling, seeds, **more)
@@ -160,13 +185,25 @@ def complete_many(
     tell: Callable[[int], None] = lambda done: None,
 ) -> list[Completion | None]:
     """The finished texts of many prompts, `rows` of like length side by side; None for what a stop left undone."""
-    mask, reader = Utf8Mask(tokenizer, model.config.vocab_size, model.lm_head.weight.device), next_token_fn(model)
+    mask, reader = (
+        Utf8Mask(tokenizer, model.config.vocab_size, model.lm_head.weight.device),
+        next_token_fn(model),
+    )
     results: list[Completion | None] = [None] * len(prompts)
     order = sorted(range(len(prompts)), key=lambda n: len(prompts[n]))
     for start in range(0, len(order), rows):
         part = order[start : start + rows]
         texts, own = [prompts[n] for n in part], [seeds[n] for n in part]
-        finished = complete(model, tokenizer, texts, sampling, own, mask=mask, should_stop=should_stop, reader=reader)
+        finished = complete(
+            model,
+            tokenizer,
+            texts,
+            sampling,
+            own,
+            mask=mask,
+            should_stop=should_stop,
+            reader=reader,
+        )
         if should_stop():
             break
         for n, result in zip(part, finished, strict=True):
@@ -186,7 +223,9 @@ def prefill(model: GPT, cache: KVCache, prompts: Sequence[Sequence[int]]) -> Ten
     return logits
 
 
-def advance(model: GPT, reader: NextTokenFn, cache: KVCache, tokens: Tensor, histories: Sequence[Context]) -> Tensor:
+def advance(
+    model: GPT, reader: NextTokenFn, cache: KVCache, tokens: Tensor, histories: Sequence[Context]
+) -> Tensor:
     """One token a row → logits (B, V). Rows whose block is full read the last half of it again first."""
     block = model.config.block_size
     full = [row for row, length in enumerate(cache.lengths) if length == block]
@@ -195,7 +234,9 @@ def advance(model: GPT, reader: NextTokenFn, cache: KVCache, tokens: Tensor, his
     logits = torch.empty(len(tokens), model.config.vocab_size, device=cache.k.device)
     if len(full) < len(tokens):
         for row in full:
-            cache.lengths[row] = 0  # so that the others can go on; its own position 0 is written over below
+            cache.lengths[row] = (
+                0  # so that the others can go on; its own position 0 is written over below
+            )
         logits = reader(tokens[:, None], cache)
     aside = KVCache(model.config, len(full), cache.k.device, cache.k.dtype)
     logits[full] = prefill(model, aside, [histories[row].fitting(block) for row in full])
@@ -214,7 +255,9 @@ def pick(logits: Tensor, sampling: SamplingParams, draws: Tensor) -> Tensor:
     """One token a row: temperature, then top-k, top-p and min-p, then the token at which the probabilities pass draws[b]."""
     if sampling.temperature == 0 or sampling.top_k == 1:
         return logits.argmax(dim=-1)
-    logits = (logits - logits.amax(dim=-1, keepdim=True)) / sampling.temperature  # first the maximum: a tiny temperature can't overflow
+    logits = (
+        logits - logits.amax(dim=-1, keepdim=True)
+    ) / sampling.temperature  # first the maximum: a tiny temperature can't overflow
     order = None
     if sampling.top_k and sampling.top_k < logits.shape[-1]:
         logits, order = largest(logits, sampling.top_k)
@@ -222,12 +265,16 @@ def pick(logits: Tensor, sampling: SamplingParams, draws: Tensor) -> Tensor:
         logits, order = logits.sort(descending=True)
     p = logits.softmax(dim=-1)
     if sampling.top_p < 1:
-        p = p.masked_fill(p.cumsum(dim=-1) - p >= max(sampling.top_p, 1e-9), 0)  # the first one always stays
+        p = p.masked_fill(
+            p.cumsum(dim=-1) - p >= max(sampling.top_p, 1e-9), 0
+        )  # the first one always stays
     if sampling.min_p > 0:
         p = p.masked_fill(p < sampling.min_p * p.amax(dim=-1, keepdim=True), 0)
     sums = p.cumsum(dim=-1)
     total = sums[:, -1:]
-    threshold = torch.minimum(draws[:, None] * total, torch.nextafter(total, torch.zeros_like(total)))
+    threshold = torch.minimum(
+        draws[:, None] * total, torch.nextafter(total, torch.zeros_like(total))
+    )
     at = torch.searchsorted(sums, threshold, right=True)
     return (order.gather(1, at) if order is not None else at)[:, 0]
 

@@ -47,7 +47,13 @@ def utf8_automaton() -> np.ndarray:
     table[WHOLE, 0xC2:0xE0] = LEFT1
     table[WHOLE, 0xE0:0xF0] = LEFT2
     table[WHOLE, 0xF0:0xF5] = LEFT3
-    table[WHOLE, [0xE0, 0xED, 0xEF, 0xF0, 0xF4]] = [AFTER_E0, AFTER_ED, AFTER_EF, AFTER_F0, AFTER_F4]
+    table[WHOLE, [0xE0, 0xED, 0xEF, 0xF0, 0xF4]] = [
+        AFTER_E0,
+        AFTER_ED,
+        AFTER_EF,
+        AFTER_F0,
+        AFTER_F4,
+    ]
     table[LEFT1, 0x80:0xC0] = WHOLE
     table[LEFT2, 0x80:0xC0] = LEFT1
     table[LEFT3, 0x80:0xC0] = LEFT2
@@ -67,7 +73,9 @@ def utf8_transitions(tokenizer: Tokenizer, vocab_size: int) -> tuple[np.ndarray,
 
     The end token may come between characters; the chat tokens and the ids that pad a model's vocabulary never.
     """
-    automaton = np.vstack([utf8_automaton(), np.full((1, 256), -1, dtype=np.int8)])  # its last row: once wrong, always wrong
+    automaton = np.vstack(
+        [utf8_automaton(), np.full((1, 256), -1, dtype=np.int8)]
+    )  # its last row: once wrong, always wrong
     tokens = tokenizer.token_bytes
     after = np.repeat(np.arange(STATES, dtype=np.int8)[:, None], vocab_size, axis=1)
     finishes = np.ones((STATES, vocab_size), dtype=bool)

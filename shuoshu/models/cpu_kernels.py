@@ -17,7 +17,10 @@ IGNORE = -100
 PAD_TARGETS_TO = 64  # counted targets are padded up to a multiple: each new shape costs a product time and memory
 QUERY_BLOCK = 128  # queries at a time, the last up to half as many more: the fewer sizes of products the better
 MAX_CONTEXT = 2048  # tokens: of longer rows the probabilities, kept for the way back, take more memory than the speed is worth
-keep_dtypes, in_bfloat16 = custom_fwd(device_type="cpu"), custom_fwd(device_type="cpu", cast_inputs=torch.bfloat16)
+keep_dtypes, in_bfloat16 = (
+    custom_fwd(device_type="cpu"),
+    custom_fwd(device_type="cpu", cast_inputs=torch.bfloat16),
+)
 
 
 def backward_as_forward(backward: Callable) -> Callable:
@@ -27,23 +30,35 @@ def backward_as_forward(backward: Callable) -> Callable:
 
 def is_enabled(x: Tensor) -> bool:
     """On CUDA and under a compiler plain operations are fused as well or better."""
-    if x.device.type != "cpu" or not torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling():
+    if (
+        x.device.type != "cpu"
+        or not torch.is_autocast_enabled("cpu")
+        or torch.compiler.is_compiling()
+    ):
         return False
     return torch.get_autocast_dtype("cpu") == torch.bfloat16
 
 
 def rms_normalize(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """Each vector with a root mean square of 1, and what it was multiplied by."""
-    squares = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32).square_().div_(x.shape[-1])
+    squares = (
+        torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+        .square_()
+        .div_(x.shape[-1])
+    )
     scale = squares.add_(eps).rsqrt_().type_as(x)
     return x * scale, scale
 
 
-def rms_norm_backward(grad: Tensor, normed: Tensor, scale: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+def rms_norm_backward(
+    grad: Tensor, normed: Tensor, scale: Tensor, weight: Tensor
+) -> tuple[Tensor, Tensor]:
     """The gradients of x and of the gain, from that of x * scale * gain."""
     each = (grad * normed).flatten(0, -2)
     mean = (each @ weight).div_(each.shape[-1]).view_as(scale)
-    return (grad * weight).addcmul_(normed, mean, value=-1).mul_(scale), each.new_ones(len(each)) @ each
+    return (grad * weight).addcmul_(normed, mean, value=-1).mul_(scale), each.new_ones(
+        len(each)
+    ) @ each
 
 
 class FusedRMSNorm(torch.autograd.Function):
@@ -68,7 +83,9 @@ class FusedNormRotate(torch.autograd.Function):
 
     @staticmethod
     @in_bfloat16
-    def forward(ctx: FunctionCtx, x: Tensor, weight: Tensor, eps: float, cos: Tensor, sin: Tensor) -> Tensor:
+    def forward(
+        ctx: FunctionCtx, x: Tensor, weight: Tensor, eps: float, cos: Tensor, sin: Tensor
+    ) -> Tensor:
         normed, scale = rms_normalize(x.transpose(1, 2).contiguous(), eps)
         half = len(weight) // 2
         sin = torch.cat((-sin[:, :half], sin[:, half:]), dim=1)
@@ -79,7 +96,9 @@ class FusedNormRotate(torch.autograd.Function):
     @backward_as_forward
     def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
         *saved, cos, sin = ctx.saved_tensors
-        grad_x, grad_weight = rms_norm_backward((grad * cos).add_((grad * sin).roll(grad.shape[-1] // 2, -1)), *saved)
+        grad_x, grad_weight = rms_norm_backward(
+            (grad * cos).add_((grad * sin).roll(grad.shape[-1] // 2, -1)), *saved
+        )
         return grad_x.transpose(1, 2), grad_weight, None, None, None
 
 
@@ -98,7 +117,9 @@ class BlockwiseAttention(torch.autograd.Function):
         y, kept = torch.empty_like(q), []
         for now, seen in query_blocks(q.shape[1]):
             later = q.new_full((now.stop - now.start, now.stop), -1e9).triu(now.start + 1)
-            p = torch.baddbmm(later, q[:, now], k[:, seen].mT, alpha=q.shape[2] ** -0.5).softmax(dim=-1)
+            p = torch.baddbmm(later, q[:, now], k[:, seen].mT, alpha=q.shape[2] ** -0.5).softmax(
+                dim=-1
+            )
             y[:, now] = p @ v[:, seen]
             kept += [p] if any(ctx.needs_input_grad) else []  # in measuring nothing is kept
         ctx.save_for_backward(q, k, v, *kept)
@@ -112,7 +133,9 @@ class BlockwiseAttention(torch.autograd.Function):
         grad_q, grad_k, grad_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
         for p, (now, seen) in zip(kept, query_blocks(q.shape[1]), strict=True):
             grad_v[:, seen].baddbmm_(p.mT, grad[:, now])
-            through = torch.ops.aten._softmax_backward_data(grad[:, now] @ v[:, seen].mT, p, -1, p.dtype)
+            through = torch.ops.aten._softmax_backward_data(
+                grad[:, now] @ v[:, seen].mT, p, -1, p.dtype
+            )
             grad_q[:, now] = through @ k[:, seen]
             grad_k[:, seen].baddbmm_(through.mT, q[:, now], alpha=scale)
         return grad_q.mul_(scale), grad_k, grad_v
@@ -139,7 +162,9 @@ class FusedHeadLoss(torch.autograd.Function):
         p[own] = 0
         rest = p.sum(dim=1)[: len(counted)]  # 1 - hit, exact also where that is tiny
         p[own] = -rest
-        ctx.save_for_backward(torch.zeros_like(x).index_copy_(0, counted, (p @ head)[: len(counted)]), p.T @ part)
+        ctx.save_for_backward(
+            torch.zeros_like(x).index_copy_(0, counted, (p @ head)[: len(counted)]), p.T @ part
+        )
         return -torch.where(rest < 0.5, torch.log1p(-rest.float()), hit.log()).sum()
 
     @staticmethod

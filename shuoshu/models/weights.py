@@ -18,15 +18,32 @@ from torch import Tensor
 
 from model import GPT, GPTConfig
 from shuoshu.core.errors import UserError
-from shuoshu.core.files import error_reason, open_file, read_json, require_disk_space, write_atomically, write_synced_text
+from shuoshu.core.files import (
+    error_reason,
+    open_file,
+    read_json,
+    require_disk_space,
+    write_atomically,
+    write_synced_text,
+)
+from shuoshu.text.dataset import TASKS
 from shuoshu.text.tokenizer import Tokenizer
 
-_DTYPES = {torch.float32: "F32", torch.float64: "F64", torch.bfloat16: "BF16", torch.float16: "F16", torch.int64: "I64", torch.uint8: "U8"}
+_DTYPES = {
+    torch.float32: "F32",
+    torch.float64: "F64",
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
+    torch.int64: "I64",
+    torch.uint8: "U8",
+}
 
 
 def tensor_bytes(tensors: Iterable[Tensor]) -> int:
     """Bytes of a file of these tensors, at most."""
-    return sum(tensor.numel() * tensor.element_size() + 300 for tensor in tensors)  # each has its line in the header
+    return sum(
+        tensor.numel() * tensor.element_size() + 300 for tensor in tensors
+    )  # each has its line in the header
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
@@ -40,7 +57,11 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
     offset = 0
     for name, tensor in arrays.items():
         end = offset + raw[name].nbytes
-        header[name] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [offset, end]}
+        header[name] = {
+            "dtype": _DTYPES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [offset, end],
+        }
         offset = end
     digest = hashlib.sha256(json.dumps(header).encode())
     for piece in raw.values():
@@ -73,11 +94,17 @@ def read_metadata(path: Path) -> dict[str, str]:
                 digest.update(chunk)
         if digest.hexdigest() != expected:
             raise ValueError("its content doesn't match its sha256")
-        if not all(re.fullmatch("[0-9]{1,15}", metadata.get(name, "0")) for name in ("step", "turns")):
+        if not all(
+            re.fullmatch("[0-9]{1,15}", metadata.get(name, "0")) for name in ("step", "turns")
+        ):
             raise ValueError("its step or its turns are no number")
+        if metadata.get("task", "text") not in TASKS:
+            raise ValueError("its task is neither text nor questions")
         return metadata
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(f"{path} is damaged or no weights file of Shuoshu: {error_reason(error)}; copy it anew, or train again") from None
+        raise UserError(
+            f"{path} is damaged or no weights file of Shuoshu: {error_reason(error)}; copy it anew, or train again"
+        ) from None
 
 
 # ---------------------------------------------------------------- the model folder
@@ -88,7 +115,9 @@ def write_model_folder(out_dir: Path, config: GPTConfig, tokenizer: Tokenizer) -
     ids = {"eos_token_id": tokenizer.end, "pad_token_id": tokenizer.pad, "bos_token_id": None}
     files = {
         "config.json": json.dumps({**config.to_hf(), **ids}, indent=1),
-        "generation_config.json": json.dumps({**ids, "do_sample": True, "temperature": 0.8, "top_k": 200}, indent=1),
+        "generation_config.json": json.dumps(
+            {**ids, "do_sample": True, "temperature": 0.8, "top_k": 200}, indent=1
+        ),
         **tokenizer.files(config.block_size),
     }
     for name, text in files.items():
@@ -101,17 +130,27 @@ def weights_fingerprint(config: GPTConfig, tokenizer: Tokenizer) -> str:
     return hashlib.sha256(json.dumps([shape, tokenizer.hash], sort_keys=True).encode()).hexdigest()
 
 
-def save_weights(out_dir: Path, model: GPT, tokenizer: Tokenizer, step: int, turns: int = 0) -> None:
+def save_weights(
+    out_dir: Path, model: GPT, tokenizer: Tokenizer, step: int, task: str = "text", turns: int = 0
+) -> None:
     """Replaces the folder's model.safetensors."""
-    metadata = {"step": str(step), "turns": str(turns), "belongs": weights_fingerprint(model.config, tokenizer)}
+    metadata = {
+        "step": str(step),
+        "task": task,
+        "turns": str(turns),
+        "belongs": weights_fingerprint(model.config, tokenizer),
+    }
     require_disk_space(out_dir, tensor_bytes(model.tensors().values()))
-    write_atomically(out_dir / "model.safetensors", lambda path: write_tensors(path, model.tensors(), metadata))
+    write_atomically(
+        out_dir / "model.safetensors", lambda path: write_tensors(path, model.tensors(), metadata)
+    )
 
 
 class LoadedModel(typing.NamedTuple):
     model: GPT
     tokenizer: Tokenizer
     step: int
+    task: str  # "text": it continues text; "questions": it answers
     turns: int  # questions in a row that it learned to answer; 0: it continues text
 
 
@@ -120,18 +159,27 @@ def check_shapes(path: Path, config: GPTConfig) -> None:
     with safe_open(path, "pt") as file:
         shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - it is no dict
     c = config
-    layer = c.n_embd * (2 * c.n_head * c.head_dim + 2 * c.n_kv_head * c.head_dim + 3 * c.n_hidden + 2) + 2 * c.head_dim
-    if c.n_layer * layer + c.n_embd + c.vocab_size * c.n_embd * (1 if c.tie_embeddings else 2) <= sum(map(math.prod, shapes.values())):
+    layer = (
+        c.n_embd * (2 * c.n_head * c.head_dim + 2 * c.n_kv_head * c.head_dim + 3 * c.n_hidden + 2)
+        + 2 * c.head_dim
+    )
+    if c.n_layer * layer + c.n_embd + c.vocab_size * c.n_embd * (
+        1 if c.tie_embeddings else 2
+    ) <= sum(map(math.prod, shapes.values())):
         return  # whatever else is wrong, the model is no larger than the file
     with torch.device("meta"):  # says which ones; torch takes a second to get ready for it
         GPT(config).load_tensors({name: torch.empty(shape) for name, shape in shapes.items()})
 
 
-def load_model(folder: str | Path, device: torch.device | str = "cpu", **changes: object) -> LoadedModel:
+def load_model(
+    folder: str | Path, device: torch.device | str = "cpu", **changes: object
+) -> LoadedModel:
     """The model in a folder; every way in which it can be wrong has its UserError."""
     folder = Path(folder)
     if not (folder / "config.json").is_file() or not (folder / "model.safetensors").is_file():
-        raise UserError(f"there is no trained model in {folder}: train one with\n  python train.py --out_dir={folder}")
+        raise UserError(
+            f"there is no trained model in {folder}: train one with\n  python train.py --out_dir={folder}"
+        )
     metadata = read_metadata(folder / "model.safetensors")
     tokenizer = Tokenizer.load(folder)
     try:
@@ -140,10 +188,30 @@ def load_model(folder: str | Path, device: torch.device | str = "cpu", **changes
         model = GPT.from_pretrained(folder, **changes)
         if not all(torch.isfinite(parameter).all() for parameter in model.parameters()):
             raise ValueError("its weights are not finite")
-    except (ValueError, TypeError, KeyError, AttributeError, OSError, RuntimeError, SafetensorError) as error:
+    except (
+        ValueError,
+        TypeError,
+        KeyError,
+        AttributeError,
+        OSError,
+        RuntimeError,
+        SafetensorError,
+    ) as error:
         raise UserError(f"the model in {folder} can't be loaded: {error_reason(error)}") from None
-    if metadata.get("belongs", weights_fingerprint(config, tokenizer)) != weights_fingerprint(config, tokenizer):
-        raise UserError(f"{folder}: config.json or tokenizer.json is not the one that model.safetensors was saved with: copy the whole folder anew")
+    if metadata.get("belongs", weights_fingerprint(config, tokenizer)) != weights_fingerprint(
+        config, tokenizer
+    ):
+        raise UserError(
+            f"{folder}: config.json or tokenizer.json is not the one that model.safetensors was saved with: copy the whole folder anew"
+        )
     if model.config.vocab_size < tokenizer.n_vocab:
-        raise UserError(f"{folder}: the tokenizer has {tokenizer.n_vocab:,} entries, the model only {model.config.vocab_size:,}: they don't belong together")
-    return LoadedModel(model.to(device).eval(), tokenizer, int(metadata.get("step", 0)), int(metadata.get("turns", 0)))
+        raise UserError(
+            f"{folder}: the tokenizer has {tokenizer.n_vocab:,} entries, the model only {model.config.vocab_size:,}: they don't belong together"
+        )
+    turns = int(metadata.get("turns", 0))
+    task = metadata.get(
+        "task", "questions" if turns else "text"
+    )  # folders of earlier versions don't say
+    return LoadedModel(
+        model.to(device).eval(), tokenizer, int(metadata.get("step", 0)), task, turns
+    )

@@ -19,9 +19,13 @@ from shuoshu.core.errors import UserError
 from shuoshu.core.terminal import display_width, shorten
 
 QUESTION_SPLITS = ("train", "val", "test", "untaught")
-NEAR_SIMILARITY = 0.8  # share of spans of 3 characters in common, from which two questions are near duplicates
+NEAR_SIMILARITY = (
+    0.8  # share of spans of 3 characters in common, from which two questions are near duplicates
+)
 MAX_CHARACTERS = 500  # characters of a question, its last ones, that are compared for it
-COMPARED = 5_000  # validation and test questions, evenly chosen, for which near duplicates are looked for
+COMPARED = (
+    5_000  # validation and test questions, evenly chosen, for which near duplicates are looked for
+)
 
 
 @dataclass
@@ -56,7 +60,9 @@ class RejectedRecords:
     def add(self, reason: str, source: str, text: str = "") -> None:
         self.counts[reason] += 1
         if self.counts[reason] <= 3:
-            self.examples.setdefault(reason, []).append(f"{source}: {brief(text)}" if text else source)
+            self.examples.setdefault(reason, []).append(
+                f"{source}: {brief(text)}" if text else source
+            )
 
 
 def clean_pair(text: str) -> str:
@@ -68,7 +74,13 @@ def clean_pair(text: str) -> str:
 def brief(value: object, columns: int = 70) -> str:
     """What a field holds, on one line."""
     if not isinstance(value, str):
-        return "a list" if isinstance(value, list) else "an object" if isinstance(value, dict) else json.dumps(value)[:columns]
+        return (
+            "a list"
+            if isinstance(value, list)
+            else "an object"
+            if isinstance(value, dict)
+            else json.dumps(value)[:columns]
+        )
     return shorten(" ".join(clean_pair(value[: 4 * columns]).split()), columns)
 
 
@@ -87,15 +99,23 @@ def drop_repeats(pairs: list[Pair], dropped: RejectedRecords) -> list[Pair]:
         known = first.setdefault((pair.split, normal(pair.question)), pair)
         if known is not pair:
             reason = "duplicate" if normal(known.answer) == normal(pair.answer) else "contradictory"
-            dropped.add(reason, pair.source, f"{brief(pair.question, 40)} → {brief(pair.answer, 25)}")
+            dropped.add(
+                reason, pair.source, f"{brief(pair.question, 40)} → {brief(pair.answer, 25)}"
+            )
     return list(first.values())
 
 
 def closed_answers(pairs: list[Pair]) -> list[str] | None:
     """The labels, the commonest first, if the answers are of 2 to 20 short kinds, each given 10 times on average; else None."""
     counts = Counter(pair.answer for pair in pairs)
-    is_small = 2 <= len(counts) <= 20 and len(pairs) >= 10 * len(counts) and all(len(answer) <= 40 and display_width(answer) <= 40 for answer in counts)
-    is_single = is_small and all(message["role"] != "assistant" for pair in pairs for message in pair.messages[:-1])
+    is_small = (
+        2 <= len(counts) <= 20
+        and len(pairs) >= 10 * len(counts)
+        and all(len(answer) <= 40 and display_width(answer) <= 40 for answer in counts)
+    )
+    is_single = is_small and all(
+        message["role"] != "assistant" for pair in pairs for message in pair.messages[:-1]
+    )
     return [answer for answer, _ in counts.most_common()] if is_single else None
 
 
@@ -103,14 +123,18 @@ def split_pairs(pairs: list[Pair], val_fraction: float, test_fraction: float, se
     """Sets the split of pairs that have none: by seed, what belongs together on one side, each answer of a closed set in proportion."""
     without = [pair for pair in pairs if pair.split is None]
     if without and len(without) < len(pairs):
-        raise UserError(f"{without[0].source}: it has no split, and other rows have; give one to every row or to none ({', '.join(QUESTION_SPLITS)})")
+        raise UserError(
+            f"{without[0].source}: it has no split, and other rows have; give one to every row or to none ({', '.join(QUESTION_SPLITS)})"
+        )
     is_closed = closed_answers(without) is not None
     strata: dict[str, list[list[Pair]]] = defaultdict(list)
     for group in _groups(without):
         strata[group[0].answer if is_closed else ""].append(group)
     draw = random.Random(seed)
     shares = {"val": val_fraction, "test": test_fraction, "train": math.inf}
-    due = dict.fromkeys(shares, 0.0)  # pairs that a split has still to get, carried on from one answer to the next
+    due = dict.fromkeys(
+        shares, 0.0
+    )  # pairs that a split has still to get, carried on from one answer to the next
     parts: dict[str, list[list[Pair]]] = {name: [] for name in shares}
     for groups in strata.values():
         draw.shuffle(groups)
@@ -166,16 +190,22 @@ def leaks(pairs: list[Pair]) -> Leaks:
     held = [(normal(pair.question), pair) for pair in pairs if pair.split in ("val", "test")]
     others = [item for item in held if item[0] not in train]
     some = others[:: math.ceil(len(others) / COMPARED) or 1]
-    found = Leaks(Leak("exact", pair, train[question], 1.0) for question, pair in held if question in train)
+    found = Leaks(
+        Leak("exact", pair, train[question], 1.0) for question, pair in held if question in train
+    )
     found += sorted(_near(list(train.items()), some), key=lambda leak: -leak.similarity)
     if len(some) < len(others):
-        found.note = f"near duplicates were looked for of {len(some):,} of {len(others):,} questions"
+        found.note = (
+            f"near duplicates were looked for of {len(some):,} of {len(others):,} questions"
+        )
     return found
 
 
 def _spans(question: str) -> np.ndarray:
     """A question's spans of 3 characters, each once, hashed to 22 bits."""
-    codes = np.frombuffer(f" {question} "[-MAX_CHARACTERS:].encode("utf-32-le", "replace"), dtype=np.uint32).astype(np.uint64)
+    codes = np.frombuffer(
+        f" {question} "[-MAX_CHARACTERS:].encode("utf-32-le", "replace"), dtype=np.uint32
+    ).astype(np.uint64)
     whole = (codes[:-2] << np.uint64(42)) | (codes[1:-1] << np.uint64(21)) | codes[2:]
     return np.unique((whole * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(42)).astype(np.int32)
 
@@ -199,7 +229,12 @@ def _near(train: list[tuple[str, Pair]], held: list[tuple[str, Pair]]) -> Iterat
         part = part[rare[part]]
         met = part[starts[part + 1] > starts[part]]
         if len(met) and len(met) >= NEAR_SIMILARITY * len(part):
-            shared = np.bincount(np.concatenate([owners[a:b] for a, b in zip(starts[met], starts[met + 1], strict=True)]), minlength=len(held))
+            shared = np.bincount(
+                np.concatenate(
+                    [owners[a:b] for a, b in zip(starts[met], starts[met + 1], strict=True)]
+                ),
+                minlength=len(held),
+            )
             similarity = shared / (len(part) + sizes - shared)
             better = np.flatnonzero(similarity > best)
             best[better], nearest[better] = similarity[better], number

@@ -20,16 +20,43 @@ from shuoshu.sft.pairs import QUESTION_SPLITS, Pair, RejectedRecords, brief, cle
 from shuoshu.text.encodings import MAX_FILE_BYTES, TextDecoder
 
 SUFFIXES = (".json", ".jsonl", ".csv", ".tsv")
-SPLIT_NAMES = {**{name: name for name in QUESTION_SPLITS}, "training": "train", "valid": "val", "validation": "val", "dev": "val"}
+SPLIT_NAMES = {
+    **{name: name for name in QUESTION_SPLITS},
+    "training": "train",
+    "valid": "val",
+    "validation": "val",
+    "dev": "val",
+}
 TURNS = ("messages", "conversations", "conversation")  # columns that hold a whole conversation
-ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant", "bot": "assistant", "model": "assistant"}
+ROLES = {
+    "system": "system",
+    "user": "user",
+    "human": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "bot": "assistant",
+    "model": "assistant",
+}
 PAIRS = {  # a column for the question: those that the answer may stand in; the first two count that are both there
-    **{"question": ("answer", "response"), "instruction": ("output", "response"), "prompt": ("completion", "response"), "query": ("response",)},
-    **{"input": ("output", "target"), "q": ("a",), "问题": ("答案", "回答"), "提问": ("回答",), "问": ("答",)},
+    **{
+        "question": ("answer", "response"),
+        "instruction": ("output", "response"),
+        "prompt": ("completion", "response"),
+        "query": ("response",),
+    },
+    **{
+        "input": ("output", "target"),
+        "q": ("a",),
+        "问题": ("答案", "回答"),
+        "提问": ("回答",),
+        "问": ("答",),
+    },
 }
 LARGEST_DOCUMENT = 1 << 30  # bytes of JSON that is read in one piece
 END = "\x1cend\x1c"  # a line put behind a table's last one: if it doesn't come back as a row of its own, a quotation mark is still open
-Template = list[tuple[str, str | None, bool]]  # (text, the column that follows it, whether that must say something)
+Template = list[
+    tuple[str, str | None, bool]
+]  # (text, the column that follows it, whether that must say something)
 
 
 class _Unfit(Exception):
@@ -53,15 +80,29 @@ def find_question_files(inputs: Sequence[str | Path]) -> list[Path]:
     found: dict[Path, Path] = {}
     for path in map(Path, inputs):
         try:
-            written = {"meta.json", "tokenizer.json", *(f"{split}.jsonl" for split in QUESTION_SPLITS if (path / "meta.json").exists())}
-            inside = (p for p in path.glob("[!.]*") if p.suffix.lower() in SUFFIXES and p.name not in written and p.is_file())
+            written = {
+                "meta.json",
+                "tokenizer.json",
+                *(f"{split}.jsonl" for split in QUESTION_SPLITS if (path / "meta.json").exists()),
+            }
+            inside = (
+                p
+                for p in path.glob("[!.]*")
+                if p.suffix.lower() in SUFFIXES and p.name not in written and p.is_file()
+            )
             files = [path] if path.is_file() else sorted(inside)
         except (OSError, ValueError) as error:  # ValueError: a NUL in its name
             raise UserError(f"can't look into {path}: {error_reason(error)}") from None
         if not files:
-            raise UserError(f"the folder {path} holds no {', '.join(SUFFIXES)} of questions" if path.is_dir() else missing_path_message(path))
+            raise UserError(
+                f"the folder {path} holds no {', '.join(SUFFIXES)} of questions"
+                if path.is_dir()
+                else missing_path_message(path)
+            )
         if files[0].suffix.lower() not in SUFFIXES:
-            raise UserError(f"{path}: questions and answers are read from {', '.join(SUFFIXES)} (a spreadsheet can be saved as CSV)")
+            raise UserError(
+                f"{path}: questions and answers are read from {', '.join(SUFFIXES)} (a spreadsheet can be saved as CSV)"
+            )
         for file in files:
             found.setdefault(file.resolve(), file)
     if not found:
@@ -69,38 +110,58 @@ def find_question_files(inputs: Sequence[str | Path]) -> list[Path]:
     return list(found.values())
 
 
-def read_records(path: Path, encoding: str | None = None, dropped: RejectedRecords | None = None) -> list[tuple[int, dict]]:
+def read_records(
+    path: Path, encoding: str | None = None, dropped: RejectedRecords | None = None
+) -> list[tuple[int, dict]]:
     """The numbered records of a file: a list's from 1, by line in JSON Lines, a table's as a spreadsheet counts (the header is row 1)."""
     dropped = RejectedRecords() if dropped is None else dropped
     name, suffix, records = clean_pair(path.name), path.suffix.lower(), []
     try:
         with open_file(path, LARGEST_DOCUMENT if suffix == ".json" else MAX_FILE_BYTES) as file:
             decoder = TextDecoder(file, encoding)
-            for number, row in (_table_rows if suffix in (".csv", ".tsv") else _json_rows)(decoder, suffix):
+            for number, row in (_table_rows if suffix in (".csv", ".tsv") else _json_rows)(
+                decoder, suffix
+            ):
                 dropped.read += 1
                 if isinstance(row, dict):
                     records.append((number, row))
                 elif isinstance(row, tuple):
-                    dropped.add("wrong number of cells", f"{name}, row {number}", f"{len(row)} cells: {row[0]} …")
+                    dropped.add(
+                        "wrong number of cells",
+                        f"{name}, row {number}",
+                        f"{len(row)} cells: {row[0]} …",
+                    )
                 else:
                     dropped.add("wrong type", f"{name}, row {number}", f"the row is {brief(row)}")
         if not records:
-            raise UserError("it holds no rows: objects in JSON, or lines under a header with as many cells")
+            raise UserError(
+                "it holds no rows: objects in JSON, or lines under a header with as many cells"
+            )
     except OSError as error:
-        how = "; cut it into several files, or write it as .jsonl, a line an object" if error.errno == errno.EFBIG else ""
+        how = (
+            "; cut it into several files, or write it as .jsonl, a line an object"
+            if error.errno == errno.EFBIG
+            else ""
+        )
         raise UserError(f"{path}: it can't be read ({error_reason(error)}){how}") from None
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     if decoder.broken:
-        dropped.notes.append(f"{name}: {decoder.broken:,} places can't be read as {decoder.encoding} and became �")
+        dropped.notes.append(
+            f"{name}: {decoder.broken:,} places can't be read as {decoder.encoding} and became �"
+        )
     return records
 
 
 def _table_rows(decoder: TextDecoder, suffix: str) -> Iterator[tuple[int, dict | tuple]]:
     csv.field_size_limit(2**31 - 1)
-    lines = (line.replace("\0", "") for part in decoder.parts() for line in io.StringIO(part, newline=""))
+    lines = (
+        line.replace("\0", "") for part in decoder.parts() for line in io.StringIO(part, newline="")
+    )
     first = next((line for line in lines if line.strip()), "")
-    delimiter = next((sign for sign in ("\t,;" if suffix == ".tsv" else ",\t;") if sign in first), ",")
+    delimiter = next(
+        (sign for sign in ("\t,;" if suffix == ".tsv" else ",\t;") if sign in first), ","
+    )
     reader = csv.reader(chain([first], lines, [END]), delimiter=delimiter)
     try:
         header, before = [cell.strip() for cell in next(reader)], reader.line_num
@@ -112,15 +173,24 @@ def _table_rows(decoder: TextDecoder, suffix: str) -> Iterator[tuple[int, dict |
             if cells and cells[-1].endswith(END):
                 break
             if cells:
-                yield number, dict(zip(header, cells, strict=True)) if len(cells) == len(header) else tuple(cells)
+                yield (
+                    number,
+                    dict(zip(header, cells, strict=True))
+                    if len(cells) == len(header)
+                    else tuple(cells),
+                )
             before = reader.line_num
     except csv.Error as error:
         raise UserError(f"line {reader.line_num}: {error}") from None
-    raise UserError(f"a quotation mark in the row that follows line {before} is never closed: close it, or double it if it belongs to the text")
+    raise UserError(
+        f"a quotation mark in the row that follows line {before} is never closed: close it, or double it if it belongs to the text"
+    )
 
 
 def _json_rows(decoder: TextDecoder, suffix: str) -> Iterable[tuple[int, object]]:
-    if suffix == ".jsonl" and not decoder.head[decoder.skip :].lstrip(b"\0\t\r\n ").startswith(b"["):
+    if suffix == ".jsonl" and not decoder.head[decoder.skip :].lstrip(b"\0\t\r\n ").startswith(
+        b"["
+    ):
         lines = (line for part in decoder.parts() for line in io.StringIO(part, newline=""))
     else:
         text = "".join(decoder.parts())
@@ -136,13 +206,24 @@ def _json_rows(decoder: TextDecoder, suffix: str) -> Iterable[tuple[int, object]
 def loads(text: str, line: int = 1) -> object:
     """A JSON document, or one line of JSON Lines; UserError says where it is none."""
     try:  # a number too long to be one stays text
-        return json.loads(text, strict=False, parse_int=lambda digits: int(digits) if len(digits) < 4000 else digits, object_pairs_hook=_once)
+        return json.loads(
+            text,
+            strict=False,
+            parse_int=lambda digits: int(digits) if len(digits) < 4000 else digits,
+            object_pairs_hook=_once,
+        )
     except json.JSONDecodeError as error:
-        raise UserError(f"line {line + error.lineno - 1}, column {error.colno}: this is not JSON ({error.msg}); mend the file there") from None
+        raise UserError(
+            f"line {line + error.lineno - 1}, column {error.colno}: this is not JSON ({error.msg}); mend the file there"
+        ) from None
     except _Twice as error:
-        raise UserError(f"line {line}: an object has two fields called {brief(str(error))}: leave one") from None
+        raise UserError(
+            f"line {line}: an object has two fields called {brief(str(error))}: leave one"
+        ) from None
     except RecursionError:
-        raise UserError(f"line {line}: brackets are nested too deeply for questions and answers") from None
+        raise UserError(
+            f"line {line}: brackets are nested too deeply for questions and answers"
+        ) from None
 
 
 class _Twice(Exception):
@@ -152,7 +233,9 @@ class _Twice(Exception):
 def _once(fields: list[tuple[str, object]]) -> dict:
     made = dict(fields)
     if len(made) < len(fields):
-        raise _Twice(next(name for name, count in Counter(name for name, _ in fields).items() if count > 1))
+        raise _Twice(
+            next(name for name, count in Counter(name for name, _ in fields).items() if count > 1)
+        )
     return made
 
 
@@ -161,7 +244,11 @@ def _list_in(document: object) -> list:
     if isinstance(document, list):
         return document
     inside = document if isinstance(document, dict) else {}
-    lists = {name: rows for name, rows in inside.items() if isinstance(rows, list) and rows and isinstance(rows[0], dict)}
+    lists = {
+        name: rows
+        for name, rows in inside.items()
+        if isinstance(rows, list) and rows and isinstance(rows[0], dict)
+    }
     if _shape(inside) and not any(_shape(rows[0]) for rows in lists.values()):
         return [document]
     if len(lists) != 1:
@@ -176,7 +263,9 @@ def _list_in(document: object) -> list:
 def parse_pairs(paths: Sequence[Path], settings: object) -> tuple[list[Pair], RejectedRecords]:
     """The files' conversations, by `settings`: question, answer, system (templates), labels, group, encoding; and what was left out."""
     if bool(settings.question) != bool(settings.answer):
-        raise UserError("--question and --answer go together: one says how the question is put, the other what is to be answered")
+        raise UserError(
+            "--question and --answer go together: one says how the question is put, the other what is to be answered"
+        )
     labels = _labels(settings.labels or "")
     pairs, dropped = [], RejectedRecords()
     for path in paths:
@@ -184,8 +273,16 @@ def parse_pairs(paths: Sequence[Path], settings: object) -> tuple[list[Pair], Re
         kinds = dict.fromkeys(tuple(record) for _, record in records)
         names = dict.fromkeys(chain.from_iterable(kinds))
         columns = {**{name.casefold(): name for name in names}, **{name: name for name in names}}
-        asked = {part: _template(part, text, columns, path) for part in ("question", "answer", "system") if (text := getattr(settings, part))}
-        group = _template("group", f"{{{settings.group}}}", columns, path)[0][1] if settings.group else None
+        asked = {
+            part: _template(part, text, columns, path)
+            for part in ("question", "answer", "system")
+            if (text := getattr(settings, part))
+        }
+        group = (
+            _template("group", f"{{{settings.group}}}", columns, path)[0][1]
+            if settings.group
+            else None
+        )
         shapes = {kind: {} if settings.question else _shape(kind) for kind in kinds}
         if all(shape is None for shape in shapes.values()):
             raise UserError(_unknown(path, *records[0]))
@@ -194,13 +291,22 @@ def parse_pairs(paths: Sequence[Path], settings: object) -> tuple[list[Pair], Re
             try:
                 if shape is None:
                     raise _Unfit("empty", "it has no question or no answer")
-                pairs.append(_pair(record, {**shape, **asked}, source, columns.get("split"), group, labels))
+                pairs.append(
+                    _pair(record, {**shape, **asked}, source, columns.get("split"), group, labels)
+                )
             except _Unfit as unfit:
                 dropped.add(unfit.args[0], source, unfit.args[1])
     return pairs, dropped
 
 
-def _pair(record: dict, shape: dict[str, Template], source: str, split: str | None, group: str | None, labels: dict[float | str, str]) -> Pair:
+def _pair(
+    record: dict,
+    shape: dict[str, Template],
+    source: str,
+    split: str | None,
+    group: str | None,
+    labels: dict[float | str, str],
+) -> Pair:
     messages = _messages(record, shape)
     if labels:
         answer = messages[-1]["content"]
@@ -209,10 +315,18 @@ def _pair(record: dict, shape: dict[str, Template], source: str, split: str | No
         messages[-1]["content"] = labels[_number(answer)]
     name = _text(record.get(split), "split").lower()
     if name and name not in SPLIT_NAMES:
-        raise UserError(f"{source}: the split {brief(name)} is none of {', '.join(QUESTION_SPLITS)}")
+        raise UserError(
+            f"{source}: the split {brief(name)} is none of {', '.join(QUESTION_SPLITS)}"
+        )
     used = {split, *(column for template in shape.values() for _, column, _ in template)}
-    facts = {clean_pair(name): clean_pair(v) if isinstance(v, str) else v for name, v in record.items() if name not in used and _is_scalar(v)}
-    return Pair(messages, source, SPLIT_NAMES.get(name), _text(record.get(group), "group") or None, facts)
+    facts = {
+        clean_pair(name): clean_pair(v) if isinstance(v, str) else v
+        for name, v in record.items()
+        if name not in used and _is_scalar(v)
+    }
+    return Pair(
+        messages, source, SPLIT_NAMES.get(name), _text(record.get(group), "group") or None, facts
+    )
 
 
 def _is_scalar(value: object) -> bool:
@@ -225,15 +339,24 @@ def _shape(columns: Iterable[str]) -> dict[str, Template] | None:
     shape = {part: [("", names[part], False)] for part in ("system", "history") if part in names}
     if turns := next((names[name] for name in TURNS if name in names), None):
         return {**shape, "turns": [("", turns, True)]}
-    question, answer = next(((q, a) for q, answers in PAIRS.items() for a in answers if q in names and a in names), (None, None))
+    question, answer = next(
+        ((q, a) for q, answers in PAIRS.items() for a in answers if q in names and a in names),
+        (None, None),
+    )
     if question is None:
         return None
     more = [("\n", names["input"], False)] if question == "instruction" and "input" in names else []
-    return {**shape, "question": [("", names[question], True), *more], "answer": [("", names[answer], True)]}
+    return {
+        **shape,
+        "question": [("", names[question], True), *more],
+        "answer": [("", names[answer], True)],
+    }
 
 
 def _unknown(path: Path, number: int, record: dict) -> str:
-    row = "".join(f"\n  {brief(name, 30)}: {brief(value)}" for name, value in islice(record.items(), 30))
+    row = "".join(
+        f"\n  {brief(name, 30)}: {brief(value)}" for name, value in islice(record.items(), 30)
+    )
     return (
         f"{path}: no question and answer are recognised among the columns of row {number}:{row}\n"
         'Say how to put them, as in --question="What is this: {column}?" --answer="{other column}". Recognised are question/answer, instruction/output, '
@@ -247,10 +370,17 @@ def _messages(record: dict, shape: dict[str, Template]) -> list[dict[str, str]]:
         turns = record[shape["turns"][0][1]]
     else:
         history = record.get(shape["history"][0][1]) if "history" in shape else None
-        turns = [*(history if isinstance(history, list) else []), [_filled(record, shape["question"]), _filled(record, shape["answer"])]]
+        turns = [
+            *(history if isinstance(history, list) else []),
+            [_filled(record, shape["question"]), _filled(record, shape["answer"])],
+        ]
         if any(not isinstance(turn, list) or len(turn) != 2 for turn in turns):
             raise _Unfit("wrong type", "the history is no list of [question, answer]")
-        turns = [{"role": role, "content": text} for turn in turns for role, text in zip(("user", "assistant"), turn, strict=True)]
+        turns = [
+            {"role": role, "content": text}
+            for turn in turns
+            for role, text in zip(("user", "assistant"), turn, strict=True)
+        ]
     if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
         raise _Unfit("wrong type", "the conversation is no list of messages")
     messages = []
@@ -266,7 +396,10 @@ def _messages(record: dict, shape: dict[str, Template]) -> list[dict[str, str]]:
     if not messages or not all(message["content"] for message in messages):
         raise _Unfit("empty", "a message is empty" if messages else "nobody answers")
     if [message["role"] for message in messages] != ["user", "assistant"] * (len(messages) // 2):
-        raise _Unfit("wrong type", f"user and assistant don't take turns: {', '.join(message['role'] for message in messages)}")
+        raise _Unfit(
+            "wrong type",
+            f"user and assistant don't take turns: {', '.join(message['role'] for message in messages)}",
+        )
     return [{"role": "system", "content": system}] * bool(system) + messages
 
 
@@ -275,14 +408,25 @@ def _template(flag: str, text: str, columns: dict[str, str], path: Path) -> Temp
     try:
         pieces = list(string.Formatter().parse(text.replace("\\n", "\n")))
     except ValueError as error:
-        raise UserError(f"--{flag}: {error}; {{column}} is a column's text, {{{{ and }}}} are braces of your own") from None
+        raise UserError(
+            f"--{flag}: {error}; {{column}} is a column's text, {{{{ and }}}} are braces of your own"
+        ) from None
     for _, name, form, conversion in pieces:
-        if name is not None and (form or conversion or not columns.keys() & {name, name.casefold()}):
+        if name is not None and (
+            form or conversion or not columns.keys() & {name, name.casefold()}
+        ):
             there = brief(", ".join(dict.fromkeys(columns.values())), 400)
-            raise UserError(f"--{flag}: in braces stands one of the columns of {path} and nothing more ({there}), not {brief(name)!r}")
+            raise UserError(
+                f"--{flag}: in braces stands one of the columns of {path} and nothing more ({there}), not {brief(name)!r}"
+            )
     if flag != "system" and all(name is None for _, name, _, _ in pieces):
-        raise UserError(f"--{flag} names no column, so that every row would get the same text: write {{column}} into it")
-    return [(literal, None if name is None else columns.get(name, columns.get(name.casefold())), True) for literal, name, _, _ in pieces]
+        raise UserError(
+            f"--{flag} names no column, so that every row would get the same text: write {{column}} into it"
+        )
+    return [
+        (literal, None if name is None else columns.get(name, columns.get(name.casefold())), True)
+        for literal, name, _, _ in pieces
+    ]
 
 
 def _filled(record: dict, template: Template) -> str:
@@ -308,6 +452,8 @@ def _labels(text: str) -> dict[float | str, str]:
     for entry in re.split("[,，]", text) if text else ():
         value, _, label = (clean_pair(part) for part in entry.partition("="))
         if not value or not label or _number(value) in labels:
-            raise UserError(f'--labels: {entry!r} is {"given twice" if value and label else "no VALUE=LABEL"}; write --labels="1=正面,0=负面"')
+            raise UserError(
+                f'--labels: {entry!r} is {"given twice" if value and label else "no VALUE=LABEL"}; write --labels="1=正面,0=负面"'
+            )
         labels[_number(value)] = label
     return labels

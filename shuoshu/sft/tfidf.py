@@ -10,10 +10,16 @@ import numpy as np
 class TfidfIndex:
     """Texts to look in, by TF-IDF: of their runs of so many characters, from shortest to longest, or of what a function finds in them."""
 
-    def __init__(self, documents: Sequence[str], by: tuple[int, int] | Callable[[str], list[str]]) -> None:
+    def __init__(
+        self, documents: Sequence[str], by: tuple[int, int] | Callable[[str], list[str]]
+    ) -> None:
         from sklearn.feature_extraction.text import TfidfVectorizer
 
-        features = {"analyzer": by} if callable(by) else {"analyzer": "char", "ngram_range": by, "lowercase": False}
+        features = (
+            {"analyzer": by}
+            if callable(by)
+            else {"analyzer": "char", "ngram_range": by, "lowercase": False}
+        )
         self.vectors = TfidfVectorizer(**features, sublinear_tf=True)
         self.index = self.vectors.fit_transform(documents).T.tocsr()
 

@@ -17,7 +17,11 @@ from shuoshu.text.cleaning import HEADING, Account, clean_text
 from shuoshu.text.encodings import SUFFIXES, TextDecoder, last_line_start, most_of, raw_texts
 
 BLOCK = 1 << 17  # characters of the longest section
-ODD = {"private-use": re.compile("[\ue000-\uf8ff]"), "unreadable (�)": re.compile("�"), "rare": re.compile("[\u3400-\u4dbf\uf900-\ufaff\U00020000-\U0003ffff]")}
+ODD = {
+    "private-use": re.compile("[\ue000-\uf8ff]"),
+    "unreadable (�)": re.compile("�"),
+    "rare": re.compile("[\u3400-\u4dbf\uf900-\ufaff\U00020000-\U0003ffff]"),
+}
 
 
 @dataclass
@@ -36,8 +40,12 @@ class Book:
     file: Path  # the cleaned text, in UTF-8
     account: Account = field(default_factory=Account)
     characters: int = 0
-    chapters: list[tuple[str, int]] = field(default_factory=list)  # (title, where it begins in characters)
-    odd: Counter = field(default_factory=Counter)  # kinds of characters that a reader should know of
+    chapters: list[tuple[str, int]] = field(
+        default_factory=list
+    )  # (title, where it begins in characters)
+    odd: Counter = field(
+        default_factory=Counter
+    )  # kinds of characters that a reader should know of
     fingerprint: set[int] = field(default_factory=set)
     val_from: int = 0  # the character at which the validation text begins
 
@@ -63,7 +71,9 @@ class Book:
                 at = self.val_from - position
                 if at > 0:  # inside a section: at the next line, or right here in the last one
                     line = section.text.find("\n", at - 1) + 1
-                    at = line if line and (line < len(section.text) or end < self.characters) else at
+                    at = (
+                        line if line and (line < len(section.text) or end < self.characters) else at
+                    )
                     yield "train", Section(section.title, section.text[:at])
                     section = Section(None, section.text[at:])
                 split = "val"
@@ -81,9 +91,19 @@ def find_files(inputs: Sequence[str]) -> list[Path]:
     for name in inputs:
         path = Path(name)
         try:
-            files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+            files = (
+                [path]
+                if path.is_file()
+                else sorted(
+                    p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file()
+                )
+            )
             if not files:
-                raise UserError(f"the folder {path} holds no {', '.join(SUFFIXES)} file" if path.is_dir() else missing_path_message(path))
+                raise UserError(
+                    f"the folder {path} holds no {', '.join(SUFFIXES)} file"
+                    if path.is_dir()
+                    else missing_path_message(path)
+                )
         except OSError as error:
             raise UserError(f"can't look into {path}: {error_reason(error)}") from None
         for file in files:
@@ -91,7 +111,9 @@ def find_files(inputs: Sequence[str]) -> list[Path]:
     return list(found.values())
 
 
-def read_books(files: Sequence[Path], aside: Path, encoding: str | None = None, remove: bool = True) -> tuple[list[Book], list[tuple[Path, str]]]:
+def read_books(
+    files: Sequence[Path], aside: Path, encoding: str | None = None, remove: bool = True
+) -> tuple[list[Book], list[tuple[Path, str]]]:
     """(books, each cleaned into a file in the folder `aside`; files that are no text, with the reason)."""
     books: list[Book] = []
     bad: list[tuple[Path, str]] = []
@@ -99,9 +121,24 @@ def read_books(files: Sequence[Path], aside: Path, encoding: str | None = None, 
         try:
             for title, file in raw_texts(path):
                 try:
-                    books.append(_read_book(title, path, TextDecoder(file, encoding, most_of(path)), aside / f"{len(books):06d}.txt", remove))
+                    books.append(
+                        _read_book(
+                            title,
+                            path,
+                            TextDecoder(file, encoding, most_of(path)),
+                            aside / f"{len(books):06d}.txt",
+                            remove,
+                        )
+                    )
                 except UserError as error:
-                    bad.append((path, f"{title}.txt in it: {error}" if path.suffix.lower() == ".zip" else str(error)))
+                    bad.append(
+                        (
+                            path,
+                            f"{title}.txt in it: {error}"
+                            if path.suffix.lower() == ".zip"
+                            else str(error),
+                        )
+                    )
         except UserError as error:
             bad.append((path, str(error)))
     return books, bad
@@ -114,7 +151,10 @@ def _read_book(title: str, path: Path, decoder: TextDecoder, file: Path, remove:
             text, account = clean_text(part, remove)
             cleaned.write(text)
             book.account.add(account)
-            book.chapters += [(" ".join(m[1].split()), book.characters + m.start()) for m in HEADING.finditer(text)]
+            book.chapters += [
+                (" ".join(m[1].split()), book.characters + m.start())
+                for m in HEADING.finditer(text)
+            ]
             book.characters += len(text)
             book.odd.update({kind: len(pattern.findall(text)) for kind, pattern in ODD.items()})
             book.fingerprint |= _fingerprint(text)
@@ -128,7 +168,9 @@ def printable(name: str) -> str:
 
 def _fingerprint(text: str) -> set[int]:
     """About one in 64 of the spans of 8 letters, hashed: two copies of a book share most of them."""
-    codes = np.frombuffer("".join(filter(str.isalnum, text)).encode("utf-32-le", "replace"), dtype=np.uint32).astype(np.uint64)
+    codes = np.frombuffer(
+        "".join(filter(str.isalnum, text)).encode("utf-32-le", "replace"), dtype=np.uint32
+    ).astype(np.uint64)
     if len(codes) < 8:
         return set()
     hashes = np.zeros(len(codes) - 7, dtype=np.uint64)
@@ -177,7 +219,9 @@ def _blocks(file: Path) -> Iterator[str]:
     with file.open(encoding="utf-8", newline="\n") as text:
         while chunk := text.read(BLOCK):
             held += chunk
-            cut = last_line_start(held) or (len(held) if len(held) > 4 * BLOCK else 0)  # 0: one endless line
+            cut = last_line_start(held) or (
+                len(held) if len(held) > 4 * BLOCK else 0
+            )  # 0: one endless line
             if cut:
                 yield held[:cut]
                 held = held[cut:]

@@ -25,7 +25,9 @@ HEADING = re.compile(
     r"|(?i:chapter)[ \t]+(?:\d{1,4}|[IVXLC]{1,8}|[ivxlc]{1,8})(?=[\s.:]|$).{0,60})$",
     re.MULTILINE,
 )
-PROLOGUE = re.compile(r"^[ \t　]*(?:楔子|序章|序幕|引子|序言|前言|序|附录|番外|(?i:prologue|preface|introduction|foreword))(?=[\s:：.]|$).{0,40}$")
+PROLOGUE = re.compile(
+    r"^[ \t　]*(?:楔子|序章|序幕|引子|序言|前言|序|附录|番外|(?i:prologue|preface|introduction|foreword))(?=[\s:：.]|$).{0,40}$"
+)
 
 
 def heading_key(line: str) -> tuple[str, str]:
@@ -38,7 +40,9 @@ def heading_key(line: str) -> tuple[str, str]:
 
 def _value(numeral: str) -> int:
     """一百零三, 一〇三, 廿一, １０３ → the number."""
-    text = re.sub(r"\s", "", unicodedata.normalize("NFKC", numeral)).translate(str.maketrans("〇○两壹贰叁肆伍陆柒捌玖拾", "零零二一二三四五六七八九十"))
+    text = re.sub(r"\s", "", unicodedata.normalize("NFKC", numeral)).translate(
+        str.maketrans("〇○两壹贰叁肆伍陆柒捌玖拾", "零零二一二三四五六七八九十")
+    )
     text = text.replace("廿", "二十").replace("卅", "三十")
     if text.isdigit():
         return int(text)
@@ -66,7 +70,9 @@ class Account:
     places: Counter = field(default_factory=Counter)
     removed: Counter = field(default_factory=Counter)
     added: Counter = field(default_factory=Counter)
-    pieces: dict[str, list[str]] = field(default_factory=dict)  # what the rules took out, layout left out
+    pieces: dict[str, list[str]] = field(
+        default_factory=dict
+    )  # what the rules took out, layout left out
 
     def note(self, rule: str, before: str, after: str = "") -> str:
         """One place that a rule changes; returns what stands there now."""
@@ -84,7 +90,11 @@ class Account:
 
     def add(self, other: Account) -> None:
         self.read, self.kept = self.read + other.read, self.kept + other.kept
-        for mine, theirs in ((self.places, other.places), (self.removed, other.removed), (self.added, other.added)):
+        for mine, theirs in (
+            (self.places, other.places),
+            (self.removed, other.removed),
+            (self.added, other.added),
+        ):
             mine.update(theirs)
         for rule, pieces in other.pieces.items():
             self.pieces.setdefault(rule, []).extend(pieces)
@@ -116,7 +126,9 @@ def clean_text(text: str, remove: bool = True) -> tuple[str, Account]:
 
 # ---------------------------------------------------------------- characters and layout
 
-INVISIBLE = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufeff]+")
+INVISIBLE = re.compile(
+    "[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufeff]+"
+)
 LINE_ENDS = re.compile("\r\n|[\r\x0b\x0c\x85\u2028\u2029]")
 TRAILING = re.compile("(?<![ \t\u3000\xa0])[ \t\u3000\xa0]+(?=\n|\\Z)")
 INDENT = re.compile("^[ \t\u3000\xa0]+(?=[\u2010-\U0010ffff])", re.MULTILINE)
@@ -125,7 +137,11 @@ BLANK = re.compile("\n{3,}")
 
 def uniform_characters(text: str, account: Account) -> str:
     """Every kind of line end is \\n; characters that nobody sees are gone, and so are blanks at a line's end."""
-    for rule, pattern, after in (("line ends", LINE_ENDS, "\n"), ("invisible characters", INVISIBLE, ""), ("blanks at line ends", TRAILING, "")):
+    for rule, pattern, after in (
+        ("line ends", LINE_ENDS, "\n"),
+        ("invisible characters", INVISIBLE, ""),
+        ("blanks at line ends", TRAILING, ""),
+    ):
         text = _replace(pattern, after, text, rule, account)
     return text
 
@@ -154,8 +170,13 @@ def _replace(pattern: re.Pattern, after: str, text: str, rule: str, account: Acc
 
 COMMENT = re.compile(r"<!--.{0,300}?-->")
 SCRIPT = re.compile(r"<(script|style)\b[^<>]{0,200}>.{0,2000}?</\1>", re.IGNORECASE | re.DOTALL)
-TAG = re.compile(r"</?(br|p|div|h[1-6]|span|font|center|b|i|u|a|img|script|style|table|tr|td|li|ul|hr|strong|em)(?:\s[^<>\n]{0,200})?/?>", re.IGNORECASE)
-ENTITY = re.compile(r"&(?:#\d{1,6}|#x[0-9A-Fa-f]{1,5}|nbsp|lt|gt|amp|quot|apos|[lr][ds]quo|hellip|[mn]dash|middot|e[mn]sp|times);")
+TAG = re.compile(
+    r"</?(br|p|div|h[1-6]|span|font|center|b|i|u|a|img|script|style|table|tr|td|li|ul|hr|strong|em)(?:\s[^<>\n]{0,200})?/?>",
+    re.IGNORECASE,
+)
+ENTITY = re.compile(
+    r"&(?:#\d{1,6}|#x[0-9A-Fa-f]{1,5}|nbsp|lt|gt|amp|quot|apos|[lr][ds]quo|hellip|[mn]dash|middot|e[mn]sp|times);"
+)
 
 
 def without_markup(text: str, account: Account) -> str:
@@ -163,24 +184,46 @@ def without_markup(text: str, account: Account) -> str:
     if "<" in text:
         for pattern in (COMMENT, SCRIPT):
             text = pattern.sub(lambda m: account.note("markup", m[0]), text)
-        text = TAG.sub(lambda m: account.note("markup", m[0], "\n" if m[1].lower() in ("br", "p", "div") or m[1][0] in "hH" else ""), text)
+        text = TAG.sub(
+            lambda m: account.note(
+                "markup",
+                m[0],
+                "\n" if m[1].lower() in ("br", "p", "div") or m[1][0] in "hH" else "",
+            ),
+            text,
+        )
     if "&" in text:
-        text = ENTITY.sub(lambda m: account.note("entities", m[0], _visible(html.unescape(m[0]))), text)
+        text = ENTITY.sub(
+            lambda m: account.note("entities", m[0], _visible(html.unescape(m[0]))), text
+        )
     return text
 
 
 def _visible(character: str) -> str:
     """What an entity stands for, unless it is one of the characters that are taken out everywhere."""
-    return " " if character.isspace() else "" if not character or INVISIBLE.match(character) or unicodedata.category(character[0]) == "Cs" else character
+    return (
+        " "
+        if character.isspace()
+        else ""
+        if not character or INVISIBLE.match(character) or unicodedata.category(character[0]) == "Cs"
+        else character
+    )
 
 
 START = re.compile(r"^\*{3} ?START OF (?:THE|THIS) PROJECT GUTENBERG", re.IGNORECASE)
-END = re.compile(r"^(?:\*{3} ?END OF (?:THE|THIS) PROJECT GUTENBERG|End of (?:the )?Project Gutenberg)", re.IGNORECASE)
+END = re.compile(
+    r"^(?:\*{3} ?END OF (?:THE|THIS) PROJECT GUTENBERG|End of (?:the )?Project Gutenberg)",
+    re.IGNORECASE,
+)
 
 
 def without_licence(lines: list[str], account: Account) -> list[str]:
     """What stands outside Project Gutenberg's START and END lines goes, the lines themselves too."""
-    marks = {i: bool(START.match(line)) for i, line in enumerate(lines) if START.match(line) or END.match(line)}
+    marks = {
+        i: bool(START.match(line))
+        for i, line in enumerate(lines)
+        if START.match(line) or END.match(line)
+    }
     inside = not next(iter(marks.values()), False)
     gone = {}
     for i in range(len(lines) - 1):
@@ -198,10 +241,15 @@ ADDRESS = re.compile(
     rf"|(?<![{SIGN}@.])[{SIGN}][{SIGN}-]{{1,30}}(?:{DOT}[{SIGN}-]{{2,30}}){{0,2}}{DOT}(?:com|net|org|cc|cn|info|ｃｏｍ|ｎｅｔ|ｃｃ)(?![{SIGN}])",
     re.IGNORECASE,
 )
-STREWN_MARK = re.compile(rf"(?:\w[\^*~_#@|♂♀★☆◎※]){{1,12}}[\w…]{{0,3}}?(?:{ADDRESS.pattern})", re.IGNORECASE)
+STREWN_MARK = re.compile(
+    rf"(?:\w[\^*~_#@|♂♀★☆◎※]){{1,12}}[\w…]{{0,3}}?(?:{ADDRESS.pattern})", re.IGNORECASE
+)
 MAY_BE_ADDRESS = re.compile("[.．。·][\\^*~_#@|+=♂♀★☆◎※→ -]?[a-zａ-ｚA-ZＡ-Ｚ]|http", re.IGNORECASE)
 RULER = re.compile(r"^[ \t　]*[=*_~#+＝－—─…·•※★☆-]{8,}$")
-SITE = re.compile("书库|书屋|书城|书吧|书网|文学|小.?说|下载|阅读|电子书|论坛|更新|首发|整理|提供|本站|网站|转载|txt", re.IGNORECASE)
+SITE = re.compile(
+    "书库|书屋|书城|书吧|书网|文学|小.?说|下载|阅读|电子书|论坛|更新|首发|整理|提供|本站|网站|转载|txt",
+    re.IGNORECASE,
+)
 NOTICE = re.compile(
     r"更新(?:时间|日期)[:：]\s*\d|本章字数|章节内容(?:开始|结束)|请记住本[站书]|一秒(?:钟)?记住|手机(?:用户|阅读|版).{0,6}(?:请|访问|浏览|网址)"
     r"|(?:最新|全部)章节.{0,12}(?:尽在|访问|阅读|免费)|无弹[窗出]|本章未完|点击下一[页章]|返回(?:目录|书页)|加入书签|(?:求|投)(?:推荐|月)票"
@@ -221,7 +269,12 @@ def without_banners(lines: list[str], account: Account) -> list[str]:
     for a, b in pairwise(rulers):
         between = "\n".join(lines[a + 1 : b])
         is_story = QUOTES.search(between) or HEADING.search(between)
-        if b - a <= 20 and a not in gone and not is_story and (ADDRESS.search(between) or NOTICE.search(between)):
+        if (
+            b - a <= 20
+            and a not in gone
+            and not is_story
+            and (ADDRESS.search(between) or NOTICE.search(between))
+        ):
             gone |= dict.fromkeys(range(a, b + 1), "banners")
     return _without(lines, gone, account)
 
@@ -238,10 +291,18 @@ def without_notices(lines: list[str], account: Account) -> list[str]:
             kept.append(line)
         elif len(text) <= 80 and NOTICE.search(text) and not QUOTES.search(text):
             account.note("notices", line + "\n")
-        elif address and len(rest) <= 60 and (not rest.strip() or SITE.search(rest)) and not re.search(r"[“”「」『』‘’]|[，。；！？!?].", rest):
+        elif (
+            address
+            and len(rest) <= 60
+            and (not rest.strip() or SITE.search(rest))
+            and not re.search(r"[“”「」『』‘’]|[，。；！？!?].", rest)
+        ):
             account.note("addresses", line + "\n")
         elif address:
-            parts = [account.note("addresses", part) if _is_watermark(part) else part for part in CLAUSE.split(line)]
+            parts = [
+                account.note("addresses", part) if _is_watermark(part) else part
+                for part in CLAUSE.split(line)
+            ]
             kept.append(_replace(TRAILING, "", "".join(parts), "blanks at line ends", account))
         else:
             kept.append(line)
@@ -252,21 +313,35 @@ def _without_strewn(line: str, account: Account) -> str:
     """A watermark with signs strewn in that stands among a clause's own words goes by itself."""
 
     def swap(mark: re.Match) -> str:
-        around = re.split("[，。；！？”」]", line[: mark.start()])[-1] + re.split("[，。；！？“「]", line[mark.end() :], maxsplit=1)[0]
-        return account.note("addresses", mark[0]) if sum(map(str.isalnum, around)) > 8 and SITE.search(mark[0]) else mark[0]
+        around = (
+            re.split("[，。；！？”」]", line[: mark.start()])[-1]
+            + re.split("[，。；！？“「]", line[mark.end() :], maxsplit=1)[0]
+        )
+        return (
+            account.note("addresses", mark[0])
+            if sum(map(str.isalnum, around)) > 8 and SITE.search(mark[0])
+            else mark[0]
+        )
 
     return STREWN_MARK.sub(swap, line)
 
 
 def _is_watermark(clause: str) -> bool:
-    return bool(len(clause) <= 80 and not QUOTES.search(clause) and ADDRESS.search(clause) and SITE.search(ADDRESS.sub("", clause)))
+    return bool(
+        len(clause) <= 80
+        and not QUOTES.search(clause)
+        and ADDRESS.search(clause)
+        and SITE.search(ADDRESS.sub("", clause))
+    )
 
 
 def with_plain_headings(lines: list[str], account: Account) -> list[str]:
     """正文 before a heading goes; a table of contents goes; of a heading that stands twice in succession the longer one stays."""
     for i, line in enumerate(lines):
         if "正文" in line and HEADING.match(line):
-            lines[i] = re.sub(r"^([ \t　]*)(正文[ \t　]*)", lambda m: m[1] + account.note("正文", m[2]), line)
+            lines[i] = re.sub(
+                r"^([ \t　]*)(正文[ \t　]*)", lambda m: m[1] + account.note("正文", m[2]), line
+            )
     where = [i for i, line in enumerate(lines) if HEADING.match(line)]
     keys = {i: heading_key(lines[i]) for i in where}
     again = Counter(keys.values())
@@ -316,9 +391,15 @@ FRONT = re.compile(r"简介|作者[:：]|目[ 　]*录|^[ \t　]*正文$|\[.{1,3
 def without_front_matter(lines: list[str], account: Account) -> list[str]:
     """Before the first of at least five headings, a short text that has a synopsis, an author's line or a contents mark goes; a prologue stays."""
     headings = [i for i, line in enumerate(lines) if HEADING.match(line)]
-    first = next((i for i, line in enumerate(lines) if HEADING.match(line) or PROLOGUE.match(line)), 0)
+    first = next(
+        (i for i, line in enumerate(lines) if HEADING.match(line) or PROLOGUE.match(line)), 0
+    )
     size = sum(map(len, lines[:first]))
-    if len(headings) < 5 or size > max(500, 0.02 * sum(map(len, lines))) or not FRONT.search("\n".join(lines[:first])):
+    if (
+        len(headings) < 5
+        or size > max(500, 0.02 * sum(map(len, lines)))
+        or not FRONT.search("\n".join(lines[:first]))
+    ):
         return lines
     return _without(lines, dict.fromkeys(range(first), "front matter"), account)
 

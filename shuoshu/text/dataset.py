@@ -21,7 +21,9 @@ from shuoshu.text.tokenizer import Tokenizer
 Batch = tuple[np.ndarray, np.ndarray]  # ids and targets (B, T)
 
 
-def text_windows(tokens: np.ndarray, end: int, block: int, rows: int, stride: int | None = None) -> Iterator[Batch]:
+def text_windows(
+    tokens: np.ndarray, end: int, block: int, rows: int, stride: int | None = None
+) -> Iterator[Batch]:
     """`tokens` in windows of a block, the first token after an end token. Each window begins `stride` after the one before
     and scores only what that one has not (none: a block, so that windows are disjoint)."""
     stride = stride or block
@@ -37,9 +39,12 @@ def text_windows(tokens: np.ndarray, end: int, block: int, rows: int, stride: in
 
 FORMAT = 1
 IGNORE = -100  # the target of a position that is not trained, as cross_entropy has it
+TASKS = ("text", "questions")
 PREPARE_AGAIN = "prepare the data again"
 TEXT_SPLITS = ("train", "val")
-MAX_IN_MEMORY_BYTES = 1 << 28  # bytes up to which a file is read instead of mapped, so that nothing done to it in mid-run is felt
+MAX_IN_MEMORY_BYTES = (
+    1 << 28
+)  # bytes up to which a file is read instead of mapped, so that nothing done to it in mid-run is felt
 
 
 def find_dataset(dataset: str) -> Path:
@@ -50,7 +55,8 @@ def find_dataset(dataset: str) -> Path:
         looked = f"{named} and {dataset}" if named != Path(dataset) else str(named)
         known = {"novella": "python prepare.py", "novella_qa": "python prepare_sft.py"}
         how = known.get(
-            dataset, f"python prepare.py YOUR_NOVEL.txt --out={named}\nor, of questions and answers,\n  python prepare_sft.py YOURS.json --out={named}"
+            dataset,
+            f"python prepare.py YOUR_NOVEL.txt --out={named}\nor, of questions and answers,\n  python prepare_sft.py YOURS.json --out={named}",
         )
         raise UserError(f"there is no prepared data in {looked}: make it with\n  {how}")
     return folder
@@ -76,11 +82,18 @@ class StagingFolder:
             for path in self.new:  # if they were made for nothing
                 path.rmdir()
 
-    def place(self, names: Sequence[str], tokenizer: Tokenizer, meta: dict) -> dict:
+    def commit(self, names: Sequence[str], tokenizer: Tokenizer, meta: dict) -> dict:
         """Moves the named files into place, meta.json last: without it, or where it doesn't fit, nothing reads the others."""
-        head = {"format": FORMAT, "vocab_size": tokenizer.n_vocab, "tokenizer": {"kind": tokenizer.kind, "hash": tokenizer.hash}}
+        head = {
+            "format": FORMAT,
+            "vocab_size": tokenizer.n_vocab,
+            "tokenizer": {"kind": tokenizer.kind, "hash": tokenizer.hash},
+        }
         meta = head | meta
-        for name, text in (("tokenizer.json", tokenizer.to_json()), ("meta.json", json.dumps(meta, ensure_ascii=False, indent=1))):
+        for name, text in (
+            ("tokenizer.json", tokenizer.to_json()),
+            ("meta.json", json.dumps(meta, ensure_ascii=False, indent=1)),
+        ):
             (self.aside / name).write_text(text, encoding="utf-8", newline="\n")
         for name in (*names, "tokenizer.json", "meta.json"):
             with (self.aside / name).open("rb+") as file:
@@ -105,7 +118,10 @@ class DatasetWriter(StagingFolder):
         """Begins the token files."""
         self.tokenizer = tokenizer
         self.dtype = token_dtype(tokenizer)
-        self.counts = {split: {"tokens": 0, "characters": 0, "bytes": 0, "documents": 0} for split in TEXT_SPLITS}
+        self.counts = {
+            split: {"tokens": 0, "characters": 0, "bytes": 0, "documents": 0}
+            for split in TEXT_SPLITS
+        }
         self.hashes = {split: hashlib.sha256() for split in TEXT_SPLITS}
         self.chapters: list[dict] = []
         self.files = {split: (self.aside / f"{split}.bin").open("wb") for split in TEXT_SPLITS}
@@ -123,7 +139,9 @@ class DatasetWriter(StagingFolder):
             self.counts[split][name] += count
 
     def begin_chapter(self, split: str, book: int, title: str) -> None:
-        self.chapters.append({"book": book, "title": title, "split": split, "token": self.counts[split]["tokens"]})
+        self.chapters.append(
+            {"book": book, "title": title, "split": split, "token": self.counts[split]["tokens"]}
+        )
 
     def end_document(self, split: str) -> None:
         self.add(split, np.array([self.tokenizer.end], dtype=np.uint32))
@@ -133,13 +151,17 @@ class DatasetWriter(StagingFolder):
         for file in self.files.values():
             file.close()
         meta = {
+            "task": "text",
             "dtype": self.dtype.name,
-            "splits": {split: {**self.counts[split], "sha256": self.hashes[split].hexdigest()} for split in TEXT_SPLITS},
+            "splits": {
+                split: {**self.counts[split], "sha256": self.hashes[split].hexdigest()}
+                for split in TEXT_SPLITS
+            },
             "books": books,
             "chapters": self.chapters,
             "settings": settings,
         }
-        return self.place([f"{split}.bin" for split in TEXT_SPLITS], self.tokenizer, meta)
+        return self.commit([f"{split}.bin" for split in TEXT_SPLITS], self.tokenizer, meta)
 
 
 class TextDataset:
@@ -153,31 +175,41 @@ class TextDataset:
         self.folder, self.path = folder, folder / f"{split}.bin"
         self.meta = read_meta(folder)
         facts = self.meta["splits"][split]
-        self.tokens = open_array(self.path, self.meta["dtype"], facts["tokens"], facts["sha256"], self.meta["vocab_size"])
-        self.characters, self.bytes, self.sha256 = facts["characters"], facts["bytes"], facts["sha256"]
+        self.tokens = open_array(
+            self.path, self.meta["dtype"], facts["tokens"], facts["sha256"], self.meta["vocab_size"]
+        )
+        self.characters, self.bytes, self.sha256 = (
+            facts["characters"],
+            facts["bytes"],
+            facts["sha256"],
+        )
         self._order: tuple[tuple[int, int, int], int, np.ndarray] | None = None
 
     def __len__(self) -> int:
         return len(self.tokens)
 
-    def windows(self, block_size: int) -> int:
+    def rows_per_epoch(self, block_size: int) -> int:
         """Rows in an epoch."""
         return len(self.tokens) // block_size
 
-    def targets(self, first: int, count: int, block_size: int, seed: int) -> int:
+    def count_targets(self, first: int, count: int, block_size: int, seed: int) -> int:
         """How many tokens these rows train."""
         return count * block_size
 
-    def rows(self, first: int, count: int, block_size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    def rows(
+        self, first: int, count: int, block_size: int, seed: int
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Rows first … first + count of the endless sequence of epochs: (ids, targets), each (count, block_size) of int64."""
         check_length(self.tokens, self.path)
-        at = (self.places(first, count, block_size, seed)[:, None] + np.arange(block_size + 1)) % len(self.tokens)
+        at = (
+            self.row_ids(first, count, block_size, seed)[:, None] + np.arange(block_size + 1)
+        ) % len(self.tokens)
         picked = self.tokens[at].astype(np.int64)
         return picked[:, :-1], picked[:, 1:]
 
-    def places(self, first: int, count: int, block_size: int, seed: int) -> np.ndarray:
+    def row_ids(self, first: int, count: int, block_size: int, seed: int) -> np.ndarray:
         """The tokens that these rows begin with."""
-        windows = self.windows(block_size)
+        windows = self.rows_per_epoch(block_size)
         starts = np.empty(count, dtype=np.int64)
         for i in range(count):
             epoch, place = divmod(first + i, windows)
@@ -189,7 +221,11 @@ class TextDataset:
         key = (seed, epoch, block_size)
         if self._order is None or self._order[0] != key:
             draw = np.random.default_rng([seed, epoch])
-            self._order = key, int(draw.integers(len(self.tokens))), draw.permutation(self.windows(block_size))
+            self._order = (
+                key,
+                int(draw.integers(len(self.tokens))),
+                draw.permutation(self.rows_per_epoch(block_size)),
+            )
         return self._order[1], self._order[2]
 
 
@@ -198,17 +234,31 @@ def open_array(path: Path, dtype: str, count: int, sha256: str, below: int) -> n
     kind = np.dtype(dtype).newbyteorder("<")
     found = path.stat().st_size if path.is_file() else None
     if found != count * kind.itemsize:
-        what = "is missing" if found is None else f"has {found:,} bytes instead of {count * kind.itemsize:,}"
+        what = (
+            "is missing"
+            if found is None
+            else f"has {found:,} bytes instead of {count * kind.itemsize:,}"
+        )
         raise UserError(f"{path} {what}: {PREPARE_AGAIN}")
     try:
-        array = np.fromfile(path, kind) if found <= MAX_IN_MEMORY_BYTES else np.memmap(path, dtype=kind, mode="r")
+        array = (
+            np.fromfile(path, kind)
+            if found <= MAX_IN_MEMORY_BYTES
+            else np.memmap(path, dtype=kind, mode="r")
+        )
     except (OSError, ValueError) as error:
         raise UserError(f"{path} can't be read ({error_reason(error)})") from None
     check_length(array, path)
-    if (sha256_of(path) if isinstance(array, np.memmap) else hashlib.sha256(array).hexdigest()) != sha256:
-        raise UserError(f"{path} is not the file that meta.json describes (its sha256 differs): {PREPARE_AGAIN}")
+    if (
+        sha256_of(path) if isinstance(array, np.memmap) else hashlib.sha256(array).hexdigest()
+    ) != sha256:
+        raise UserError(
+            f"{path} is not the file that meta.json describes (its sha256 differs): {PREPARE_AGAIN}"
+        )
     if count and (largest := int(array.max())) >= below:
-        raise UserError(f"{path} holds the number {largest:,}, and all must be smaller than {below:,}: {PREPARE_AGAIN}")
+        raise UserError(
+            f"{path} holds the number {largest:,}, and all must be smaller than {below:,}: {PREPARE_AGAIN}"
+        )
     return array
 
 
@@ -224,7 +274,12 @@ def read_meta(folder: Path) -> dict:
     try:
         meta = read_json(path)
         if meta["format"] != FORMAT:
-            raise UserError(f"{path} has format {meta['format']!r:.20}, this version reads {FORMAT}: {PREPARE_AGAIN}")
+            raise UserError(
+                f"{path} has format {meta['format']!r:.20}, this version reads {FORMAT}: {PREPARE_AGAIN}"
+            )
+        meta.setdefault(
+            "task", "questions" if "width" in meta else "text"
+        )  # folders of earlier versions don't say
         if wrong := _wrong_in(meta):
             raise ValueError(f"{wrong} is not what a preparation writes")
         return meta
@@ -234,27 +289,41 @@ def read_meta(folder: Path) -> dict:
 
 def _wrong_in(meta: dict) -> str | None:
     """The first field of a meta.json that can't be right."""
-    is_rows = "width" in meta
+    is_rows = meta["task"] == "questions"
     counts = ("tokens", "characters", "bytes", *(("rows",) if is_rows else ()))
     hashes = ("sha256", *(("mask_sha256", "pairs_sha256") if is_rows else ()))
     good = {
+        "task": meta["task"] in TASKS,
         "dtype": meta["dtype"] in ("uint16", "uint32"),
         "vocab_size": is_count(meta["vocab_size"]),
         "tokenizer": isinstance(meta["tokenizer"]["hash"], str),
         "splits": set(TEXT_SPLITS) <= set(meta["splits"]) <= {*TEXT_SPLITS, "test", "untaught"},
     }
     for split, facts in meta["splits"].items():
-        good[f"splits.{split}"] = all(is_count(facts[name]) for name in counts) and all(isinstance(facts[name], str) for name in hashes)
+        good[f"splits.{split}"] = all(is_count(facts[name]) for name in counts) and all(
+            isinstance(facts[name], str) for name in hashes
+        )
     if is_rows:
-        good["width"] = is_count(meta["width"]) and all(facts["rows"] * meta["width"] == facts["tokens"] for facts in meta["splits"].values())
+        good["width"] = is_count(meta["width"]) and all(
+            facts["rows"] * meta["width"] == facts["tokens"] for facts in meta["splits"].values()
+        )
         good["turns"] = is_count(meta["turns"]) and meta["turns"] > 0
         labels = meta.get("labels") or []
-        good["labels"] = isinstance(labels, list) and all(isinstance(label, str) for label in labels)
+        good["labels"] = isinstance(labels, list) and all(
+            isinstance(label, str) for label in labels
+        )
     else:
-        places, books = [(c["split"], c["token"], c["title"], c["book"]) for c in meta["chapters"]], meta["books"]
+        places, books = (
+            [(c["split"], c["token"], c["title"], c["book"]) for c in meta["chapters"]],
+            meta["books"],
+        )
         good["books"] = all(isinstance(book["title"], str) for book in books)
         good["chapters"] = all(
-            isinstance(split, str) and is_count(token) and isinstance(title, str) and is_count(book) and book < len(books)
+            isinstance(split, str)
+            and is_count(token)
+            and isinstance(title, str)
+            and is_count(book)
+            and book < len(books)
             for split, token, title, book in places
         )
     return next((name for name, is_good in good.items() if not is_good), None)

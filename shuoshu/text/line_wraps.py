@@ -8,7 +8,10 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 PHRASE_END = re.compile(r"[。！？：；…!?.:;”’」』）)】》\"'—]$")
-FIRST_PIECE = re.compile(r"[\"'“‘(]*[A-Za-z0-9'’-]+[\"'”’,.!?:;)…—]*|[“‘「『（《【]*.[，。！？：；、…”’」』）】》—,.!?:;)]*", re.DOTALL)
+FIRST_PIECE = re.compile(
+    r"[\"'“‘(]*[A-Za-z0-9'’-]+[\"'”’,.!?:;)…—]*|[“‘「『（《【]*.[，。！？：；、…”’」』）】》—,.!?:;)]*",
+    re.DOTALL,
+)
 
 
 def line_columns(text: str) -> int:
@@ -26,7 +29,9 @@ class Line:
     gap: bool = True  # a blank line follows
 
 
-def join_wrapped_lines(lines: list[str], heading: re.Pattern) -> tuple[list[str], list[tuple[int, int]]]:
+def join_wrapped_lines(
+    lines: list[str], heading: re.Pattern
+) -> tuple[list[str], list[tuple[int, int]]]:
     """(lines, what each join removed and added).
 
     Where most of at least four lines in succession are nearly as long as the longest kind and break off in mid-phrase, a line
@@ -37,7 +42,9 @@ def join_wrapped_lines(lines: list[str], heading: re.Pattern) -> tuple[list[str]
         text = raw.strip(" \t　")
         if not text:
             continue
-        line = Line(i, text, line_columns(text), line_columns(raw.rstrip(" \t　")) - line_columns(text))
+        line = Line(
+            i, text, line_columns(text), line_columns(raw.rstrip(" \t　")) - line_columns(text)
+        )
         if line.width > 100 or heading.match(raw):
             stretches.append([])
         else:
@@ -73,14 +80,18 @@ def _find_joins(stretch: list[Line]) -> set[int]:
         return set()
     least = min(line.indent for line in stretch)
     for line in stretch:
-        line.width = line_columns(line.text) + line.indent - least  # as wide as it was when it was wrapped
+        line.width = (
+            line_columns(line.text) + line.indent - least
+        )  # as wide as it was when it was wrapped
     for a, b in pairwise(stretch):
         a.gap, a.next_piece = b.at > a.at + 1, line_columns(FIRST_PIECE.match(b.text)[0])
     is_latin = sum(line.width < 1.3 * len(line.text) for line in stretch) > 0.5 * len(stretch)
     width = _usual_width(stretch, is_latin)
     if width is None:
         return set()
-    if any(line.width > width + 6 for line in stretch):  # lines that were not wrapped at this width stand between those that were
+    if any(
+        line.width > width + 6 for line in stretch
+    ):  # lines that were not wrapped at this width stand between those that were
         parts: list[list[Line]] = [[]]
         for line in stretch:
             parts.append([]) if line.width > width + 6 else parts[-1].append(line)
@@ -103,18 +114,24 @@ def _find_joins(stretch: list[Line]) -> set[int]:
         return set()
     some_indented = 0.02 < sum(line.indent > 0 for line in stretch) / len(stretch) < 0.6
     some_gaps = 0 < sum(line.gap for line in inner) < 0.7 * len(inner)
-    found, is_first = set(), True
+    found, is_rank_zero = set(), True
     for line, following in pairwise(stretch):
-        limit = width - 4 if is_first and not some_indented else width  # a first line has lost its indentation
+        limit = (
+            width - 4 if is_rank_zero and not some_indented else width
+        )  # a first line has lost its indentation
         if is_latin:
             goes_on = line.width + 1 + line.next_piece > width
         elif PHRASE_END.search(line.text):
             goes_on = line.width >= width - 10 and line.width + line.next_piece > limit
         else:
             goes_on = line.width >= width - 6
-        is_apart = (some_indented and following.indent) or (some_gaps and line.gap) or (is_latin and line.gap)
-        is_first = not goes_on or is_apart
-        if not is_first:
+        is_apart = (
+            (some_indented and following.indent)
+            or (some_gaps and line.gap)
+            or (is_latin and line.gap)
+        )
+        is_rank_zero = not goes_on or is_apart
+        if not is_rank_zero:
             found.add(line.at)
     return found
 
@@ -126,4 +143,8 @@ def _usual_width(stretch: list[Line], is_latin: bool) -> int | None:
         return width if width >= 55 else None
     counts = Counter(line.width for line in stretch if line.width >= 36)
     wide = [width for width in counts if width >= 40]
-    return max(wide, key=lambda width: (sum(counts[w] for w in range(width - 4, width + 1)), width)) if wide else None
+    return (
+        max(wide, key=lambda width: (sum(counts[w] for w in range(width - 4, width + 1)), width))
+        if wide
+        else None
+    )

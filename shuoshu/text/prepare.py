@@ -21,7 +21,9 @@ from shuoshu.text import dataset
 from shuoshu.text.books import Account, Book, Section, find_duplicate_books, find_files, read_books
 from shuoshu.text.tokenizer import Tokenizer, character_tokenizer, gpt2_tokenizer, train_bpe
 
-SAMPLE_BYTES = 8_000_000  # of text that a tokenizer is trained on: more costs seconds and changes little
+SAMPLE_BYTES = (
+    8_000_000  # of text that a tokenizer is trained on: more costs seconds and changes little
+)
 SAMPLE_PIECE = 20_000  # characters drawn together
 
 
@@ -32,8 +34,14 @@ def prepare(settings: PrepareSettings) -> None:
     files = find_files(inputs)
     folder = Path(settings.out or Path("data") / Path(inputs[0]).resolve().stem)
     bundled = REPO_ROOT / "data" / "novella"
-    if settings.inputs and same_path(folder, bundled) and not all(same_path(name, bundled) for name in inputs):
-        raise UserError(f"{folder} belongs to the bundled novella: choose another name with --out=data/NAME")
+    if (
+        settings.inputs
+        and same_path(folder, bundled)
+        and not all(same_path(name, bundled) for name in inputs)
+    ):
+        raise UserError(
+            f"{folder} belongs to the bundled novella: choose another name with --out=data/NAME"
+        )
 
     if settings.threads:
         os.environ["RAYON_NUM_THREADS"] = str(settings.threads)  # for the tokenizer's training
@@ -48,7 +56,10 @@ def prepare(settings: PrepareSettings) -> None:
             encode(books, tokenizer, writer, settings.threads or os.cpu_count() or 1)
             meta = writer.finish(
                 books=[book_facts(book) for book in books],
-                settings={name: getattr(settings, name) for name in ("tokenizer", "clean", "val_fraction", "seed")},
+                settings={
+                    name: getattr(settings, name)
+                    for name in ("tokenizer", "clean", "val_fraction", "seed")
+                },
             )
     except OSError as error:
         raise UserError(f"can't write to {folder}: {error.strerror}") from None
@@ -64,14 +75,23 @@ def check_files(bad: list[tuple[Path, str]], count: int, skip_bad: bool, has_boo
     """UserError if files are no text, unless they are to be left out."""
     if bad and not (skip_bad and has_books):
         told = "\n".join(f"  {path}: {reason}" for path, reason in bad)
-        how = "mend or remove them, or leave them out with --skip_bad" if has_books else "nothing is left to read"
-        raise UserError(f"{len(bad)} of {count} files can't be read:\n{told}\n{how}; nothing was written")
+        how = (
+            "mend or remove them, or leave them out with --skip_bad"
+            if has_books
+            else "nothing is left to read"
+        )
+        raise UserError(
+            f"{len(bad)} of {count} files can't be read:\n{told}\n{how}; nothing was written"
+        )
 
 
 def book_facts(book: Book) -> dict:
     """What meta.json says of a book."""
     account = book.account
-    rules = {rule: [account.places[rule], account.removed[rule], account.added[rule]] for rule in account.places}
+    rules = {
+        rule: [account.places[rule], account.removed[rule], account.added[rule]]
+        for rule in account.places
+    }
     return {
         "title": book.title,
         "source": book.source,
@@ -90,7 +110,12 @@ def choose_tokenizer(settings: PrepareSettings, books: list[Book]) -> tuple[Toke
         tokenizer = train_bpe(sample(books, settings.seed), settings.vocab_size or by_size)
         if settings.vocab_size and tokenizer.n_vocab < settings.vocab_size:
             return tokenizer, f"the text has no pair left to merge before {settings.vocab_size:,}"
-        return tokenizer, "as asked" if settings.vocab_size else f"for {characters:,} characters of training text"
+        return (
+            tokenizer,
+            "as asked"
+            if settings.vocab_size
+            else f"for {characters:,} characters of training text",
+        )
     if settings.tokenizer == "chars":
         counts: Counter[str] = Counter()
         for text in training_text(books):
@@ -98,7 +123,9 @@ def choose_tokenizer(settings: PrepareSettings, books: list[Book]) -> tuple[Toke
         tokenizer = character_tokenizer(counts, settings.vocab_size)
         return tokenizer, f"{len(counts):,} different characters, and the bytes to spell any other"
     if settings.vocab_size:
-        raise UserError("--vocab_size goes with --tokenizer=bpe or chars: a finished tokenizer has its size already")
+        raise UserError(
+            "--vocab_size goes with --tokenizer=bpe or chars: a finished tokenizer has its size already"
+        )
     if settings.tokenizer == "gpt2":
         return gpt2_tokenizer(), "GPT-2's 50,257 and four chat tokens"
     return Tokenizer.load(settings.tokenizer), f"the tokenizer of {settings.tokenizer}"
@@ -118,17 +145,31 @@ def sample(books: list[Book], seed: int) -> Iterator[str]:
                 yield text[start : start + SAMPLE_PIECE]
 
 
-def encode(books: list[Book], tokenizer: Tokenizer, writer: dataset.DatasetWriter, threads: int) -> None:
+def encode(
+    books: list[Book], tokenizer: Tokenizer, writer: dataset.DatasetWriter, threads: int
+) -> None:
     """Every section through the tokenizer, on all cores, into its split, in order."""
 
     def encoded(item: tuple[int, str, Section]) -> tuple[int, str, Section, np.ndarray, int]:
         book, split, section = item
-        return book, split, section, tokenizer.encode_to_numpy(section.text), len(section.text.encode("utf-8", "replace"))
+        return (
+            book,
+            split,
+            section,
+            tokenizer.encode_to_numpy(section.text),
+            len(section.text.encode("utf-8", "replace")),
+        )
 
-    items = ((number, split, section) for number, book in enumerate(books) for split, section in book.splits())
+    items = (
+        (number, split, section)
+        for number, book in enumerate(books)
+        for split, section in book.splits()
+    )
     before = None
     with ThreadPoolExecutor(threads) as pool:
-        for number, split, section, ids, n_bytes in ordered_map(pool, encoded, items, ahead=4 * threads):
+        for number, split, section, ids, n_bytes in ordered_map(
+            pool, encoded, items, ahead=4 * threads
+        ):
             if before and before != (number, split):
                 writer.end_document(before[1])
             before = (number, split)
@@ -149,17 +190,39 @@ def ordered_map(pool: ThreadPoolExecutor, work, items: Iterable, ahead: int) -> 
         yield waiting.popleft().result()
 
 
-def summary(books: list[Book], meta: dict, tokenizer: Tokenizer, why: str, show_removed: bool) -> str:
+def summary(
+    books: list[Book], meta: dict, tokenizer: Tokenizer, why: str, show_removed: bool
+) -> str:
     """What was read, what was done to it and what was made, for a person to read."""
     train, val = meta["splits"]["train"], meta["splits"]["val"]
     rows: list[list[object]] = [["book", "encoding", "chapters", "characters", "validation"]]
     shown = sorted(books, key=lambda book: -book.characters)[:12] if len(books) > 12 else books
-    rows += [[shorten(b.title, 40), b.encoding, len(b.chapters), b.characters, f"{1 - b.val_from / b.characters:.1%}"] for b in shown]
+    rows += [
+        [
+            shorten(b.title, 40),
+            b.encoding,
+            len(b.chapters),
+            b.characters,
+            f"{1 - b.val_from / b.characters:.1%}",
+        ]
+        for b in shown
+    ]
     if len(books) > len(shown):
         rest = [b for b in books if b not in shown]
-        rows.append([f"{len(rest)} more", "", sum(len(b.chapters) for b in rest), sum(b.characters for b in rest), ""])
+        rows.append(
+            [
+                f"{len(rest)} more",
+                "",
+                sum(len(b.chapters) for b in rest),
+                sum(b.characters for b in rest),
+                "",
+            ]
+        )
     splits: list[list[object]] = [["split", "characters", "tokens", "documents"]]
-    splits += [[name, part["characters"], part["tokens"], part["documents"]] for name, part in meta["splits"].items()]
+    splits += [
+        [name, part["characters"], part["tokens"], part["documents"]]
+        for name, part in meta["splits"].items()
+    ]
     per_token = (train["characters"] + val["characters"]) / max(1, train["tokens"] + val["tokens"])
     return "\n".join(
         [
@@ -198,8 +261,13 @@ def account_lines(books: list[Book], show_removed: bool) -> list[str]:
 
 def warnings(books: list[Book]) -> list[str]:
     """What a reader should know before training on this."""
-    told = [f"  note         {share:.0%} of {a.title} stand in {b.title} too: the same book twice?" for a, b, share in find_duplicate_books(books)]
+    told = [
+        f"  note         {share:.0%} of {a.title} stand in {b.title} too: the same book twice?"
+        for a, b, share in find_duplicate_books(books)
+    ]
     for book in books:
         if odd := ", ".join(f"{count:,} {kind}" for kind, count in book.odd.items() if count):
             told.append(f"  note         {book.title} has odd characters: {odd}")
-    return told[:12] + ([f"  note         and {len(told) - 12} more notes"] if len(told) > 12 else [])
+    return told[:12] + (
+        [f"  note         and {len(told) - 12} more notes"] if len(told) > 12 else []
+    )

@@ -18,7 +18,13 @@ import tiktoken
 from shuoshu.core.errors import UserError
 from shuoshu.core.files import error_reason, read_json
 
-END, SYSTEM, USER, ASSISTANT, PAD = SPECIALS = ("<|endoftext|>", "<|system|>", "<|user|>", "<|assistant|>", "<|pad|>")
+END, SYSTEM, USER, ASSISTANT, PAD = SPECIALS = (
+    "<|endoftext|>",
+    "<|system|>",
+    "<|user|>",
+    "<|assistant|>",
+    "<|pad|>",
+)
 
 # Words with the sign before them, single digits, punctuation with the line ends after it, white space: Qwen2's way of cutting text.
 WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -31,9 +37,13 @@ Ranks = dict[bytes, int]
 class Tokenizer:
     def __init__(self, ranks: Ranks, specials: dict[str, int], pattern: str, kind: str) -> None:
         self.ranks, self.specials, self.pattern, self.kind = ranks, specials, pattern, kind
-        self.encoding = tiktoken.Encoding("shuoshu", pat_str=pattern, mergeable_ranks=ranks, special_tokens=specials)
+        self.encoding = tiktoken.Encoding(
+            "shuoshu", pat_str=pattern, mergeable_ranks=ranks, special_tokens=specials
+        )
         self.n_vocab = len(ranks) + len(specials)
-        self.end, self.system, self.user, self.assistant, self.pad = (specials[name] for name in SPECIALS)
+        self.end, self.system, self.user, self.assistant, self.pad = (
+            specials[name] for name in SPECIALS
+        )
 
     def encode(self, text: str) -> list[int]:
         """Ids of ordinary text: `<|endoftext|>` written in it is letters, never the special token."""
@@ -76,7 +86,11 @@ class Tokenizer:
     @cached_property
     def hash(self) -> str:
         """Two tokenizers with this hash give the same ids to every text."""
-        content = [self.pattern, sorted((rank, token.hex()) for token, rank in self.ranks.items()), sorted(self.specials.items())]
+        content = [
+            self.pattern,
+            sorted((rank, token.hex()) for token, rank in self.ranks.items()),
+            sorted(self.specials.items()),
+        ]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
     # ------------------------------------------------------------ files
@@ -86,17 +100,39 @@ class Tokenizer:
         letters = byte_letters()
         spell = {token: "".join(letters[b] for b in token) for token in self.ranks}
         merges = [[spell[left], spell[right]] for left, right in merges_of(self.ranks)]
-        special = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
-        byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
+        special = {
+            "single_word": False,
+            "lstrip": False,
+            "rstrip": False,
+            "normalized": False,
+            "special": True,
+        }
+        byte_level = {
+            "type": "ByteLevel",
+            "add_prefix_space": False,
+            "trim_offsets": False,
+            "use_regex": False,
+        }
         document = {
             "version": "1.0",
             "truncation": None,
             "padding": None,
-            "added_tokens": [{"id": i, "content": name, **special} for name, i in sorted(self.specials.items(), key=lambda item: item[1])],
+            "added_tokens": [
+                {"id": i, "content": name, **special}
+                for name, i in sorted(self.specials.items(), key=lambda item: item[1])
+            ],
             "normalizer": None,
             "pre_tokenizer": {
                 "type": "Sequence",
-                "pretokenizers": [{"type": "Split", "pattern": {"Regex": self.pattern}, "behavior": "Isolated", "invert": False}, byte_level],
+                "pretokenizers": [
+                    {
+                        "type": "Split",
+                        "pattern": {"Regex": self.pattern},
+                        "behavior": "Isolated",
+                        "invert": False,
+                    },
+                    byte_level,
+                ],
             },
             "post_processor": None,
             "decoder": byte_level,
@@ -131,7 +167,10 @@ class Tokenizer:
             "chat_template": template,
             "shuoshu_kind": self.kind,
         }
-        return {"tokenizer.json": self.to_json(), "tokenizer_config.json": json.dumps(config, ensure_ascii=False, indent=1)}
+        return {
+            "tokenizer.json": self.to_json(),
+            "tokenizer_config.json": json.dumps(config, ensure_ascii=False, indent=1),
+        }
 
     @classmethod
     def load(cls, folder: str | Path) -> Tokenizer:
@@ -140,26 +179,40 @@ class Tokenizer:
         try:
             document = read_json(path)
         except OSError as error:
-            raise UserError(f"there is no tokenizer in {folder}: can't read {path} ({error.strerror})") from None
+            raise UserError(
+                f"there is no tokenizer in {folder}: can't read {path} ({error.strerror})"
+            ) from None
         except ValueError as error:
-            raise UserError(f"{path} is damaged: {error}; make it again with prepare.py or copy it anew") from None
+            raise UserError(
+                f"{path} is damaged: {error}; make it again with prepare.py or copy it anew"
+            ) from None
         try:
             return cls._from_document(document)
         except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
-            raise UserError(f"{path} can't be used: {error_reason(error)}; only byte-level BPE with Shuoshu's chat tokens is read") from None
+            raise UserError(
+                f"{path} can't be used: {error_reason(error)}; only byte-level BPE with Shuoshu's chat tokens is read"
+            ) from None
 
     @classmethod
     def _from_document(cls, document: dict) -> Tokenizer:
         letters = {letter: byte for byte, letter in enumerate(byte_letters())}
         specials = {token["content"]: token["id"] for token in document["added_tokens"]}
-        vocab = {name: rank for name, rank in document["model"]["vocab"].items() if name not in specials}
+        vocab = {
+            name: rank for name, rank in document["model"]["vocab"].items() if name not in specials
+        }
         ranks = {bytes(letters[c] for c in spelt): rank for spelt, rank in vocab.items()}
         pattern = document["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"]
         if missing := [name for name in SPECIALS if name not in specials]:
             raise ValueError(f"it lacks {', '.join(missing)}")
         if sorted([*ranks.values(), *specials.values()]) != list(range(len(ranks) + len(specials))):
             raise ValueError("its ids are not 0, 1, 2 … without a gap")
-        spelt = [[bytes(letters[c] for c in part) for part in (pair.split(" ") if isinstance(pair, str) else pair)] for pair in document["model"]["merges"]]
+        spelt = [
+            [
+                bytes(letters[c] for c in part)
+                for part in (pair.split(" ") if isinstance(pair, str) else pair)
+            ]
+            for pair in document["model"]["merges"]
+        ]
         order = [ranks[left + right] for left, right in spelt]
         if not all(bytes([byte]) in ranks for byte in range(256)):
             raise ValueError("it has no token for some byte")
@@ -182,9 +235,17 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
 
     model = Trainable(models.BPE())
     cut = pre_tokenizers.Split(Regex(WORDS), "isolated")
-    model.pre_tokenizer = pre_tokenizers.Sequence([cut, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    model.pre_tokenizer = pre_tokenizers.Sequence(
+        [cut, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
     alphabet = byte_letters()
-    trainer = trainers.BpeTrainer(vocab_size=vocab_size - len(SPECIALS), min_frequency=2, initial_alphabet=alphabet, max_token_length=32, show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size - len(SPECIALS),
+        min_frequency=2,
+        initial_alphabet=alphabet,
+        max_token_length=32,
+        show_progress=False,
+    )
     model.train_from_iterator(texts, trainer)
     bytes_of = {letter: byte for byte, letter in enumerate(alphabet)}
     vocab = sorted(model.get_vocab().items(), key=lambda item: item[1])
@@ -231,7 +292,9 @@ def merges_of(ranks: Ranks) -> list[tuple[bytes, bytes]]:
             continue
         parts = [token[i : i + 1] for i in range(len(token))]
         while len(parts) > 2:
-            best = min(range(len(parts) - 1), key=lambda i: ranks.get(parts[i] + parts[i + 1], rank))
+            best = min(
+                range(len(parts) - 1), key=lambda i: ranks.get(parts[i] + parts[i + 1], rank)
+            )
             if ranks.get(parts[best] + parts[best + 1], rank) >= rank:
                 raise ValueError(f"token {rank} can't be made by merging earlier ones")
             parts[best : best + 2] = [parts[best] + parts[best + 1]]

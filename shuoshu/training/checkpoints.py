@@ -18,7 +18,15 @@ from torch import Tensor
 
 from model import GPT
 from shuoshu.core.errors import UserError
-from shuoshu.core.files import error_reason, read_json, require_disk_space, sha256_of, sync_folder, verify_sha256, write_synced_text
+from shuoshu.core.files import (
+    error_reason,
+    read_json,
+    require_disk_space,
+    sha256_of,
+    sync_folder,
+    verify_sha256,
+    write_synced_text,
+)
 from shuoshu.models.weights import tensor_bytes, write_tensors
 
 FORMAT = 1
@@ -29,10 +37,14 @@ REPLACED_SUFFIX = ".before"  # the end of the name of a checkpoint that is being
 # ---------------------------------------------------------------- checkpoints
 
 
-def save_checkpoint(out_dir: Path, step: int, model: GPT, optimizer: dict[str, Tensor], state: dict) -> Path:
+def save_checkpoint(
+    out_dir: Path, step: int, model: GPT, optimizer: dict[str, Tensor], state: dict
+) -> Path:
     """checkpoints/step-…/, complete and read back before it gets its name; older ones go only after it stands."""
     home = out_dir / "checkpoints"
-    home.mkdir(exist_ok=True)  # out_dir itself is not made anew: where it vanished, its disk may be gone
+    home.mkdir(
+        exist_ok=True
+    )  # out_dir itself is not made anew: where it vanished, its disk may be gone
     weights = model.tensors()
     require_disk_space(home, tensor_bytes([*weights.values(), *optimizer.values()]) + 100_000)
     folder = home / f"step-{step:06d}"
@@ -41,13 +53,22 @@ def save_checkpoint(out_dir: Path, step: int, model: GPT, optimizer: dict[str, T
     aside.mkdir()
     try:
         hashes = {
-            "model.safetensors": write_tensors(aside / "model.safetensors", weights, {"step": str(step)}),
-            "optimizer.safetensors": write_tensors(aside / "optimizer.safetensors", optimizer, {"step": str(step)}),
-            "state.json": write_synced_text(aside / "state.json", json.dumps({"format": FORMAT, "step": step, **state}, ensure_ascii=False, indent=1)),
+            "model.safetensors": write_tensors(
+                aside / "model.safetensors", weights, {"step": str(step)}
+            ),
+            "optimizer.safetensors": write_tensors(
+                aside / "optimizer.safetensors", optimizer, {"step": str(step)}
+            ),
+            "state.json": write_synced_text(
+                aside / "state.json",
+                json.dumps({"format": FORMAT, "step": step, **state}, ensure_ascii=False, indent=1),
+            ),
         }
         for name, digest in hashes.items():
             verify_sha256(aside / name, digest)
-        write_synced_text(aside / "manifest.json", json.dumps({"format": FORMAT, "sha256": hashes}, indent=1))
+        write_synced_text(
+            aside / "manifest.json", json.dumps({"format": FORMAT, "sha256": hashes}, indent=1)
+        )
         sync_folder(aside)
         _put_in_place(aside, folder)
     finally:
@@ -72,13 +93,19 @@ def _put_in_place(aside: Path, folder: Path) -> None:
 
 def list_checkpoints(out_dir: Path) -> list[Path]:
     """All that have their name, the oldest first."""
-    named = (path for path in (out_dir / "checkpoints").glob("step-*") if re.fullmatch(f"step-[0-9]+({re.escape(REPLACED_SUFFIX)})?", path.name))
+    named = (
+        path
+        for path in (out_dir / "checkpoints").glob("step-*")
+        if re.fullmatch(f"step-[0-9]+({re.escape(REPLACED_SUFFIX)})?", path.name)
+    )
     return sorted(named, key=_rank)
 
 
 def _rank(folder: Path) -> tuple[int, bool]:
     """Its place in the order: by step; what a new one of the same step replaces comes before that."""
-    return int(folder.name[5:].removesuffix(REPLACED_SUFFIX)), not folder.name.endswith(REPLACED_SUFFIX)
+    return int(folder.name[5:].removesuffix(REPLACED_SUFFIX)), not folder.name.endswith(
+        REPLACED_SUFFIX
+    )
 
 
 def remove_partial_files(out_dir: Path) -> None:
@@ -86,7 +113,12 @@ def remove_partial_files(out_dir: Path) -> None:
     ours = re.compile(
         r"\.(model\.safetensors|log\.jsonl|samples\.md|loss\.png|report\.html|eval_answers\.jsonl|(eval|config|generation_config|tokenizer|tokenizer_config|settings)\.json|step-\d+)\.\d+"
     )
-    for path in [path for folder in (out_dir, out_dir / "checkpoints") for path in folder.glob(".*") if ours.fullmatch(path.name)]:
+    for path in [
+        path
+        for folder in (out_dir, out_dir / "checkpoints")
+        for path in folder.glob(".*")
+        if ours.fullmatch(path.name)
+    ]:
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
@@ -121,7 +153,15 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor],
     try:
         state = read_json(folder / "state.json")
         if state["format"] != FORMAT:
-            raise ValueError(f"its state has format {state['format']!r:.20}, this version reads {FORMAT}")
-        return load_file(folder / "model.safetensors"), load_file(folder / "optimizer.safetensors"), state
+            raise ValueError(
+                f"its state has format {state['format']!r:.20}, this version reads {FORMAT}"
+            )
+        return (
+            load_file(folder / "model.safetensors"),
+            load_file(folder / "optimizer.safetensors"),
+            state,
+        )
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise UserError(f"{folder} can't be resumed from: {error_reason(error)}; remove it, and --resume takes the one before") from None
+        raise UserError(
+            f"{folder} can't be resumed from: {error_reason(error)}; remove it, and --resume takes the one before"
+        ) from None

@@ -12,7 +12,13 @@ from shuoshu.core.errors import UserError
 from shuoshu.core.files import Lock, error_reason
 from shuoshu.core.settings import TrainSettings
 from shuoshu.core.terminal import Progress
-from shuoshu.training.console import dry_run, log_progress, out_of_memory, print_result, print_run_summary
+from shuoshu.training.console import (
+    dry_run,
+    log_progress,
+    out_of_memory,
+    print_result,
+    print_run_summary,
+)
 from shuoshu.training.run import Run
 from shuoshu.training.schedule import RunClock
 from shuoshu.training.step import CHECK_EVERY, train_step
@@ -37,13 +43,15 @@ def train(settings: TrainSettings) -> int:
         failed = False
         return code
     except torch.OutOfMemoryError as error:
-        raise UserError(out_of_memory(settings, processes, run.micro_rows if run else settings.batch_size)) from error
+        raise UserError(
+            out_of_memory(settings, processes, run.micro_rows if run else settings.batch_size)
+        ) from error
     except BrokenPipeError:  # who read what we print is gone
         if run and run.saved is not None:
             save_or_end(run)
         raise
     except RuntimeError as error:
-        if not processes.lost_others(error):
+        if not processes.is_lost_peer(error):
             raise
         told = "another process of this run is gone: its own message says why. The same command with --resume goes on from the newest checkpoint"
         raise UserError(f"process {processes.rank}: {told}") from error
@@ -56,47 +64,65 @@ def start_processes(processes: Processes, device: torch.device) -> None:
     try:
         processes.start(device)
     except (ValueError, RuntimeError) as error:
-        raise UserError(f"the {processes.world} processes of this run don't find each other ({error}): start them with torchrun, as README shows") from None
+        raise UserError(
+            f"the {processes.world} processes of this run don't find each other ({error}): start them with torchrun, as README shows"
+        ) from None
 
 
 def loop(run: Run) -> int:
     """Steps until the plan, the user or the patience ends it; the exit code."""
     state, settings = run.state, run.settings
     pace = RunClock(settings, run.steps_per_epoch, run.processes, run.device)
-    run.processes.first(run.open_out_dir)
-    if run.processes.is_first:
+    run.processes.on_rank_zero(run.open_out_dir)
+    if run.processes.is_rank_zero:
         print_run_summary(run, pace)
     pace.begin(state)
     loss_sum, loss_steps = torch.zeros((), device=run.device), 0
-    bar = Progress(state.plan.max_iters if state.plan else 0, state.step, show=run.processes.is_first)
+    bar = Progress(
+        state.plan.max_iters if state.plan else 0, state.step, show=run.processes.is_rank_zero
+    )
     run.raw.train()
     with StopFlag() as stop:
 
         def asked_to_stop() -> int | None:
-            return run.processes.agree_on_signal(stop.raised)
+            return run.processes.any_signal(stop.raised)
 
         while True:
             plan = state.plan
             is_last = plan is not None and state.step >= plan.max_iters
-            evaluating = is_last or state.step == 0 or (plan is not None and state.step % plan.eval_interval == 0)
-            evaluating = evaluating and state.evaluated != state.step  # a resumed run may begin at a step that is evaluated and saved already
-            saving = is_last or (plan is not None and state.step > 0 and state.step % plan.save_interval == 0)
+            evaluating = (
+                is_last
+                or state.step == 0
+                or (plan is not None and state.step % plan.eval_interval == 0)
+            )
+            evaluating = (
+                evaluating and state.evaluated != state.step
+            )  # a resumed run may begin at a step that is evaluated and saved already
+            saving = is_last or (
+                plan is not None and state.step > 0 and state.step % plan.save_interval == 0
+            )
             saving = saving and (evaluating or run.saved != state.step)
             if evaluating or saving:
-                loss_steps -= run.skips.settle(bar.say)
+                loss_steps -= run.skips.collect(bar.say)
                 with pace.pause():
                     if state.step == 0 and run.saved is None:
                         save_or_end(run)  # so that a run killed at any moment can be resumed
                     if evaluating:
                         evaluate(run, pace, bar, stop, asked_to_stop)
-                    if saving and not state.skipped_in_row:  # weights that lead to nothing shall not push out those that did
+                    if (
+                        saving and not state.skipped_in_row
+                    ):  # weights that lead to nothing shall not push out those that did
                         pace.note(state)
-                        with run.spared(f"the checkpoint of step {state.step:,}", bar.say):
+                        with run.warn_on_write_error(
+                            f"the checkpoint of step {state.step:,}", bar.say
+                        ):
                             run.save()
             stopped = asked_to_stop()
             if is_last and state.evaluated == state.step:
                 stopped = None  # too late: it is finished
-            out_of_patience = settings.patience is not None and state.worse_evals >= settings.patience
+            out_of_patience = (
+                settings.patience is not None and state.worse_evals >= settings.patience
+            )
             if is_last or stopped or out_of_patience:
                 break
             loss_sum, loss_steps = loss_sum + train_step(run), loss_steps + 1
@@ -104,17 +130,17 @@ def loop(run: Run) -> int:
             state.plan = pace.plan_after(state)
             is_told = state.step % settings.log_interval == 0
             if is_told or run.device.type == "cpu" or state.step % CHECK_EVERY == 0:
-                loss_steps -= run.skips.settle(bar.say)
+                loss_steps -= run.skips.collect(bar.say)
             if is_told:
                 if loss_steps:
                     log_progress(run, pace, bar, loss_sum.item() / loss_steps)
                 loss_sum, loss_steps = torch.zeros_like(loss_sum), 0
-        run.skips.settle(bar.say)
+        run.skips.collect(bar.say)
         if run.saved != state.step:
             pace.note(state)
             save_or_end(run)
     bar.close()
-    if run.processes.is_first:
+    if run.processes.is_rank_zero:
         print_result(run, stopped, out_of_patience)
     return 128 + stopped if stopped else 0
 
@@ -124,5 +150,11 @@ def save_or_end(run: Run) -> None:
     try:
         run.save()
     except OSError as error:
-        intact = "" if run.saved is None else f"; the checkpoint of step {run.saved:,} is intact, --resume goes on from it once the disk can be written again"
-        raise UserError(f"step {run.state.step:,} can't be saved in {run.out_dir}: {error_reason(error)}{intact}") from None
+        intact = (
+            ""
+            if run.saved is None
+            else f"; the checkpoint of step {run.saved:,} is intact, --resume goes on from it once the disk can be written again"
+        )
+        raise UserError(
+            f"step {run.state.step:,} can't be saved in {run.out_dir}: {error_reason(error)}{intact}"
+        ) from None

@@ -17,7 +17,9 @@ _QUINTICS = (
     (3.215275998832188, -2.4111720561968903, 0.5013000264832665),
     (2.218307744198482, -1.5939896110911267, 0.41074788510309124),
 )
-POLAR_EXPRESS = tuple((a / 1.01, b / 1.01**3, c / 1.01**5) for a, b, c in _QUINTICS[:-1]) + _QUINTICS[-1:]
+POLAR_EXPRESS = (
+    tuple((a / 1.01, b / 1.01**3, c / 1.01**5) for a, b, c in _QUINTICS[:-1]) + _QUINTICS[-1:]
+)
 
 
 def orthogonalize(matrices: Tensor, dtype: torch.dtype) -> Tensor:
@@ -26,7 +28,9 @@ def orthogonalize(matrices: Tensor, dtype: torch.dtype) -> Tensor:
     x = (matrices.mT if tall else matrices).to(dtype)
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)  # so that the products below keep in range
     gram = x @ x.mT
-    bound = gram.norm(dim=(-2, -1), keepdim=True) * 1.02 + 1e-7  # of the largest singular value's square, several times nearer than the sum of all
+    bound = (
+        gram.norm(dim=(-2, -1), keepdim=True) * 1.02 + 1e-7
+    )  # of the largest singular value's square, several times nearer than the sum of all
     x, gram = x / bound.sqrt(), gram / bound
     for number, (a, b, c) in enumerate(POLAR_EXPRESS):
         if number:
@@ -47,7 +51,9 @@ class Muon(torch.optim.Optimizer):
     _step_supports_amp_scaling = True  # torch's name for optimisers that look at found_inf
     found_inf: Tensor | None = None
 
-    def __init__(self, params: list[nn.Parameter], lr: float, weight_decay: float, dtype: torch.dtype) -> None:
+    def __init__(
+        self, params: list[nn.Parameter], lr: float, weight_decay: float, dtype: torch.dtype
+    ) -> None:
         shapes = sorted({tuple(p.shape) for p in params})
         groups = [{"params": [p for p in params if tuple(p.shape) == shape]} for shape in shapes]
         super().__init__(groups, {"lr": lr, "weight_decay": weight_decay, "momentum": 0.95})
@@ -65,34 +71,57 @@ class Muon(torch.optim.Optimizer):
             counts: Tensor | float = 1.0
             if self.found_inf is not None:
                 counts = 1 - self.found_inf
-                grads = list(torch.where(counts == 0, torch.stack(buffers), torch.stack(grads)).unbind())  # a buffer, drawn to itself, stays
+                grads = list(
+                    torch.where(counts == 0, torch.stack(buffers), torch.stack(grads)).unbind()
+                )  # a buffer, drawn to itself, stays
             torch._foreach_lerp_(buffers, grads, 1 - momentum)
-            ahead = torch._foreach_lerp(grads, buffers, momentum)  # Nesterov: look where the momentum leads
+            ahead = torch._foreach_lerp(
+                grads, buffers, momentum
+            )  # Nesterov: look where the momentum leads
             updates = orthogonalize(torch.stack(ahead), self.dtype).to(params[0].dtype) * counts
             rows, columns = params[0].shape
             if group["weight_decay"]:
                 torch._foreach_mul_(params, 1 - counts * (group["lr"] * group["weight_decay"]))
-            torch._foreach_add_(params, list(updates.unbind()), alpha=-group["lr"] * math.sqrt(max(1, rows / columns)))
+            torch._foreach_add_(
+                params,
+                list(updates.unbind()),
+                alpha=-group["lr"] * math.sqrt(max(1, rows / columns)),
+            )
 
 
-def build_optimizers(model: nn.Module, settings: OptimSettings, device: torch.device, muon_dtype: torch.dtype) -> list[torch.optim.Optimizer]:
+def build_optimizers(
+    model: nn.Module, settings: OptimSettings, device: torch.device, muon_dtype: torch.dtype
+) -> list[torch.optim.Optimizer]:
     """The optimisers with every parameter in just one group; each group's full rate stands in `full_lr`."""
     named = dict(model.named_parameters())
     tied = "lm_head.weight" not in named
     blocks = [p for name, p in named.items() if ".layers." in name and p.ndim == 2]
-    embedding, head = [named["model.embed_tokens.weight"]], [] if tied else [named["lm_head.weight"]]
+    embedding, head = (
+        [named["model.embed_tokens.weight"]],
+        [] if tied else [named["lm_head.weight"]],
+    )
     gains = [p for p in named.values() if p.ndim == 1]
     if settings.optimizer == "adamw":
         rate = 0.001 if settings.learning_rate is None else settings.learning_rate
         groups = [(blocks + embedding + head, rate, settings.weight_decay), (gains, rate, 0.0)]
         optimizers: list[torch.optim.Optimizer] = []
     else:
-        embedding_lr = settings.embedding_lr if settings.embedding_lr is not None else 0.008 if tied else 0.1
-        groups = [(embedding, embedding_lr, 0.0), (head, settings.head_lr, settings.weight_decay), (gains, settings.gain_lr, 0.0)]
+        embedding_lr = (
+            settings.embedding_lr if settings.embedding_lr is not None else 0.008 if tied else 0.1
+        )
+        groups = [
+            (embedding, embedding_lr, 0.0),
+            (head, settings.head_lr, settings.weight_decay),
+            (gains, settings.norm_lr, 0.0),
+        ]
         rate = 0.02 if settings.learning_rate is None else settings.learning_rate
         optimizers = [Muon(blocks, rate, settings.weight_decay, muon_dtype)]
     adamw = torch.optim.AdamW(
-        [{"params": params, "lr": lr, "weight_decay": decay} for params, lr, decay in groups if params],
+        [
+            {"params": params, "lr": lr, "weight_decay": decay}
+            for params, lr, decay in groups
+            if params
+        ],
         betas=(settings.beta1, settings.beta2),
         eps=1e-10,
         fused=device.type in ("cuda", "cpu"),
@@ -134,18 +163,34 @@ def state_tensors(model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> 
     }
 
 
-def load_state_tensors(model: nn.Module, optimizers: list[torch.optim.Optimizer], tensors: dict[str, Tensor]) -> None:
+def load_state_tensors(
+    model: nn.Module, optimizers: list[torch.optim.Optimizer], tensors: dict[str, Tensor]
+) -> None:
     """Puts back what `state_tensors` gave; ValueError if it doesn't fit the parameters."""
-    owner = {id(p): optimizer for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
+    owner = {
+        id(p): optimizer
+        for optimizer in optimizers
+        for group in optimizer.param_groups
+        for p in group["params"]
+    }
     named = dict(model.named_parameters())
-    kinds = {name: {"momentum"} if isinstance(owner[id(p)], Muon) else {"exp_avg", "exp_avg_sq", "step"} for name, p in named.items()}
+    kinds = {
+        name: {"momentum"} if isinstance(owner[id(p)], Muon) else {"exp_avg", "exp_avg_sq", "step"}
+        for name, p in named.items()
+    }
     for key, value in tensors.items():
         name, _, what = key.rpartition("/")
         if name not in named or (value.ndim and value.shape != named[name].shape):
             raise ValueError(f"optimiser state {key} fits no parameter of this model")
         if what not in kinds[name]:
             raise ValueError(f"optimiser state {key} is another optimiser's")
-        device = named[name].device if value.ndim or named[name].device.type != "cpu" else torch.device("cpu")
+        device = (
+            named[name].device
+            if value.ndim or named[name].device.type != "cpu"
+            else torch.device("cpu")
+        )
         owner[id(named[name])].state[named[name]][what] = value.to(device, copy=True)
-    if tensors and (missing := {f"{name}/{what}" for name in kinds for what in kinds[name]} - tensors.keys()):
+    if tensors and (
+        missing := {f"{name}/{what}" for name in kinds for what in kinds[name]} - tensors.keys()
+    ):
         raise ValueError(f"optimiser state {min(missing)} is missing")

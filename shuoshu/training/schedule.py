@@ -26,7 +26,9 @@ def rate_factor(step: int, plan: Plan | None, settings: OptimSettings) -> float:
         return warm * (low + (1 - low) * 0.5 * (1 + math.cos(math.pi * done)))
     if step < plan.decay_start:
         return warm
-    done = min(1.0, (step + 1 - plan.decay_start) / max(1, plan.max_iters - plan.decay_start))  # the last step has the lowest rate
+    done = min(
+        1.0, (step + 1 - plan.decay_start) / max(1, plan.max_iters - plan.decay_start)
+    )  # the last step has the lowest rate
     return warm * (plan.decay_from + (min(low, plan.decay_from) - plan.decay_from) * done)
 
 
@@ -42,17 +44,31 @@ LATE, EARLY = 1.03, 0.90  # a plan is made anew when it would take this much of 
 class RunClock:
     """The clock of a run and the plan that follows from it. Only the first process's clock counts."""
 
-    def __init__(self, settings: TrainSettings, steps_per_epoch: float, processes: Processes, device: torch.device) -> None:
+    def __init__(
+        self,
+        settings: TrainSettings,
+        steps_per_epoch: float,
+        processes: Processes,
+        device: torch.device,
+    ) -> None:
         self.settings, self.processes, self.device = settings, processes, device
         self.steps = settings.max_iters
         if settings.max_epochs is not None:
-            self.steps = max(math.ceil(settings.max_epochs * steps_per_epoch), settings.min_iters or 1)
+            self.steps = max(
+                math.ceil(settings.max_epochs * steps_per_epoch), settings.min_iters or 1
+            )
         has_length = self.steps is not None or settings.max_minutes is not None
-        self.budget = 60 * (settings.max_minutes if has_length else DEFAULT_MINUTES) if self.steps is None else None
+        self.budget = (
+            60 * (settings.max_minutes if has_length else DEFAULT_MINUTES)
+            if self.steps is None
+            else None
+        )
         self.paused = 0.0  # all of them together
 
     def begin(self, state: RunState) -> None:
-        self.pause_seconds = state.pause_seconds  # of one evaluation and what comes with it, on average
+        self.pause_seconds = (
+            state.pause_seconds
+        )  # of one evaluation and what comes with it, on average
         self._origin = time.perf_counter() - state.seconds
         self._first_step, self._began = state.step, self.elapsed()
         self._window = self._told = (state.step, self.working())
@@ -95,18 +111,20 @@ class RunClock:
         every = max(5, state.plan.max_iters // 100)
         if state.step % every or state.step >= state.plan.max_iters:
             return state.plan
-        return self.processes.agree(self._mended(state) if self.processes.is_first else None)
+        return self.processes.broadcast(
+            self._mended(state) if self.processes.is_rank_zero else None
+        )
 
     def _first_plan(self, state: RunState, measured: int) -> Plan | None:
         """None until enough steps are measured."""
         if measured % MEASURED:  # the processes talk only now and then
             return None
         plan = None
-        if self.processes.is_first:
+        if self.processes.is_rank_zero:
             synchronize(self.device)
             if self.working() - self._window[1] >= MEASURED_SHARE * self.budget:
                 plan = self._fit(state.step, self._step_seconds(state.step))
-        return self.processes.agree(plan)
+        return self.processes.broadcast(plan)
 
     def _step_seconds(self, step: int) -> float:
         """How long a step took since this was last asked."""
@@ -120,7 +138,12 @@ class RunClock:
             step_seconds += self.pause_seconds / self.settings.eval_interval
             pauses = 0
         else:
-            pauses = max(2, min(EVALUATIONS, int(EVALUATION_SHARE * self.budget / max(1e-9, self.pause_seconds))))
+            pauses = max(
+                2,
+                min(
+                    EVALUATIONS, int(EVALUATION_SHARE * self.budget / max(1e-9, self.pause_seconds))
+                ),
+            )
         left = self.budget - self.elapsed() - pauses * self.pause_seconds
         last = step + max(1, int(left / step_seconds))
         return self._plan(step, last, math.ceil(last / pauses) if pauses else None)
@@ -132,7 +155,11 @@ class RunClock:
         if state.step == self._window[0]:
             return plan
         step_seconds = self._step_seconds(state.step)
-        left = self.budget - self.elapsed() - self.pause_seconds * (1 + (plan.max_iters - state.step) // plan.eval_interval)
+        left = (
+            self.budget
+            - self.elapsed()
+            - self.pause_seconds * (1 + (plan.max_iters - state.step) // plan.eval_interval)
+        )
         needed = (plan.max_iters - state.step) * step_seconds
         if left - (1 - EARLY) * self.budget <= needed <= left + (LATE - 1) * self.budget:
             return plan
@@ -141,7 +168,9 @@ class RunClock:
             return self._plan(state.step, last, plan.eval_interval)
         done = (state.step - plan.decay_start) / max(1, plan.max_iters - plan.decay_start)
         low = min(self.settings.min_lr_fraction, plan.decay_from)
-        factor = plan.decay_from + (low - plan.decay_from) * done  # from where the rate is now down to the new end
+        factor = (
+            plan.decay_from + (low - plan.decay_from) * done
+        )  # from where the rate is now down to the new end
         return Plan(last, state.step, factor, plan.eval_interval, plan.save_interval)
 
     def _plan(self, step: int, last: int, eval_interval: int | None = None) -> Plan:

@@ -26,7 +26,9 @@ class RunState:
     best: float | None = None  # validation loss, or ROUGE-L of the answers
     best_step: int = 0
     best_scores: list[float] = field(default_factory=list)  # the ROUGE-L of each answer then
-    loss_at_best: float = math.inf  # breaks ties: before a model answers anything, all ROUGE-L are the same
+    loss_at_best: float = (
+        math.inf
+    )  # breaks ties: before a model answers anything, all ROUGE-L are the same
     kept_step: int = 0  # of the model in the folder: the best one's, or a later one's that is as good but for chance
     worse_evals: int = 0  # since the best one
     evaluated: int | None = None  # the last step that was, from beginning to end

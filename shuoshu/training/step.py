@@ -34,10 +34,12 @@ def train_step(run: Run) -> Tensor:
         run.scaler.unscale_(optimizer)
     norm = torch.nn.utils.clip_grad_norm_(run.raw.parameters(), run.settings.grad_clip or math.inf)
     processes.sum_(total)
-    is_bad = ~torch.isfinite(norm + total)  # the same on all processes: they share gradients and losses
+    is_bad = ~torch.isfinite(
+        norm + total
+    )  # the same on all processes: they share gradients and losses
     step_unless(is_bad, run.optimizers)
     run.scaler.update()
-    run.skips.note(step, is_bad)
+    run.skips.record(step, is_bad)
     return total.masked_fill(is_bad, 0)
 
 
@@ -53,7 +55,9 @@ def halve_batch_on_oom(run: Run, work: Callable[[], Result]) -> Result:
         if run.device.type == "cuda":
             torch.cuda.empty_cache()
         run.micro_rows = (run.micro_rows + 1) // 2
-        print_line(f"out of memory: from step {run.state.step:,} on, {run.micro_rows} rows at a time, and as many a step as before: the same training")
+        print_line(
+            f"out of memory: from step {run.state.step:,} on, {run.micro_rows} rows at a time, and as many a step as before: the same training"
+        )
 
 
 def gradients(run: Run) -> Tensor:
@@ -66,7 +70,9 @@ def gradients(run: Run) -> Tensor:
         with run.forward.no_sync() if is_quiet else nullcontext():
             with autocast(run.device, run.dtype):
                 loss = run.forward(ids, targets, reduction="sum") / count
-            run.scaler.scale(loss * processes.world).backward()  # DDP takes the mean of the processes, we want their sum
+            run.scaler.scale(
+                loss * processes.world
+            ).backward()  # DDP takes the mean of the processes, we want their sum
         total += loss.detach()
     return total
 
@@ -75,7 +81,7 @@ def micro_batches(run: Run) -> Iterator[tuple[Tensor, Tensor, int, bool]]:
     """This process's part of the step, on its way to the device: ids, targets, the number of targets in the whole step, whether it is the last."""
     mine, size, seed = run.rows_per_step // run.processes.world, run.micro_rows, run.settings.seed
     first = run.state.step * run.rows_per_step
-    count = run.data.targets(first, run.rows_per_step, run.block, seed)
+    count = run.data.count_targets(first, run.rows_per_step, run.block, seed)
     first += run.processes.rank * mine
     pinned = run.device.type == "cuda"
     for start in range(0, mine, size):
@@ -83,7 +89,12 @@ def micro_batches(run: Run) -> Iterator[tuple[Tensor, Tensor, int, bool]]:
         ids, targets = (torch.from_numpy(part) for part in rows)
         if pinned:
             ids, targets = ids.pin_memory(), targets.pin_memory()
-        yield ids.to(run.device, non_blocking=pinned), targets.to(run.device, non_blocking=pinned), count, start + size >= mine
+        yield (
+            ids.to(run.device, non_blocking=pinned),
+            targets.to(run.device, non_blocking=pinned),
+            count,
+            start + size >= mine,
+        )
 
 
 class SkippedSteps:
@@ -93,10 +104,10 @@ class SkippedSteps:
         self.run = run
         self._pending: list[tuple[int, Tensor]] = []
 
-    def note(self, step: int, is_bad: Tensor) -> None:
+    def record(self, step: int, is_bad: Tensor) -> None:
         self._pending.append((step, is_bad))
 
-    def settle(self, say: Callable[[str], None]) -> int:
+    def collect(self, say: Callable[[str], None]) -> int:
         """Asks the device about the steps noted since this was last called, tells of those that don't count and returns their number; UserError
         if there are too many in a row."""
         if not self._pending:
@@ -119,10 +130,14 @@ class SkippedSteps:
 
     def _tell(self, step: int, say: Callable[[str], None]) -> None:
         run = self.run
-        if not run.processes.is_first:
+        if not run.processes.is_rank_zero:
             return
-        places = run.data.places(step * run.rows_per_step, run.rows_per_step, run.block, run.settings.seed).tolist()
-        what = "rows" if run.turns else "tokens from"
+        places = run.data.row_ids(
+            step * run.rows_per_step, run.rows_per_step, run.block, run.settings.seed
+        ).tolist()
+        what = "rows" if run.task == "questions" else "tokens from"
         few = ", ".join(f"{place:,}" for place in places[:4]) + (" …" if len(places) > 4 else "")
-        say(f"step {step:,} left out: its loss or gradient is not finite ({what} {few} of {run.data.folder}; all in log.jsonl)")
+        say(
+            f"step {step:,} left out: its loss or gradient is not finite ({what} {few} of {run.data.folder}; all in log.jsonl)"
+        )
         run.record("skip", step=step, rows=places)

@@ -24,7 +24,9 @@ EVALUATION_ROWS = 64  # questions answered side by side
 SAMPLES = 4  # of their answers in samples.md
 
 
-def evaluate(run: Run, pace: RunClock, bar: Progress, stop: StopFlag, asked_to_stop: Callable[[], object]) -> None:
+def evaluate(
+    run: Run, pace: RunClock, bar: Progress, stop: StopFlag, asked_to_stop: Callable[[], object]
+) -> None:
     """Scores the validation data, keeps the model if it is the best so far or as good but for chance, samples, redraws the curves.
     Of one that is stopped in between nothing is kept: it is done again when the run is resumed."""
     state, settings = run.state, run.settings
@@ -32,12 +34,22 @@ def evaluate(run: Run, pace: RunClock, bar: Progress, stop: StopFlag, asked_to_s
     told, is_best, scores, samples = "", True, [], []
     if len(run.val):
         parts = run.model, run.raw
-        result = halve_batch_on_oom(run, lambda: score(*parts, run.val_batches(), run.tokenizer.end, run.dtype, run.processes, asked_to_stop))
+        result = halve_batch_on_oom(
+            run,
+            lambda: score(
+                *parts,
+                run.val_batches(),
+                run.tokenizer.end,
+                run.dtype,
+                run.processes,
+                asked_to_stop,
+            ),
+        )
         if result is None:
             return
         facts["val_loss"] = require_finite(run, result.loss)
         told = f": val loss {result.loss:.4f}"
-        if run.val.characters and (run.turns or settings.eval_tokens is None):
+        if run.val.characters and (run.task == "questions" or settings.eval_tokens is None):
             facts["bits_per_char"] = result.bits_per(run.val.characters)
             told += f", {facts['bits_per_char']:.3f} bits per character"
         if run.questions:
@@ -55,9 +67,14 @@ def evaluate(run: Run, pace: RunClock, bar: Progress, stop: StopFlag, asked_to_s
     if is_kept and len(run.val):
         told += ", the best so far" if is_best else ", kept: as good as the best but for chance"
         if is_best:
-            state.best, state.best_step, state.best_scores, state.loss_at_best = now, state.step, scores, result.loss
+            state.best, state.best_step, state.best_scores, state.loss_at_best = (
+                now,
+                state.step,
+                scores,
+                result.loss,
+            )
     state.evaluated = state.step
-    if not run.processes.is_first:
+    if not run.processes.is_rank_zero:
         return
     told = f"step {state.step:,}{told}"
     bar.say(told)
@@ -66,7 +83,7 @@ def evaluate(run: Run, pace: RunClock, bar: Progress, stop: StopFlag, asked_to_s
         samples = samples or [continue_prompt(run, stop)]
         for sample in () if stop.raised else samples:  # a text that was cut short is none
             run.record("sample", step=state.step, title=told, **sample)
-    with run.spared("curves and samples", bar.say):
+    with run.warn_on_write_error("curves and samples", bar.say):
         if settings.sample_tokens:
             write_samples(run.log, run.out_dir / "samples.md")
         draw_curves(run.log, run.out_dir / "loss.png")
@@ -75,13 +92,22 @@ def evaluate(run: Run, pace: RunClock, bar: Progress, stop: StopFlag, asked_to_s
 def is_within_noise_of_best(run: Run, scores: list[float]) -> bool:
     """Whether these answers are worse than the best by no more than chance, one standard error: then what was trained for longer knows its own
     questions better. Of labels nobody asks for those; and while no answer is any good, the lowest loss is better."""
-    if not run.selects_by_answers or run.data.meta.get("labels") or not run.state.best or not 1 < len(scores) == len(run.state.best_scores):
+    if (
+        not run.selects_by_answers
+        or run.data.meta.get("labels")
+        or not run.state.best
+        or not 1 < len(scores) == len(run.state.best_scores)
+    ):
         return False
     lost = np.subtract(run.state.best_scores, scores)
-    return bool(lost.mean() <= lost.std(ddof=1) / math.sqrt(len(lost)) + 1e-9)  # one answer alone makes them equal
+    return bool(
+        lost.mean() <= lost.std(ddof=1) / math.sqrt(len(lost)) + 1e-9
+    )  # one answer alone makes them equal
 
 
-def answer_questions(run: Run, stop: StopFlag) -> tuple[dict[str, float], list[float], list[dict[str, str]]]:
+def answer_questions(
+    run: Run, stop: StopFlag
+) -> tuple[dict[str, float], list[float], list[dict[str, str]]]:
     """(measures of the answers to the validation questions, the ROUGE-L of each, the first few of them); the processes share the questions."""
     mine = run.questions[run.processes.rank :: run.processes.world]
     run.raw.eval()
@@ -90,11 +116,19 @@ def answer_questions(run: Run, stop: StopFlag) -> tuple[dict[str, float], list[f
     run.raw.train()
     done = [(q, f) for q, f in zip(mine, answers, strict=True) if f]
     own = [0.0] * len(run.questions)
-    own[run.processes.rank :: run.processes.world] = [rouge_l(f.text, q.reference)[2] if f else 0.0 for q, f in zip(mine, answers, strict=True)]
-    sums = [len(done), sum(exact_match(f.text, q.reference) for q, f in done), sum(f.reason == "end" for _, f in done)]
+    own[run.processes.rank :: run.processes.world] = [
+        rouge_l(f.text, q.reference)[2] if f else 0.0 for q, f in zip(mine, answers, strict=True)
+    ]
+    sums = [
+        len(done),
+        sum(exact_match(f.text, q.reference) for q, f in done),
+        sum(f.reason == "end" for _, f in done),
+    ]
     count, exact, ended, *scores = run.processes.sum([*map(float, sums), *own])
     values = {"val_rouge_l": sum(scores), "val_exact_match": exact, "val_stop_rate": ended}
-    samples = [{"prompt": q.text, "text": f.text, "reference": q.reference} for q, f in done[:SAMPLES]]
+    samples = [
+        {"prompt": q.text, "text": f.text, "reference": q.reference} for q, f in done[:SAMPLES]
+    ]
     return {name: value / max(1, count) for name, value in values.items()}, scores, samples
 
 
@@ -102,14 +136,21 @@ def continue_prompt(run: Run, stop: StopFlag) -> dict[str, str]:
     """What the model makes of the run's prompt, the same each time."""
     prompt = run.settings.sample_prompt
     if prompt is None:
-        source = run.data if run.turns or not len(run.val) else run.val
-        first = source.row(0)[0] if run.turns else source.tokens[:64]
+        source = run.data if run.task == "questions" or not len(run.val) else run.val
+        first = source.row(0)[0] if run.task == "questions" else source.tokens[:64]
         prompt = run.tokenizer.decode(first.tolist()).lstrip().partition("\n")[0][:24].rstrip("�")
     ids = run.tokenizer.encode(prompt)[-run.block // 2 :]
     sampling = SamplingParams(max_new_tokens=run.settings.sample_tokens)
     run.raw.eval()
     with autocast(run.device, run.dtype):
-        text = complete(run.raw, run.tokenizer, [ids], sampling, [run.settings.seed], should_stop=lambda: stop.raised)[0].text
+        text = complete(
+            run.raw,
+            run.tokenizer,
+            [ids],
+            sampling,
+            [run.settings.seed],
+            should_stop=lambda: stop.raised,
+        )[0].text
     run.raw.train()
     return {"prompt": prompt, "text": text}
 

@@ -23,7 +23,13 @@ from shuoshu.web.model_server import GenerationState, ModelServer, ReaderState
 from shuoshu.web.validation import LOOKED, parse_history, parse_settings, parse_text, ranges
 
 HERE = Path(__file__).parent
-I18N = gr.I18n(**{code: {key: words[n] for key, words in WORDS.items()} for n, codes in enumerate((("zh", "zh-CN", "zh-TW"), ("en",))) for code in codes})
+I18N = gr.I18n(
+    **{
+        code: {key: words[n] for key, words in WORDS.items()}
+        for n, codes in enumerate((("zh", "zh-CN", "zh-TW"), ("en",)))
+        for code in codes
+    }
+)
 Message = dict[str, str]
 
 
@@ -35,7 +41,9 @@ class GeneratedText:
     asked: str = ""
     prompt: list[int] = field(default_factory=list)
     escape_html: str = ""
-    ids: list[int] = field(default_factory=list)  # none where it was stopped: it is cut into tokens anew then
+    ids: list[int] = field(
+        default_factory=list
+    )  # none where it was stopped: it is cut into tokens anew then
     maker: tuple[str, int] = ("", 0)
 
 
@@ -56,14 +64,18 @@ def errors_to_gradio(work: Callable) -> Callable:
         try:
             return work(*args)
         except UserError as error:
-            raise gr.Error(escape(str(error)), print_exception=False, title="说书 · Shuoshu") from None
+            raise gr.Error(
+                escape(str(error)), print_exception=False, title="说书 · Shuoshu"
+            ) from None
 
     @functools.wraps(work)
     def bit_by_bit(*args: object) -> Iterator[object]:
         try:
             yield from work(*args)
         except UserError as error:
-            raise gr.Error(escape(str(error)), print_exception=False, title="说书 · Shuoshu") from None
+            raise gr.Error(
+                escape(str(error)), print_exception=False, title="说书 · Shuoshu"
+            ) from None
 
     return bit_by_bit if inspect.isgeneratorfunction(work) else once
 
@@ -95,10 +107,19 @@ class Page:
         return name
 
     def write(
-        self, name: str, asked: str, before: Sequence[Message], answers: bool, values: Sequence[object], copies: int = 1, reader: ReaderState | None = None
+        self,
+        name: str,
+        asked: str,
+        before: Sequence[Message],
+        answers: bool,
+        values: Sequence[object],
+        copies: int = 1,
+        reader: ReaderState | None = None,
     ) -> Iterator[list[GeneratedText] | str]:
         """What a model makes of a question or a beginning, as it grows; at last why it ended, if no reader stopped it. values: the knobs' and the seed."""
-        wanted = parse_settings(dict(zip((*self.knobs, "seed"), values, strict=True)), self.desk.settings.max_new_tokens)
+        wanted = parse_settings(
+            dict(zip((*self.knobs, "seed"), values, strict=True)), self.desk.settings.max_new_tokens
+        )
         if answers and not asked.strip():
             raise UserError(bilingual_message("empty"))
 
@@ -112,7 +133,10 @@ class Page:
         draft = GenerationState([], [], [])
         for draft in self.desk.write(name, ask, [wanted.seed + n for n in range(copies)], reader):
             ids = draft.ids or [[]] * copies
-            yield [GeneratedText(name, asked, draft.prompt, *grown, draft.maker) for grown in zip(draft.texts, ids, strict=True)]
+            yield [
+                GeneratedText(name, asked, draft.prompt, *grown, draft.maker)
+                for grown in zip(draft.texts, ids, strict=True)
+            ]
         if draft.reason and not (reader and reader.stopped > reader.asked):
             yield draft.reason
 
@@ -124,12 +148,20 @@ class Page:
         def pieces(voice: ChatModel) -> tuple[list[token_view.Piece], bool]:
             is_same = written.maker in ((voice.tokenizer.hash, voice.step), ("", 0))
             if written.maker[0] in (voice.tokenizer.hash, ""):
-                return token_view.token_probabilities(voice, written.prompt, written.ids or voice.tokenizer.encode(written.text)), is_same
-            return token_view.token_probabilities(voice, voice.tokenizer.encode(written.asked), voice.tokenizer.encode(written.text)), is_same
+                return token_view.token_probabilities(
+                    voice, written.prompt, written.ids or voice.tokenizer.encode(written.text)
+                ), is_same
+            return token_view.token_probabilities(
+                voice, voice.tokenizer.encode(written.asked), voice.tokenizer.encode(written.text)
+            ), is_same
 
         found, is_same = self.desk.do(written.model, pieces)
         head = "" if is_same else f'<p class="soft">{status_html("trained")}</p>'
-        return head + token_view.pieces_html(found, escape_html(known)) + token_view.copied_html(written.text, self.desk.sources(written.model))
+        return (
+            head
+            + token_view.pieces_html(found, escape_html(known))
+            + token_view.copied_html(written.text, self.desk.sources(written.model))
+        )
 
     # ------------------------------------------------------------ waiting, stopping
 
@@ -148,7 +180,14 @@ class Page:
 
     # ------------------------------------------------------------ ask
 
-    def ask(self, request: gr.Request, question: object, talk: list[GeneratedText], name: object, *values: object) -> Iterator[tuple]:
+    def ask(
+        self,
+        request: gr.Request,
+        question: object,
+        talk: list[GeneratedText],
+        name: object,
+        *values: object,
+    ) -> Iterator[tuple]:
         asked, name = parse_text(question), self.model_of(name, answers=True)
         reader = self.desk.reader(request.session_hash)
         if reader.stopped > reader.asked:
@@ -159,7 +198,13 @@ class Page:
             for now in self.write(name, asked, messages(talk), True, values, reader=reader):
                 if isinstance(now, str):
                     alone = now == "end" and self.turns[name] == 1 and len(grown) == 2
-                    yield gr.skip(), gr.skip(), gr.skip(), status_html("alone" if alone else now), gr.skip()
+                    yield (
+                        gr.skip(),
+                        gr.skip(),
+                        gr.skip(),
+                        status_html("alone" if alone else now),
+                        gr.skip(),
+                    )
                 else:
                     grown = [*talk, *now]
                     yield gr.skip(), to_chat_messages(grown), grown, "", gr.skip()
@@ -171,16 +216,41 @@ class Page:
         self.wish(request)
         return event.value["text"]
 
-    def ask_example(self, request: gr.Request, question: object, talk: list[GeneratedText], name: object, *values: object) -> Iterator[tuple]:
+    def ask_example(
+        self,
+        request: gr.Request,
+        question: object,
+        talk: list[GeneratedText],
+        name: object,
+        *values: object,
+    ) -> Iterator[tuple]:
         for _, *others in self.ask(request, question, talk, name, *values):
             yield gr.skip(), *others
 
-    def retry(self, request: gr.Request, question: object, talk: list[GeneratedText], name: object, temperature: object, *values: object) -> Iterator[tuple]:
+    def retry(
+        self,
+        request: gr.Request,
+        question: object,
+        talk: list[GeneratedText],
+        name: object,
+        temperature: object,
+        *values: object,
+    ) -> Iterator[tuple]:
         if not talk:
             raise UserError(bilingual_message("empty"))
         *values, _ = values  # another seed than before
-        for _, chat, grown, noted, looked in self.ask(request, talk[-1].asked, talk[:-1], name, temperature or 0.8, *values, None):
-            yield gr.skip(), chat, grown, status_html("warmer") if not temperature and noted in (status_html("end"), status_html("alone")) else noted, looked
+        for _, chat, grown, noted, looked in self.ask(
+            request, talk[-1].asked, talk[:-1], name, temperature or 0.8, *values, None
+        ):
+            yield (
+                gr.skip(),
+                chat,
+                grown,
+                status_html("warmer")
+                if not temperature and noted in (status_html("end"), status_html("alone"))
+                else noted,
+                looked,
+            )
 
     def undo(self, request: gr.Request, question: str, talk: list[GeneratedText]) -> tuple:
         if self.stop(request) or not talk:
@@ -201,22 +271,35 @@ class Page:
 
     # ------------------------------------------------------------ continue
 
-    def go_on(self, request: gr.Request, box: object, story: Story, name: object, *values: object) -> Iterator[tuple]:
+    def go_on(
+        self, request: gr.Request, box: object, story: Story, name: object, *values: object
+    ) -> Iterator[tuple]:
         begun, name = parse_text(box), self.model_of(name)
         kept = [*story.earlier, begun][-50:]
-        for now in self.write(name, begun, (), False, values, reader=self.desk.reader(request.session_hash)):
+        for now in self.write(
+            name, begun, (), False, values, reader=self.desk.reader(request.session_hash)
+        ):
             if isinstance(now, str):
                 yield gr.skip(), gr.skip(), gr.skip(), status_html(now), ""
             else:
                 yield begun + now[0].text, Story(kept, now[0]), gr.update(visible=False), "", ""
 
-    def three(self, request: gr.Request, box: object, story: Story, name: object, *values: object) -> Iterator[tuple]:
+    def three(
+        self, request: gr.Request, box: object, story: Story, name: object, *values: object
+    ) -> Iterator[tuple]:
         begun, name = parse_text(box), self.model_of(name)
-        for now in self.write(name, begun, (), False, values, 3, self.desk.reader(request.session_hash)):
+        for now in self.write(
+            name, begun, (), False, values, 3, self.desk.reader(request.session_hash)
+        ):
             if isinstance(now, str):
                 yield *[gr.skip()] * 5, status_html(now)
             else:
-                yield *(written.text for written in now), replace(story, versions=now), gr.update(visible=True), ""
+                yield (
+                    *(written.text for written in now),
+                    replace(story, versions=now),
+                    gr.update(visible=True),
+                    "",
+                )
 
     def taking(self, number: int) -> Callable:
         """What takes this one of three versions."""
@@ -226,7 +309,13 @@ class Page:
             if not story.versions:
                 raise UserError(bilingual_message("nothing"))
             written = story.versions[number]
-            return written.asked + written.text, Story([*story.earlier, box][-50:], written), gr.update(visible=False), "", ""
+            return (
+                written.asked + written.text,
+                Story([*story.earlier, box][-50:], written),
+                gr.update(visible=False),
+                "",
+                "",
+            )
 
         return take
 
@@ -241,7 +330,9 @@ class Page:
             return self.look(last, known=last.asked[-200:])
         name, known = self.model_of(name), whole[:-LOOKED]  # edited since, or all the reader's own
         prompt = self.desk.do(name, lambda voice: voice.tokenizer.encode(known))
-        return self.look(GeneratedText(name, prompt=prompt, text=whole[-LOOKED:]), known=known[-200:])
+        return self.look(
+            GeneratedText(name, prompt=prompt, text=whole[-LOOKED:]), known=known[-200:]
+        )
 
     # ------------------------------------------------------------ compare
 
@@ -254,11 +345,20 @@ class Page:
                 return found, name
         return self.names[0], self.names[1]
 
-    def both_write(self, request: gr.Request, prompt: object, one: object, other: object, *values: object) -> Iterator[tuple]:
+    def both_write(
+        self, request: gr.Request, prompt: object, one: object, other: object, *values: object
+    ) -> Iterator[tuple]:
         asked, texts, found, reason = parse_text(prompt), ["", ""], [None, None], ""
         reader = self.desk.reader(request.session_hash)
         for side, name in enumerate((self.model_of(one), self.model_of(other))):
-            for now in self.write(name, asked, (), bool(self.turns[name]) and bool(asked.strip()), values, reader=reader):
+            for now in self.write(
+                name,
+                asked,
+                (),
+                bool(self.turns[name]) and bool(asked.strip()),
+                values,
+                reader=reader,
+            ):
                 if isinstance(now, str):
                     reason = now if now in ("length", "time") else reason
                 else:
@@ -268,7 +368,12 @@ class Page:
     def look_at_both(self, found: list[GeneratedText | None]) -> tuple[str, str]:
         if not any(found):
             raise UserError(bilingual_message("nothing"))
-        return tuple(f"<h3>{escape_html(written.model)}</h3>{self.look(written)}" if written and written.text else "" for written in found)
+        return tuple(
+            f"<h3>{escape_html(written.model)}</h3>{self.look(written)}"
+            if written and written.text
+            else ""
+            for written in found
+        )
 
     # ------------------------------------------------------------ the API
 
@@ -289,8 +394,18 @@ class Page:
         seed: int | None = None,
     ) -> Iterator[str]:
         """Answers a question, streaming: each state is the whole answer so far. history: [[question, answer], …]. None: the default."""
-        asked, before, name = parse_text(question), parse_history(history), self.model_of(model, answers=True)
-        yield from self._api(name, asked, before, True, (temperature, top_p, top_k, max_new_tokens, repetition_penalty, seed))
+        asked, before, name = (
+            parse_text(question),
+            parse_history(history),
+            self.model_of(model, answers=True),
+        )
+        yield from self._api(
+            name,
+            asked,
+            before,
+            True,
+            (temperature, top_p, top_k, max_new_tokens, repetition_penalty, seed),
+        )
 
     def api_continue(
         self,
@@ -304,9 +419,17 @@ class Page:
         seed: int | None = None,
     ) -> Iterator[str]:
         """Continues a text, streaming: each state is all that was written so far, without the beginning."""
-        yield from self._api(self.model_of(model), parse_text(text), (), False, (temperature, top_p, top_k, max_new_tokens, repetition_penalty, seed))
+        yield from self._api(
+            self.model_of(model),
+            parse_text(text),
+            (),
+            False,
+            (temperature, top_p, top_k, max_new_tokens, repetition_penalty, seed),
+        )
 
-    def _api(self, name: str, asked: str, before: Sequence[Message], answers: bool, values: tuple) -> Iterator[str]:
+    def _api(
+        self, name: str, asked: str, before: Sequence[Message], answers: bool, values: tuple
+    ) -> Iterator[str]:
         for now in self.write(name, asked, before, answers, values):
             if not isinstance(now, str):
                 yield now[0].text
@@ -314,14 +437,26 @@ class Page:
     def api_inside(self, text: str, start: str = "", model: str | None = None) -> list[dict]:
         """The pieces of a text as the model held them after `start`: text, probability, likeliest alternatives (None: the end)."""
         written, begun, name = parse_text(text, LOOKED), parse_text(start), self.model_of(model)
-        pieces = self.desk.do(name, lambda voice: token_view.token_probabilities(voice, voice.tokenizer.encode(begun), voice.tokenizer.encode(written)))
+        pieces = self.desk.do(
+            name,
+            lambda voice: token_view.token_probabilities(
+                voice, voice.tokenizer.encode(begun), voice.tokenizer.encode(written)
+            ),
+        )
         return [vars(piece) for piece in pieces]
 
 
 def messages(talk: list[GeneratedText]) -> list[Message]:
-    return [{"role": role, "content": part} for turn in talk for role, part in (("user", turn.asked), ("assistant", turn.text))]
+    return [
+        {"role": role, "content": part}
+        for turn in talk
+        for role, part in (("user", turn.asked), ("assistant", turn.text))
+    ]
 
 
 def to_chat_messages(talk: list[GeneratedText]) -> list[Message]:
     """The conversation for Gradio's chat, which takes what it is given for HTML."""
-    return [{**message, "content": escape(message["content"], quote=False)} for message in messages(talk)]
+    return [
+        {**message, "content": escape(message["content"], quote=False)}
+        for message in messages(talk)
+    ]

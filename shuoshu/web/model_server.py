@@ -62,7 +62,9 @@ class ModelServer:
     def __init__(self, folders: Sequence[Path], settings: AppSettings) -> None:
         self.folders = {str(folder): folder for folder in folders}
         self.settings, self.device = settings, pick_device(settings.device)
-        self._worker = ThreadPoolExecutor(1, "model")  # one thread: each new one would bring its own set of helpers, and compete
+        self._worker = ThreadPoolExecutor(
+            1, "model"
+        )  # one thread: each new one would bring its own set of helpers, and compete
         self._kept: dict[str, tuple[tuple[int, ...], ChatModel]] = {}
         self._texts: dict[str, tuple[dict, TrainingText | None]] = {}
         self._reading = threading.Lock()
@@ -92,7 +94,11 @@ class ModelServer:
         """The text behind a model; read again when the model was trained on another one."""
         saved = read_settings(self.folders[name])
         with self._reading:
-            if name not in self._texts or self._texts[name][0] != saved or self._texts[name][1] is None:
+            if (
+                name not in self._texts
+                or self._texts[name][0] != saved
+                or self._texts[name][1] is None
+            ):
                 self._texts[name] = saved, TrainingText.find(self.folders[name])
             return self._texts[name][1]
 
@@ -115,7 +121,11 @@ class ModelServer:
         return only_waited
 
     def write(
-        self, name: str, ask: Callable[[ChatModel], tuple[list[int], SamplingParams]], seeds: Sequence[int], reader: ReaderState | None = None
+        self,
+        name: str,
+        ask: Callable[[ChatModel], tuple[list[int], SamplingParams]],
+        seeds: Sequence[int],
+        reader: ReaderState | None = None,
     ) -> Iterator[GenerationState]:
         """A text for each seed, as they grow; closing the iterator ends them within a token, and so does a reader's stop."""
         reader = reader or ReaderState()
@@ -141,7 +151,13 @@ class ModelServer:
             job.fetched = -LEASE
             reader.writing -= 1
 
-    def _write(self, job: _Job, name: str, ask: Callable[[ChatModel], tuple[list[int], SamplingParams]], seeds: Sequence[int]) -> None:
+    def _write(
+        self,
+        job: _Job,
+        name: str,
+        ask: Callable[[ChatModel], tuple[list[int], SamplingParams]],
+        seeds: Sequence[int],
+    ) -> None:
         voice = self._voice(name)
         prompt, sampling = ask(voice)
         maker = voice.tokenizer.hash, voice.step
@@ -152,11 +168,30 @@ class ModelServer:
             return now > deadline or now - job.fetched > LEASE or self._is_closed
 
         texts = [""] * len(seeds)
-        for news in stream(voice.model, voice.tokenizer, [prompt] * len(seeds), sampling, seeds, voice.mask, should_stop, voice.reader):
+        for news in stream(
+            voice.model,
+            voice.tokenizer,
+            [prompt] * len(seeds),
+            sampling,
+            seeds,
+            voice.mask,
+            should_stop,
+            voice.reader,
+        ):
             if isinstance(news[0], Completion):
                 reasons = {row.reason for row in news}
-                reason = next(told for told in ("interrupted", "length", "stop", "end") if told in reasons)
-                job.put(GenerationState(prompt, [row.text for row in news], [row.ids for row in news], maker, "time" if reason == "interrupted" else reason))
+                reason = next(
+                    told for told in ("interrupted", "length", "stop", "end") if told in reasons
+                )
+                job.put(
+                    GenerationState(
+                        prompt,
+                        [row.text for row in news],
+                        [row.ids for row in news],
+                        maker,
+                        "time" if reason == "interrupted" else reason,
+                    )
+                )
             else:
                 texts = [text + new for text, new in zip(texts, news, strict=True)]
                 job.put(GenerationState(prompt, texts, [], maker))
@@ -168,7 +203,10 @@ class ModelServer:
             facts = (folder / "model.safetensors").stat()
             stamp = (facts.st_mtime_ns, facts.st_size, facts.st_ino)
             if kept is None or kept[0] != stamp:
-                kept = self._kept[name] = stamp, ChatModel(load_model(folder, self.device), self.device, self.settings.dtype)
+                kept = self._kept[name] = (
+                    stamp,
+                    ChatModel(load_model(folder, self.device), self.device, self.settings.dtype),
+                )
         except (OSError, UserError):
             if kept is None:
                 raise

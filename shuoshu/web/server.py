@@ -22,9 +22,21 @@ from shuoshu.web.handlers import HERE, I18N, Page
 from shuoshu.web.model_server import ModelServer
 from shuoshu.web.tabs import build
 
-READ = {"concurrency_limit": 4, "concurrency_id": "files", "api_visibility": "private", "show_progress": "hidden"}
+READ = {
+    "concurrency_limit": 4,
+    "concurrency_id": "files",
+    "api_visibility": "private",
+    "show_progress": "hidden",
+}
 AT_ONCE = {"queue": False, "api_visibility": "private", "show_progress": "hidden"}
-FONTS = ["system-ui", "PingFang SC", "Microsoft YaHei", "Noto Sans CJK SC", "Noto Sans SC", "sans-serif"]
+FONTS = [
+    "system-ui",
+    "PingFang SC",
+    "Microsoft YaHei",
+    "Noto Sans CJK SC",
+    "Noto Sans SC",
+    "sans-serif",
+]
 
 
 # ---------------------------------------------------------------- the server
@@ -42,7 +54,10 @@ class RequestFilter:
     LARGEST = 1_000_000  # bytes
 
     def __init__(self, app: ASGIApp) -> None:
-        self.app, self.script = app, f"<head><script>{(HERE / 'page.js').read_text(encoding='utf-8')}</script>".encode()
+        self.app, self.script = (
+            app,
+            f"<head><script>{(HERE / 'page.js').read_text(encoding='utf-8')}</script>".encode(),
+        )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -50,10 +65,20 @@ class RequestFilter:
         if self.CLOSED.search(scope["path"]):
             return await PlainTextResponse("not here", 403)(scope, receive, send)
         length = dict(scope["headers"]).get(b"content-length", b"0")
-        if scope["method"] == "POST" and (not length.isdigit() or int(length) > self.LARGEST or b"transfer-encoding" in dict(scope["headers"])):
+        if scope["method"] == "POST" and (
+            not length.isdigit()
+            or int(length) > self.LARGEST
+            or b"transfer-encoding" in dict(scope["headers"])
+        ):
             await self._drain(receive)
-            return await PlainTextResponse(f"at most {self.LARGEST:,} bytes, their number told", 413)(scope, receive, send)
-        return await self.app(scope, receive, self._with_script(send) if scope["path"] == "/" and scope["method"] == "GET" else send)
+            return await PlainTextResponse(
+                f"at most {self.LARGEST:,} bytes, their number told", 413
+            )(scope, receive, send)
+        return await self.app(
+            scope,
+            receive,
+            self._with_script(send) if scope["path"] == "/" and scope["method"] == "GET" else send,
+        )
 
     async def _drain(self, receive: Receive) -> None:
         """Takes in what is being sent, up to a bound, so that the sender gets to read why it is refused."""
@@ -76,8 +101,14 @@ class RequestFilter:
             body += message.get("body", b"")
             if not message.get("more_body"):
                 whole = body.replace(b"<head>", self.script, 1)
-                headers = [(name, value) for name, value in begun["headers"] if name.lower() != b"content-length"]
-                await send({**begun, "headers": [*headers, (b"content-length", str(len(whole)).encode())]})
+                headers = [
+                    (name, value)
+                    for name, value in begun["headers"]
+                    if name.lower() != b"content-length"
+                ]
+                await send(
+                    {**begun, "headers": [*headers, (b"content-length", str(len(whole)).encode())]}
+                )
                 await send({"type": "http.response.body", "body": whole})
 
         return send_changed
@@ -89,7 +120,9 @@ def serve(settings: AppSettings, folders: list[Path]) -> int:
     check_address(settings)
     page = Page(ModelServer(folders, settings))
     page.desk.voice((page.answering or page.names)[0])
-    os.environ["NO_PROXY"] = ",".join(filter(None, (os.environ.get("NO_PROXY"), "127.0.0.1", "localhost", settings.host)))  # Gradio calls on itself
+    os.environ["NO_PROXY"] = ",".join(
+        filter(None, (os.environ.get("NO_PROXY"), "127.0.0.1", "localhost", settings.host))
+    )  # Gradio calls on itself
     blocks = build(page).queue(max_size=settings.queue, default_concurrency_limit=4, api_open=False)
     with StopFlag() as stop:
         try:
@@ -109,15 +142,33 @@ def serve(settings: AppSettings, folders: list[Path]) -> int:
                 mcp_server=False,
                 footer_links=[],
                 i18n=I18N,
-                theme=gr.themes.Default(primary_hue="red", neutral_hue="stone", font=FONTS, font_mono=["ui-monospace", "monospace"]),
+                theme=gr.themes.Default(
+                    primary_hue="red",
+                    neutral_hue="stone",
+                    font=FONTS,
+                    font_mono=["ui-monospace", "monospace"],
+                ),
                 css_paths=HERE / "page.css",
-                app_kwargs={"middleware": [Middleware(RequestFilter)], "docs_url": None, "redoc_url": None, "openapi_url": None},
+                app_kwargs={
+                    "middleware": [Middleware(RequestFilter)],
+                    "docs_url": None,
+                    "redoc_url": None,
+                    "openapi_url": None,
+                },
             )
         except (OSError, ValueError, RuntimeError) as error:
-            raise UserError(f"the page can't be opened at {settings.host}" + (f":{settings.port}" if settings.port else "") + f": {error}") from None
-        print(f"models     {', '.join(page.names)}\npage       {blocks.local_url.replace('0.0.0.0', socket.gethostname())}")
+            raise UserError(
+                f"the page can't be opened at {settings.host}"
+                + (f":{settings.port}" if settings.port else "")
+                + f": {error}"
+            ) from None
+        print(
+            f"models     {', '.join(page.names)}\npage       {blocks.local_url.replace('0.0.0.0', socket.gethostname())}"
+        )
         if settings.share:
-            print(f"shared     {shared or 'no: the servers that lend public addresses can not be reached'}")
+            print(
+                f"shared     {shared or 'no: the servers that lend public addresses can not be reached'}"
+            )
         print("Ctrl-C ends it", flush=True)
         while not stop.raised:
             time.sleep(0.2)
@@ -136,4 +187,6 @@ def check_address(settings: AppSettings) -> None:
             trial.bind((settings.host, settings.port or 0))
     except OSError as error:
         at = settings.host + (f":{settings.port}" if settings.port else "")
-        raise UserError(f"can't listen at {at}: {error.strerror}; choose another --host or --port") from None
+        raise UserError(
+            f"can't listen at {at}: {error.strerror}; choose another --host or --port"
+        ) from None

@@ -40,14 +40,22 @@ def token_probabilities(voice: ChatModel, prompt: list[int], ids: list[int]) -> 
     for start in range(len(prompt), len(whole), chunk):
         stop = min(start + chunk, len(whole))
         first = max(0, stop - 1 - block)
-        hidden = model.model(torch.tensor([whole[first : stop - 1]], device=device))[0, start - 1 - first :]
+        hidden = model.model(torch.tensor([whole[first : stop - 1]], device=device))[
+            0, start - 1 - first :
+        ]
         for token, logits in zip(whole[start:stop], model.lm_head(hidden).float(), strict=True):
             chances = logits.masked_fill(voice.mask.forbidden[state], -torch.inf).softmax(-1)
             if not others:
                 likeliest = chances.topk(min(STRONGEST, len(chances)))
-                others = [(token_text(tokenizer, i), p) for p, i in zip(*(part.tolist() for part in likeliest), strict=True) if p >= LEAST]
+                others = [
+                    (token_text(tokenizer, i), p)
+                    for p, i in zip(*(part.tolist() for part in likeliest), strict=True)
+                    if p >= LEAST
+                ]
             probability *= chances[token].item()
-            state = max(WHOLE, int(voice.mask.after[state, token]))  # bytes that are no character, in a reader's own text
+            state = max(
+                WHOLE, int(voice.mask.after[state, token])
+            )  # bytes that are no character, in a reader's own text
             if written := spelling.push(token):
                 pieces.append(Piece(written, probability, others))
                 probability, others = 1.0, []
@@ -80,9 +88,15 @@ def pieces_html(pieces: list[Piece], known: str) -> str:
             f'<button type="button" class="piece" tabindex="{0 if number == 0 else -1}" style="--s:{shade(piece.probability)}" '
             f'data-p="{piece.probability:.4f}" data-others="{escape_html(told)}" aria-pressed="false">{shown}</button>'
         )
-    scale = "".join(f'<span class="piece" style="--s:{shade(p)}">{p:.0%}</span>' for p in (1, 0.5, 0.2, 0.05, 0.01))
+    scale = "".join(
+        f'<span class="piece" style="--s:{shade(p)}">{p:.0%}</span>'
+        for p in (1, 0.5, 0.2, 0.05, 0.01)
+    )
     legend = bilingual("模型当时给每一处的概率：", "How likely the model held each piece: ")
-    hint = bilingual("点一处看它本来还会写什么（键盘：左右键移动）。", "Choose a piece to see what else it might have written (keyboard: left and right).")
+    hint = bilingual(
+        "点一处看它本来还会写什么（键盘：左右键移动）。",
+        "Choose a piece to see what else it might have written (keyboard: left and right).",
+    )
     return (
         f'<div class="inside"><p class="soft">{legend}{scale}<br>{hint}</p>'
         f'<p class="pieces" role="group"><span class="known">{known}</span>{"".join(buttons)}</p>'
@@ -96,14 +110,22 @@ def copied_html(written: str, sources: TrainingText | None) -> str:
         return f'<p class="soft">{bilingual("训练文本已不在原处，无法查对照抄。", "The training text is no longer there: what is copied can not be told.")}</p>'
     spans = sources.spans(written)
     if not spans:
-        none = bilingual(f"没有 {MIN_MARKED} 字以上与训练文本逐字相同的地方。", f"No {MIN_MARKED} characters in a row stand verbatim in the training text.")
+        none = bilingual(
+            f"没有 {MIN_MARKED} 字以上与训练文本逐字相同的地方。",
+            f"No {MIN_MARKED} characters in a row stand verbatim in the training text.",
+        )
         return f'<p class="soft">{none}</p>'
     parts, places, done = [], [], 0
     for number, (start, end, place) in enumerate(spans, 1):
-        parts.append(f"{escape_html(written[done:start])}<mark>{escape_html(written[start:end])}<sup>{number}</sup></mark>")
+        parts.append(
+            f"{escape_html(written[done:start])}<mark>{escape_html(written[start:end])}<sup>{number}</sup></mark>"
+        )
         places.append(
             f"<li>{escape_html(place) if place else bilingual('训练文本', 'training text')} · {bilingual(f'{end - start} 字', f'{end - start} characters')}</li>"
         )
         done = end
-    head = bilingual(f"训练文本里逐字有的（{MIN_MARKED} 字以上）：", f"Verbatim in the training text ({MIN_MARKED} characters or more):")
+    head = bilingual(
+        f"训练文本里逐字有的（{MIN_MARKED} 字以上）：",
+        f"Verbatim in the training text ({MIN_MARKED} characters or more):",
+    )
     return f'<div class="copied"><p class="soft">{head}</p><p class="text">{"".join(parts)}{escape_html(written[done:])}</p><ol>{"".join(places)}</ol></div>'

@@ -46,19 +46,38 @@ def parse_settings(values: dict[str, object], longest: int) -> SampleSettings:
     chosen: dict[str, object] = {}
     for name, knob in ranges(longest).items():
         if values.get(name) is not None:
-            chosen[name] = _number(name, values[name], knob.low, knob.high, is_whole=isinstance(knob.step, int))
+            chosen[name] = _number(
+                name, values[name], knob.low, knob.high, is_whole=isinstance(knob.step, int)
+            )
     chosen.setdefault("max_new_tokens", ranges(longest)["max_new_tokens"].default)
     if chosen.get("top_k") == 0:
         chosen["top_k"] = None
     seed = values.get("seed")
     if isinstance(seed, str):  # the page's own field, which may be empty
-        seed = int(seed) if seed.strip().isascii() and seed.strip().isdigit() and len(seed) < 20 else seed.strip() or None
-    return SampleSettings(**chosen, seed=secrets.randbelow(2**31) if seed is None else _number("seed", seed, 0, 2**53, is_whole=True))
+        seed = (
+            int(seed)
+            if seed.strip().isascii() and seed.strip().isdigit() and len(seed) < 20
+            else seed.strip() or None
+        )
+    return SampleSettings(
+        **chosen,
+        seed=secrets.randbelow(2**31)
+        if seed is None
+        else _number("seed", seed, 0, 2**53, is_whole=True),
+    )
 
 
 def _number(name: str, value: object, low: float, high: float, is_whole: bool = False) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or (isinstance(value, float) and not math.isfinite(value)):
-        raise UserError(bilingual_message("no_number", name, type(value).__name__ if not isinstance(value, float) else value))
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, (int, float))
+        or (isinstance(value, float) and not math.isfinite(value))
+    ):
+        raise UserError(
+            bilingual_message(
+                "no_number", name, type(value).__name__ if not isinstance(value, float) else value
+            )
+        )
     if not low <= value <= high:
         raise UserError(bilingual_message("bounds", name, f"{low:g}", f"{high:g}"))
     if is_whole and value != int(value):
@@ -68,9 +87,15 @@ def _number(name: str, value: object, low: float, high: float, is_whole: bool = 
 
 def parse_history(value: object) -> list[dict[str, str]]:
     """[[question, answer], …] as a conversation's messages."""
-    if not isinstance(value or [], list) or not all(isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in value or []):
+    if not isinstance(value or [], list) or not all(
+        isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in value or []
+    ):
         raise UserError(bilingual_message("history"))
     if len(value or []) > 100:
         raise UserError(bilingual_message("bounds", "history", 0, 100))
     roles = ("user", "assistant")
-    return [{"role": role, "content": parse_text(part)} for pair in value or [] for role, part in zip(roles, pair, strict=True)]
+    return [
+        {"role": role, "content": parse_text(part)}
+        for pair in value or []
+        for role, part in zip(roles, pair, strict=True)
+    ]

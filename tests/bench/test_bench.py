@@ -90,7 +90,16 @@ class GPT(torch.nn.Module):
             ids = torch.cat((ids, torch.multinomial(logits.softmax(-1), 1)), dim=1)
         return ids
 """
-TINY = ["--n_layer=1", "--n_head=2", "--n_embd=32", "--block_size=32", "--batch_size=2", "--threads=1", "--device=cpu", "--dtype=float32"]
+TINY = [
+    "--n_layer=1",
+    "--n_head=2",
+    "--n_embd=32",
+    "--block_size=32",
+    "--batch_size=2",
+    "--threads=1",
+    "--device=cpu",
+    "--dtype=float32",
+]
 SHORT = ["--pairs=2", "--seconds=0.02", "--tokens=6"]
 
 
@@ -105,7 +114,11 @@ torch.compile = refuse
 def write_checkout(folder: Path, compiles: bool = False) -> Path:
     """What stands in for a nanoGPT checkout; compiling even so small a model takes ten seconds."""
     folder.mkdir()
-    for name, source in (("train.py", TRAIN), ("model.py", MODEL + NO_COMPILER * (not compiles)), ("configurator.py", "")):
+    for name, source in (
+        ("train.py", TRAIN),
+        ("model.py", MODEL + NO_COMPILER * (not compiles)),
+        ("configurator.py", ""),
+    ):
         (folder / name).write_text(source, encoding="utf-8")
     return folder
 
@@ -131,11 +144,17 @@ def measured(checkout, tmp_path):
 def figures_follow_from_rounds(raw: dict, title: str, *names: str) -> None:
     """Medians and ratios of medians are those of the rounds."""
     rounds, unit = raw["rounds"][title]["found"], raw["rounds"][title]["unit"]
-    assert len(rounds) == 2 and all(set(found) == set(names) and min(found.values()) > 0 for found in rounds)
+    assert len(rounds) == 2 and all(
+        set(found) == set(names) and min(found.values()) > 0 for found in rounds
+    )
     for name in names:
-        assert raw["figures"][f"{title}: {name}, {unit}"] == statistics.median(found[name] for found in rounds)
+        assert raw["figures"][f"{title}: {name}, {unit}"] == statistics.median(
+            found[name] for found in rounds
+        )
     for name in names[1:]:
-        assert raw["figures"][f"{title}: {names[0]} / {name}"] == statistics.median(found[names[0]] / found[name] for found in rounds)
+        assert raw["figures"][f"{title}: {names[0]} / {name}"] == statistics.median(
+            found[names[0]] / found[name] for found in rounds
+        )
 
 
 # ---------------------------------------------------------------- comparing
@@ -153,7 +172,9 @@ def test_an_exponent_is_the_power_that_a_cost_grows_with():
     sizes = [1, 3, 10, 40]
     assert exponent(sizes, [5 * size**1.5 for size in sizes]) == pytest.approx(1.5)
     assert exponent(sizes, [7] * 4) == pytest.approx(0)
-    assert exponent([1, 10, 100], [1, 20, 100]) == pytest.approx(1)  # least squares: what lies off in the middle doesn't tilt
+    assert exponent([1, 10, 100], [1, 20, 100]) == pytest.approx(
+        1
+    )  # least squares: what lies off in the middle doesn't tilt
 
 
 def test_a_curve_reaches_its_goal_between_two_evaluations():
@@ -165,28 +186,45 @@ def test_a_curve_reaches_its_goal_between_two_evaluations():
 @pytest.mark.parametrize(("seconds", "step"), [(300, 0.7), (1, 0.9), (0.01, 5), (60, 0.001)])
 def test_a_training_ends_with_an_evaluation_about_when_it_should(seconds, step):
     steps, every = time_to_loss.steps_in(seconds, step)
-    assert steps % every == 0 and abs(steps * step - seconds) <= max(step, seconds / time_to_loss.POINTS)
+    assert steps % every == 0 and abs(steps * step - seconds) <= max(
+        step, seconds / time_to_loss.POINTS
+    )
 
 
 def test_a_step_that_did_not_count_takes_its_time_all_the_same(monkeypatch):
     log = [{"step": 1, "tokens_per_second": 100.0}, {"step": 3, "tokens_per_second": 50.0}]
     evaluations = [{"step": step, "bits_per_char": 6.0} for step in (0, 3)]
-    monkeypatch.setattr(time_to_loss, "read_meta", lambda data: {"splits": {"val": {"characters": 10, "bytes": 30}}})
+    monkeypatch.setattr(
+        time_to_loss, "read_meta", lambda data: {"splits": {"val": {"characters": 10, "bytes": 30}}}
+    )
     reader = SimpleNamespace(read=lambda kind: log if kind == "step" else evaluations)
     assert time_to_loss.from_log(reader, Path(), 200) == [(0.0, 2.0), (2.0 + 2 * 4.0, 2.0)]
 
 
 def test_the_first_iterations_of_the_peer_do_not_count(checkout, tmp_path, monkeypatch):
     peer = NanoGPT(checkout, tmp_path / "peer", {})
-    told = [(0, 9.0, True), (1, 5.0, False), (2, 4.0, False), (3, 0.02, False), (4, 0.04, False), (5, 7.0, False)]
+    told = [
+        (0, 9.0, True),
+        (1, 5.0, False),
+        (2, 4.0, False),
+        (3, 0.02, False),
+        (4, 0.04, False),
+        (5, 7.0, False),
+    ]
     monkeypatch.setattr(peer, "iterations", lambda command: (each for each in told))
     assert peer.lap([], 0.06) == pytest.approx(0.03)
 
 
 def test_the_first_word_is_timed_and_not_the_last():
-    talker = [sys.executable, "-c", "import time; print('one', flush=True); time.sleep(1); print('two')"]
+    talker = [
+        sys.executable,
+        "-c",
+        "import time; print('one', flush=True); time.sleep(1); print('two')",
+    ]
     assert chores.timed(talker, os.environ, after=0)[0] < chores.timed(talker, os.environ)[0] - 0.5
-    assert chores.timed(talker, os.environ, after=4)[0] > 1 and chores.timed(talker, os.environ)[1].split() == [b"one", b"two"]
+    assert chores.timed(talker, os.environ, after=4)[0] > 1 and chores.timed(talker, os.environ)[
+        1
+    ].split() == [b"one", b"two"]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nobody counts what a parent holds")
@@ -194,7 +232,11 @@ def test_what_the_bench_itself_holds_is_not_counted_as_a_command_s():
     held = bytearray(400_000_000)
     for at in range(0, len(held), 4096):
         held[at] = 1
-    peak = chores.peak_in(chores.timed([sys.executable, "-c", chores.SPAWN, sys.executable, "-c", "print(1)"], os.environ)[1])
+    peak = chores.peak_in(
+        chores.timed(
+            [sys.executable, "-c", chores.SPAWN, sys.executable, "-c", "print(1)"], os.environ
+        )[1]
+    )
     assert 1e6 < peak < 100e6
 
 
@@ -216,9 +258,19 @@ def test_what_was_found_stays_when_the_bench_fails(checkout, tmp_path, monkeypat
 def test_training_is_measured_beside_the_peer_and_the_limit(measured, checkout, dataset):
     raw = measured("train", str(dataset), f"--vs={checkout}", *TINY, "--ours=--learning_rate=0.01")
     figures_follow_from_rounds(raw, "train", "ours", "shipped", "fair", "limit")
-    assert all(found["shipped"] == pytest.approx(2 * 32 / 0.020) for found in raw["rounds"]["train"]["found"])  # what its train.py told
-    assert raw["part"] == "train" and raw["settings"]["n_embd"] == 32 and raw["settings"]["vs"] == str(checkout)
-    assert any("train.py --dataset=bench" in command and "--dtype=float32" in command for command in raw["commands"])
+    assert all(
+        found["shipped"] == pytest.approx(2 * 32 / 0.020)
+        for found in raw["rounds"]["train"]["found"]
+    )  # what its train.py told
+    assert (
+        raw["part"] == "train"
+        and raw["settings"]["n_embd"] == 32
+        and raw["settings"]["vs"] == str(checkout)
+    )
+    assert any(
+        "train.py --dataset=bench" in command and "--dtype=float32" in command
+        for command in raw["commands"]
+    )
     assert any("--learning_rate=0.01" in command for command in raw["commands"])
     (ours,) = [facts for facts in raw["facts"] if facts["of"] == "ours"]
     assert ours["vocabulary"] == 512 and ours["torch"] and ours["cpu"] and ours["memory"] > 0
@@ -237,11 +289,26 @@ def test_sampling_is_measured_alone_and_in_batches(measured, checkout, dataset):
         figures_follow_from_rounds(raw, f"sampling, batch {rows}", "ours", "shipped", "fair")
 
 
-def test_the_race_ends_with_curves_of_both_scored_alike(measured, checkout, dataset, tmp_path, capsys):
-    raw = measured("loss", str(dataset), f"--vs={checkout}", *TINY, "--minutes=0.01", "--rate=0.01", "--share=2", f"--picture={tmp_path / 'curves.png'}")
+def test_the_race_ends_with_curves_of_both_scored_alike(
+    measured, checkout, dataset, tmp_path, capsys
+):
+    raw = measured(
+        "loss",
+        str(dataset),
+        f"--vs={checkout}",
+        *TINY,
+        "--minutes=0.01",
+        "--rate=0.01",
+        "--share=2",
+        f"--picture={tmp_path / 'curves.png'}",
+    )
     (theirs,), (mine,) = raw["curves"]["peer"].values(), raw["curves"]["ours"].values()
-    assert theirs[-1][0] == pytest.approx(0.020 * round(theirs[-1][0] / 0.020)) and theirs[-1][0] == pytest.approx(0.6, rel=0.1)
-    assert mine[-1][1] < theirs[-1][1] < mine[0][1] < math.log2(512) and mine[0][0] == 0  # trained, counted, blind, bits a token
+    assert theirs[-1][0] == pytest.approx(0.020 * round(theirs[-1][0] / 0.020)) and theirs[-1][
+        0
+    ] == pytest.approx(0.6, rel=0.1)
+    assert (
+        mine[-1][1] < theirs[-1][1] < mine[0][1] < math.log2(512) and mine[0][0] == 0
+    )  # trained, counted, blind, bits a token
     assert raw["figures"]["loss: peer's end, bits per byte"] == theirs[-1][1]
     when = time_to_loss.reached([tuple(point) for point in mine], theirs[-1][1])
     assert raw["figures"]["loss: seconds of ours to the peer's end"] == when
@@ -255,11 +322,22 @@ def test_growth_is_measured_beside_what_is_demanded(measured, monkeypatch, datas
     monkeypatch.setattr(scale, "SIZES", {"a": (1, 1, 16), "b": (1, 2, 256), "vast": (2, 64, 65536)})
     raw = measured("scale", str(dataset), "--series=size", *TINY, "--batch_size=4", "--pairs=1")
     small, large = raw["series"]["size"]
-    assert "left out: size vast: it needs about" in capsys.readouterr().out  # the machine is not filled to find out
+    assert (
+        "left out: size vast: it needs about" in capsys.readouterr().out
+    )  # the machine is not filled to find out
     assert (small["point"], large["point"], small["rows"], small["context"]) == ("a", "b", 4, 32)
-    assert 0 <= small["memory"] < large["memory"] < 2e9 and small["tokens_per_second"] > large["tokens_per_second"] > 0 < large["matrix"]
-    assert small["demanded"]["model and Muon"] - small["demanded"]["the model"] == small["optimizer_flops"] > 3 * 2 * 16**3 * 7
-    assert large["share"]["the model"] == pytest.approx(large["flops_per_token"] * large["tokens_per_second"] / large["matrix"])
+    assert (
+        0 <= small["memory"] < large["memory"] < 2e9
+        and small["tokens_per_second"] > large["tokens_per_second"] > 0 < large["matrix"]
+    )
+    assert (
+        small["demanded"]["model and Muon"] - small["demanded"]["the model"]
+        == small["optimizer_flops"]
+        > 3 * 2 * 16**3 * 7
+    )
+    assert large["share"]["the model"] == pytest.approx(
+        large["flops_per_token"] * large["tokens_per_second"] / large["matrix"]
+    )
 
 
 def test_every_series_has_its_rounds_and_its_exponents(measured, monkeypatch, dataset, capsys):
@@ -272,26 +350,54 @@ def test_every_series_has_its_rounds_and_its_exponents(measured, monkeypatch, da
             raise UserError("killed")
         went.append((settings.block_size, settings.batch_size))
         context, rows = settings.block_size, settings.batch_size
-        facts = {"parameters": 1000, "context": context, "rows": rows, "flops_per_token": 2 * context, "optimizer_flops": 10, "estimate": rows}
+        facts = {
+            "parameters": 1000,
+            "context": context,
+            "rows": rows,
+            "flops_per_token": 2 * context,
+            "optimizer_flops": 10,
+            "estimate": rows,
+        }
         seconds = rows * context**2 + 1
-        return facts, {"tokens_per_second": rows * context / seconds, "memory": rows**2, "matrix": 1.0}
+        return facts, {
+            "tokens_per_second": rows * context / seconds,
+            "memory": rows**2,
+            "matrix": 1.0,
+        }
 
     monkeypatch.setattr(scale, "measured", known)
-    raw = measured("scale", str(dataset), "--series=context", "--series=batch", *TINY, "--seconds=60")
+    raw = measured(
+        "scale", str(dataset), "--series=context", "--series=batch", *TINY, "--seconds=60"
+    )
     sizes = [(context, 8192 // context) for context in scale.CONTEXTS]
-    assert went[:12] == [*sizes, *sizes[::-1]]  # the tokens of a step stay the same; every second round goes backwards
-    assert [(point["context"], point["rows"]) for point in raw["series"]["batch"]] == [(32, rows) for rows in (1, 2, 4, 8, 16, 32)]
+    assert went[:12] == [
+        *sizes,
+        *sizes[::-1],
+    ]  # the tokens of a step stay the same; every second round goes backwards
+    assert [(point["context"], point["rows"]) for point in raw["series"]["batch"]] == [
+        (32, rows) for rows in (1, 2, 4, 8, 16, 32)
+    ]
     assert "left out: batch 64: killed" in capsys.readouterr().out
     assert all(len(point["found"]) == 2 for points in raw["series"].values() for point in points)
-    exponents = {name.removeprefix("scale, ").removesuffix(", exponent"): value for name, value in raw["figures"].items()}
+    exponents = {
+        name.removeprefix("scale, ").removesuffix(", exponent"): value
+        for name, value in raw["figures"].items()
+    }
     assert exponents["context: seconds per token against context"] == pytest.approx(1, abs=0.01)
     assert exponents["context: operations per token, the model against context"] == pytest.approx(1)
     assert exponents["batch: seconds per step against rows"] == pytest.approx(1, abs=0.01)
     assert exponents["batch: operations per step, the model against rows"] == pytest.approx(1)
-    assert exponents["batch: operations per step, model and Muon against rows"] < 1  # a step has one Muon
-    assert exponents["batch: memory against rows"] == pytest.approx(2) and exponents["batch: estimated memory against rows"] == pytest.approx(1)
+    assert (
+        exponents["batch: operations per step, model and Muon against rows"] < 1
+    )  # a step has one Muon
+    assert exponents["batch: memory against rows"] == pytest.approx(2) and exponents[
+        "batch: estimated memory against rows"
+    ] == pytest.approx(1)
     monkeypatch.setattr(scale, "SLOW", 0)
-    assert all(len(point["found"]) == 1 for point in measured("scale", str(dataset), "--series=batch", *TINY)["series"]["batch"])
+    assert all(
+        len(point["found"]) == 1
+        for point in measured("scale", str(dataset), "--series=batch", *TINY)["series"]["batch"]
+    )
 
 
 def test_preparing_is_measured_beside_tiktoken(measured):
@@ -300,13 +406,21 @@ def test_preparing_is_measured_beside_tiktoken(measured):
         figures_follow_from_rounds(raw, f"prepare, {size} MB", "prepare", "tiktoken")
         assert raw["figures"][f"prepare, {size} MB: peak memory, MB"] > 10
     spent = [size / raw["figures"][f"prepare, {size} MB: prepare, MB/s"] for size in (0.05, 0.4)]
-    assert raw["figures"]["prepare: seconds against megabytes, exponent"] == pytest.approx(math.log(spent[1] / spent[0]) / math.log(8), abs=0.02)
-    assert raw["figures"]["prepare: memory beyond an idle prepare.py's against megabytes, exponent"] > 0
+    assert raw["figures"]["prepare: seconds against megabytes, exponent"] == pytest.approx(
+        math.log(spent[1] / spent[0]) / math.log(8), abs=0.02
+    )
+    assert (
+        raw["figures"]["prepare: memory beyond an idle prepare.py's against megabytes, exponent"]
+        > 0
+    )
 
 
 def test_a_corpus_that_the_disk_has_no_room_for_is_left_out(measured, monkeypatch, capsys):
     monkeypatch.setattr(chores, "ON_DISK", 10**9)
-    assert not measured("prepare", "--megabytes=0.05")["figures"] and "left out: 0.05 MB take" in capsys.readouterr().out
+    assert (
+        not measured("prepare", "--megabytes=0.05")["figures"]
+        and "left out: 0.05 MB take" in capsys.readouterr().out
+    )
 
 
 def test_rouge_is_measured_beside_rouge_score(measured, monkeypatch):
@@ -320,7 +434,9 @@ def test_starting_up_is_measured(measured, monkeypatch):
     raw = measured("startup", "--pairs=1", "--threads=1", "--device=cpu")
     found, *_ = raw["rounds"]["startup"]["found"]
     assert set(found) == {"python alone", "import torch", "bench.py --help", "first token"}
-    beyond = statistics.median(found["first token"] - found["import torch"] for found in raw["rounds"]["startup"]["found"])
+    beyond = statistics.median(
+        found["first token"] - found["import torch"] for found in raw["rounds"]["startup"]["found"]
+    )
     assert raw["figures"]["startup: sample.py's first token less import torch, s"] == beyond
 
 

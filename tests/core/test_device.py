@@ -40,7 +40,10 @@ def test_memory_can_be_kept_and_counted():
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU: the choice of precision and the peak on CUDA")
+@pytest.mark.skipif(
+    not torch.cuda.is_available(),
+    reason="needs an NVIDIA GPU: the choice of precision and the peak on CUDA",
+)
 def test_a_gpu_is_used_as_it_can_be():
     device = core_device.pick_device("auto")
     assert device.type == "cuda"

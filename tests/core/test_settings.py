@@ -18,7 +18,12 @@ from shuoshu.core.cli import command, parse
 from shuoshu.core.errors import REPO_ROOT, UserError
 from shuoshu.core.settings import PrepareSettings, SampleSettings, TrainSettings
 
-COMMANDS = {"train": TrainSettings, "sample": SampleSettings, "prepare": PrepareSettings, "bench": BenchSettings}
+COMMANDS = {
+    "train": TrainSettings,
+    "sample": SampleSettings,
+    "prepare": PrepareSettings,
+    "bench": BenchSettings,
+}
 
 
 @pytest.fixture(autouse=True)
@@ -62,7 +67,13 @@ def test_configs_lie_over_defaults_from_left_to_right_and_flags_over_all() -> No
 
 
 def test_a_saved_base_takes_the_place_of_configs() -> None:
-    base = {"n_layer": 7, "n_head": 6, "n_embd": 96, "unknown_to_this_version": 1, "configs": ["old.py"]}
+    base = {
+        "n_layer": 7,
+        "n_head": 6,
+        "n_embd": 96,
+        "unknown_to_this_version": 1,
+        "configs": ["old.py"],
+    }
     settings = train(config("c.py", "n_head = 2"), "--n_embd=48", base=base)
     assert (settings.n_layer, settings.n_head, settings.n_embd) == (7, 6, 48)
     assert settings.configs == ("c.py",)
@@ -71,11 +82,21 @@ def test_a_saved_base_takes_the_place_of_configs() -> None:
 def test_the_default_config_is_read_only_where_none_is_given() -> None:
     config("default.py", "n_layer = 9")
     assert parse(TrainSettings, [], "about", default_config="default.py").n_layer == 9
-    assert parse(TrainSettings, [config("other.py", "n_head = 2")], "about", default_config="default.py").n_layer == TrainSettings.n_layer
+    assert (
+        parse(
+            TrainSettings, [config("other.py", "n_head = 2")], "about", default_config="default.py"
+        ).n_layer
+        == TrainSettings.n_layer
+    )
 
 
 def test_a_config_may_compute_and_import() -> None:
-    settings = train(config("c.py", "import math\n_half = 3\ndef double(n):\n    return 2 * n\nn_layer = double(_half) + math.floor(1.5)\n"))
+    settings = train(
+        config(
+            "c.py",
+            "import math\n_half = 3\ndef double(n):\n    return 2 * n\nn_layer = double(_half) + math.floor(1.5)\n",
+        )
+    )
     assert settings.n_layer == 7
 
 
@@ -83,7 +104,9 @@ def test_the_house_configs_are_found_from_any_folder() -> None:
     assert train("config/pretrain.py").configs == ("config/pretrain.py",)
 
 
-@pytest.mark.parametrize("path", sorted((REPO_ROOT / "config").glob("*.py")), ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "path", sorted((REPO_ROOT / "config").glob("*.py")), ids=lambda path: path.name
+)
 def test_every_config_of_the_house_holds_no_mistake(path: Path) -> None:
     train(str(path))
 
@@ -91,7 +114,17 @@ def test_every_config_of_the_house_holds_no_mistake(path: Path) -> None:
 # ---------------------------------------------------------------- the command line's spellings
 
 
-@pytest.mark.parametrize("argv", [["--n_layer=6"], ["--n_layer", "6"], ["--n-layer", "6"], ["--n-layer=6"], ["--n_layer=2", "--n_layer=6"], ["--n_layer=6e0"]])
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["--n_layer=6"],
+        ["--n_layer", "6"],
+        ["--n-layer", "6"],
+        ["--n-layer=6"],
+        ["--n_layer=2", "--n_layer=6"],
+        ["--n_layer=6e0"],
+    ],
+)
 def test_a_value_may_be_written_as(argv: list[str]) -> None:
     assert train(*argv).n_layer == 6
 
@@ -123,7 +156,9 @@ def test_a_negative_number_is_a_value_not_a_flag() -> None:
 
 
 def test_a_value_may_hold_equals_signs_dashes_and_nothing() -> None:
-    assert parse(SampleSettings, ["--start=a=b", "--start==", "--start=--c", "--start="], "about").start == ("a=b", "=", "--c", "")
+    assert parse(
+        SampleSettings, ["--start=a=b", "--start==", "--start=--c", "--start="], "about"
+    ).start == ("a=b", "=", "--c", "")
 
 
 def test_an_aliased_setting_goes_by_its_alias_alone() -> None:
@@ -140,7 +175,11 @@ def test_numbers_are_read_with_their_type() -> None:
 
 def test_a_config_may_give_an_int_for_a_float() -> None:
     settings = train(config("c.py", "dropout = 0\ngrad_clip = 2"))
-    assert settings.grad_clip == 2.0 and type(settings.grad_clip) is float and type(settings.dropout) is float
+    assert (
+        settings.grad_clip == 2.0
+        and type(settings.grad_clip) is float
+        and type(settings.dropout) is float
+    )
 
 
 def test_none_is_a_value_of_an_optional_setting_only() -> None:
@@ -167,7 +206,16 @@ def test_what_is_no_flag_is_an_input_of_prepare() -> None:
 def test_every_mistake_is_told_at_once() -> None:
     wrong = config("wrong.py", "n_layers = 3\nn_head = 'two'\nbatch_size = 0\n")
     broken = config("broken.py", "n_layer = 3\nn_embd = = 4\n")
-    found = mistakes(wrong, broken, "config/no_such_one.py", "--n_embdd=8", "--n_layer=x", "--dropout=2", "--optimizer=adam", "--block_size=9.5")
+    found = mistakes(
+        wrong,
+        broken,
+        "config/no_such_one.py",
+        "--n_embdd=8",
+        "--n_layer=x",
+        "--dropout=2",
+        "--optimizer=adam",
+        "--block_size=9.5",
+    )
     for piece in (
         "wrong.py: n_layers: there is no such setting - did you mean n_layer?",
         "wrong.py: n_head = 'two' should be a whole number, not str",
@@ -185,8 +233,23 @@ def test_every_mistake_is_told_at_once() -> None:
 
 
 def test_settings_that_do_not_fit_each_other_are_told_together() -> None:
-    found = "\n".join(mistakes("--n_head=6", "--n_kv_head=4", "--n_embd=100", "--resume", "--overwrite", "--max_iters=5", "--max_minutes=1"))
-    for piece in ("multiple of n_kv_head=4", "multiple of n_head=6", "resume and overwrite exclude each other", "max_iters and max_minutes are both set"):
+    found = "\n".join(
+        mistakes(
+            "--n_head=6",
+            "--n_kv_head=4",
+            "--n_embd=100",
+            "--resume",
+            "--overwrite",
+            "--max_iters=5",
+            "--max_minutes=1",
+        )
+    )
+    for piece in (
+        "multiple of n_kv_head=4",
+        "multiple of n_head=6",
+        "resume and overwrite exclude each other",
+        "max_iters and max_minutes are both set",
+    ):
         assert piece in found
 
 
@@ -247,7 +310,9 @@ def test_a_config_that_is_no_text_is_told() -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["missing.py", ".", "", "nul\0.py", "\udcff.py", "长" * 300], ids=["missing", "folder", "empty", "nul", "no utf-8", "too long"]
+    "path",
+    ["missing.py", ".", "", "nul\0.py", "\udcff.py", "长" * 300],
+    ids=["missing", "folder", "empty", "nul", "no utf-8", "too long"],
 )
 def test_a_config_that_cannot_be_read_is_told(path: str) -> None:
     assert len(mistakes(path)) == 1
@@ -276,41 +341,67 @@ def test_a_later_layer_replaces_the_length() -> None:
     assert lengths(train(minutes, epochs)) == (None, 2.0, None)
     assert lengths(train(epochs, minutes)) == (None, None, 3.0)
     assert lengths(train(minutes, epochs, "--max_iters=5")) == (5, None, None)
-    assert lengths(train("--max_minutes=3", base={"max_iters": 9, "max_epochs": None, "max_minutes": None})) == (None, None, 3.0)
+    assert lengths(
+        train("--max_minutes=3", base={"max_iters": 9, "max_epochs": None, "max_minutes": None})
+    ) == (None, None, 3.0)
 
 
 def test_steps_at_least_go_with_epochs_and_with_no_other_length() -> None:
     few = config("few.py", "max_epochs = 2\nmin_iters = 400")
-    assert [train(few, more).min_iters for more in ("--max_epochs=3", "--max_iters=5", "--max_minutes=1")] == [400, None, None]
-    assert train("--max_epochs=3", "--min_iters=7", base={"max_epochs": 2.0, "min_iters": 400}).min_iters == 7
-    assert "min_iters=7 goes with max_epochs, not with max_minutes" in mistakes("--max_minutes=5", "--min_iters=7")[0]
+    assert [
+        train(few, more).min_iters
+        for more in ("--max_epochs=3", "--max_iters=5", "--max_minutes=1")
+    ] == [400, None, None]
+    assert (
+        train(
+            "--max_epochs=3", "--min_iters=7", base={"max_epochs": 2.0, "min_iters": 400}
+        ).min_iters
+        == 7
+    )
+    assert (
+        "min_iters=7 goes with max_epochs, not with max_minutes"
+        in mistakes("--max_minutes=5", "--min_iters=7")[0]
+    )
     assert len(mistakes(few, "--max_epochs=0")) == 1
     assert train(str(REPO_ROOT / "config" / "sft.py")).min_iters
 
 
 def test_none_for_one_length_leaves_another_in_force() -> None:
-    assert lengths(train(config("minutes.py", "max_minutes = 3"), "--max_iters=none")) == (None, None, 3.0)
+    assert lengths(train(config("minutes.py", "max_minutes = 3"), "--max_iters=none")) == (
+        None,
+        None,
+        3.0,
+    )
 
 
 def test_two_lengths_in_one_layer_are_refused() -> None:
     told = "max_iters and max_minutes are both set"
     assert told in mistakes("--max_iters=5", "--max_minutes=1")[0]
     assert told in mistakes(config("both.py", "max_iters = 5\nmax_minutes = 1"))[0]
-    assert told in mistakes(config("epochs.py", "max_epochs = 2"), "--max_iters=5", "--max_minutes=1")[0]
+    assert (
+        told
+        in mistakes(config("epochs.py", "max_epochs = 2"), "--max_iters=5", "--max_minutes=1")[0]
+    )
 
 
 # ---------------------------------------------------------------- help
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_help_tells_every_setting_and_ends_well(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_tells_every_setting_and_ends_well(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as end:
         importlib.import_module(name).main(["--help"])
     assert end.value.code == 0
     told = capsys.readouterr().out
     for field in dataclasses.fields(COMMANDS[name]):
         if not field.metadata.get("positional"):
-            [line] = [line for line in told.splitlines() if line.startswith(f"  --{field.metadata.get('alias', field.name)}=")]
+            [line] = [
+                line
+                for line in told.splitlines()
+                if line.startswith(f"  --{field.metadata.get('alias', field.name)}=")
+            ]
             assert field.metadata["help"] in line
 
 
@@ -330,7 +421,13 @@ def test_help_and_mistakes_do_not_wait_for_torch(name: str) -> None:
         f"assert {name}.main(['--n_lyer=3']) == 2\n"
         "assert 'torch' not in sys.modules"
     )
-    done = subprocess.run([sys.executable, "-c", script], cwd=REPO_ROOT, capture_output=True, timeout=60, encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=REPO_ROOT,
+        capture_output=True,
+        timeout=60,
+        encoding="utf-8",
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -381,10 +478,22 @@ def test_a_bug_is_not_hidden() -> None:
 # ---------------------------------------------------------------- whatever comes
 
 VALUES = (
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.sampled_from(["true", "none", "1e3", "-1", "１２", "1_0", "0x1", "+1", "1e999"])
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text()
+    | st.sampled_from(["true", "none", "1e3", "-1", "１２", "1_0", "0x1", "+1", "1e999"])
 )
-NAMES = st.sampled_from([f.metadata.get("alias", f.name) for cls in COMMANDS.values() for f in dataclasses.fields(cls)] + ["help", "debug"])
-FLAGS = st.builds("--{}={}".format, NAMES | st.text(max_size=5), VALUES) | st.builds("--{}".format, NAMES) | VALUES.map(str)
+NAMES = st.sampled_from(
+    [f.metadata.get("alias", f.name) for cls in COMMANDS.values() for f in dataclasses.fields(cls)]
+    + ["help", "debug"]
+)
+FLAGS = (
+    st.builds("--{}={}".format, NAMES | st.text(max_size=5), VALUES)
+    | st.builds("--{}".format, NAMES)
+    | VALUES.map(str)
+)
 
 
 @given(argv=st.lists(FLAGS, max_size=6), cls=st.sampled_from(list(COMMANDS.values())))
@@ -402,14 +511,28 @@ def test_any_arguments_give_settings_or_a_users_error(argv: list[str], cls: type
     for field in dataclasses.fields(cls):  # what was let through is in its bounds
         value = getattr(settings, field.name)
         if value is not None:
-            assert value >= field.metadata.get("low", value) and value <= field.metadata.get("high", value)
+            assert value >= field.metadata.get("low", value) and value <= field.metadata.get(
+                "high", value
+            )
             assert value in field.metadata.get("choices", (value,))
 
 
-@given(values=st.dictionaries(NAMES.filter(str.isidentifier).filter(lambda name: name != "in"), VALUES | st.lists(VALUES, max_size=2), max_size=6))
-def test_any_config_gives_settings_or_a_users_error(values: dict[str, object], tmp_path_factory: pytest.TempPathFactory) -> None:
+@given(
+    values=st.dictionaries(
+        NAMES.filter(str.isidentifier).filter(lambda name: name != "in"),
+        VALUES | st.lists(VALUES, max_size=2),
+        max_size=6,
+    )
+)
+def test_any_config_gives_settings_or_a_users_error(
+    values: dict[str, object], tmp_path_factory: pytest.TempPathFactory
+) -> None:
     path = tmp_path_factory.getbasetemp() / "any.py"
-    path.write_text("".join(f"{name} = {value!r}\n" for name, value in values.items()), encoding="utf-8", errors="replace")
+    path.write_text(
+        "".join(f"{name} = {value!r}\n" for name, value in values.items()),
+        encoding="utf-8",
+        errors="replace",
+    )
     try:
         assert isinstance(train(str(path)), TrainSettings)
     except UserError as error:

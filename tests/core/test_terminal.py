@@ -18,7 +18,19 @@ from shuoshu.core.terminal import Progress, display_width, duration, pad, shorte
 from shuoshu.training.plots import draw_curves, write_samples
 
 
-@pytest.mark.parametrize(("text", "columns"), [("", 0), ("abc", 3), ("说书", 4), ("a书，", 5), ("e\u0301", 1), ("“…”", 3), ("１２", 4), ("한", 2)])
+@pytest.mark.parametrize(
+    ("text", "columns"),
+    [
+        ("", 0),
+        ("abc", 3),
+        ("说书", 4),
+        ("a书，", 5),
+        ("e\u0301", 1),
+        ("“…”", 3),
+        ("１２", 4),
+        ("한", 2),
+    ],
+)
 def test_a_chinese_character_is_two_columns_wide(text: str, columns: int) -> None:
     assert display_width(text) == columns
 
@@ -39,7 +51,12 @@ def test_a_shortened_text_fits(text: str, columns: int) -> None:
 
 def test_a_tables_columns_stand_under_each_other() -> None:
     lines = table([["book", "characters"], ["红楼梦", 1_234_567], ["Ulysses", 9]]).splitlines()
-    assert lines == ["  book     characters", "  ───────  ──────────", "  红楼梦    1,234,567", "  Ulysses           9"]
+    assert lines == [
+        "  book     characters",
+        "  ───────  ──────────",
+        "  红楼梦    1,234,567",
+        "  Ulysses           9",
+    ]
     assert len({display_width(line) for line in lines}) == 1
 
 
@@ -60,27 +77,61 @@ def test_durations(seconds: float, told: str) -> None:
     assert duration(seconds) == told
 
 
-@pytest.mark.parametrize(("count", "told"), [(0, "0 B"), (999, "999 B"), (12_000, "12.0 kB"), (123_456, "123 kB"), (3_400_000, "3.4 MB"), (5.5e12, "5500 GB")])
+@pytest.mark.parametrize(
+    ("count", "told"),
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (12_000, "12.0 kB"),
+        (123_456, "123 kB"),
+        (3_400_000, "3.4 MB"),
+        (5.5e12, "5500 GB"),
+    ],
+)
 def test_sizes(count: float, told: str) -> None:
     assert format_bytes(count) == told
 
 
 # ---------------------------------------------------------------- log.jsonl
 
-VALUES = st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False) | st.text()
+VALUES = (
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**53), 2**53)
+    | st.floats(allow_nan=False)
+    | st.text()
+)
 
 
-@given(records=st.lists(st.dictionaries(st.text(min_size=1).filter(lambda name: name not in ("kind", "time", "self")), VALUES, max_size=4), max_size=5))
-def test_what_is_logged_is_read_again(tmp_path_factory: pytest.TempPathFactory, records: list[dict]) -> None:
+@given(
+    records=st.lists(
+        st.dictionaries(
+            st.text(min_size=1).filter(lambda name: name not in ("kind", "time", "self")),
+            VALUES,
+            max_size=4,
+        ),
+        max_size=5,
+    )
+)
+def test_what_is_logged_is_read_again(
+    tmp_path_factory: pytest.TempPathFactory, records: list[dict]
+) -> None:
     log = RunLog(tmp_path_factory.getbasetemp() / "any.jsonl")
     log.path.unlink(missing_ok=True)
     for record in records:
         log.write("step", **record)
-    assert [{key: value for key, value in record.items() if key not in ("kind", "time")} for record in log.read("step")] == records
+    assert [
+        {key: value for key, value in record.items() if key not in ("kind", "time")}
+        for record in log.read("step")
+    ] == records
 
 
-@pytest.mark.parametrize("character", ["\n", "\r", "\x0b", "\x0c", "\x1c", "\x85", "\u2028", "\u2029"])
-def test_a_strange_line_end_in_a_text_does_not_tear_its_record(tmp_path: Path, character: str) -> None:
+@pytest.mark.parametrize(
+    "character", ["\n", "\r", "\x0b", "\x0c", "\x1c", "\x85", "\u2028", "\u2029"]
+)
+def test_a_strange_line_end_in_a_text_does_not_tear_its_record(
+    tmp_path: Path, character: str
+) -> None:
     log = RunLog(tmp_path / "log.jsonl")
     log.write("sample", text=f"雨{character}夜")
     assert [record["text"] for record in log.read("sample")] == [f"雨{character}夜"]
@@ -168,23 +219,43 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
     """The figures that are saved."""
     figures: list[Figure] = []
     real = Figure.savefig
-    monkeypatch.setattr(Figure, "savefig", lambda self, *args, **more: (figures.append(self), real(self, *args, **more))[1])
+    monkeypatch.setattr(
+        Figure,
+        "savefig",
+        lambda self, *args, **more: (figures.append(self), real(self, *args, **more))[1],
+    )
     return figures
 
 
-def test_the_answers_have_a_curve_of_their_own_beside_the_loss(tmp_path: Path, drawn: list[Figure]) -> None:
+def test_the_answers_have_a_curve_of_their_own_beside_the_loss(
+    tmp_path: Path, drawn: list[Figure]
+) -> None:
     log = RunLog(tmp_path / "log.jsonl")
-    for step, loss, rouge, exact in ((0, 3.0, 0.1, 0.0), (10, 1.0, 0.5, 0.25), (20, 2.0, 0.9, 0.75)):
+    for step, loss, rouge, exact in (
+        (0, 3.0, 0.1, 0.0),
+        (10, 1.0, 0.5, 0.25),
+        (20, 2.0, 0.9, 0.75),
+    ):
         log.write("step", step=step, lr=0.1, loss=loss / 2)
         log.write("eval", step=step, val_loss=loss, val_rouge_l=rouge, val_exact_match=exact)
     draw_curves(log, tmp_path / "loss.png")
     assert (tmp_path / "loss.png").read_bytes().startswith(PNG)
     losses, answers, _ = drawn[0].axes
-    curves = {line.get_label(): (list(line.get_xdata()), list(line.get_ydata())) for axes in (losses, answers) for line in axes.lines}
-    assert curves["validation loss"] == ([0, 10, 20], [3.0, 1.0, 2.0])  # it rises while the answers improve
+    curves = {
+        line.get_label(): (list(line.get_xdata()), list(line.get_ydata()))
+        for axes in (losses, answers)
+        for line in axes.lines
+    }
+    assert curves["validation loss"] == (
+        [0, 10, 20],
+        [3.0, 1.0, 2.0],
+    )  # it rises while the answers improve
     assert curves["ROUGE-L of the answers"] == ([0, 10, 20], [0.1, 0.5, 0.9])
     assert curves["exact answers"] == ([0, 10, 20], [0.0, 0.25, 0.75])
-    assert [text.get_text() for axes in (losses, answers) for text in axes.texts] == ["best 1.000", "best 0.900"]
+    assert [text.get_text() for axes in (losses, answers) for text in axes.texts] == [
+        "best 1.000",
+        "best 0.900",
+    ]
 
 
 def test_text_alone_has_no_curve_of_answers(tmp_path: Path, drawn: list[Figure]) -> None:
@@ -199,19 +270,31 @@ def test_samples_of_text_and_of_answers(tmp_path: Path) -> None:
     log = RunLog(tmp_path / "log.jsonl")
     log.write("sample", step=0, title="step 0: val loss 4", prompt="清晨，", text="雨停了。\n谁")
     for number in (1, 2):
-        log.write("sample", step=9, title="step 9: val loss 3", prompt=f"谁{number}？", text="沈砚", reference="赵铁匠")
+        log.write(
+            "sample",
+            step=9,
+            title="step 9: val loss 3",
+            prompt=f"谁{number}？",
+            text="沈砚",
+            reference="赵铁匠",
+        )
     write_samples(log, tmp_path / "samples.md")
     parts = (tmp_path / "samples.md").read_text(encoding="utf-8").split("## ")
     assert parts[0] == "# Samples\n\n" and len(parts) == 3
     assert parts[1] == "step 0: val loss 4\n\n> 清晨，▸雨停了。  \n> 谁\n\n"
-    assert parts[2] == "step 9: val loss 3\n\n> 谁1？  \n> ▸ 沈砚  \n> ✓ 赵铁匠\n\n> 谁2？  \n> ▸ 沈砚  \n> ✓ 赵铁匠\n"
+    assert (
+        parts[2]
+        == "step 9: val loss 3\n\n> 谁1？  \n> ▸ 沈砚  \n> ✓ 赵铁匠\n\n> 谁2？  \n> ▸ 沈砚  \n> ✓ 赵铁匠\n"
+    )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["log.jsonl", "samples.md"]
 
 
 # ---------------------------------------------------------------- progress
 
 
-def test_progress_is_plain_lines_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_is_plain_lines_where_there_is_no_terminal(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     bar = Progress(2000, every=0.0)
     bar.update(1000, 2000, "loss 3.2")
     bar.say("已保存")

@@ -33,7 +33,11 @@ def novel(book) -> str:
 
 @pytest.fixture(scope="module")
 def rows() -> list[dict]:
-    return [row for path in sorted((REPO_ROOT / "data" / "novella_qa").glob("chapters-*.json")) for row in json.loads(path.read_text(encoding="utf-8"))]
+    return [
+        row
+        for path in sorted((REPO_ROOT / "data" / "novella_qa").glob("chapters-*.json"))
+        for row in json.loads(path.read_text(encoding="utf-8"))
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +91,10 @@ def test_the_book_repeats_itself_less_than_a_classic(novel):
 def test_there_are_enough_facts_and_phrasings(rows, facts):
     assert all(row.keys() == FIELDS for row in rows)
     assert len(facts) >= 160 and min(map(len, facts.values())) >= 8 and len(rows) >= 1280
-    assert all(len({(r["answer"], r["chapter"], r["evidence"]) for r in group}) == 1 for group in facts.values())
+    assert all(
+        len({(r["answer"], r["chapter"], r["evidence"]) for r in group}) == 1
+        for group in facts.values()
+    )
     assert all(2 <= len(row["answer"]) <= 150 for row in rows)
     assert sum(len(row["answer"]) >= 40 for row in rows) >= len(rows) / 3
 
@@ -114,7 +121,9 @@ def test_splits_are_one_val_one_test_and_thirty_facts_untaught(facts):
     assert len(untaught) == 30
     for group in facts.values():
         counts = Counter(r["split"] for r in group)
-        assert group in untaught or (counts["val"] == counts["test"] == 1 and counts["train"] == len(group) - 2)
+        assert group in untaught or (
+            counts["val"] == counts["test"] == 1 and counts["train"] == len(group) - 2
+        )
 
 
 def test_no_question_is_asked_twice(rows):
@@ -142,9 +151,14 @@ def edits(a: str, b: str) -> int:
 # ---------------------------------------------------------------- how far looking up gets
 
 
-def vectors(texts: list[str], longest: int, idf: dict[str, float] | None = None) -> tuple[list[dict[str, float]], dict[str, float]]:
+def vectors(
+    texts: list[str], longest: int, idf: dict[str, float] | None = None
+) -> tuple[list[dict[str, float]], dict[str, float]]:
     """TF-IDF over characters and spans up to `longest`, of length one; the idf of `texts` unless given."""
-    counts = [Counter(t[i : i + n] for n in range(1, longest + 1) for i in range(len(t) - n + 1)) for t in texts]
+    counts = [
+        Counter(t[i : i + n] for n in range(1, longest + 1) for i in range(len(t) - n + 1))
+        for t in texts
+    ]
     if idf is None:
         found = Counter(span for count in counts for span in count)
         idf = {span: math.log((1 + len(texts)) / (1 + n)) + 1 for span, n in found.items()}
@@ -156,11 +170,15 @@ def vectors(texts: list[str], longest: int, idf: dict[str, float] | None = None)
     return made, idf
 
 
-def looked_up(documents: list[str], answers: list[str], questions: list[str], longest: int) -> list[str]:
+def looked_up(
+    documents: list[str], answers: list[str], questions: list[str], longest: int
+) -> list[str]:
     index, idf = vectors(documents, longest)
     found = []
     for vector in vectors(questions, longest, idf)[0]:
-        scores = [sum(x * document.get(span, 0.0) for span, x in vector.items()) for document in index]
+        scores = [
+            sum(x * document.get(span, 0.0) for span, x in vector.items()) for document in index
+        ]
         found.append(answers[scores.index(max(scores))])
     return found
 
@@ -184,8 +202,15 @@ def test_looking_up_the_nearest_question_does_not_answer_the_others(rows, split)
     joined = defaultdict(str)
     for row in taught:
         joined[row["answer"]] += row["question"] + "\n"
-    nearest = looked_up([row["question"] for row in taught], [row["answer"] for row in taught], questions, 2)
+    nearest = looked_up(
+        [row["question"] for row in taught], [row["answer"] for row in taught], questions, 2
+    )
     best = looked_up(list(joined.values()), list(joined), questions, 1)
-    scores = [sum(rouge_l(a, row["answer"]) for a, row in zip(found, asked, strict=True)) / len(asked) for found in (nearest, best)]
-    print(f"\n{split}: {len(asked)} questions; ROUGE-L looked up by the nearest taught question {scores[0]:.3f}, by all of an answer's {scores[1]:.3f}")
+    scores = [
+        sum(rouge_l(a, row["answer"]) for a, row in zip(found, asked, strict=True)) / len(asked)
+        for found in (nearest, best)
+    ]
+    print(
+        f"\n{split}: {len(asked)} questions; ROUGE-L looked up by the nearest taught question {scores[0]:.3f}, by all of an answer's {scores[1]:.3f}"
+    )
     assert scores[0] < 0.85 and scores[1] < 0.85

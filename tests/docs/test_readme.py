@@ -25,28 +25,52 @@ from shuoshu.core.errors import REPO_ROOT
 from tests.bench.test_bench import write_checkout
 
 READMES = ("README.md", "README.zh.md")
-QUICK = ["--max_iters=2", "--eval_questions=8", "--sample_tokens=4", "--device=cpu", "--dtype=float32", "--threads=1"]
-SMALL = ["--n_layer=1", "--n_head=2", "--n_embd=32", "--block_size=128", "--batch_size=2", "--gradient_accumulation_steps=1"]
+QUICK = [
+    "--max_iters=2",
+    "--eval_questions=8",
+    "--sample_tokens=4",
+    "--device=cpu",
+    "--dtype=float32",
+    "--threads=1",
+]
+SMALL = [
+    "--n_layer=1",
+    "--n_head=2",
+    "--n_embd=32",
+    "--block_size=128",
+    "--batch_size=2",
+    "--gradient_accumulation_steps=1",
+]
 
 
 def commands(readme: str) -> list[str]:
     """The lines of the bash blocks."""
-    blocks = re.findall(r"^```bash\n(.*?)^```", (REPO_ROOT / readme).read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    blocks = re.findall(
+        r"^```bash\n(.*?)^```",
+        (REPO_ROOT / readme).read_text(encoding="utf-8"),
+        re.MULTILINE | re.DOTALL,
+    )
     return [line for block in blocks for line in block.splitlines() if line.strip()]
 
 
 def test_both_readmes_have_the_same_commands_and_tables():
     english, chinese = ((REPO_ROOT / name).read_text(encoding="utf-8") for name in READMES)
-    assert [re.sub(r'"[^"]*"', "…", c) for c in commands("README.md")] == [re.sub(r'"[^"]*"', "…", c) for c in commands("README.zh.md")]
+    assert [re.sub(r'"[^"]*"', "…", c) for c in commands("README.md")] == [
+        re.sub(r'"[^"]*"', "…", c) for c in commands("README.zh.md")
+    ]
     for pattern in (r"^#", r"^\|", r"^```", r"^\* "):
-        assert len(re.findall(pattern, english, re.MULTILINE)) == len(re.findall(pattern, chinese, re.MULTILINE)), pattern
+        assert len(re.findall(pattern, english, re.MULTILINE)) == len(
+            re.findall(pattern, chinese, re.MULTILINE)
+        ), pattern
 
 
 @contextmanager
 def page_open(arguments: list[str]) -> Iterator[str]:
     """A page that `python app.py …` serves; its address."""
     command = [sys.executable, str(REPO_ROOT / "app.py"), *arguments, "--threads=1"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as server:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as server:
         try:
             yield next(line.split()[1] for line in server.stdout if line.startswith("page "))
         finally:
@@ -61,14 +85,27 @@ def python_command(line: str) -> int:
         with page_open(words[2:]) as address:
             assert address.startswith("http://")
         return 0
-    mains = {"prepare": prepare.main, "prepare_sft": prepare_sft.main, "train": train.main, "sample": sample.main, "eval_metrics": eval_metrics.main}
+    mains = {
+        "prepare": prepare.main,
+        "prepare_sft": prepare_sft.main,
+        "train": train.main,
+        "sample": sample.main,
+        "eval_metrics": eval_metrics.main,
+    }
     mains["bench"] = bench.main
     main = mains[words[1].removesuffix(".py")]
     reduced = {
         "train.py": [*QUICK, *SMALL],
         "sample.py": ["--max_new_tokens=5", "--threads=1"],
         "eval_metrics.py": ["--limit=3", "--threads=1"],
-        "bench.py": [*SMALL, "--device=cpu", "--dtype=float32", "--threads=1", "--pairs=1", "--seconds=0.01"],
+        "bench.py": [
+            *SMALL,
+            "--device=cpu",
+            "--dtype=float32",
+            "--threads=1",
+            "--pairs=1",
+            "--seconds=0.01",
+        ],
     }.get(words[1], [])
     return main([*words[2:], *([] if "--help" in words else reduced)])
 
@@ -81,9 +118,16 @@ def workplace(tmp_path_factory, text):
     (folder / "my_novels" / "book.txt").write_text(text, encoding="utf-8")
     (folder / "prompts.csv").write_text("prompt\n阿迟\n信\n", encoding="utf-8")
     (folder / "questions.csv").write_text("question\n阿迟是谁？\n信在哪里？\n", encoding="utf-8")
-    pairs = [{"question": f"第{n}封信是谁写的？", "answer": f"{who}写的。"} for n, who in enumerate("甲乙丙丁戊己庚辛壬癸" * 3)]
-    (folder / "my_questions.json").write_text(json.dumps(pairs, ensure_ascii=False), encoding="utf-8")
-    (folder / "reviews.csv").write_text("label,review\n" + "".join(f"{n % 2},房间{n}号\n" for n in range(40)), encoding="utf-8")
+    pairs = [
+        {"question": f"第{n}封信是谁写的？", "answer": f"{who}写的。"}
+        for n, who in enumerate("甲乙丙丁戊己庚辛壬癸" * 3)
+    ]
+    (folder / "my_questions.json").write_text(
+        json.dumps(pairs, ensure_ascii=False), encoding="utf-8"
+    )
+    (folder / "reviews.csv").write_text(
+        "label,review\n" + "".join(f"{n % 2},房间{n}号\n" for n in range(40)), encoding="utf-8"
+    )
     write_checkout(folder / "nanoGPT")
     return folder
 
@@ -96,11 +140,15 @@ def test_every_command_runs(workplace, monkeypatch, capsys):
         Path(name).symlink_to(workplace / name)
     for line in dict.fromkeys([*commands("README.md"), *commands("README.zh.md")]):
         if line.startswith("python -m venv"):
-            subprocess.run([sys.executable, *line.split(" && ")[0].split()[1:], "--without-pip"], check=True)
+            subprocess.run(
+                [sys.executable, *line.split(" && ")[0].split()[1:], "--without-pip"], check=True
+            )
             assert Path(".venv/bin/activate").is_file() or Path(".venv/Scripts/activate").is_file()
         elif line.startswith("pip install"):  # what it installs is here
             for wanted in (REPO_ROOT / line.split()[-1]).read_text(encoding="utf-8").splitlines():
-                assert Requirement(wanted).specifier.contains(version(Requirement(wanted).name), prereleases=True)
+                assert Requirement(wanted).specifier.contains(
+                    version(Requirement(wanted).name), prereleases=True
+                )
         elif line.startswith("bash ") or line.startswith("torchrun "):
             pass  # below
         elif line.endswith("--help"):
@@ -108,7 +156,11 @@ def test_every_command_runs(workplace, monkeypatch, capsys):
                 python_command(line)
         else:
             assert python_command(line) == 0, (line, capsys.readouterr().err)
-    assert Path("data/novella/meta.json").is_file() and Path("out-mine/model.safetensors").is_file() and Path("continued.csv").is_file()
+    assert (
+        Path("data/novella/meta.json").is_file()
+        and Path("out-mine/model.safetensors").is_file()
+        and Path("continued.csv").is_file()
+    )
 
 
 @pytest.mark.slow
@@ -117,7 +169,9 @@ def test_every_command_runs(workplace, monkeypatch, capsys):
 def test_the_scripts_run(script, tmp_path):
     """In a copy whose .venv is this environment, with a short training; the tests' own run is told, not done."""
     house = tmp_path / "house 房子"
-    ignored = shutil.ignore_patterns(".venv", ".git", "out-*", ".*_cache", "*.bin", "*.jsonl", "meta.json", "tokenizer.json")
+    ignored = shutil.ignore_patterns(
+        ".venv", ".git", "out-*", ".*_cache", "*.bin", "*.jsonl", "meta.json", "tokenizer.json"
+    )
     shutil.copytree(REPO_ROOT, house, ignore=ignored)
     (house / ".venv" / "bin").mkdir(parents=True)
     python = house / ".venv" / "bin" / "python"
@@ -137,22 +191,51 @@ esac
         b"".join(path.read_bytes() for path in sorted(house.glob("requirements*.txt")))
     )
     arguments = [] if script == "quickstart.sh" else ["tests/test_model.py", "-k", "cached"]
-    runs = [subprocess.run(["bash", house / script, *arguments], capture_output=True, text=True, cwd="/") for _ in range(2)]
+    runs = [
+        subprocess.run(
+            ["bash", house / script, *arguments], capture_output=True, text=True, cwd="/"
+        )
+        for _ in range(2)
+    ]
     assert all(run.returncode == 0 for run in runs), runs[0].stderr
     if script == "test.sh":
         assert "would run -m pytest tests/test_model.py -k cached" in runs[0].stdout
         return
-    assert "Preparing" in runs[0].stdout and "Pretraining" in runs[0].stdout and "A sample" in runs[0].stdout
-    assert "Preparing" not in runs[1].stdout and "Pretraining" not in runs[1].stdout  # what is done is skipped
-    assert subprocess.run(["bash", house / script, "--nonsense"], capture_output=True).returncode == 2 or script == "test.sh"
+    assert (
+        "Preparing" in runs[0].stdout
+        and "Pretraining" in runs[0].stdout
+        and "A sample" in runs[0].stdout
+    )
+    assert (
+        "Preparing" not in runs[1].stdout and "Pretraining" not in runs[1].stdout
+    )  # what is done is skipped
+    assert (
+        subprocess.run(["bash", house / script, "--nonsense"], capture_output=True).returncode == 2
+        or script == "test.sh"
+    )
 
 
 @pytest.mark.slow
 def test_the_torchrun_command_runs_with_two_processes(dataset, tmp_path):
     (line,) = [line for line in commands("README.md") if line.startswith("torchrun")]
     words = shlex.split(line.replace("nproc_per_node=8", "nproc_per_node=2"))
-    command = [sys.executable, "-m", "torch.distributed.run", *words[1:], f"--dataset={dataset}", f"--out_dir={tmp_path / 'out'}", *QUICK, *SMALL]
-    done = subprocess.run(command, cwd=REPO_ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        *words[1:],
+        f"--dataset={dataset}",
+        f"--out_dir={tmp_path / 'out'}",
+        *QUICK,
+        *SMALL,
+    ]
+    done = subprocess.run(
+        command,
+        cwd=REPO_ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "out" / "model.safetensors").is_file()
 
@@ -161,22 +244,38 @@ def test_the_torchrun_command_runs_with_two_processes(dataset, tmp_path):
 @pytest.mark.parametrize("codes, runs", [([137, 1, 0], 3), ([2], 1), ([130], 1), ([143], 1)])
 def test_the_loop_goes_on_after_a_crash_and_ends_at_a_mistake_or_a_stop(tmp_path, codes, runs):
     for readme in READMES:
-        loop, batch = re.findall(r"^```sh\n(.*?)^```", (REPO_ROOT / readme).read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+        loop, batch = re.findall(
+            r"^```sh\n(.*?)^```",
+            (REPO_ROOT / readme).read_text(encoding="utf-8"),
+            re.MULTILINE | re.DOTALL,
+        )
         subprocess.run(["bash", "-n"], input=batch, text=True, check=True)
         calls = tmp_path / readme
         stub = f'sleep() {{ :; }}; codes=({" ".join(map(str, codes))}); n=0; python() {{ echo "$*" >> "{calls}"; return "${{codes[n++]}}"; }}\n'
         subprocess.run(["bash", "-c", stub + loop], check=True, timeout=20)
         called = calls.read_text(encoding="utf-8").splitlines()
-        assert len(called) == runs and all(line.startswith("train.py ") and line.endswith(" --resume") for line in called)
+        assert len(called) == runs and all(
+            line.startswith("train.py ") and line.endswith(" --resume") for line in called
+        )
 
 
 def test_the_python_lines_run(pretrained, monkeypatch):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     for readme in READMES:
-        (block,) = re.findall(r"^```python\n(from transformers.*?)^```", (REPO_ROOT / readme).read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
-        assert "AutoModelForCausalLM.from_pretrained" in block and "AutoTokenizer.from_pretrained" in block
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(pretrained), AutoTokenizer.from_pretrained(pretrained)
+        (block,) = re.findall(
+            r"^```python\n(from transformers.*?)^```",
+            (REPO_ROOT / readme).read_text(encoding="utf-8"),
+            re.MULTILINE | re.DOTALL,
+        )
+        assert (
+            "AutoModelForCausalLM.from_pretrained" in block
+            and "AutoTokenizer.from_pretrained" in block
+        )
+    model, tokenizer = (
+        AutoModelForCausalLM.from_pretrained(pretrained),
+        AutoTokenizer.from_pretrained(pretrained),
+    )
     ids = tokenizer("清晨，沈砚", return_tensors="pt").input_ids
     assert len(tokenizer.decode(model.generate(ids, max_new_tokens=5, do_sample=False)[0])) > 5
 
@@ -184,14 +283,20 @@ def test_the_python_lines_run(pretrained, monkeypatch):
 def test_the_pages_python_lines_run(tuned, pretrained, capsys):
     with page_open([str(tuned), str(pretrained)]) as address:
         for readme in READMES:
-            (block,) = re.findall(r"^```python\n(from gradio_client.*?)^```", (REPO_ROOT / readme).read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+            (block,) = re.findall(
+                r"^```python\n(from gradio_client.*?)^```",
+                (REPO_ROOT / readme).read_text(encoding="utf-8"),
+                re.MULTILINE | re.DOTALL,
+            )
             exec(block.replace("http://127.0.0.1:7860", address), {})
     assert len(capsys.readouterr().out.splitlines()) > 4
 
 
 def test_links_lead_somewhere():
     for readme in READMES:
-        for target in re.findall(r"\]\((?!https?://)([^)]+)\)", (REPO_ROOT / readme).read_text(encoding="utf-8")):
+        for target in re.findall(
+            r"\]\((?!https?://)([^)]+)\)", (REPO_ROOT / readme).read_text(encoding="utf-8")
+        ):
             assert (REPO_ROOT / target).exists(), (readme, target)
 
 
@@ -199,22 +304,55 @@ def test_settings_named_in_the_readmes_and_formats_exist():
     from dataclasses import fields
 
     from shuoshu.bench.settings import BenchSettings
-    from shuoshu.core.settings import AppSettings, PrepareSettings, PrepareSftSettings, SampleSettings, TrainSettings
+    from shuoshu.core.settings import (
+        AppSettings,
+        PrepareSettings,
+        PrepareSftSettings,
+        SampleSettings,
+        TrainSettings,
+    )
 
-    commands_settings = (AppSettings, BenchSettings, PrepareSettings, PrepareSftSettings, SampleSettings, TrainSettings)
+    commands_settings = (
+        AppSettings,
+        BenchSettings,
+        PrepareSettings,
+        PrepareSftSettings,
+        SampleSettings,
+        TrainSettings,
+    )
     known = {f.metadata.get("alias", f.name) for cls in commands_settings for f in fields(cls)} | {
         "help",
         "debug",
     }
     for name in (*READMES, "docs/FORMATS.md", "CONTRIBUTING.md"):
-        for flag in re.findall(r"`[^`\n]*?--([a-z_-]+)", (REPO_ROOT / name).read_text(encoding="utf-8")):
-            assert flag.replace("-", "_") in known | {"global", "index_url", "standalone", "nproc_per_node", "page"}, (name, flag)
+        for flag in re.findall(
+            r"`[^`\n]*?--([a-z_-]+)", (REPO_ROOT / name).read_text(encoding="utf-8")
+        ):
+            assert flag.replace("-", "_") in known | {
+                "global",
+                "index_url",
+                "standalone",
+                "nproc_per_node",
+                "page",
+            }, (name, flag)
 
 
 def test_formats_names_every_field_of_meta_and_log(dataset, pretrained):
     told = (REPO_ROOT / "docs" / "FORMATS.md").read_text(encoding="utf-8")
     meta = json.loads((dataset / "meta.json").read_text(encoding="utf-8"))
-    records = [json.loads(line) for line in (pretrained / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    records = [
+        json.loads(line)
+        for line in (pretrained / "log.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     names = {*meta, *meta["splits"]["train"], *meta["books"][0], *meta["chapters"][0]}
-    names |= {key for record in records for key in record if record["kind"] != "start"} | {record["kind"] for record in records}
-    assert not {name for name in names if f"`{name}`" not in told and f".{name}`" not in told and f"{name}." not in told and f"`{name}[]`" not in told}
+    names |= {key for record in records for key in record if record["kind"] != "start"} | {
+        record["kind"] for record in records
+    }
+    assert not {
+        name
+        for name in names
+        if f"`{name}`" not in told
+        and f".{name}`" not in told
+        and f"{name}." not in told
+        and f"`{name}[]`" not in told
+    }

@@ -9,15 +9,49 @@ import pytest
 from shuoshu.core.errors import REPO_ROOT
 
 COMMANDS = {"prepare", "prepare_sft", "train", "sample", "eval_metrics", "app", "bench"}
-LIGHT = ("settings", "commandline", "files", "text", "tokenizer", "batches", "report", "questions", "pairs", "metrics", "rows")
-LIGHT += ("corpus", "lessons", "words", "wishes", "markup", "document", "yardstick", "peer", "contests", "race", "scale", "chores")
-PRODUCT = sorted([*REPO_ROOT.glob("*.py"), *REPO_ROOT.glob("shuoshu/*.py"), *REPO_ROOT.glob("config/*.py")])
+LIGHT = (
+    "settings",
+    "commandline",
+    "files",
+    "text",
+    "tokenizer",
+    "batches",
+    "report",
+    "questions",
+    "pairs",
+    "metrics",
+    "rows",
+)
+LIGHT += (
+    "corpus",
+    "lessons",
+    "words",
+    "wishes",
+    "markup",
+    "document",
+    "yardstick",
+    "peer",
+    "contests",
+    "race",
+    "scale",
+    "chores",
+)
+PRODUCT = sorted(
+    [*REPO_ROOT.glob("*.py"), *REPO_ROOT.glob("shuoshu/*.py"), *REPO_ROOT.glob("config/*.py")]
+)
 
 
 def imported(path):
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    names = {alias.name.split(".")[0] for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
-    return names | {node.module.split(".")[0] for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    names = {
+        alias.name.split(".")[0]
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Import)
+        for alias in node.names
+    }
+    return names | {
+        node.module.split(".")[0] for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)
+    }
 
 
 def test_no_part_imports_a_command():
@@ -26,7 +60,10 @@ def test_no_part_imports_a_command():
 
 
 def test_the_model_needs_torch_and_safetensors_only():
-    outside = [imported(path) - set(sys.stdlib_module_names) for path in (REPO_ROOT / "model.py", REPO_ROOT / "shuoshu" / "lean.py")]
+    outside = [
+        imported(path) - set(sys.stdlib_module_names)
+        for path in (REPO_ROOT / "model.py", REPO_ROOT / "shuoshu" / "lean.py")
+    ]
     assert outside == [{"torch", "safetensors", "shuoshu"}, {"torch"}]
 
 
@@ -39,7 +76,12 @@ def test_a_light_room_loads_without_torch(room):
 @pytest.mark.parametrize("name", sorted(COMMANDS))
 def test_help_waits_for_no_library(name):
     check = f"import sys, {name}\ntry: {name}.main(['--help'])\nexcept SystemExit: sys.exit(bool({{'numpy', 'torch'}} & sys.modules.keys()))\nsys.exit(3)"
-    assert subprocess.run([sys.executable, "-c", check], cwd=REPO_ROOT, stdout=subprocess.DEVNULL).returncode == 0
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", check], cwd=REPO_ROOT, stdout=subprocess.DEVNULL
+        ).returncode
+        == 0
+    )
 
 
 def test_every_file_says_what_it_is_for():
@@ -57,5 +99,9 @@ def test_no_file_outgrows_a_sitting():
 def test_the_scripts_parse_and_ci_runs_the_tests_alone():
     for script in ("quickstart.sh", "test.sh", "environment.sh", ".ci/run"):
         subprocess.run(["bash", "-n", REPO_ROOT / script], check=True)
-    lines = [line for line in (REPO_ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
+    lines = [
+        line
+        for line in (REPO_ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
+        if not line.startswith("#")
+    ]
     assert len(lines) == 1 and "test.sh" in lines[0]

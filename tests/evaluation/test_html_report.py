@@ -15,7 +15,14 @@ from hypothesis import strategies as st
 
 from shuoshu.core.errors import REPO_ROOT
 from shuoshu.evaluation.charts import POINTS, points, ticks
-from shuoshu.evaluation.html_report import BESIDE, MEASURES, SHOWN, highlight_copies, report_html, worst_and_random
+from shuoshu.evaluation.html_report import (
+    BESIDE,
+    MEASURES,
+    SHOWN,
+    highlight_copies,
+    report_html,
+    worst_and_random,
+)
 
 HOSTILE = "</style></script><script>alert(1)</script><img src=x onerror=alert(2)>\"'&amp;\x00\x1b[31m\x85\ud800"
 
@@ -28,15 +35,34 @@ EVALUATION = {
     "format": 1,
     "model": "out-sft",
     "step": 1215,
-    "task": "answers",
+    "task": "questions",
     "date": "2026-11-21 12:00",
     "data": {"folder": "data/novella_qa"},
     "settings": {"stride": 128},
     "definitions": {"rouge_l": "longest common subsequence"},
-    "measures": {"train": {"rouge_l": entry(0.99)}, "test": {"rouge_l": entry(0.812), "lookup_joined_rouge_l": entry(0.729), "lookup_rouge_l": entry(0.52)}},
+    "measures": {
+        "train": {"rouge_l": entry(0.99)},
+        "test": {
+            "rouge_l": entry(0.812),
+            "lookup_joined_rouge_l": entry(0.729),
+            "lookup_rouge_l": entry(0.52),
+        },
+    },
     "counts": {"test": {"questions": 162}},
-    "compare": [{"model": "out-pretrain", "measures": {"test": {"rouge_l": entry(0.06)}}, "difference": {"test": {"rouge_l": entry(0.75)}}}],
-    "classes": {"test": {"labels": ["正面", "负面"], "confusion": [[51, 3], [4, 67]], "per_class": {"正面": {"precision": 0.927, "recall": 0.944}}}},
+    "compare": [
+        {
+            "model": "out-pretrain",
+            "measures": {"test": {"rouge_l": entry(0.06)}},
+            "difference": {"test": {"rouge_l": entry(0.75)}},
+        }
+    ],
+    "classes": {
+        "test": {
+            "labels": ["正面", "负面"],
+            "confusion": [[51, 3], [4, 67]],
+            "per_class": {"正面": {"precision": 0.927, "recall": 0.944}},
+        }
+    },
 }
 ANSWER = {
     "split": "test",
@@ -49,9 +75,21 @@ ANSWER = {
     "exact": True,
     "stop": "end",
 }
-ANSWERS = [{**ANSWER, "row": i, "question": f"第{i}问？", "rouge_l": i / 100, "copied": [[0, 2, "第一章"]]} for i in range(100)]
+ANSWERS = [
+    {**ANSWER, "row": i, "question": f"第{i}问？", "rouge_l": i / 100, "copied": [[0, 2, "第一章"]]}
+    for i in range(100)
+]
 RECORDS = [{"kind": "step", "step": i, "loss": 5 / i} for i in range(1, 50)]
-RECORDS += [{"kind": "eval", "step": i, "val_loss": 6 / (i + 1), "val_rouge_l": i / 50, "val_exact_match": i / 60} for i in range(0, 50, 10)]
+RECORDS += [
+    {
+        "kind": "eval",
+        "step": i,
+        "val_loss": 6 / (i + 1),
+        "val_rouge_l": i / 50,
+        "val_exact_match": i / 60,
+    }
+    for i in range(0, 50, 10)
+]
 RUNS = [("out-sft", RECORDS)]
 
 
@@ -67,7 +105,11 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag: str, attributes: list) -> None:
         self.tags.append(tag)
-        self.links += [value for name, value in attributes if name in ("src", "href", "action", "data", "srcset", "poster")]
+        self.links += [
+            value
+            for name, value in attributes
+            if name in ("src", "href", "action", "data", "srcset", "poster")
+        ]
         if tag != "meta":
             self.open.append(tag)
 
@@ -90,7 +132,10 @@ class Page(HTMLParser):
 def everywhere(value: object, hostile: str) -> object:
     """The same structure with a hostile text in every text, keys, splits and stops left alone."""
     if isinstance(value, dict):
-        return {key: everywhere(item, hostile) if key not in ("split", "kind", "stop") else item for key, item in value.items()}
+        return {
+            key: everywhere(item, hostile) if key not in ("split", "kind", "stop") else item
+            for key, item in value.items()
+        }
     if isinstance(value, (list, tuple)):
         return type(value)(everywhere(item, hostile) for item in value)
     return value + hostile if isinstance(value, str) else value
@@ -112,23 +157,48 @@ def test_tags_close_in_the_order_they_were_opened(page: str) -> None:
 
 def test_every_part_is_there(page: str) -> None:
     told = Page(page).text
-    for part in ("ROUGE-L on test 0.812 [0.762–0.862], 0.083 above the strongest baseline", "+0.750 [+0.700, +0.800] against out-pretrain", "162 questions"):
+    for part in (
+        "ROUGE-L on test 0.812 [0.762–0.862], 0.083 above the strongest baseline",
+        "+0.750 [+0.700, +0.800] against out-pretrain",
+        "162 questions",
+    ):
         assert part in told
-    for part in ("51 · 94%", "0.927", "stride", "longest common subsequence", "best 0.800 at step 40", "data/novella_qa", "▲ better"):
+    for part in (
+        "51 · 94%",
+        "0.927",
+        "stride",
+        "longest common subsequence",
+        "best 0.800 at step 40",
+        "data/novella_qa",
+        "▲ better",
+    ):
         assert part in told
     assert Page(page).tags.count("figure") == 3  # losses, answers, confusion
 
 
 def test_every_label_stands_in_both_languages(page: str) -> None:
-    assert len(re.findall(r'<span lang="zh">[^<]*</span><span lang="en">[^<]', page)) == page.count('<span lang="zh">') - 1  # the switch
+    assert (
+        len(re.findall(r'<span lang="zh">[^<]*</span><span lang="en">[^<]', page))
+        == page.count('<span lang="zh">') - 1
+    )  # the switch
 
 
 def test_every_measure_is_shown() -> None:
-    names = [*MEASURES, *(prefix + name for prefix in BESIDE for name in ("rouge_l", "accuracy", "distinct_1")), "unheard_of", "lookup_unheard_of"]
+    names = [
+        *MEASURES,
+        *(prefix + name for prefix in BESIDE for name in ("rouge_l", "accuracy", "distinct_1")),
+        "unheard_of",
+        "lookup_unheard_of",
+    ]
     values = {name: {"value": 1000.5 + i} for i, name in enumerate(names)}
-    told = Page(report_html({**EVALUATION, "measures": {"test": values}, "compare": []}, [], [])).text
+    told = Page(
+        report_html({**EVALUATION, "measures": {"test": values}, "compare": []}, [], [])
+    ).text
     for name, value in values.items():
-        shown = [f"{value['value'] * 100:.1f}%", *(f"{value['value']:{form}}" for form in (",.2f", ".3f", ",.1f"))]
+        shown = [
+            f"{value['value'] * 100:.1f}%",
+            *(f"{value['value']:{form}}" for form in (",.2f", ".3f", ",.1f")),
+        ]
         assert any(form in told for form in shown), name
     assert "unheard_of" in told and "lookup_unheard_of" in told
     for _, en, *_ in MEASURES.values():
@@ -136,32 +206,91 @@ def test_every_measure_is_shown() -> None:
 
 
 def test_the_verdict_owns_up_to_a_gap_within_the_interval() -> None:
-    near = {**EVALUATION, "measures": {"test": {"accuracy": entry(0.9), "majority_accuracy": entry(0.6), "tfidf_accuracy": entry(0.92)}}, "compare": []}
-    assert "Accuracy on test 90.0% [85.0%–95.0%], 2.0 points below the strongest baseline (TF-IDF" in (told := Page(report_html(near, [], [])).text)
+    near = {
+        **EVALUATION,
+        "measures": {
+            "test": {
+                "accuracy": entry(0.9),
+                "majority_accuracy": entry(0.6),
+                "tfidf_accuracy": entry(0.92),
+            }
+        },
+        "compare": [],
+    }
+    assert (
+        "Accuracy on test 90.0% [85.0%–95.0%], 2.0 points below the strongest baseline (TF-IDF"
+        in (told := Page(report_html(near, [], [])).text)
+    )
     assert "a gap within the interval" in told
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "name", "told"), [(0.1, 0.2, "perplexity", "worse"), (-0.1, 0.2, "perplexity", "not told apart"), (0.1, 0.2, "copy_rate", "differs")]
+    ("low", "high", "name", "told"),
+    [
+        (0.1, 0.2, "perplexity", "worse"),
+        (-0.1, 0.2, "perplexity", "not told apart"),
+        (0.1, 0.2, "copy_rate", "differs"),
+    ],
 )
-def test_a_difference_is_judged_by_its_interval_and_its_measure(low: float, high: float, name: str, told: str) -> None:
+def test_a_difference_is_judged_by_its_interval_and_its_measure(
+    low: float, high: float, name: str, told: str
+) -> None:
     measures = {"test": {name: entry()}}
-    compare = [{"model": "other", "measures": measures, "difference": {"test": {name: {"value": 0.1, "low": low, "high": high}}}}]
-    assert told in Page(report_html({**EVALUATION, "measures": measures, "compare": compare}, [], [])).text
+    compare = [
+        {
+            "model": "other",
+            "measures": measures,
+            "difference": {"test": {name: {"value": 0.1, "low": low, "high": high}}},
+        }
+    ]
+    assert (
+        told
+        in Page(report_html({**EVALUATION, "measures": measures, "compare": compare}, [], [])).text
+    )
 
 
-@pytest.mark.parametrize("evaluation", [EVALUATION, {"model": "m", "measures": {}}, {"model": "m", "measures": {"val": {"loss": {"value": None}}}}])
+@pytest.mark.parametrize(
+    "evaluation",
+    [
+        EVALUATION,
+        {"model": "m", "measures": {}},
+        {"model": "m", "measures": {"val": {"loss": {"value": None}}}},
+    ],
+)
 @pytest.mark.parametrize("answers", [[], ANSWERS[:1], [{**ANSWER, "answer": "", "rouge_l": None}]])
-@pytest.mark.parametrize("runs", [[], [("empty", [])], [("one", [{"kind": "eval", "step": 0, "val_loss": 0.0}])]])
+@pytest.mark.parametrize(
+    "runs", [[], [("empty", [])], [("one", [{"kind": "eval", "step": 0, "val_loss": 0.0}])]]
+)
 def test_what_is_missing_is_left_out(evaluation: dict, answers: list[dict], runs: list) -> None:
     assert Page(report_html(evaluation, answers, runs)).wrong == []
 
 
 def test_continuations_are_shown_without_scores() -> None:
-    row = {"split": "val", "row": 3, "question": "夜深了，", "reference": "雨还在下。", "answer": "他还在走。", "stop": "length"}
-    told = Page(report_html({**EVALUATION, "task": "text", "measures": {"val": {"perplexity": {"value": 12.345}}}}, [row], [])).text
+    row = {
+        "split": "val",
+        "row": 3,
+        "question": "夜深了，",
+        "reference": "雨还在下。",
+        "answer": "他还在走。",
+        "stop": "length",
+    }
+    told = Page(
+        report_html(
+            {**EVALUATION, "task": "text", "measures": {"val": {"perplexity": {"value": 12.345}}}},
+            [row],
+            [],
+        )
+    ).text
     assert all(
-        part in told for part in ("Prompt", "True continuation", "他还在走。", "cut at the length limit", "Perplexity on validation 12.35", "1 at random")
+        part in told
+        for part in (
+            "Prompt",
+            "True continuation",
+            "他还在走。",
+            "cut at the length limit",
+            "Perplexity on validation 12.35",
+            "1 at random",
+        )
     )
     assert "worst" not in told
 
@@ -170,7 +299,10 @@ def test_continuations_are_shown_without_scores() -> None:
 
 
 def test_hostile_text_is_shown_and_does_nothing(page: str) -> None:
-    answers = [{**row, "closer_to": "x", "probabilities": {"阿迟。": 0.5}, "others": {"other": "y"}} for row in ANSWERS[:30]]
+    answers = [
+        {**row, "closer_to": "x", "probabilities": {"阿迟。": 0.5}, "others": {"other": "y"}}
+        for row in ANSWERS[:30]
+    ]
     safe = report_html(EVALUATION, answers, RUNS)
     bad = report_html(*everywhere((EVALUATION, answers, RUNS), HOSTILE))
     bad.encode("utf-8")
@@ -182,8 +314,16 @@ def test_hostile_text_is_shown_and_does_nothing(page: str) -> None:
 @settings(max_examples=40, deadline=None)
 @given(text=st.text(st.characters(exclude_categories=[])))
 def test_any_text_leaves_the_page_whole(text: str) -> None:
-    evaluation = copy.deepcopy(EVALUATION) | {"model": text, "settings": {text: [text]}, "measures": {text: {text: entry()}, "test": {"loss": entry()}}}
-    built = report_html(evaluation, [{**ANSWER, "answer": text, "copied": [[0, len(text), text]]}], [(text, RECORDS)])
+    evaluation = copy.deepcopy(EVALUATION) | {
+        "model": text,
+        "settings": {text: [text]},
+        "measures": {text: {text: entry()}, "test": {"loss": entry()}},
+    }
+    built = report_html(
+        evaluation,
+        [{**ANSWER, "answer": text, "copied": [[0, len(text), text]]}],
+        [(text, RECORDS)],
+    )
     built.encode("utf-8")
     assert Page(built).wrong == []
 
@@ -196,12 +336,18 @@ def test_copied_spans_are_marked_at_their_characters(text: str, cuts: list[int])
     cuts = sorted({min(cut, len(text)) for cut in cuts})
     spans = [[a, b, None] for a, b in zip(cuts[::2], cuts[1::2], strict=False)]
     body = highlight_copies(text, spans).removeprefix('<div class="text">').split("</div>")[0]
-    assert [unescape(part) for part in re.findall(r"<mark>(.*?)<sup>", body, re.DOTALL)] == [text[a:b] for a, b, _ in spans]
+    assert [unescape(part) for part in re.findall(r"<mark>(.*?)<sup>", body, re.DOTALL)] == [
+        text[a:b] for a, b, _ in spans
+    ]
     assert not text or unescape(re.sub(r"<sup>\d+</sup>|</?mark>", "", body)) == text
 
 
 def test_a_copied_span_says_where_it_stands() -> None:
-    assert "<mark>阿迟<sup>1</sup></mark>。" in (told := highlight_copies("阿迟。", [[0, 2, "迟雁记 · 第三章"]])) and "1 迟雁记 · 第三章" in told
+    assert (
+        "<mark>阿迟<sup>1</sup></mark>。"
+        in (told := highlight_copies("阿迟。", [[0, 2, "迟雁记 · 第三章"]]))
+        and "1 迟雁记 · 第三章" in told
+    )
 
 
 @pytest.mark.parametrize("spans", [[[2, 9, None], [0, 3, None]], [[-2, 99, None]], [[5, 2, None]]])
@@ -217,12 +363,19 @@ def test_the_worst_come_first_and_the_random_ones_are_others() -> None:
 
 
 def test_the_random_answers_are_repeatable_by_seed() -> None:
-    assert worst_and_random(ANSWERS, 1) == worst_and_random(ANSWERS, 1) != worst_and_random(ANSWERS, 2)
-    assert report_html(EVALUATION, ANSWERS, RUNS, seed=3) == report_html(EVALUATION, ANSWERS, RUNS, seed=3)
+    assert (
+        worst_and_random(ANSWERS, 1) == worst_and_random(ANSWERS, 1) != worst_and_random(ANSWERS, 2)
+    )
+    assert report_html(EVALUATION, ANSWERS, RUNS, seed=3) == report_html(
+        EVALUATION, ANSWERS, RUNS, seed=3
+    )
 
 
 def test_a_surely_wrong_class_is_worse_than_a_doubtful_one() -> None:
-    rows = [{**ANSWER, "row": i, "reference": "正", "probabilities": {"正": p, "负": 1 - p}} for i, p in enumerate((0.4, 0.9, 0.1))]
+    rows = [
+        {**ANSWER, "row": i, "reference": "正", "probabilities": {"正": p, "负": 1 - p}}
+        for i, p in enumerate((0.4, 0.9, 0.1))
+    ]
     assert [answer["row"] for answer in worst_and_random(rows, 0)[0]] == [2, 0, 1]
 
 
@@ -242,13 +395,19 @@ def test_a_long_curve_is_thinned_and_keeps_ends_and_spikes() -> None:
     records = [{"kind": "step", "step": i, "loss": 1 + i % 7} for i in range(20_000)]
     records[12_345]["loss"] = 99.0
     line = points(records, "step", "loss")
-    assert len(line) <= POINTS and line[0][0] == 0 and line[-1][0] == 19_999 and (12_345, 99.0) in line
+    assert (
+        len(line) <= POINTS and line[0][0] == 0 and line[-1][0] == 19_999 and (12_345, 99.0) in line
+    )
 
 
 @given(values=st.lists(st.floats(-1e15, 1e15), min_size=1, max_size=5))
 def test_ticks_are_few_and_hold_every_value(values: list[float]) -> None:
     marks, slack = ticks(values), 1e-9 * (abs(max(values)) + abs(min(values)) + 1)
-    assert 2 <= len(marks) <= 8 and marks[0] <= min(values) + slack and marks[-1] >= max(values) - slack
+    assert (
+        2 <= len(marks) <= 8
+        and marks[0] <= min(values) + slack
+        and marks[-1] >= max(values) - slack
+    )
 
 
 def test_the_room_is_light() -> None:

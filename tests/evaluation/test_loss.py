@@ -34,7 +34,9 @@ def test_every_token_is_scored_once(pretrained_model, length):
     scored = score(model, model, windows, tokenizer.end, torch.float32)
     nats, text = by_hand(model, tokens.tolist(), tokenizer.end)
     assert scored.tokens == length
-    assert scored.nats == pytest.approx(nats, rel=1e-5) and scored.text_nats == pytest.approx(text, rel=1e-5, abs=1e-9)
+    assert scored.nats == pytest.approx(nats, rel=1e-5) and scored.text_nats == pytest.approx(
+        text, rel=1e-5, abs=1e-9
+    )
     assert scored.loss == scored.nats / length
     assert scored.bits_per(10) == pytest.approx(text / math.log(2) / 10, rel=1e-5, abs=1e-9)
 
@@ -56,7 +58,9 @@ def test_processes_share_the_windows_without_overlap(pretrained_model):
 def test_scoring_leaves_a_training_model_in_training(pretrained_model):
     model, tokenizer = pretrained_model
     model.train()
-    score(model, model, text_windows(np.arange(10), tokenizer.end, 8, 4), tokenizer.end, torch.float32)
+    score(
+        model, model, text_windows(np.arange(10), tokenizer.end, 8, 4), tokenizer.end, torch.float32
+    )
     assert model.training
     model.eval()
 
@@ -65,9 +69,20 @@ def test_scoring_leaves_a_training_model_in_training(pretrained_model):
 
 
 @pytest.mark.parametrize(
-    "length, block, stride, rows", [(300, 64, 16, 3), (64, 64, 16, 2), (65, 64, 16, 2), (7, 64, 1, 1), (200, 64, 63, 5), (130, 64, 64, 2), (41, 8, 3, 4)]
+    "length, block, stride, rows",
+    [
+        (300, 64, 16, 3),
+        (64, 64, 16, 2),
+        (65, 64, 16, 2),
+        (7, 64, 1, 1),
+        (200, 64, 63, 5),
+        (130, 64, 64, 2),
+        (41, 8, 3, 4),
+    ],
 )
-def test_windows_that_overlap_score_each_token_once_and_give_it_a_longer_context(length, block, stride, rows):
+def test_windows_that_overlap_score_each_token_once_and_give_it_a_longer_context(
+    length, block, stride, rows
+):
     tokens = np.random.default_rng(1).integers(10, 400, length)
     context = np.zeros(length, dtype=int)
     begin = 0
@@ -81,20 +96,36 @@ def test_windows_that_overlap_score_each_token_once_and_give_it_a_longer_context
                 assert row_targets[place] == tokens[at]
                 assert row_ids[: place + 1].tolist() == [5, *tokens][begin : at + 1]
             begin += stride
-    expected = [n + 1 if n < block else block - stride + 1 + (n - block) % stride for n in range(length)]
+    expected = [
+        n + 1 if n < block else block - stride + 1 + (n - block) % stride for n in range(length)
+    ]
     assert context.tolist() == expected
 
 
 def test_with_a_stride_the_sums_are_those_of_each_token_by_hand(pretrained_model, dataset):
     model, tokenizer = pretrained_model
-    tokens, block, stride = TextDataset(dataset, "val").tokens[:200].astype(np.int64), model.config.block_size, 16
-    scored = score(model, model, text_windows(tokens, tokenizer.end, block, 4, stride), tokenizer.end, torch.float32)
+    tokens, block, stride = (
+        TextDataset(dataset, "val").tokens[:200].astype(np.int64),
+        model.config.block_size,
+        16,
+    )
+    scored = score(
+        model,
+        model,
+        text_windows(tokens, tokenizer.end, block, 4, stride),
+        tokenizer.end,
+        torch.float32,
+    )
     ids, nats = [tokenizer.end, *tokens.tolist()], 0.0
     for n, token in enumerate(tokens.tolist()):
         begin = 0 if n < block else (n - block) // stride * stride + stride
-        nats -= model(torch.tensor([ids[begin : n + 1]]))[0, -1].double().log_softmax(-1)[token].item()
+        nats -= (
+            model(torch.tensor([ids[begin : n + 1]]))[0, -1].double().log_softmax(-1)[token].item()
+        )
     assert scored.tokens == 200 and scored.nats == pytest.approx(nats, rel=1e-5)
-    disjoint = score(model, model, text_windows(tokens, tokenizer.end, block, 4), tokenizer.end, torch.float32)
+    disjoint = score(
+        model, model, text_windows(tokens, tokenizer.end, block, 4), tokenizer.end, torch.float32
+    )
     assert scored.nats < disjoint.nats  # this model does read its context
 
 
@@ -104,7 +135,10 @@ def test_with_a_stride_the_sums_are_those_of_each_token_by_hand(pretrained_model
 def test_batches_of_answers_hold_each_row_once_and_the_likeliest_lengths_together(qa):
     file = QuestionDataset(qa, "train")
     batches = list(answer_batches(file, 7))
-    assert sum(len(ids) for ids, _ in batches) == len(file) and max(len(ids) for ids, _ in batches) == 7
+    assert (
+        sum(len(ids) for ids, _ in batches) == len(file)
+        and max(len(ids) for ids, _ in batches) == 7
+    )
     assert sum(int((targets != IGNORE).sum()) for _, targets in batches) == int(file.trained.sum())
     widths = [ids.shape[1] for ids, _ in batches]
     assert widths == sorted(widths) and widths[0] < widths[-1] == file.lengths.max() - 1
@@ -121,7 +155,13 @@ def test_the_score_of_answers_is_that_of_their_tokens_alone(pretrained_model, qa
         logp = model(torch.from_numpy(ids)[None])[0].double().log_softmax(-1)
         for place in np.flatnonzero(mask):
             cost = -logp[place - 1, ids[place]].item()
-            nats, text, tokens = nats + cost, text + cost * (ids[place] != tokenizer.end), tokens + 1
+            nats, text, tokens = (
+                nats + cost,
+                text + cost * (ids[place] != tokenizer.end),
+                tokens + 1,
+            )
     scored = score(model, model, answer_batches(file, 5), tokenizer.end, torch.float32)
     assert scored.tokens == tokens
-    assert scored.nats == pytest.approx(nats, rel=1e-5) and scored.text_nats == pytest.approx(text, rel=1e-5)
+    assert scored.nats == pytest.approx(nats, rel=1e-5) and scored.text_nats == pytest.approx(
+        text, rel=1e-5
+    )

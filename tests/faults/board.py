@@ -6,7 +6,17 @@ from pathlib import Path
 
 OTHER, STEP, EVALUATION, CHECKPOINT, MODEL = range(5)
 PHASES = ("start or end", "step", "evaluation", "save of a checkpoint", "save of the model")
-SLOTS = ("phase", "step", "saved", "point", "steps", "evaluations", "checkpoints", "models", "ended")
+SLOTS = (
+    "phase",
+    "step",
+    "saved",
+    "point",
+    "steps",
+    "evaluations",
+    "checkpoints",
+    "models",
+    "ended",
+)
 BEGUN = {STEP: "steps", EVALUATION: "evaluations", CHECKPOINT: "checkpoints", MODEL: "models"}
 
 
@@ -15,7 +25,9 @@ class Board:
 
     def __init__(self, path: Path) -> None:
         if not path.exists():
-            path.write_bytes(struct.pack(f"<{len(SLOTS)}q", *(-1 if slot == "saved" else 0 for slot in SLOTS)))
+            path.write_bytes(
+                struct.pack(f"<{len(SLOTS)}q", *(-1 if slot == "saved" else 0 for slot in SLOTS))
+            )
         with path.open("r+b") as file:
             self._memory = mmap.mmap(file.fileno(), 8 * len(SLOTS))
 

@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 
 TABLE: dict[str, Counter[str]] = {}  # place → how many faults were tried, refused, survived
-SECONDS = 200  # that a test of one fault may take: nothing here needs five, but the machine may be busy
+SECONDS = (
+    200  # that a test of one fault may take: nothing here needs five, but the machine may be busy
+)
 
 
 class Hung(BaseException):
@@ -45,7 +47,11 @@ def contents(folder: Path) -> dict[str, object]:
         if path.is_dir() or not path.is_file():
             return path.stat().st_mode
         facts = path.stat()
-        return path.read_bytes() if facts.st_size < 1 << 26 and facts.st_mode & 0o400 else (facts.st_size, facts.st_mtime_ns)
+        return (
+            path.read_bytes()
+            if facts.st_size < 1 << 26 and facts.st_mode & 0o400
+            else (facts.st_size, facts.st_mtime_ns)
+        )
 
     return {str(path.relative_to(folder)): of(path) for path in sorted(folder.rglob("*"))}
 
@@ -58,7 +64,9 @@ def tried(request: pytest.FixtureRequest) -> Callable[[str], None]:
 
 
 @pytest.fixture
-def refused(tmp_path: Path, capsys: pytest.CaptureFixture, tried: Callable[[str], None]) -> Callable[..., str]:
+def refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture, tried: Callable[[str], None]
+) -> Callable[..., str]:
     """refused(main, argv, *told): the command ends with 2 and one message that holds all of `told`; nothing under tmp_path has changed."""
 
     def check(main: Callable, argv: list[str], *told: object) -> str:
@@ -67,7 +75,9 @@ def refused(tmp_path: Path, capsys: pytest.CaptureFixture, tried: Callable[[str]
         capsys.readouterr()
         assert main([str(word) for word in argv]) == 2
         err = capsys.readouterr().err
-        assert err.startswith("error: ") and err.count("error: ") == 1 and "Traceback" not in err, err
+        assert err.startswith("error: ") and err.count("error: ") == 1 and "Traceback" not in err, (
+            err
+        )
         assert len(err) < 3000 and len(err.split("\n")) < 40, err
         for part in told:
             assert str(part) in err, err
@@ -83,14 +93,20 @@ def little_memory() -> Iterator[None]:
     """No more than 2 GB of address space beyond what is in use."""
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     before = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (pages * os.sysconf("SC_PAGE_SIZE") + (2 << 30), before[1]))
+    resource.setrlimit(
+        resource.RLIMIT_AS, (pages * os.sysconf("SC_PAGE_SIZE") + (2 << 30), before[1])
+    )
     yield
     resource.setrlimit(resource.RLIMIT_AS, before)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if TABLE:
-        terminalreporter.write_line(f"\n{'faults in':<16}{'tried':>8}{'refused':>9}{'survived':>10}{'lost':>6}")
+        terminalreporter.write_line(
+            f"\n{'faults in':<16}{'tried':>8}{'refused':>9}{'survived':>10}{'lost':>6}"
+        )
         for place, n in sorted(TABLE.items()):
             lost = n["tried"] - n["refused"] - n["survived"]
-            terminalreporter.write_line(f"{place:<16}{n['tried']:>8,}{n['refused']:>9,}{n['survived']:>10,}{lost:>6,}")
+            terminalreporter.write_line(
+                f"{place:<16}{n['tried']:>8,}{n['refused']:>9,}{n['survived']:>10,}{lost:>6,}"
+            )

@@ -75,7 +75,15 @@ def dies_at_point(where: list) -> None:
 
         setattr(owner, name, inner)
 
-    for owner, name in ((os, "fsync"), (os, "unlink"), (os, "rmdir"), (os, "rename"), (os, "replace"), (Path, "rename"), (Path, "replace")):
+    for owner, name in (
+        (os, "fsync"),
+        (os, "unlink"),
+        (os, "rmdir"),
+        (os, "rename"),
+        (os, "replace"),
+        (Path, "rename"),
+        (Path, "replace"),
+    ):
         watch(owner, name)
 
 
@@ -89,19 +97,28 @@ def saves_in_place(_: bool) -> None:
         folder = out_dir / "checkpoints" / "step-000000"
         folder.mkdir(parents=True, exist_ok=True)
         hashes = {
-            "model.safetensors": weights.write_tensors(folder / "model.safetensors", model.tensors(), {"step": str(step)}),
-            "optimizer.safetensors": weights.write_tensors(folder / "optimizer.safetensors", optimizer, {"step": str(step)}),
-            "state.json": files.write_synced_text(folder / "state.json", json.dumps({"format": checkpoints.FORMAT, "step": step, **state})),
+            "model.safetensors": weights.write_tensors(
+                folder / "model.safetensors", model.tensors(), {"step": str(step)}
+            ),
+            "optimizer.safetensors": weights.write_tensors(
+                folder / "optimizer.safetensors", optimizer, {"step": str(step)}
+            ),
+            "state.json": files.write_synced_text(
+                folder / "state.json",
+                json.dumps({"format": checkpoints.FORMAT, "step": step, **state}),
+            ),
         }
-        files.write_synced_text(folder / "manifest.json", json.dumps({"format": checkpoints.FORMAT, "sha256": hashes}))
+        files.write_synced_text(
+            folder / "manifest.json", json.dumps({"format": checkpoints.FORMAT, "sha256": hashes})
+        )
 
-    checkpoints.write_whole = write_whole
+    weights.write_atomically = write_whole
     checkpoints.save_checkpoint = save_checkpoint
 
 
 def draws_nothing(_: bool) -> None:
     """Pictures take a third of a second each."""
-    loop.report.draw_curves = lambda *args: None
+    validate.draw_curves = lambda *args: None
 
 
 # ---------------------------------------------------------------- slowness, failures, counts
@@ -158,7 +175,9 @@ def counts_messages(path: str) -> None:
             return real(this)
         with torch.autograd.profiler.profile() as profile:
             result = real(this)
-        names = Counter(event.name for event in profile.function_events if event.name.startswith("gloo:"))
+        names = Counter(
+            event.name for event in profile.function_events if event.name.startswith("gloo:")
+        )
         Path(path).write_text(json.dumps(names), encoding="utf-8")
         return result
 

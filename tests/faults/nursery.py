@@ -55,7 +55,9 @@ def wait(pid: int, seconds: float) -> int | None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))]).zero_grad()  # the first optimiser of a process imports for a second
+    torch.optim.AdamW(
+        [torch.nn.Parameter(torch.zeros(1))]
+    ).zero_grad()  # the first optimiser of a process imports for a second
     for line in sys.stdin:
         order = json.loads(line)
         answer = {"start": start, "wait": wait}[order.pop("do")](**order)

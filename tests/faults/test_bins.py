@@ -36,11 +36,24 @@ def facts(qa: Path, tmp_path: Path) -> Path:
 
 
 def training(folder: Path, *more: object) -> list[object]:
-    return [f"--dataset={folder}", *TINY, "--max_iters=2", f"--out_dir={folder.parent / 'out'}", *more]
+    return [
+        f"--dataset={folder}",
+        *TINY,
+        "--max_iters=2",
+        f"--out_dir={folder.parent / 'out'}",
+        *more,
+    ]
 
 
 def tuning(folder: Path, model: Path) -> list[object]:
-    return [REPO_ROOT / "config" / "sft.py", f"--dataset={folder}", f"--init_from={model}", *QUIET, "--max_iters=2", f"--out_dir={folder.parent / 'out'}"]
+    return [
+        REPO_ROOT / "config" / "sft.py",
+        f"--dataset={folder}",
+        f"--init_from={model}",
+        *QUIET,
+        "--max_iters=2",
+        f"--out_dir={folder.parent / 'out'}",
+    ]
 
 
 def edited(folder: Path, change: Callable[[dict], object]) -> None:
@@ -89,20 +102,27 @@ DAMAGE = {
     "empty": lambda path: os.truncate(path, 0),
     "longer": lambda path: os.truncate(path, path.stat().st_size + 2),
     "gone": Path.unlink,
-    **{f.__name__.replace("_", " "): f for f in (a_pipe, a_device, a_folder, an_endless_file, a_flipped_byte)},
+    **{
+        f.__name__.replace("_", " "): f
+        for f in (a_pipe, a_device, a_folder, an_endless_file, a_flipped_byte)
+    },
 }
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
 @pytest.mark.parametrize("fault", DAMAGE)
-def test_a_damaged_token_file_is_named(book: Path, refused: Callable, fault: str, split: str) -> None:
+def test_a_damaged_token_file_is_named(
+    book: Path, refused: Callable, fault: str, split: str
+) -> None:
     DAMAGE[fault](book / f"{split}.bin")
     refused(train.main, training(book), book / f"{split}.bin", "prepare the data again")
 
 
 @pytest.mark.parametrize("name", ["train.bin", "train.mask.bin", "val.mask.bin", "val.jsonl"])
 @pytest.mark.parametrize("fault", DAMAGE)
-def test_a_damaged_file_of_questions_is_named(facts: Path, pretrained: Path, refused: Callable, fault: str, name: str) -> None:
+def test_a_damaged_file_of_questions_is_named(
+    facts: Path, pretrained: Path, refused: Callable, fault: str, name: str
+) -> None:
     if (fault, name) == ("an endless file", "val.jsonl"):
         return  # refused for its hash, which takes 10 s
     DAMAGE[fault](facts / name)
@@ -111,7 +131,9 @@ def test_a_damaged_file_of_questions_is_named(facts: Path, pretrained: Path, ref
 
 @pytest.mark.parametrize("fault", ["cut at an odd byte", "gone", "a flipped byte"])
 @pytest.mark.parametrize("name", ["test.bin", "test.mask.bin", "test.jsonl", "train.jsonl"])
-def test_evaluation_reads_nothing_damaged(facts: Path, tuned: Path, refused: Callable, fault: str, name: str) -> None:
+def test_evaluation_reads_nothing_damaged(
+    facts: Path, tuned: Path, refused: Callable, fault: str, name: str
+) -> None:
     DAMAGE[fault](facts / name)
     before = sorted(tuned.rglob("*"))
     refused(eval_metrics.main, [tuned, f"--data={facts}", "--threads=1"], facts / name)
@@ -125,7 +147,9 @@ def test_swapped_files_are_named(book: Path, refused: Callable) -> None:
     refused(train.main, training(book), book / "train.bin")
 
 
-def test_ids_beyond_the_vocabulary_are_told_though_the_hash_is_right(book: Path, refused: Callable) -> None:
+def test_ids_beyond_the_vocabulary_are_told_though_the_hash_is_right(
+    book: Path, refused: Callable
+) -> None:
     ids = np.fromfile(book / "train.bin", "<u2")
     for wrong in (512, 65_535):
         ids[len(ids) // 2] = wrong
@@ -134,13 +158,19 @@ def test_ids_beyond_the_vocabulary_are_told_though_the_hash_is_right(book: Path,
 
 
 def test_a_vocabulary_that_meta_makes_larger_is_told(book: Path, refused: Callable) -> None:
-    forged(book, "train.bin", np.full(len(np.fromfile(book / "train.bin", "<u2")), 600, "<u2").tobytes())
+    forged(
+        book,
+        "train.bin",
+        np.full(len(np.fromfile(book / "train.bin", "<u2")), 600, "<u2").tobytes(),
+    )
     edited(book, lambda meta: meta.update(vocab_size=1000))
     refused(train.main, training(book), book, "is not the tokenizer that made the data")
 
 
 def test_forged_questions_are_told(facts: Path, pretrained: Path, refused: Callable) -> None:
-    ids, mask, jsonl = ((facts / f"val.{kind}").read_bytes() for kind in ("bin", "mask.bin", "jsonl"))
+    ids, mask, jsonl = (
+        (facts / f"val.{kind}").read_bytes() for kind in ("bin", "mask.bin", "jsonl")
+    )
     forged(facts, "val.bin", b"\xff" * len(ids))
     refused(train.main, tuning(facts, pretrained), facts / "val.bin", "65,535")
     forged(facts, "val.bin", ids)
@@ -148,16 +178,43 @@ def test_forged_questions_are_told(facts: Path, pretrained: Path, refused: Calla
     refused(train.main, tuning(facts, pretrained), facts / "val.mask.bin")
     forged(facts, "val.mask.bin", mask)
     line = json.loads(jsonl.split(b"\n")[0])
-    odd = [{**line, "question": None}, {**line, "answer": 7}, {**line, "row": -1}, {**line, "rows": 10**9}, {**line, "row": "0"}, {**line, "messages": [1]}]
-    odd += [{**line, "messages": [{"role": "wizard", "content": "x"}] * 2}, {**line, "messages": []}, [line], 7, None]
-    for raw in [*(json.dumps(record).encode() for record in odd), b"{", b"\xff", b"[" * 200_000, b"9" * 5000, b'{"question": "a"}']:
+    odd = [
+        {**line, "question": None},
+        {**line, "answer": 7},
+        {**line, "row": -1},
+        {**line, "rows": 10**9},
+        {**line, "row": "0"},
+        {**line, "messages": [1]},
+    ]
+    odd += [
+        {**line, "messages": [{"role": "wizard", "content": "x"}] * 2},
+        {**line, "messages": []},
+        [line],
+        7,
+        None,
+    ]
+    for raw in [
+        *(json.dumps(record).encode() for record in odd),
+        b"{",
+        b"\xff",
+        b"[" * 200_000,
+        b"9" * 5000,
+        b'{"question": "a"}',
+    ]:
         forged(facts, "val.jsonl", raw)
-        refused(train.main, tuning(facts, pretrained), facts / "val.jsonl", "prepare the data again")
+        refused(
+            train.main, tuning(facts, pretrained), facts / "val.jsonl", "prepare the data again"
+        )
 
 
-def test_a_tokenizer_that_is_not_the_datas_is_told(book: Path, facts: Path, pretrained: Path, text: str, tmp_path: Path, refused: Callable) -> None:
+def test_a_tokenizer_that_is_not_the_datas_is_told(
+    book: Path, facts: Path, pretrained: Path, text: str, tmp_path: Path, refused: Callable
+) -> None:
     (tmp_path / "a.txt").write_text(text[:5000], encoding="utf-8")
-    assert prepare.main([str(tmp_path / "a.txt"), f"--out={tmp_path / 'other'}", "--vocab_size=300"]) == 0
+    assert (
+        prepare.main([str(tmp_path / "a.txt"), f"--out={tmp_path / 'other'}", "--vocab_size=300"])
+        == 0
+    )
     for folder, argv in ((book, training(book)), (facts, tuning(facts, pretrained))):
         shutil.copy(tmp_path / "other" / "tokenizer.json", folder)
         refused(train.main, argv, folder, "is not the tokenizer that made the data")
@@ -186,32 +243,65 @@ def put(*path: str, value: object) -> Callable[[dict], None]:
 
 
 ODD = [None, "x", -1, 2.5, 10**30, True, [], {}, float("nan"), ...]
-FIELDS = [("vocab_size",), ("splits", "train", "tokens"), ("splits", "val", "sha256"), ("splits",), ("tokenizer",), ("dtype",), ("format",)]
+FIELDS = [
+    ("vocab_size",),
+    ("splits", "train", "tokens"),
+    ("splits", "val", "sha256"),
+    ("splits",),
+    ("tokenizer",),
+    ("dtype",),
+    ("format",),
+]
 
 
-@pytest.mark.parametrize("field", [*FIELDS, ("splits", "train", "characters"), ("chapters",)], ids=".".join)
+@pytest.mark.parametrize(
+    "field", [*FIELDS, ("splits", "train", "characters"), ("chapters",)], ids=".".join
+)
 @pytest.mark.parametrize("value", ODD, ids=str)
-def test_a_wrong_meta_is_named(book: Path, refused: Callable, field: tuple[str, ...], value: object) -> None:
+def test_a_wrong_meta_is_named(
+    book: Path, refused: Callable, field: tuple[str, ...], value: object
+) -> None:
     if (field == ("chapters",) and value in ([], {})) or (field == ("format",) and value is True):
         return  # a book without chapters; to Python, True is 1
     edited(book, put(*field, value=value))
     refused(train.main, training(book), book)
 
 
-@pytest.mark.parametrize("field", [("width",), ("turns",), ("labels",), ("splits", "train", "rows"), ("splits", "val", "pairs_sha256")], ids=".".join)
+@pytest.mark.parametrize(
+    "field",
+    [
+        ("width",),
+        ("turns",),
+        ("labels",),
+        ("splits", "train", "rows"),
+        ("splits", "val", "pairs_sha256"),
+    ],
+    ids=".".join,
+)
 @pytest.mark.parametrize("value", ODD, ids=str)
-def test_a_wrong_meta_of_questions_is_named(facts: Path, pretrained: Path, refused: Callable, field: tuple[str, ...], value: object) -> None:
+def test_a_wrong_meta_of_questions_is_named(
+    facts: Path, pretrained: Path, refused: Callable, field: tuple[str, ...], value: object
+) -> None:
     if (field == ("labels",) and not value) or (field, value) == (("labels",), ...):
         return  # answers that are no closed set
     edited(facts, put(*field, value=value))
     refused(train.main, tuning(facts, pretrained), facts)
 
 
-RAW = {"empty": b"", "torn": b'{"format"', "NUL": b"\0" * 100, "brackets": b"[" * 200_000, "digits": b'{"format": ' + b"9" * 5000 + b"}", "latin": b"\xe9"}
+RAW = {
+    "empty": b"",
+    "torn": b'{"format"',
+    "NUL": b"\0" * 100,
+    "brackets": b"[" * 200_000,
+    "digits": b'{"format": ' + b"9" * 5000 + b"}",
+    "latin": b"\xe9",
+}
 
 
 @pytest.mark.parametrize("fault", [*RAW, "a pipe", "a device", "a folder", "an endless file"])
-def test_a_meta_that_cannot_be_read_is_named(book: Path, refused: Callable, fault: str, little_memory: None) -> None:
+def test_a_meta_that_cannot_be_read_is_named(
+    book: Path, refused: Callable, fault: str, little_memory: None
+) -> None:
     if fault in RAW:
         (book / "meta.json").write_bytes(RAW[fault])
     else:
@@ -237,22 +327,46 @@ def test_a_byte_order_mark_does_no_harm(book: Path, tried: Callable) -> None:
     tried("survived")
 
 
-def test_a_split_whose_name_is_a_path_leads_nowhere(facts: Path, pretrained: Path, tmp_path: Path, refused: Callable) -> None:
+def test_a_split_whose_name_is_a_path_leads_nowhere(
+    facts: Path, pretrained: Path, tmp_path: Path, refused: Callable
+) -> None:
     for name in ("../mine", str(tmp_path / "mine")):
         edited(facts, lambda meta, name=name: meta["splits"].update({name: meta["splits"]["test"]}))
         (tmp_path / "mine.bin").write_bytes(b"precious")
-        (tmp_path / "q.json").write_text('[{"question": "谁？", "answer": "我。"}]', encoding="utf-8")
-        refused(prepare_sft.main, [tmp_path / "q.json", f"--out={facts}", f"--tokenizer={pretrained}", "--val_fraction=0", "--test_fraction=0"], facts)
-        refused(eval_metrics.main, [pretrained, f"--data={facts}", "--split=all", "--threads=1"], facts)
+        (tmp_path / "q.json").write_text(
+            '[{"question": "谁？", "answer": "我。"}]', encoding="utf-8"
+        )
+        refused(
+            prepare_sft.main,
+            [
+                tmp_path / "q.json",
+                f"--out={facts}",
+                f"--tokenizer={pretrained}",
+                "--val_fraction=0",
+                "--test_fraction=0",
+            ],
+            facts,
+        )
+        refused(
+            eval_metrics.main, [pretrained, f"--data={facts}", "--split=all", "--threads=1"], facts
+        )
 
 
 # ---------------------------------------------------------------- in mid-run
 
 
-@pytest.mark.parametrize("harm", [Path.unlink, lambda path: os.truncate(path, 0)], ids=["deleted", "cut"])
+@pytest.mark.parametrize(
+    "harm", [Path.unlink, lambda path: os.truncate(path, 0)], ids=["deleted", "cut"]
+)
 @pytest.mark.parametrize("kind", ["text", "questions"])
 def test_a_run_does_not_feel_what_happens_to_files_that_fit_into_memory(
-    book: Path, facts: Path, pretrained: Path, monkeypatch: pytest.MonkeyPatch, tried: Callable, harm: Callable, kind: str
+    book: Path,
+    facts: Path,
+    pretrained: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tried: Callable,
+    harm: Callable,
+    kind: str,
 ) -> None:
     tried("tried")
     folder, argv = (book, training(book)) if kind == "text" else (facts, tuning(facts, pretrained))
@@ -284,15 +398,23 @@ except batches.UserError as error:
 """
 
 
-@pytest.mark.parametrize("harm, told", [("deleted", "True"), ("cut", "was cut while it was in use")])
-def test_a_large_file_that_is_mapped_may_be_deleted_and_is_told_when_cut(book: Path, tried: Callable, harm: str, told: str) -> None:
+@pytest.mark.parametrize(
+    "harm, told", [("deleted", "True"), ("cut", "was cut while it was in use")]
+)
+def test_a_large_file_that_is_mapped_may_be_deleted_and_is_told_when_cut(
+    book: Path, tried: Callable, harm: str, told: str
+) -> None:
     tried("tried")
-    done = subprocess.run([sys.executable, "-c", MAPPED, book, harm], cwd=REPO_ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", MAPPED, book, harm], cwd=REPO_ROOT, capture_output=True, text=True
+    )
     assert done.returncode == 0 and told in done.stdout, done
     tried("survived" if harm == "deleted" else "refused")
 
 
-def test_a_copy_is_not_looked_for_in_a_text_that_was_changed(pretrained: Path, dataset: Path, tried: Callable) -> None:
+def test_a_copy_is_not_looked_for_in_a_text_that_was_changed(
+    pretrained: Path, dataset: Path, tried: Callable
+) -> None:
     tried("tried")
     path = dataset / "train.bin"
     whole = path.read_bytes()

@@ -51,7 +51,9 @@ def forged(folder: Path, name: str, change: Callable[[Path], object]) -> None:
 
 @pytest.mark.parametrize("name", PARTS)
 @pytest.mark.parametrize("fault", DAMAGE)
-def test_a_damaged_checkpoint_is_passed_over_by_name(run: Path, name: str, fault: str, tried: Callable) -> None:
+def test_a_damaged_checkpoint_is_passed_over_by_name(
+    run: Path, name: str, fault: str, tried: Callable
+) -> None:
     tried("tried")
     bad = newest(run)
     DAMAGE[fault](bad / name)
@@ -59,12 +61,18 @@ def test_a_damaged_checkpoint_is_passed_over_by_name(run: Path, name: str, fault
     if found == bad:  # a flipped bit in the manifest's blanks
         assert name == "manifest.json" and "flipped" in fault
     else:
-        assert found == checkpoints.list_checkpoints(run)[-2] and len(wrong) == 1 and str(bad) in wrong[0]
+        assert (
+            found == checkpoints.list_checkpoints(run)[-2]
+            and len(wrong) == 1
+            and str(bad) in wrong[0]
+        )
     checkpoints.load_checkpoint(found)
     tried("survived")
 
 
-def test_the_run_goes_on_from_the_one_before_and_says_so(run: Path, dataset: Path, tried: Callable, capsys: pytest.CaptureFixture) -> None:
+def test_the_run_goes_on_from_the_one_before_and_says_so(
+    run: Path, dataset: Path, tried: Callable, capsys: pytest.CaptureFixture
+) -> None:
     tried("tried")
     good, bad = checkpoints.list_checkpoints(run)
     flip(bad / "model.safetensors", 5000)
@@ -76,13 +84,17 @@ def test_the_run_goes_on_from_the_one_before_and_says_so(run: Path, dataset: Pat
 
 @pytest.mark.parametrize("name", PARTS)
 @pytest.mark.parametrize("fault", ["gone", "empty", "flipped in the middle", "a pipe", "null"])
-def test_a_run_without_a_valid_checkpoint_is_refused(run: Path, dataset: Path, name: str, fault: str, refused: Callable) -> None:
+def test_a_run_without_a_valid_checkpoint_is_refused(
+    run: Path, dataset: Path, name: str, fault: str, refused: Callable
+) -> None:
     for folder in checkpoints.list_checkpoints(run):
         DAMAGE[fault](folder / name)
     refused(train.main, resuming(run, dataset), run, "holds no valid checkpoint")
 
 
-def test_odd_names_among_the_checkpoints_are_left_alone(run: Path, dataset: Path, tried: Callable) -> None:
+def test_odd_names_among_the_checkpoints_are_left_alone(
+    run: Path, dataset: Path, tried: Callable
+) -> None:
     tried("tried")
     for name in ("step-²", "step-", "step--1", "step-٣", "other"):
         (run / "checkpoints" / name).mkdir()
@@ -95,13 +107,36 @@ def test_odd_names_among_the_checkpoints_are_left_alone(run: Path, dataset: Path
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors"])
-@pytest.mark.parametrize("fault", ["a missing tensor", "an extra tensor", "another shape", "no dtype", "offsets out of range", "offsets that overlap"])
-def test_forged_tensors_are_refused(run: Path, dataset: Path, name: str, fault: str, refused: Callable) -> None:
+@pytest.mark.parametrize(
+    "fault",
+    [
+        "a missing tensor",
+        "an extra tensor",
+        "another shape",
+        "no dtype",
+        "offsets out of range",
+        "offsets that overlap",
+    ],
+)
+def test_forged_tensors_are_refused(
+    run: Path, dataset: Path, name: str, fault: str, refused: Callable
+) -> None:
     header, body = taken_apart(newest(run) / name)
     gain = next(key for key in header if key.startswith("model.norm.weight"))
-    moved = {{gain: "model.norm.weight", "model.norm.weight": gain}.get(key, key): entry for key, entry in header.items()}
+    moved = {
+        {gain: "model.norm.weight", "model.norm.weight": gain}.get(key, key): entry
+        for key, entry in header.items()
+    }
     moved = HEADERS[fault](moved)
-    forged(newest(run), name, lambda path: written(path, {gain if key == "model.norm.weight" else key: entry for key, entry in moved.items()}, body))
+    forged(
+        newest(run),
+        name,
+        lambda path: written(
+            path,
+            {gain if key == "model.norm.weight" else key: entry for key, entry in moved.items()},
+            body,
+        ),
+    )
     refused(train.main, resuming(run, dataset), newest(run))
 
 
@@ -115,7 +150,9 @@ STATES: dict[str, Callable[[dict], object]] = {
     "data as a number": lambda state: state | {"data": 5},
     "a run as list": lambda state: state | {"run": []},
     "a field too many": lambda state: state | {"run": state["run"] | {"evil": 1}},
-    "no plan": lambda state: state | {"run": {key: value for key, value in state["run"].items() if key != "plan"}},
+    "no plan": lambda state: (
+        state | {"run": {key: value for key, value in state["run"].items() if key != "plan"}}
+    ),
     "a plan as list": lambda state: state | {"run": state["run"] | {"plan": [1]}},
     "settings as list": lambda state: state | {"settings": [1]},
     "a step as text": lambda state: state | {"run": state["run"] | {"step": "150"}},
@@ -126,19 +163,38 @@ STATES: dict[str, Callable[[dict], object]] = {
 @pytest.mark.parametrize("fault", STATES)
 def test_a_forged_state_is_refused(run: Path, dataset: Path, fault: str, refused: Callable) -> None:
     def change(path: Path) -> None:
-        path.write_text(json.dumps(STATES[fault](json.loads(path.read_text(encoding="utf-8")))), encoding="utf-8")
+        path.write_text(
+            json.dumps(STATES[fault](json.loads(path.read_text(encoding="utf-8")))),
+            encoding="utf-8",
+        )
 
     forged(newest(run), "state.json", change)
     refused(train.main, resuming(run, dataset), newest(run))
 
 
-SETTINGS: dict[str, object] = {"": b"", "null": b"null", "a list": b"[1]", "brackets": b"[" * 200_000, "latin": b"\xe9", "digits": b"9" * 5000}
-SETTINGS |= {"no settings": b"{}", "settings as text": b'{"settings": "x"}', "NaN": b'{"settings": {"learning_rate": NaN}}'}
-SETTINGS |= {"types": b'{"settings": {"n_layer": "2", "resume": 5, "seed": null}}', "huge": b'{"settings": {"head_dim": ' + b"9" * 4000 + b"}}"}
+SETTINGS: dict[str, object] = {
+    "": b"",
+    "null": b"null",
+    "a list": b"[1]",
+    "brackets": b"[" * 200_000,
+    "latin": b"\xe9",
+    "digits": b"9" * 5000,
+}
+SETTINGS |= {
+    "no settings": b"{}",
+    "settings as text": b'{"settings": "x"}',
+    "NaN": b'{"settings": {"learning_rate": NaN}}',
+}
+SETTINGS |= {
+    "types": b'{"settings": {"n_layer": "2", "resume": 5, "seed": null}}',
+    "huge": b'{"settings": {"head_dim": ' + b"9" * 4000 + b"}}",
+}
 
 
 @pytest.mark.parametrize("fault", SETTINGS)
-def test_damaged_settings_are_refused(run: Path, dataset: Path, fault: str, refused: Callable) -> None:
+def test_damaged_settings_are_refused(
+    run: Path, dataset: Path, fault: str, refused: Callable
+) -> None:
     (run / "settings.json").write_bytes(SETTINGS[fault])
     refused(train.main, resuming(run, dataset))
 
@@ -155,7 +211,9 @@ def test_damaged_settings_are_refused(run: Path, dataset: Path, fault: str, refu
         b"null\n5\n[]",
     ],
 )
-def test_a_damaged_log_stops_nothing(run: Path, dataset: Path, junk: bytes, tried: Callable) -> None:
+def test_a_damaged_log_stops_nothing(
+    run: Path, dataset: Path, junk: bytes, tried: Callable
+) -> None:
     tried("tried")
     (run / "log.jsonl").write_bytes(junk + b"\n" + (run / "log.jsonl").read_bytes())
     assert train.main([str(word) for word in resuming(run, dataset)]) == 0

@@ -25,7 +25,10 @@ CONFIGS: dict[str, tuple[bytes, str]] = {
     "exit": (b"exit()", "SystemExit"),
     "exit with success": (b"import sys; sys.exit(0)", "SystemExit"),
     "an exception": (b"1 / 0", "ZeroDivisionError"),
-    "an exception that can't be told": (b"class E(Exception):\n    def __str__(self): 1 / 0\nraise E", "config.py"),
+    "an exception that can't be told": (
+        b"class E(Exception):\n    def __str__(self): 1 / 0\nraise E",
+        "config.py",
+    ),
     "a failed import": (b"import no_such_module", "no_such_module"),
     "brackets": (b"a = " + b"(" * 200_000, "config.py"),
     "minus signs": (b"n_layer = " + b"-" * 100_000 + b"1", "config.py"),
@@ -42,20 +45,27 @@ CONFIGS: dict[str, tuple[bytes, str]] = {
     "empty text": (b"dataset = ''", "must not be empty"),
     "a lone surrogate": (b"dataset = '\\ud800'", ""),
     "NUL in a text": (b"out_dir = 'a\\0b'", ""),
-    "an object that can't be shown": (b"class R:\n    def __repr__(self): 1 / 0\nn_layer = R()", "n_layer"),
+    "an object that can't be shown": (
+        b"class R:\n    def __repr__(self): 1 / 0\nn_layer = R()",
+        "n_layer",
+    ),
     "a key that is odd": (b"globals()['\\ud800'] = 1", "no such setting"),
 }
 
 
 @pytest.mark.parametrize("fault", CONFIGS)
-def test_a_config_file_that_is_wrong_is_refused(tmp_path: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch, fault: str, refused: Callable) -> None:
+def test_a_config_file_that_is_wrong_is_refused(
+    tmp_path: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch, fault: str, refused: Callable
+) -> None:
     monkeypatch.chdir(tmp_path)
     raw, told = CONFIGS[fault]
     (tmp_path / "config.py").write_bytes(raw)
     refused(train.main, ["config.py"], told)
 
 
-def test_a_config_that_is_no_file_is_refused(tmp_path: Path, refused: Callable, little_memory: None) -> None:
+def test_a_config_that_is_no_file_is_refused(
+    tmp_path: Path, refused: Callable, little_memory: None
+) -> None:
     os.mkfifo(tmp_path / "pipe.py")
     (tmp_path / "zero.py").symlink_to("/dev/zero")
     (tmp_path / "loop.py").symlink_to(tmp_path / "loop.py")
@@ -71,7 +81,13 @@ def test_a_byte_order_mark_in_a_config_does_no_harm(tmp_path: Path, refused: Cal
     refused(train.main, [tmp_path / "config.py"], "no prepared data in data/nowhere")
 
 
-COMMANDS = {"train": train.main, "prepare": prepare.main, "prepare_sft": prepare_sft.main, "sample": sample.main, "eval_metrics": eval_metrics.main}
+COMMANDS = {
+    "train": train.main,
+    "prepare": prepare.main,
+    "prepare_sft": prepare_sft.main,
+    "sample": sample.main,
+    "eval_metrics": eval_metrics.main,
+}
 WORDS: list[tuple[str, str]] = [
     ("--no_such_key=1", "no such setting"),
     ("--", ""),
@@ -94,14 +110,36 @@ WORDS: list[tuple[str, str]] = [
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-@pytest.mark.parametrize("word, told", WORDS, ids=[word[:20].encode("unicode_escape").decode() for word, _ in WORDS])
-def test_a_word_that_means_nothing_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, word: str, told: str, refused: Callable) -> None:
+@pytest.mark.parametrize(
+    "word, told", WORDS, ids=[word[:20].encode("unicode_escape").decode() for word, _ in WORDS]
+)
+def test_a_word_that_means_nothing_is_refused(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    command: str,
+    word: str,
+    told: str,
+    refused: Callable,
+) -> None:
     monkeypatch.chdir(tmp_path)
     refused(COMMANDS[command], [word], told)
 
 
 HUGE = [
-    *(f"--{name}=1000000000000" for name in ("n_layer", "n_head", "n_kv_head", "n_embd", "head_dim", "n_hidden", "block_size", "batch_size", "threads")),
+    *(
+        f"--{name}=1000000000000"
+        for name in (
+            "n_layer",
+            "n_head",
+            "n_kv_head",
+            "n_embd",
+            "head_dim",
+            "n_hidden",
+            "block_size",
+            "batch_size",
+            "threads",
+        )
+    ),
     *(f"--{name}=" for name in ("dataset", "out_dir", "init_from", "device")),
     *(
         "--out_dir=/dev/null/x",
@@ -116,14 +154,28 @@ HUGE = [
 
 
 @pytest.mark.parametrize("word", HUGE, ids=lambda word: word[:40])
-def test_a_run_that_is_out_of_all_bounds_is_refused(dataset: Path, tmp_path: Path, word: str, refused: Callable, little_memory: None) -> None:
-    refused(train.main, [f"--dataset={dataset}", *TINY, "--max_iters=1", f"--out_dir={tmp_path / 'out'}", word])
+def test_a_run_that_is_out_of_all_bounds_is_refused(
+    dataset: Path, tmp_path: Path, word: str, refused: Callable, little_memory: None
+) -> None:
+    refused(
+        train.main,
+        [f"--dataset={dataset}", *TINY, "--max_iters=1", f"--out_dir={tmp_path / 'out'}", word],
+    )
 
 
 @pytest.mark.parametrize(
-    "word", ["--num_samples=1000000000000", "--threads=100000", "--batch_size=10000000000", "--out_dir=/dev/null", "--out_dir=" + "x" * 300]
+    "word",
+    [
+        "--num_samples=1000000000000",
+        "--threads=100000",
+        "--batch_size=10000000000",
+        "--out_dir=/dev/null",
+        "--out_dir=" + "x" * 300,
+    ],
 )
-def test_sampling_out_of_all_bounds_is_refused(pretrained: Path, word: str, refused: Callable, little_memory: None) -> None:
+def test_sampling_out_of_all_bounds_is_refused(
+    pretrained: Path, word: str, refused: Callable, little_memory: None
+) -> None:
     refused(sample.main, [f"--out_dir={pretrained}", "--start=x", word])
 
 
@@ -156,14 +208,18 @@ PROMPTS: dict[str, tuple[str, bytes, str]] = {
 
 
 @pytest.mark.parametrize("fault", PROMPTS)
-def test_a_file_of_prompts_that_is_wrong_is_refused(tmp_path: Path, ask: Callable, fault: str, refused: Callable) -> None:
+def test_a_file_of_prompts_that_is_wrong_is_refused(
+    tmp_path: Path, ask: Callable, fault: str, refused: Callable
+) -> None:
     name, raw, told = PROMPTS[fault]
     (tmp_path / name).write_bytes(raw)
     (tmp_path / "out.csv").write_bytes(b"before")
     refused(sample.main, ask(tmp_path / name), tmp_path / name, told)
 
 
-def test_prompts_that_are_no_file_are_refused(tmp_path: Path, ask: Callable, pretrained: Path, refused: Callable, little_memory: None) -> None:
+def test_prompts_that_are_no_file_are_refused(
+    tmp_path: Path, ask: Callable, pretrained: Path, refused: Callable, little_memory: None
+) -> None:
     os.mkfifo(tmp_path / "pipe.txt")
     (tmp_path / "zero.txt").symlink_to("/dev/zero")
     (tmp_path / "loop.txt").symlink_to(tmp_path / "loop.txt")
@@ -171,24 +227,57 @@ def test_prompts_that_are_no_file_are_refused(tmp_path: Path, ask: Callable, pre
     (tmp_path / "large.txt").touch()
     os.truncate(tmp_path / "large.txt", 2 << 30)
     (tmp_path / "latin.txt").write_bytes(b"\xe9")
-    for name in ("pipe.txt", "zero.txt", "loop.txt", "folder.txt", "large.txt", "latin.txt", "gone.txt", "x" * 300 + ".txt"):
+    for name in (
+        "pipe.txt",
+        "zero.txt",
+        "loop.txt",
+        "folder.txt",
+        "large.txt",
+        "latin.txt",
+        "gone.txt",
+        "x" * 300 + ".txt",
+    ):
         refused(sample.main, ask(tmp_path / name), tmp_path / name)
-        refused(sample.main, [f"--out_dir={pretrained}", f"--start=FILE:{tmp_path / name}"], tmp_path / name)
+        refused(
+            sample.main,
+            [f"--out_dir={pretrained}", f"--start=FILE:{tmp_path / name}"],
+            tmp_path / name,
+        )
     (tmp_path / "a.txt").write_text("x", encoding="utf-8")
     os.mkfifo(tmp_path / "pipe.csv")
     for out in ("pipe.csv", "out.pdf", "folder.txt", "loop.txt/a.csv", "a.txt/a.csv"):
         refused(sample.main, ask(tmp_path / "a.txt", out), out.split("/")[0])
 
 
-def test_odd_prompts_are_answered_and_nothing_of_the_others_is_lost(tmp_path: Path, ask: Callable, tried: Callable) -> None:
+def test_odd_prompts_are_answered_and_nothing_of_the_others_is_lost(
+    tmp_path: Path, ask: Callable, tried: Callable
+) -> None:
     spelt = "".join(SPECIALS)
-    odd = ["清晨，", spelt, "a\ud800b", "a\0b", "\ufeff", "", "x" * 5000, "\r\n\x85\u2028", "=cmd()", '"', "🙂" * 40]
+    odd = [
+        "清晨，",
+        spelt,
+        "a\ud800b",
+        "a\0b",
+        "\ufeff",
+        "",
+        "x" * 5000,
+        "\r\n\x85\u2028",
+        "=cmd()",
+        '"',
+        "🙂" * 40,
+    ]
     for name in ("out.csv", "out.jsonl"):
         tried("tried")
         rows = [{"prompt": prompt, "\ud800note": number} for number, prompt in enumerate(odd)]
-        (tmp_path / "in.jsonl").write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
+        (tmp_path / "in.jsonl").write_text(
+            "\n".join(json.dumps(row) for row in rows), encoding="utf-8"
+        )
         assert sample.main([str(word) for word in ask(tmp_path / "in.jsonl", name)]) == 0
         with (tmp_path / name).open(encoding="utf-8", newline="") as file:
-            read = list(csv.DictReader(file)) if name.endswith("csv") else [json.loads(line) for line in file.read().split("\n") if line]
+            read = (
+                list(csv.DictReader(file))
+                if name.endswith("csv")
+                else [json.loads(line) for line in file.read().split("\n") if line]
+            )
         assert len(read) == len(odd) and read[1]["prompt"] == spelt and read[0]["prompt"] == odd[0]
         tried("survived")

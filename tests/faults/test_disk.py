@@ -17,7 +17,13 @@ from shuoshu.core.run_log import RunLog
 from shuoshu.models import weights
 from shuoshu.training import checkpoints, loop
 
-RUN = ["--max_iters=20", "--save_interval=5", "--eval_interval=10", "--sample_tokens=0", "--optimizer=adamw"]
+RUN = [
+    "--max_iters=20",
+    "--save_interval=5",
+    "--eval_interval=10",
+    "--sample_tokens=0",
+    "--optimizer=adamw",
+]
 
 
 def during_steps(monkeypatch, happen):
@@ -67,7 +73,10 @@ def test_a_disk_that_fills_up_is_told_and_tried_again(tiny, small_disk, monkeypa
     assert train.main([*tiny, *RUN, f"--out_dir={small_disk / 'out'}"]) == 0
     told = capsys.readouterr().out
     for step in (10, 15):
-        assert f"can't write the checkpoint of step {step} to {small_disk / 'out'}: no room on the disk: 2." in told
+        assert (
+            f"can't write the checkpoint of step {step} to {small_disk / 'out'}: no room on the disk: 2."
+            in told
+        )
     assert "can't write model.safetensors" in told and is_whole(small_disk / "out", 20)
 
 
@@ -75,20 +84,30 @@ def test_a_disk_that_stays_full_is_an_honest_end(tiny, small_disk, monkeypatch, 
     def happen(step):
         if step == 7:
             (small_disk / "ballast").write_bytes(bytes(shutil.disk_usage(small_disk).free - 4096))
-            monkeypatch.setattr(files, "require_disk_space", lambda *args: None)  # full to the last byte, and nobody foresaw it
+            monkeypatch.setattr(
+                files, "require_disk_space", lambda *args: None
+            )  # full to the last byte, and nobody foresaw it
 
     during_steps(monkeypatch, happen)
     assert train.main([*tiny, *RUN, f"--out_dir={small_disk / 'out'}"]) == 2
     told = capsys.readouterr()
     assert "No space left on device; what stands there is intact, the training goes on" in told.out
-    assert "step 20 can't be saved" in told.err and "the checkpoint of step 5 is intact" in told.err and "Traceback" not in told.err
-    assert is_whole(small_disk / "out", 5) and not [path for path in (small_disk / "out").rglob(".*") if path.name != ".lock"]
+    assert (
+        "step 20 can't be saved" in told.err
+        and "the checkpoint of step 5 is intact" in told.err
+        and "Traceback" not in told.err
+    )
+    assert is_whole(small_disk / "out", 5) and not [
+        path for path in (small_disk / "out").rglob(".*") if path.name != ".lock"
+    ]
     (small_disk / "ballast").unlink()
     monkeypatch.undo()
     assert train.main([*tiny, *RUN, f"--out_dir={small_disk / 'out'}", "--resume"]) == 0
 
 
-def test_a_disk_that_turns_read_only_is_told_and_leaves_all_intact(tiny, tmp_path, monkeypatch, capsys):
+def test_a_disk_that_turns_read_only_is_told_and_leaves_all_intact(
+    tiny, tmp_path, monkeypatch, capsys
+):
     """As the system puts it: a file system with the lock's file open can't be remounted by a test."""
     real = Path.open
 
@@ -97,22 +116,39 @@ def test_a_disk_that_turns_read_only_is_told_and_leaves_all_intact(tiny, tmp_pat
             raise OSError(errno.EROFS, "Read-only file system", str(self))
         return real(self, mode, *args, **kwargs)
 
-    during_steps(monkeypatch, lambda step: monkeypatch.setattr(Path, "open", refused) if step == 7 else None)
+    during_steps(
+        monkeypatch, lambda step: monkeypatch.setattr(Path, "open", refused) if step == 7 else None
+    )
     assert train.main([*tiny, *RUN, f"--out_dir={tmp_path / 'out'}"]) == 2
     monkeypatch.undo()
     told = capsys.readouterr()
-    assert told.out.count("can't write log.jsonl to") == 1 and "step 20 can't be saved" in told.err and "Read-only file system" in told.err
+    assert (
+        told.out.count("can't write log.jsonl to") == 1
+        and "step 20 can't be saved" in told.err
+        and "Read-only file system" in told.err
+    )
     assert "Traceback" not in told.err and is_whole(tmp_path / "out", 5)
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a file that is always full")
 def test_a_training_does_not_end_since_nobody_can_read_of_it(nursery, tiny, tmp_path):
-    assert nursery.wait(nursery.start([*tiny, *RUN, f"--out_dir={tmp_path / 'out'}"], Path("/dev/full"))) == 0
+    assert (
+        nursery.wait(
+            nursery.start([*tiny, *RUN, f"--out_dir={tmp_path / 'out'}"], Path("/dev/full"))
+        )
+        == 0
+    )
     assert is_whole(tmp_path / "out", 20)
 
 
 def test_too_little_room_is_told_before_anything_is_trained(tiny, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(shutil, "disk_usage", lambda folder: (10**9, 10**9 - 10**6, 10**6) and type("usage", (), {"total": 10**9, "free": 10**6}))
+    monkeypatch.setattr(
+        shutil,
+        "disk_usage",
+        lambda folder: (
+            (10**9, 10**9 - 10**6, 10**6) and type("usage", (), {"total": 10**9, "free": 10**6})
+        ),
+    )
     assert train.main([*tiny, *RUN, f"--out_dir={tmp_path / 'out'}"]) == 2
     err = capsys.readouterr().err
     assert str(tmp_path / "out") in err and "are needed, 1.0 MB are free" in err
@@ -121,21 +157,33 @@ def test_too_little_room_is_told_before_anything_is_trained(tiny, tmp_path, monk
 @pytest.mark.parametrize("size", [20_000, 300_000, 1_000_000])
 def test_a_write_that_stops_anywhere_leaves_the_old_state(nursery, tiny, tmp_path, size):
     """The system ends every write at `size` bytes of a file: real errors of real writes, in the first tensors and in the last."""
-    assert nursery.train([*tiny, *RUN, f"--out_dir={tmp_path / 'out'}"], tmp_path / "told", faults={0: {"largest_file": size}}) == [2]
+    assert nursery.train(
+        [*tiny, *RUN, f"--out_dir={tmp_path / 'out'}"],
+        tmp_path / "told",
+        faults={0: {"largest_file": size}},
+    ) == [2]
     told = (tmp_path / "told.0").read_text(encoding="utf-8")
     assert "step 20 can't be saved" in told and "File too large" in told and "Traceback" not in told
-    assert is_whole(tmp_path / "out", 0) and not [path for path in (tmp_path / "out").rglob(".*") if path.name != ".lock"]
+    assert is_whole(tmp_path / "out", 0) and not [
+        path for path in (tmp_path / "out").rglob(".*") if path.name != ".lock"
+    ]
 
 
 def test_a_folder_that_vanishes_is_not_made_anew(tiny, tmp_path, monkeypatch, capsys):
     during_steps(monkeypatch, lambda step: shutil.rmtree(tmp_path / "out") if step == 7 else None)
     assert train.main([*tiny, *RUN, f"--out_dir={tmp_path / 'out'}"]) == 2
     told = capsys.readouterr()
-    assert "can't write the checkpoint of step 10" in told.out and "step 20 can't be saved" in told.err and "Traceback" not in told.err
+    assert (
+        "can't write the checkpoint of step 10" in told.out
+        and "step 20 can't be saved" in told.err
+        and "Traceback" not in told.err
+    )
     assert not (tmp_path / "out").exists()
 
 
-def test_a_disk_that_gives_back_other_bytes_is_noticed_before_the_old_goes(tiny, tmp_path, monkeypatch, capsys):
+def test_a_disk_that_gives_back_other_bytes_is_noticed_before_the_old_goes(
+    tiny, tmp_path, monkeypatch, capsys
+):
     real = weights.write_tensors
 
     def flipped(path, tensors, metadata):
@@ -149,7 +197,10 @@ def test_a_disk_that_gives_back_other_bytes_is_noticed_before_the_old_goes(tiny,
     monkeypatch.setattr(weights, "write_tensors", flipped)
     assert train.main([*tiny, *RUN, "--max_iters=12", f"--out_dir={tmp_path / 'out'}"]) == 0
     assert "step 10 to" in (told := capsys.readouterr().out) and "does not read back" in told
-    assert [path.name for path in checkpoints.list_checkpoints(tmp_path / "out")] == ["step-000005", "step-000012"]
+    assert [path.name for path in checkpoints.list_checkpoints(tmp_path / "out")] == [
+        "step-000005",
+        "step-000012",
+    ]
 
 
 # ---------------------------------------------------------------- which checkpoint goes
@@ -171,7 +222,9 @@ def is_whole_but(out_dir: Path, name: str, damaged: int) -> bool:
     return newest.name == name and len(wrong) == damaged
 
 
-def test_a_checkpoint_that_is_replaced_counts_until_the_new_one_stands(pretrained, tmp_path, monkeypatch):
+def test_a_checkpoint_that_is_replaced_counts_until_the_new_one_stands(
+    pretrained, tmp_path, monkeypatch
+):
     model = weights.load_model(pretrained).model
     checkpoints.save_checkpoint(tmp_path, 10, model, {}, {"fact": "old"})
     real = Path.rename
@@ -189,7 +242,9 @@ def test_a_checkpoint_that_is_replaced_counts_until_the_new_one_stands(pretraine
     assert checkpoints.load_checkpoint(newest)[2]["fact"] == "old" and not wrong
     checkpoints.save_checkpoint(tmp_path, 10, model, {}, {"fact": "newest"})
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-000010"]
-    assert checkpoints.load_checkpoint(tmp_path / "checkpoints" / "step-000010")[2]["fact"] == "newest"
+    assert (
+        checkpoints.load_checkpoint(tmp_path / "checkpoints" / "step-000010")[2]["fact"] == "newest"
+    )
 
 
 # ---------------------------------------------------------------- two runs
@@ -207,8 +262,13 @@ def test_a_second_run_is_sent_away_and_a_kill_lets_go(nursery, tiny, tmp_path, c
         assert train.main([*command, how]) == 2
         err = capsys.readouterr().err
         assert f"in use by another training (process {first} on " in err and err.count("\n") == 1
-    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.safetensors")} == before
-    assert nursery.train([*command, "--resume"], tmp_path / "two", 2) == [2, 2]  # all processes of a second run end
+    assert {
+        path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.safetensors")
+    } == before
+    assert nursery.train([*command, "--resume"], tmp_path / "two", 2) == [
+        2,
+        2,
+    ]  # all processes of a second run end
     os.kill(first, signal.SIGKILL)
     nursery.wait(first)
     assert train.main([*command, "--resume"]) == 0
@@ -242,9 +302,16 @@ def test_an_evaluation_that_is_cut_short_is_done_again(tiny, tmp_path, monkeypat
 
     monkeypatch.setattr(loop.Run, "val_batches", interrupted)
     assert train.main([*command, f"--out_dir={tmp_path / 'cut'}"]) == 143
-    assert [r["step"] for r in RunLog(tmp_path / "cut" / "log.jsonl").read("eval")] == [0] and is_whole(tmp_path / "cut", 10)
+    assert [r["step"] for r in RunLog(tmp_path / "cut" / "log.jsonl").read("eval")] == [
+        0
+    ] and is_whole(tmp_path / "cut", 10)
     monkeypatch.undo()
     assert train.main([f"--out_dir={tmp_path / 'cut'}", "--resume"]) == 0
-    logs = [[(r["step"], r["val_loss"]) for r in RunLog(tmp_path / name / "log.jsonl").read("eval")] for name in ("whole", "cut")]
+    logs = [
+        [(r["step"], r["val_loss"]) for r in RunLog(tmp_path / name / "log.jsonl").read("eval")]
+        for name in ("whole", "cut")
+    ]
     assert logs[0] == logs[1] and len(logs[0]) == 3
-    assert files.sha256_of(tmp_path / "cut" / "model.safetensors") == files.sha256_of(tmp_path / "whole" / "model.safetensors")
+    assert files.sha256_of(tmp_path / "cut" / "model.safetensors") == files.sha256_of(
+        tmp_path / "whole" / "model.safetensors"
+    )

@@ -34,10 +34,16 @@ def out_dir(begun, tmp_path) -> Path:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != ".lock"}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and path.name != ".lock"
+    }
 
 
-def test_a_run_that_came_and_went_meanwhile_is_not_mixed_with(tiny, begun, tmp_path, monkeypatch, capsys):
+def test_a_run_that_came_and_went_meanwhile_is_not_mixed_with(
+    tiny, begun, tmp_path, monkeypatch, capsys
+):
     built = run.Run._build_model
 
     def slowly(self, **more):
@@ -46,12 +52,16 @@ def test_a_run_that_came_and_went_meanwhile_is_not_mixed_with(tiny, begun, tmp_p
 
     monkeypatch.setattr(run.Run, "_build_model", slowly)
     assert train.main([*tiny, *SHORT, f"--out_dir={tmp_path / 'out'}"]) == 2
-    assert "is not empty" in capsys.readouterr().err and contents(tmp_path / "out") == contents(begun)
+    assert "is not empty" in capsys.readouterr().err and contents(tmp_path / "out") == contents(
+        begun
+    )
 
 
 def test_overwriting_without_room_leaves_the_old_run(tiny, out_dir, monkeypatch, capsys):
     before = contents(out_dir)
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: namedtuple("Usage", "total used free")(100, 90, 10))
+    monkeypatch.setattr(
+        shutil, "disk_usage", lambda path: namedtuple("Usage", "total used free")(100, 90, 10)
+    )
     assert train.main([*tiny, *SHORT, "--n_embd=128", f"--out_dir={out_dir}", "--overwrite"]) == 2
     assert "no room on the disk" in capsys.readouterr().err and contents(out_dir) == before
 
@@ -60,12 +70,17 @@ def test_a_folder_that_is_no_runs_is_not_resumed(tiny, tmp_path, capsys):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "config.json").write_text("mine", encoding="utf-8")
     assert train.main([*tiny, *SHORT, f"--out_dir={tmp_path / 'out'}", "--resume"]) == 2
-    assert "is not empty" in capsys.readouterr().err and (tmp_path / "out" / "config.json").read_text(encoding="utf-8") == "mine"
+    assert (
+        "is not empty" in capsys.readouterr().err
+        and (tmp_path / "out" / "config.json").read_text(encoding="utf-8") == "mine"
+    )
 
 
 def test_a_start_that_failed_for_want_of_room_can_be_tried_again(tiny, tmp_path, monkeypatch):
     with monkeypatch.context() as full:
-        full.setattr(shutil, "disk_usage", lambda path: namedtuple("Usage", "total used free")(100, 90, 10))
+        full.setattr(
+            shutil, "disk_usage", lambda path: namedtuple("Usage", "total used free")(100, 90, 10)
+        )
         assert train.main([*tiny, *SHORT, f"--out_dir={tmp_path / 'out'}"]) == 2
     assert train.main([*tiny, *SHORT, f"--out_dir={tmp_path / 'out'}"]) == 0
 
@@ -77,12 +92,16 @@ def forge(folder: Path, name: str) -> None:
     (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
 
 
-@pytest.mark.parametrize("optimizer, lost", [("muon", "momentum"), ("adamw", "exp_avg"), ("adamw", "step")])
+@pytest.mark.parametrize(
+    "optimizer, lost", [("muon", "momentum"), ("adamw", "exp_avg"), ("adamw", "step")]
+)
 def test_an_optimiser_that_lacks_a_tensor_is_refused(tiny, tmp_path, capsys, optimizer, lost):
     command = [*tiny, *SHORT, f"--optimizer={optimizer}", f"--out_dir={tmp_path / 'out'}"]
     assert train.main(command) == 0
     newest, _ = checkpoints.newest_checkpoint(tmp_path / "out")
-    tensors = {name: tensor.clone() for name, tensor in load_file(newest / "optimizer.safetensors").items()}  # the file itself is mapped
+    tensors = {
+        name: tensor.clone() for name, tensor in load_file(newest / "optimizer.safetensors").items()
+    }  # the file itself is mapped
     del tensors[next(name for name in tensors if name.endswith("/" + lost))]
     weights.write_tensors(newest / "optimizer.safetensors", tensors, {"step": "4"})
     forge(newest, "optimizer.safetensors")
@@ -90,16 +109,28 @@ def test_an_optimiser_that_lacks_a_tensor_is_refused(tiny, tmp_path, capsys, opt
     assert f"/{lost} is missing" in capsys.readouterr().err
 
 
-FORGED = [("seconds", "NaN"), ("step", "1" + "0" * 400), ("step", "3"), ("scale", "-1.0"), ("scale", "Infinity"), ("best", "NaN"), ("best_scores", "[null]")]
+FORGED = [
+    ("seconds", "NaN"),
+    ("step", "1" + "0" * 400),
+    ("step", "3"),
+    ("scale", "-1.0"),
+    ("scale", "Infinity"),
+    ("best", "NaN"),
+    ("best_scores", "[null]"),
+]
 
 
-@pytest.mark.parametrize("name, value", [*FORGED, ("plan.eval_interval", "0"), ("plan.decay_from", "NaN")])
+@pytest.mark.parametrize(
+    "name, value", [*FORGED, ("plan.eval_interval", "0"), ("plan.decay_from", "NaN")]
+)
 def test_a_forged_state_is_refused(tiny, out_dir, capsys, name, value):
     newest, _ = checkpoints.newest_checkpoint(out_dir)
     state = json.loads((newest / "state.json").read_text(encoding="utf-8"))
     place = state["run"]["plan"] if name.startswith("plan.") else state["run"]
     place[name.removeprefix("plan.")] = "FORGED"
-    (newest / "state.json").write_text(json.dumps(state).replace('"FORGED"', value), encoding="utf-8")
+    (newest / "state.json").write_text(
+        json.dumps(state).replace('"FORGED"', value), encoding="utf-8"
+    )
     forge(newest, "state.json")
     assert train.main([*tiny, *SHORT, f"--out_dir={out_dir}", "--resume"]) == 2
     assert "doesn't fit" in capsys.readouterr().err
@@ -117,7 +148,9 @@ def test_a_signal_that_is_ignored_stays_ignored():
         signal.signal(signal.SIGHUP, before)
 
 
-def test_processes_that_do_not_find_each_other_are_told_of_torchrun(tiny, tmp_path, monkeypatch, capsys):
+def test_processes_that_do_not_find_each_other_are_told_of_torchrun(
+    tiny, tmp_path, monkeypatch, capsys
+):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "0")
     monkeypatch.delenv("MASTER_ADDR", raising=False)
@@ -137,5 +170,7 @@ def test_when_the_reader_of_our_output_is_gone_the_run_is_saved(tiny, tmp_path, 
 
     monkeypatch.setattr(terminal.Progress, "say", broken)
     monkeypatch.setattr(os, "dup2", lambda a, b: None)
-    assert train.main([*tiny, *SHORT, "--save_interval=100", f"--out_dir={tmp_path / 'out'}"]) == 141
+    assert (
+        train.main([*tiny, *SHORT, "--save_interval=100", f"--out_dir={tmp_path / 'out'}"]) == 141
+    )
     assert checkpoints.newest_checkpoint(tmp_path / "out")[0].name == "step-000002"

@@ -22,7 +22,13 @@ from shuoshu.core import run_log
 from shuoshu.core.cli import parse
 from shuoshu.core.errors import UserError
 from shuoshu.core.run_log import read_settings
-from shuoshu.core.settings import EvalSettings, PrepareSettings, PrepareSftSettings, SampleSettings, TrainSettings
+from shuoshu.core.settings import (
+    EvalSettings,
+    PrepareSettings,
+    PrepareSftSettings,
+    SampleSettings,
+    TrainSettings,
+)
 from shuoshu.evaluation.copies import TrainingText
 from shuoshu.generation import sample_command
 from shuoshu.generation.answers import read_questions
@@ -43,8 +49,15 @@ pytestmark = [pytest.mark.slow] if IS_LONG else []  # no time limit
 
 
 def fuzz(examples: int) -> settings:
-    quiet = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example]
-    return settings(max_examples=examples * (15 if IS_LONG else 1), deadline=None, suppress_health_check=quiet)
+    quiet = [
+        HealthCheck.function_scoped_fixture,
+        HealthCheck.too_slow,
+        HealthCheck.data_too_large,
+        HealthCheck.large_base_example,
+    ]
+    return settings(
+        max_examples=examples * (15 if IS_LONG else 1), deadline=None, suppress_health_check=quiet
+    )
 
 
 @pytest.fixture
@@ -73,14 +86,43 @@ def hurt_bytes(data: st.DataObject, raw: bytes) -> bytes:
         length = data.draw(st.sampled_from([1, 1, 2, 5, 50]))
         made[at : at + data.draw(st.sampled_from([0, length]))] = data.draw(
             st.binary(max_size=4)
-            | st.sampled_from([b"\0", b"\xff", b"[" * 2000, b"9" * 4400, b'"', b"\\ud800", b"NaN", b"-1", b"1e999", bytes(made[at : at + length])])
+            | st.sampled_from(
+                [
+                    b"\0",
+                    b"\xff",
+                    b"[" * 2000,
+                    b"9" * 4400,
+                    b'"',
+                    b"\\ud800",
+                    b"NaN",
+                    b"-1",
+                    b"1e999",
+                    bytes(made[at : at + length]),
+                ]
+            )
         )
     return bytes(made)
 
 
 # ---------------------------------------------------------------- settings
 
-KEYS = ["n_layer", "seed", "dropout", "dataset", "compile", "out_dir", "max_iters", "resume", "unknown", "_hidden", "n-head", "in", "chat", "start", "inputs"]
+KEYS = [
+    "n_layer",
+    "seed",
+    "dropout",
+    "dataset",
+    "compile",
+    "out_dir",
+    "max_iters",
+    "resume",
+    "unknown",
+    "_hidden",
+    "n-head",
+    "in",
+    "chat",
+    "start",
+    "inputs",
+]
 VALUES = [
     "1",
     "-1",
@@ -105,7 +147,28 @@ VALUES = [
     "\0",
 ]
 WORDS = st.sampled_from(
-    [*KEYS, *VALUES, "=", "==", "\n", "\n  ", "(", ")", "+", "-", "if ", "else ", "lambda: ", "import math", "math.inf", "#", "'''", ":", ";", "@"]
+    [
+        *KEYS,
+        *VALUES,
+        "=",
+        "==",
+        "\n",
+        "\n  ",
+        "(",
+        ")",
+        "+",
+        "-",
+        "if ",
+        "else ",
+        "lambda: ",
+        "import math",
+        "math.inf",
+        "#",
+        "'''",
+        ":",
+        ";",
+        "@",
+    ]
 )
 
 
@@ -119,10 +182,18 @@ def test_any_config_file(tmp_path: Path, answered: Callable, source: bytes) -> N
 
 @fuzz(200)
 @given(
-    cls=st.sampled_from([TrainSettings, PrepareSettings, PrepareSftSettings, SampleSettings, EvalSettings]),
+    cls=st.sampled_from(
+        [TrainSettings, PrepareSettings, PrepareSftSettings, SampleSettings, EvalSettings]
+    ),
     argv=st.lists(
         st.text(max_size=8)
-        | st.builds("{}{}{}{}".format, st.sampled_from(["--", "-", ""]), st.sampled_from(KEYS), st.sampled_from(["=", " ", ""]), st.sampled_from(VALUES))
+        | st.builds(
+            "{}{}{}{}".format,
+            st.sampled_from(["--", "-", ""]),
+            st.sampled_from(KEYS),
+            st.sampled_from(["=", " ", ""]),
+            st.sampled_from(VALUES),
+        )
     ),
 )
 def test_any_command_line(answered: Callable, cls: type, argv: list[str]) -> None:
@@ -135,12 +206,14 @@ def test_any_command_line(answered: Callable, cls: type, argv: list[str]) -> Non
 
 @fuzz(100)
 @given(data=st.data())
-def test_any_saved_settings(pretrained: Path, tmp_path: Path, damage: Callable, answered: Callable, data: st.DataObject) -> None:
+def test_any_saved_settings(
+    pretrained: Path, tmp_path: Path, damage: Callable, answered: Callable, data: st.DataObject
+) -> None:
     saved = json.loads((pretrained / "settings.json").read_text(encoding="utf-8"))
     path = tmp_path / "settings.json"
-    path.write_text(json.dumps(damage(data, saved)), encoding="utf-8") if data.draw(st.booleans()) else path.write_bytes(
-        hurt_bytes(data, json.dumps(saved).encode())
-    )
+    path.write_text(json.dumps(damage(data, saved)), encoding="utf-8") if data.draw(
+        st.booleans()
+    ) else path.write_bytes(hurt_bytes(data, json.dumps(saved).encode()))
     read_settings(tmp_path)
     with answered():
         parse(TrainSettings, [], "", base=saved_settings(tmp_path))
@@ -153,24 +226,44 @@ def test_any_saved_settings(pretrained: Path, tmp_path: Path, damage: Callable, 
 RECORDS = [
     {"question": "谁？", "answer": "我。", "n": 1, "split": "train"},
     {"question": "何时？", "answer": "三更天。", "n": 2.5, "split": "val"},
-    {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], "system": "s", "history": [["a", "b"]]},
+    {
+        "messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}],
+        "system": "s",
+        "history": [["a", "b"]],
+    },
 ]
 TABLE = 'question,answer,n\r\n谁？,我。,1\r\n"a\nb","c""d",2\r\n'
 
 
 def check_pairs(pairs: list[Pair], tokenizer: Tokenizer) -> None:
     for pair in pairs:
-        json.dumps([pair.messages, pair.facts, pair.source, pair.group], ensure_ascii=False, allow_nan=False).encode()
+        json.dumps(
+            [pair.messages, pair.facts, pair.source, pair.group],
+            ensure_ascii=False,
+            allow_nan=False,
+        ).encode()
         ids, mask = tokenizer.render(pair.messages)
         special = sum(i in tokenizer.specials.values() for i in ids)
-        assert special == len(pair.messages) + sum(m["role"] == "assistant" for m in pair.messages) and mask[-1] == 1
+        assert (
+            special == len(pair.messages) + sum(m["role"] == "assistant" for m in pair.messages)
+            and mask[-1] == 1
+        )
 
 
 @fuzz(300)
 @given(data=st.data(), kind=st.sampled_from(["json", "jsonl", "csv", "tsv"]))
-def test_any_file_of_questions(tmp_path: Path, tokenizer: Tokenizer, damage: Callable, answered: Callable, data: st.DataObject, kind: str) -> None:
+def test_any_file_of_questions(
+    tmp_path: Path,
+    tokenizer: Tokenizer,
+    damage: Callable,
+    answered: Callable,
+    data: st.DataObject,
+    kind: str,
+) -> None:
     records = damage(data, RECORDS) if data.draw(st.booleans()) else RECORDS
-    lines = "\n".join(json.dumps(record) for record in (records if isinstance(records, list) else [records]))
+    lines = "\n".join(
+        json.dumps(record) for record in (records if isinstance(records, list) else [records])
+    )
     raw = (json.dumps(records) if kind == "json" else lines if kind == "jsonl" else TABLE).encode()
     path = tmp_path / f"a.{kind}"
     path.write_bytes(hurt_bytes(data, raw) if data.draw(st.booleans()) else raw)
@@ -180,8 +273,14 @@ def test_any_file_of_questions(tmp_path: Path, tokenizer: Tokenizer, damage: Cal
 
 @fuzz(150)
 @given(data=st.data(), kind=st.sampled_from(["txt", "jsonl", "csv"]))
-def test_any_file_of_prompts(tmp_path: Path, tokenizer: Tokenizer, answered: Callable, data: st.DataObject, kind: str) -> None:
-    raw = {"txt": "清晨，\n黄昏，", "jsonl": '{"prompt": "a"}\n{"prompt": "b", "n": [1]}', "csv": 'prompt,n\n"a\n""b",1\nc,2\n'}[kind].encode()
+def test_any_file_of_prompts(
+    tmp_path: Path, tokenizer: Tokenizer, answered: Callable, data: st.DataObject, kind: str
+) -> None:
+    raw = {
+        "txt": "清晨，\n黄昏，",
+        "jsonl": '{"prompt": "a"}\n{"prompt": "b", "n": [1]}',
+        "csv": 'prompt,n\n"a\n""b",1\nc,2\n',
+    }[kind].encode()
     (tmp_path / f"a.{kind}").write_bytes(hurt_bytes(data, raw))
     with answered():
         rows, texts = sample_command.read_file(tmp_path / f"a.{kind}")
@@ -198,9 +297,16 @@ def test_any_file_of_prompts(tmp_path: Path, tokenizer: Tokenizer, answered: Cal
 @fuzz(200)
 @given(data=st.data(), suffix=st.sampled_from([".txt", ".zip", ".gz"]))
 def test_any_novel(tmp_path: Path, answered: Callable, data: st.DataObject, suffix: str) -> None:
-    text = data.draw(st.sampled_from([TXT[:690], TXT[:690].decode().encode("gb18030"), TXT[:690].decode().encode("utf-16")]) | st.binary(max_size=200))
+    text = data.draw(
+        st.sampled_from(
+            [TXT[:690], TXT[:690].decode().encode("gb18030"), TXT[:690].decode().encode("utf-16")]
+        )
+        | st.binary(max_size=200)
+    )
     raw = {".txt": text, ".zip": zipped({"a.txt": text}), ".gz": gzip.compress(text)}[suffix]
-    (tmp_path / f"a{suffix}").write_bytes(hurt_bytes(data, raw) if data.draw(st.booleans()) else raw)
+    (tmp_path / f"a{suffix}").write_bytes(
+        hurt_bytes(data, raw) if data.draw(st.booleans()) else raw
+    )
     with answered():
         books, bad = read_books([tmp_path / f"a{suffix}"], tmp_path)
         for book in books:
@@ -219,12 +325,23 @@ def test_any_novel(tmp_path: Path, answered: Callable, data: st.DataObject, suff
 @fuzz(250)
 @given(data=st.data(), of_rows=st.booleans())
 def test_any_meta(
-    dataset: Path, qa: Path, tokenizer: Tokenizer, tmp_path: Path, damage: Callable, answered: Callable, data: st.DataObject, of_rows: bool
+    dataset: Path,
+    qa: Path,
+    tokenizer: Tokenizer,
+    tmp_path: Path,
+    damage: Callable,
+    answered: Callable,
+    data: st.DataObject,
+    of_rows: bool,
 ) -> None:
     whole, folder = qa if of_rows else dataset, tmp_path / "data"
     shutil.copytree(whole, folder, dirs_exist_ok=True)
     right = json.loads((whole / "meta.json").read_text(encoding="utf-8"))
-    raw = json.dumps(damage(data, right)).encode() if data.draw(st.booleans()) else hurt_bytes(data, json.dumps(right).encode())
+    raw = (
+        json.dumps(damage(data, right)).encode()
+        if data.draw(st.booleans())
+        else hurt_bytes(data, json.dumps(right).encode())
+    )
     (folder / "meta.json").write_bytes(raw)
     with answered():
         meta = text_dataset.read_meta(folder)
@@ -234,14 +351,24 @@ def test_any_meta(
             assert (made[0] == QuestionDataset(qa, "train").rows(0, 8, 64, 1)[0]).all()
             read_questions(folder, "val", tokenizer)
         else:
-            assert (text_dataset.TextDataset(folder, "train").rows(0, 8, 64, 1)[0] == text_dataset.TextDataset(dataset, "train").rows(0, 8, 64, 1)[0]).all()
+            assert (
+                text_dataset.TextDataset(folder, "train").rows(0, 8, 64, 1)[0]
+                == text_dataset.TextDataset(dataset, "train").rows(0, 8, 64, 1)[0]
+            ).all()
             TrainingText(folder).spans("三更天，沈砚在渡口")
 
 
 @fuzz(200)
 @given(data=st.data())
-def test_any_header_of_weights(pretrained: Path, tmp_path: Path, damage: Callable, answered: Callable, data: st.DataObject) -> None:
-    shutil.copytree(pretrained, tmp_path / "model", dirs_exist_ok=True, ignore=shutil.ignore_patterns("checkpoints"))
+def test_any_header_of_weights(
+    pretrained: Path, tmp_path: Path, damage: Callable, answered: Callable, data: st.DataObject
+) -> None:
+    shutil.copytree(
+        pretrained,
+        tmp_path / "model",
+        dirs_exist_ok=True,
+        ignore=shutil.ignore_patterns("checkpoints"),
+    )
     path = tmp_path / "model" / "model.safetensors"
     header, body = taken_apart(path)
     path.write_bytes((pretrained / "model.safetensors").read_bytes())
@@ -258,16 +385,31 @@ def test_any_header_of_weights(pretrained: Path, tmp_path: Path, damage: Callabl
         loaded = weights.load_model(tmp_path / "model")
         if not is_forged:
             right = weights.load_model(pretrained).model.tensors()
-            assert all(torch.equal(tensor, right[name]) for name, tensor in loaded.model.tensors().items())
+            assert all(
+                torch.equal(tensor, right[name]) for name, tensor in loaded.model.tensors().items()
+            )
 
 
 @fuzz(60)
 @given(data=st.data(), name=st.sampled_from(["tokenizer.json", "config.json"]))
-def test_any_tokenizer_and_any_config(pretrained: Path, tmp_path: Path, damage: Callable, answered: Callable, data: st.DataObject, name: str) -> None:
+def test_any_tokenizer_and_any_config(
+    pretrained: Path,
+    tmp_path: Path,
+    damage: Callable,
+    answered: Callable,
+    data: st.DataObject,
+    name: str,
+) -> None:
     folder = tmp_path / "model"
-    shutil.copytree(pretrained, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("checkpoints"))
+    shutil.copytree(
+        pretrained, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("checkpoints")
+    )
     raw = (pretrained / name).read_bytes()
-    hurt = json.dumps(damage(data, json.loads(raw))).encode() if data.draw(st.booleans()) else hurt_bytes(data, raw)
+    hurt = (
+        json.dumps(damage(data, json.loads(raw))).encode()
+        if data.draw(st.booleans())
+        else hurt_bytes(data, raw)
+    )
     (folder / name).write_bytes(hurt)
     with answered():
         loaded, right = weights.load_model(folder), weights.load_model(pretrained)
@@ -277,16 +419,35 @@ def test_any_tokenizer_and_any_config(pretrained: Path, tmp_path: Path, damage: 
     (folder / "model.safetensors").unlink()
     with answered():  # without weights that vouch for it
         tokenizer = Tokenizer.load(folder)
-        assert tokenizer.decode(tokenizer.encode("雨夜，<|endoftext|> x")) == "雨夜，<|endoftext|> x"
+        assert (
+            tokenizer.decode(tokenizer.encode("雨夜，<|endoftext|> x")) == "雨夜，<|endoftext|> x"
+        )
 
 
 @fuzz(100)
-@given(data=st.data(), name=st.sampled_from(["manifest.json", "state.json", "model.safetensors", "optimizer.safetensors"]))
-def test_any_checkpoint(pretrained: Path, tmp_path: Path, damage: Callable, data: st.DataObject, name: str, tried: Callable) -> None:
+@given(
+    data=st.data(),
+    name=st.sampled_from(
+        ["manifest.json", "state.json", "model.safetensors", "optimizer.safetensors"]
+    ),
+)
+def test_any_checkpoint(
+    pretrained: Path,
+    tmp_path: Path,
+    damage: Callable,
+    data: st.DataObject,
+    name: str,
+    tried: Callable,
+) -> None:
     shutil.copytree(pretrained / "checkpoints", tmp_path / "checkpoints", dirs_exist_ok=True)
-    folder, raw = tmp_path / "checkpoints" / "step-000150", (pretrained / "checkpoints" / "step-000150" / name).read_bytes()
+    folder, raw = (
+        tmp_path / "checkpoints" / "step-000150",
+        (pretrained / "checkpoints" / "step-000150" / name).read_bytes(),
+    )
     is_json = name.endswith("json") and data.draw(st.booleans())
-    (folder / name).write_bytes(json.dumps(damage(data, json.loads(raw))).encode() if is_json else hurt_bytes(data, raw))
+    (folder / name).write_bytes(
+        json.dumps(damage(data, json.loads(raw))).encode() if is_json else hurt_bytes(data, raw)
+    )
     tried("tried")
     found, wrong = checkpoints.newest_checkpoint(tmp_path)
     assert found is not None and len(wrong) == (found != folder)
@@ -297,11 +458,17 @@ def test_any_checkpoint(pretrained: Path, tmp_path: Path, damage: Callable, data
 
 @fuzz(100)
 @given(data=st.data())
-def test_any_log(pretrained: Path, tmp_path: Path, damage: Callable, data: st.DataObject, tried: Callable) -> None:
+def test_any_log(
+    pretrained: Path, tmp_path: Path, damage: Callable, data: st.DataObject, tried: Callable
+) -> None:
     lines = (pretrained / "log.jsonl").read_bytes().split(b"\n")
     number = data.draw(st.integers(0, len(lines) - 2))
     is_whole = data.draw(st.booleans())
-    lines[number] = json.dumps(damage(data, json.loads(lines[number]))).encode() if is_whole else hurt_bytes(data, lines[number])
+    lines[number] = (
+        json.dumps(damage(data, json.loads(lines[number]))).encode()
+        if is_whole
+        else hurt_bytes(data, lines[number])
+    )
     (tmp_path / "log.jsonl").write_bytes(b"\n".join(lines))
     draws = data.draw(st.integers(0, 19)) == 0  # takes long
     tried("tried")

@@ -21,9 +21,25 @@ from shuoshu.training import checkpoints
 from tests.faults.board import BEGUN, CHECKPOINT, EVALUATION, MODEL, PHASES, STEP, Board
 
 STEPS, SAVED_EVERY = 24, 4
-LARGE = ["--n_layer=3", "--n_head=2", "--n_embd=192", "--block_size=32", "--batch_size=2", "--dtype=float32", "--device=cpu", "--threads=1"]
+LARGE = [
+    "--n_layer=3",
+    "--n_head=2",
+    "--n_embd=192",
+    "--block_size=32",
+    "--batch_size=2",
+    "--dtype=float32",
+    "--device=cpu",
+    "--threads=1",
+]
 LARGE += ["--optimizer=adamw"]  # a checkpoint of 18 MB, and quick steps
-LENGTH = [f"--max_iters={STEPS}", f"--save_interval={SAVED_EVERY}", "--eval_interval=8", "--eval_tokens=1000", "--dropout=0.1", "--sample_tokens=4"]
+LENGTH = [
+    f"--max_iters={STEPS}",
+    f"--save_interval={SAVED_EVERY}",
+    "--eval_interval=8",
+    "--eval_tokens=1000",
+    "--dropout=0.1",
+    "--sample_tokens=4",
+]
 
 
 @dataclass
@@ -36,8 +52,14 @@ class Tally:
 
     def __str__(self) -> str:
         rows = [("killed in", "tried", "survived", "lost")]
-        rows += [(name, self.tried[p], self.tried[p] - self.lost[p], self.lost[p]) for p, name in enumerate(PHASES) if self.tried[p]]
-        rows.append(("all", self.tried.total(), self.tried.total() - self.lost.total(), self.lost.total()))
+        rows += [
+            (name, self.tried[p], self.tried[p] - self.lost[p], self.lost[p])
+            for p, name in enumerate(PHASES)
+            if self.tried[p]
+        ]
+        rows.append(
+            ("all", self.tried.total(), self.tried.total() - self.lost.total(), self.lost.total())
+        )
         return f"{terminal.table(rows)}\n  steps lost by a kill: {max(self.steps_lost, default=0)} at most"
 
 
@@ -53,8 +75,17 @@ class Aim:
     @classmethod
     def draw(cls, chance: random.Random) -> "Aim":
         phase = chance.choices((STEP, EVALUATION, CHECKPOINT, MODEL), (3, 2, 4, 3))[0]
-        point = chance.randrange(1, 120) if phase in (CHECKPOINT, MODEL) and chance.random() < 0.5 else None
-        return cls(phase, chance.randint(1, {STEP: 12, EVALUATION: 2, CHECKPOINT: 3, MODEL: 2}[phase]), chance.random(), point)
+        point = (
+            chance.randrange(1, 120)
+            if phase in (CHECKPOINT, MODEL) and chance.random() < 0.5
+            else None
+        )
+        return cls(
+            phase,
+            chance.randint(1, {STEP: 12, EVALUATION: 2, CHECKPOINT: 3, MODEL: 2}[phase]),
+            chance.random(),
+            point,
+        )
 
 
 USUAL = {STEP: 0.03, EVALUATION: 0.25, CHECKPOINT: 0.08, MODEL: 0.03}  # seconds that they take
@@ -81,8 +112,14 @@ class Harness:
         path.unlink(missing_ok=True)
         board, before = Board(path), newest_step(out_dir)
         faults = {"draws_nothing": True} | ({"saves_in_place": True} if self.in_place else {})
-        faults |= {"board": str(path)} | ({"dies_at_point": [str(path), aim.point]} if aim.point else {})
-        pid = self.nursery.start([*self.command, f"--out_dir={out_dir}", "--resume"], out_dir.with_suffix(".told"), **faults)
+        faults |= {"board": str(path)} | (
+            {"dies_at_point": [str(path), aim.point]} if aim.point else {}
+        )
+        pid = self.nursery.start(
+            [*self.command, f"--out_dir={out_dir}", "--resume"],
+            out_dir.with_suffix(".told"),
+            **faults,
+        )
         if aim.point is None:
             shoot(pid, board, aim)
         code = self.nursery.wait(pid)
@@ -135,7 +172,9 @@ def command(dataset: Path) -> list[str]:
     return [f"--dataset={dataset}", *LARGE, *LENGTH]
 
 
-def test_killed_at_any_moment_nothing_saved_is_lost(nursery, command, tmp_path, pytestconfig, capsys):
+def test_killed_at_any_moment_nothing_saved_is_lost(
+    nursery, command, tmp_path, pytestconfig, capsys
+):
     times = 200 if pytestconfig.getoption("--long") else 20
     assert nursery.train([*command, f"--out_dir={tmp_path / 'whole'}"], tmp_path / "told") == [0]
     harness = Harness(nursery, command, tmp_path)
@@ -145,7 +184,9 @@ def test_killed_at_any_moment_nothing_saved_is_lost(nursery, command, tmp_path, 
     assert harness.tally.tried.total() == times and not harness.tally.lost.total()
     assert sum(harness.tally.tried[phase] for phase in (CHECKPOINT, MODEL)) >= times / 4
     assert max(harness.tally.steps_lost) <= SAVED_EVERY
-    assert {sha256_of(out_dir / "model.safetensors") for out_dir in harness.finished} == {sha256_of(tmp_path / "whole" / "model.safetensors")}
+    assert {sha256_of(out_dir / "model.safetensors") for out_dir in harness.finished} == {
+        sha256_of(tmp_path / "whole" / "model.safetensors")
+    }
 
 
 def test_the_same_kills_lose_files_that_are_written_in_place(nursery, command, tmp_path, capsys):

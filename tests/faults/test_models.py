@@ -22,7 +22,14 @@ from shuoshu.models import weights
 from shuoshu.training import checkpoints
 from tests.conftest import TINY
 
-FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "settings.json", "log.jsonl")
+FILES = (
+    "config.json",
+    "model.safetensors",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "settings.json",
+    "log.jsonl",
+)
 PARTS = ("manifest.json", "model.safetensors", "optimizer.safetensors", "state.json")
 
 
@@ -32,11 +39,25 @@ def model(pretrained: Path, tmp_path: Path) -> Path:
 
 
 def saying(folder: Path) -> list[object]:
-    return [f"--out_dir={folder}", "--start=清晨，", "--max_new_tokens=8", "--temperature=0", "--threads=1"]
+    return [
+        f"--out_dir={folder}",
+        "--start=清晨，",
+        "--max_new_tokens=8",
+        "--temperature=0",
+        "--threads=1",
+    ]
 
 
 def resuming(folder: Path, dataset: Path) -> list[object]:
-    return ["--resume", f"--out_dir={folder}", f"--dataset={dataset}", *TINY, "--max_iters=150", "--eval_interval=50", "--sample_tokens=20"]
+    return [
+        "--resume",
+        f"--out_dir={folder}",
+        f"--dataset={dataset}",
+        *TINY,
+        "--max_iters=150",
+        "--eval_interval=50",
+        "--sample_tokens=20",
+    ]
 
 
 def newest(folder: Path) -> Path:
@@ -48,7 +69,9 @@ def written(path: Path, header: object, body: bytes = b"", sealed: bool = True) 
     raw = header if isinstance(header, bytes) else json.dumps(header).encode()
     if sealed:
         metadata = header.setdefault("__metadata__", {})
-        metadata["sha256"] = sha256(json.dumps({**header, "__metadata__": metadata}).encode() + body).hexdigest()
+        metadata["sha256"] = sha256(
+            json.dumps({**header, "__metadata__": metadata}).encode() + body
+        ).hexdigest()
         raw = json.dumps(header).encode()
     path.write_bytes(len(raw).to_bytes(8, "little") + raw + body)
 
@@ -66,17 +89,23 @@ def taken_apart(path: Path) -> tuple[dict, bytes]:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_flipped_bit_in_a_model_folder_is_refused_or_changes_nothing(model: Path, name: str, capsys: pytest.CaptureFixture, tried: Callable) -> None:
+def test_a_flipped_bit_in_a_model_folder_is_refused_or_changes_nothing(
+    model: Path, name: str, capsys: pytest.CaptureFixture, tried: Callable
+) -> None:
     assert sample.main([str(word) for word in saying(model)]) == 0
     right = capsys.readouterr().out
     whole = (model / name).read_bytes()
     for number in range(40):
         tried("tried")
         at = number * (len(whole) - 1) // 39
-        (model / name).write_bytes(whole[:at] + bytes([whole[at] ^ (1 << number % 8)]) + whole[at + 1 :])
+        (model / name).write_bytes(
+            whole[:at] + bytes([whole[at] ^ (1 << number % 8)]) + whole[at + 1 :]
+        )
         code = sample.main([str(word) for word in saying(model)])
         out, err = capsys.readouterr()
-        assert (code == 0 and out == right) or (code == 2 and err.startswith("error: ") and str(model) in err), (at, code, out, err)
+        assert (code == 0 and out == right) or (
+            code == 2 and err.startswith("error: ") and str(model) in err
+        ), (at, code, out, err)
         tried("refused" if code else "survived")
 
 
@@ -90,13 +119,20 @@ def test_a_file_that_is_cut_anywhere_is_refused(model: Path, name: str, refused:
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
 @pytest.mark.parametrize("kind", ["gone", "pipe", "device", "folder", "endless"])
-def test_what_is_no_file_of_its_kind_is_refused(model: Path, name: str, kind: str, refused: Callable, little_memory: None) -> None:
+def test_what_is_no_file_of_its_kind_is_refused(
+    model: Path, name: str, kind: str, refused: Callable, little_memory: None
+) -> None:
     path = model / name
     if kind == "endless":
         os.truncate(path, 600 << 20)
     else:
         path.unlink()
-        makers = {"pipe": os.mkfifo, "device": lambda path: path.symlink_to("/dev/zero"), "folder": Path.mkdir, "gone": lambda path: None}
+        makers = {
+            "pipe": os.mkfifo,
+            "device": lambda path: path.symlink_to("/dev/zero"),
+            "folder": Path.mkdir,
+            "gone": lambda path: None,
+        }
         makers[kind](path)
     refused(sample.main, saying(model), model)
 
@@ -125,21 +161,37 @@ CONFIGS = {
     "tied by a text": {"tie_word_embeddings": "no"},
     "rope as text": {"rope_parameters": "default"},
     "scaled": {"rope_scaling": {"type": "linear"}},
-    "another base": {"rope_theta": 5e5, "rope_parameters": {"rope_type": "default", "rope_theta": 5e5}},
+    "another base": {
+        "rope_theta": 5e5,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 5e5},
+    },
 }
-RAW = {"empty": b"", "a list": b"[]", "null": b"null", "NUL": bytes(50), "brackets": b"[" * 200_000, "digits": b'{"vocab_size": ' + b"9" * 5000 + b"}"}
+RAW = {
+    "empty": b"",
+    "a list": b"[]",
+    "null": b"null",
+    "NUL": bytes(50),
+    "brackets": b"[" * 200_000,
+    "digits": b'{"vocab_size": ' + b"9" * 5000 + b"}",
+}
 
 
 @pytest.mark.parametrize("fault", CONFIGS)
-def test_another_shape_is_refused_before_memory_is_taken(model: Path, fault: str, refused: Callable, little_memory: None) -> None:
+def test_another_shape_is_refused_before_memory_is_taken(
+    model: Path, fault: str, refused: Callable, little_memory: None
+) -> None:
     config = json.loads((model / "config.json").read_text(encoding="utf-8"))
     (model / "config.json").write_text(json.dumps({**config, **CONFIGS[fault]}), encoding="utf-8")
-    assert "alloc" not in refused(sample.main, saying(model), model)  # not because the memory was not there
+    assert "alloc" not in refused(
+        sample.main, saying(model), model
+    )  # not because the memory was not there
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json"])
 @pytest.mark.parametrize("fault", RAW)
-def test_json_that_is_none_is_refused(model: Path, name: str, fault: str, refused: Callable) -> None:
+def test_json_that_is_none_is_refused(
+    model: Path, name: str, fault: str, refused: Callable
+) -> None:
     (model / name).write_bytes(RAW[fault])
     refused(sample.main, saying(model), model)
 
@@ -168,9 +220,16 @@ def changed(name: str, **fields: object) -> Callable[[dict], dict]:
 
 NORM = "model.norm.weight"
 HEADERS: dict[str, Callable[[dict], dict]] = {
-    "a missing tensor": lambda header: {name: entry for name, entry in header.items() if name != NORM},
-    "an extra tensor": lambda header: {**header, "extra": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}},
-    "a renamed tensor": lambda header: {name.replace("self_attn", "attention"): entry for name, entry in header.items()},
+    "a missing tensor": lambda header: {
+        name: entry for name, entry in header.items() if name != NORM
+    },
+    "an extra tensor": lambda header: {
+        **header,
+        "extra": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]},
+    },
+    "a renamed tensor": lambda header: {
+        name.replace("self_attn", "attention"): entry for name, entry in header.items()
+    },
     "another shape": changed(NORM, shape=[8, 8]),
     "a shape too large": changed(NORM, shape=[10**12]),
     "a negative shape": changed(NORM, shape=[-64]),
@@ -191,7 +250,9 @@ HEADERS: dict[str, Callable[[dict], dict]] = {
 
 
 @pytest.mark.parametrize("fault", HEADERS)
-def test_a_forged_header_is_refused_though_its_hash_is_right(model: Path, fault: str, refused: Callable, little_memory: None) -> None:
+def test_a_forged_header_is_refused_though_its_hash_is_right(
+    model: Path, fault: str, refused: Callable, little_memory: None
+) -> None:
     header, body = taken_apart(model / "model.safetensors")
     written(model / "model.safetensors", HEADERS[fault](header), body)
     refused(sample.main, saying(model), model)
@@ -214,13 +275,22 @@ UNSEALED = {
 
 
 @pytest.mark.parametrize("fault", UNSEALED)
-def test_a_header_that_is_none_is_refused_without_taking_memory(model: Path, fault: str, refused: Callable, little_memory: None) -> None:
+def test_a_header_that_is_none_is_refused_without_taking_memory(
+    model: Path, fault: str, refused: Callable, little_memory: None
+) -> None:
     (model / "model.safetensors").write_bytes(UNSEALED[fault])
-    refused(sample.main, saying(model), model / "model.safetensors", "is damaged or no weights file of Shuoshu")
+    refused(
+        sample.main,
+        saying(model),
+        model / "model.safetensors",
+        "is damaged or no weights file of Shuoshu",
+    )
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_weights_that_are_no_numbers_are_refused(model: Path, value: float, refused: Callable) -> None:
+def test_weights_that_are_no_numbers_are_refused(
+    model: Path, value: float, refused: Callable
+) -> None:
     loaded = weights.load_model(model)
     with torch.no_grad():
         loaded.model.lm_head.weight[3, 3] = value
@@ -236,13 +306,21 @@ class Evil:
         return os.system, (f"touch {os.environ['SENTINEL']}",)
 
 
-def test_nothing_is_ever_unpickled(pretrained: Path, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tried: Callable) -> None:
+def test_nothing_is_ever_unpickled(
+    pretrained: Path,
+    dataset: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tried: Callable,
+) -> None:
     monkeypatch.setenv("SENTINEL", str(tmp_path / "ran"))
     pickle.loads(pickle.dumps(Evil()))
     assert (tmp_path / "ran").exists()  # that is what it would do
     (tmp_path / "ran").unlink()
     folder = tmp_path / "model"
-    for number, name in enumerate((*FILES, *(f"{newest(pretrained).relative_to(pretrained)}/{part}" for part in PARTS))):
+    for number, name in enumerate(
+        (*FILES, *(f"{newest(pretrained).relative_to(pretrained)}/{part}" for part in PARTS))
+    ):
         tried("tried")
         shutil.copytree(pretrained, folder)
         if number % 2:
@@ -250,9 +328,23 @@ def test_nothing_is_ever_unpickled(pretrained: Path, dataset: Path, tmp_path: Pa
         else:
             (folder / name).write_bytes(pickle.dumps(Evil(), protocol=number // 2))
         codes = [sample.main([str(word) for word in saying(folder)])]
-        codes.append(eval_metrics.main([str(folder), f"--data={dataset}", "--limit=1", "--max_new_tokens=1", "--threads=1"])) if name in FILES else None
+        codes.append(
+            eval_metrics.main(
+                [str(folder), f"--data={dataset}", "--limit=1", "--max_new_tokens=1", "--threads=1"]
+            )
+        ) if name in FILES else None
         codes.append(train.main([str(word) for word in resuming(folder, dataset)]))
-        codes.append(train.main([f"--dataset={dataset}", *TINY, f"--init_from={folder}", f"--out_dir={folder / 'new'}", "--max_iters=1"]))
+        codes.append(
+            train.main(
+                [
+                    f"--dataset={dataset}",
+                    *TINY,
+                    f"--init_from={folder}",
+                    f"--out_dir={folder / 'new'}",
+                    "--max_iters=1",
+                ]
+            )
+        )
         assert set(codes) <= {0, 2} and not (tmp_path / "ran").exists(), (name, codes)
         shutil.rmtree(folder)
         tried("refused" if 2 in codes else "survived")
@@ -261,7 +353,9 @@ def test_nothing_is_ever_unpickled(pretrained: Path, dataset: Path, tmp_path: Pa
 # ---------------------------------------------------------------- wherever a model is read
 
 
-def test_every_command_that_reads_a_model_refuses_a_bad_one(model: Path, pretrained: Path, dataset: Path, tmp_path: Path, refused: Callable) -> None:
+def test_every_command_that_reads_a_model_refuses_a_bad_one(
+    model: Path, pretrained: Path, dataset: Path, tmp_path: Path, refused: Callable
+) -> None:
     text, questions = tmp_path / "a.txt", tmp_path / "a.json"
     text.write_text("雨夜。\n" * 50, encoding="utf-8")
     questions.write_text('[{"question": "谁？", "answer": "我。"}]', encoding="utf-8")
@@ -270,9 +364,22 @@ def test_every_command_that_reads_a_model_refuses_a_bad_one(model: Path, pretrai
         whole = (model / name).read_bytes()
         for raw in (whole[: len(whole) // 2], b"[" * 100_000, b""):
             (model / name).write_bytes(raw)
-            refused(train.main, [f"--dataset={dataset}", *TINY, f"--init_from={model}", f"--out_dir={tmp_path / 'new'}"], model)
+            refused(
+                train.main,
+                [
+                    f"--dataset={dataset}",
+                    *TINY,
+                    f"--init_from={model}",
+                    f"--out_dir={tmp_path / 'new'}",
+                ],
+                model,
+            )
             refused(eval_metrics.main, [model, f"--data={dataset}", "--threads=1"], model)
-            refused(eval_metrics.main, [pretrained, f"--compare={model}", f"--data={dataset}", "--threads=1"], model)
+            refused(
+                eval_metrics.main,
+                [pretrained, f"--compare={model}", f"--data={dataset}", "--threads=1"],
+                model,
+            )
             if name != "model.safetensors":
                 refused(prepare_sft.main, [questions, out, f"--tokenizer={model}"], model)
             if name == "tokenizer.json":

@@ -17,7 +17,9 @@ import prepare
 from shuoshu.text.tokenizer import SPECIALS, Tokenizer
 
 
-def zipped(members: dict[str, bytes], mode: int = 0o600, method: int = zipfile.ZIP_DEFLATED) -> bytes:
+def zipped(
+    members: dict[str, bytes], mode: int = 0o600, method: int = zipfile.ZIP_DEFLATED
+) -> bytes:
     raw = io.BytesIO()
     with zipfile.ZipFile(raw, "w", method) as archive:
         for name, content in members.items():
@@ -51,11 +53,23 @@ REFUSED: dict[str, tuple[str, bytes, str]] = {
     "a cut zip": ("a.zip", WHOLE[:-30], "damaged"),
     "a changed zip": ("a.zip", WHOLE[:60] + b"\0\0\0\0" + WHOLE[64:], "damaged"),
     "an encrypted zip": ("a.zip", flagged(WHOLE, 1), "can't be opened"),
-    "a link in a zip": ("a.zip", zipped({"a.txt": b"/etc/passwd"}, mode=0o120777), "holds no .txt file"),
+    "a link in a zip": (
+        "a.zip",
+        zipped({"a.txt": b"/etc/passwd"}, mode=0o120777),
+        "holds no .txt file",
+    ),
     "a zip bomb": ("a.zip", zipped({"a.txt": b"a" * 30_000_000}), "it unpacks to more than"),
-    "a zip bomb in pieces": ("a.zip", zipped({f"{n}.txt": b"a" * 2_000_000 for n in range(20)}), "it unpacks to more than"),
+    "a zip bomb in pieces": (
+        "a.zip",
+        zipped({f"{n}.txt": b"a" * 2_000_000 for n in range(20)}),
+        "it unpacks to more than",
+    ),
     "a gzip bomb": ("a.txt.gz", gzip.compress(b"a\n" * 15_000_000), "it unpacks to more than"),
-    "bombs one after another": ("a.gz", gzip.compress(b"a\n" * 500_000) * 30, "it unpacks to more than"),
+    "bombs one after another": (
+        "a.gz",
+        gzip.compress(b"a\n" * 500_000) * 30,
+        "it unpacks to more than",
+    ),
     "no gzip": ("a.gz", b"hello", "damaged"),
     "a cut gzip": ("a.gz", gzip.compress(TXT)[:-9], "damaged"),
 }
@@ -65,12 +79,20 @@ REFUSED: dict[str, tuple[str, bytes, str]] = {
 def test_what_is_no_novel_is_refused(tmp_path: Path, fault: str, refused: Callable) -> None:
     name, raw, told = REFUSED[fault]
     (tmp_path / name).write_bytes(raw)
-    refused(prepare.main, [tmp_path / name, f"--out={tmp_path / 'out'}"], tmp_path / name, told, "nothing was written")
+    refused(
+        prepare.main,
+        [tmp_path / name, f"--out={tmp_path / 'out'}"],
+        tmp_path / name,
+        told,
+        "nothing was written",
+    )
 
 
 @pytest.mark.parametrize("name", ["a.txt", "a.zip", "a.gz"])
 @pytest.mark.parametrize("head", [b"", TXT])
-def test_a_file_of_gigabytes_is_refused_with_little_memory(tmp_path: Path, name: str, head: bytes, refused: Callable, little_memory: None) -> None:
+def test_a_file_of_gigabytes_is_refused_with_little_memory(
+    tmp_path: Path, name: str, head: bytes, refused: Callable, little_memory: None
+) -> None:
     (tmp_path / name).write_bytes(head)
     os.truncate(tmp_path / name, 2 << 30)
     refused(prepare.main, [tmp_path / name, f"--out={tmp_path / 'out'}"], tmp_path / name)
@@ -82,7 +104,12 @@ def test_what_is_no_file_is_refused(tmp_path: Path, refused: Callable) -> None:
     (tmp_path / "up").symlink_to(tmp_path)
     (tmp_path / "zero.txt").symlink_to("/dev/zero")
     out = f"--out={tmp_path / 'out'}"
-    for path, told in (("pipe.txt", "pipe or a device"), ("zero.txt", "pipe or a device"), ("gone.txt", "no file or folder"), ("x" * 300, "x")):
+    for path, told in (
+        ("pipe.txt", "pipe or a device"),
+        ("zero.txt", "pipe or a device"),
+        ("gone.txt", "no file or folder"),
+        ("x" * 300, "x"),
+    ):
         refused(prepare.main, [tmp_path / path, out], told)
     refused(prepare.main, ["/dev/zero", out], "pipe or a device")
     refused(prepare.main, [tmp_path, out], "holds no .txt, .zip, .gz file")
@@ -92,36 +119,65 @@ def test_what_is_no_file_is_refused(tmp_path: Path, refused: Callable) -> None:
     refused(prepare.main, [tmp_path / "a.txt", f"--out={tmp_path / 'loop.txt'}"], "loop.txt")
     refused(prepare.main, [tmp_path / "a.txt", f"--out={tmp_path / 'a.txt'}"], "a.txt")
     refused(prepare.main, [tmp_path / "a.txt", out, "--encoding=rot13"], "rot13")
-    refused(prepare.main, [tmp_path / "a.txt", out, f"--tokenizer={tmp_path}"], "there is no tokenizer in")
+    refused(
+        prepare.main,
+        [tmp_path / "a.txt", out, f"--tokenizer={tmp_path}"],
+        "there is no tokenizer in",
+    )
 
 
-def test_one_bad_file_keeps_the_others_from_being_half_written(tmp_path: Path, refused: Callable) -> None:
+def test_one_bad_file_keeps_the_others_from_being_half_written(
+    tmp_path: Path, refused: Callable
+) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "good.txt").write_bytes(TXT)
     (tmp_path / "in" / "bad.txt").write_bytes(bytes(9999))
     out = tmp_path / "out"
     refused(prepare.main, [tmp_path / "in", f"--out={out}"], "bad.txt", "--skip_bad")
-    assert prepare.main([str(tmp_path / "in"), f"--out={out}", "--skip_bad", "--vocab_size=300"]) == 0
+    assert (
+        prepare.main([str(tmp_path / "in"), f"--out={out}", "--skip_bad", "--vocab_size=300"]) == 0
+    )
     refused(prepare.main, [tmp_path / "in", f"--out={out}"], "bad.txt")  # and what is there stays
 
 
 def test_links_and_paths_in_archives_lead_nowhere(tmp_path: Path, tried: Callable) -> None:
     tried("tried")
     (tmp_path / "in").mkdir()
-    (tmp_path / "in" / "a.zip").write_bytes(zipped({"../../up.txt": TXT, "/abs.txt": TXT, "C:\\win.txt": TXT, "d/../../e.txt": TXT, "\n.txt": TXT}))
+    (tmp_path / "in" / "a.zip").write_bytes(
+        zipped(
+            {
+                "../../up.txt": TXT,
+                "/abs.txt": TXT,
+                "C:\\win.txt": TXT,
+                "d/../../e.txt": TXT,
+                "\n.txt": TXT,
+            }
+        )
+    )
     before = sorted(path.name for path in tmp_path.iterdir())
-    assert prepare.main([str(tmp_path / "in"), f"--out={tmp_path / 'out'}", "--vocab_size=300"]) == 0
+    assert (
+        prepare.main([str(tmp_path / "in"), f"--out={tmp_path / 'out'}", "--vocab_size=300"]) == 0
+    )
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*before, "out"])
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["meta.json", "tokenizer.json", "train.bin", "val.bin"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "meta.json",
+        "tokenizer.json",
+        "train.bin",
+        "val.bin",
+    ]
     tried("survived")
 
 
-def test_a_name_in_another_encoding_is_read_from_its_folder(tmp_path: Path, tried: Callable) -> None:
+def test_a_name_in_another_encoding_is_read_from_its_folder(
+    tmp_path: Path, tried: Callable
+) -> None:
     tried("tried")
     (tmp_path / "in").mkdir()
     with open(os.fsencode(tmp_path / "in") + b"/" + "雨夜.txt".encode("gb18030"), "wb") as file:  # noqa: PTH123
         file.write(TXT)
-    assert prepare.main([str(tmp_path / "in"), f"--out={tmp_path / 'out'}", "--vocab_size=300"]) == 0
+    assert (
+        prepare.main([str(tmp_path / "in"), f"--out={tmp_path / 'out'}", "--vocab_size=300"]) == 0
+    )
     [book] = json.loads((tmp_path / "out" / "meta.json").read_text(encoding="utf-8"))["books"]
     assert "�" in book["title"]
     tried("survived")
@@ -134,7 +190,12 @@ def test_special_tokens_written_out_are_letters(tmp_path: Path, tried: Callable)
     (tmp_path / "a.zip").write_bytes(zipped({f"{spelt}.txt": text.encode()}))
     for kind in ("bpe", "chars"):
         out = tmp_path / kind
-        assert prepare.main([str(tmp_path / "a.zip"), f"--out={out}", f"--tokenizer={kind}", "--val_fraction=0"]) == 0
+        assert (
+            prepare.main(
+                [str(tmp_path / "a.zip"), f"--out={out}", f"--tokenizer={kind}", "--val_fraction=0"]
+            )
+            == 0
+        )
         tokenizer, ids = Tokenizer.load(out), np.fromfile(out / "train.bin", "<u2")
         special = np.isin(ids, list(tokenizer.specials.values()))
         assert special.sum() == 1 and ids[-1] == tokenizer.end

@@ -15,7 +15,13 @@ from shuoshu.core.errors import REPO_ROOT
 from shuoshu.core.run_log import RunLog
 from shuoshu.training import checkpoints
 
-STEADY = ["--optimizer=adamw", "--dropout=0", "--log_interval=1", "--sample_tokens=0", "--batch_size=8"]
+STEADY = [
+    "--optimizer=adamw",
+    "--dropout=0",
+    "--log_interval=1",
+    "--sample_tokens=0",
+    "--batch_size=8",
+]
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +32,15 @@ def prose(tiny: list[str]) -> list[str]:
 @pytest.fixture(scope="module")
 def questions(sft: list[str]) -> list[str]:
     """Of very different lengths; with a resumption in the middle."""
-    return [*sft, *STEADY, "--max_iters=20", "--save_interval=10", "--eval_interval=20", "--eval_questions=6", "--gradient_accumulation_steps=1"]
+    return [
+        *sft,
+        *STEADY,
+        "--max_iters=20",
+        "--save_interval=10",
+        "--eval_interval=20",
+        "--eval_questions=6",
+        "--gradient_accumulation_steps=1",
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +48,9 @@ def alone(nursery, prose, questions, tmp_path_factory) -> dict[str, Path]:
     """Both trainings in one process."""
     folder = tmp_path_factory.mktemp("alone")
     for name, command in (("text", prose), ("questions", questions)):
-        assert nursery.train([*command, f"--out_dir={folder / name}"], folder / "told") == [0], (folder / "told.0").read_text(encoding="utf-8")
+        assert nursery.train([*command, f"--out_dir={folder / name}"], folder / "told") == [0], (
+            folder / "told.0"
+        ).read_text(encoding="utf-8")
     return {name: folder / name for name in ("text", "questions")}
 
 
@@ -54,13 +70,24 @@ def best_scores(out_dir: Path) -> list[float]:
 # ---------------------------------------------------------------- the same training
 
 
-@pytest.mark.parametrize("task, world", [("text", 2), ("text", 4), ("text", 8), ("questions", 2), ("questions", 4)])
-def test_shared_by_processes_it_is_the_same_training(nursery, alone, request, tmp_path, task, world):
-    command = [*request.getfixturevalue({"text": "prose"}.get(task, task)), f"--out_dir={tmp_path / 'out'}"]
-    assert nursery.train(command, tmp_path / "told", world) == [0] * world, (tmp_path / "told.0").read_text(encoding="utf-8")
+@pytest.mark.parametrize(
+    "task, world", [("text", 2), ("text", 4), ("text", 8), ("questions", 2), ("questions", 4)]
+)
+def test_shared_by_processes_it_is_the_same_training(
+    nursery, alone, request, tmp_path, task, world
+):
+    command = [
+        *request.getfixturevalue({"text": "prose"}.get(task, task)),
+        f"--out_dir={tmp_path / 'out'}",
+    ]
+    assert nursery.train(command, tmp_path / "told", world) == [0] * world, (
+        tmp_path / "told.0"
+    ).read_text(encoding="utf-8")
     assert losses(tmp_path / "out") == pytest.approx(losses(alone[task]), rel=1e-5)
     assert last_val_loss(tmp_path / "out") == pytest.approx(last_val_loss(alone[task]), rel=1e-5)
-    assert best_scores(tmp_path / "out") == best_scores(alone[task]) and len(best_scores(alone[task])) == (6 if task == "questions" else 0)
+    assert best_scores(tmp_path / "out") == best_scores(alone[task]) and len(
+        best_scores(alone[task])
+    ) == (6 if task == "questions" else 0)
     assert not (tmp_path / "told.1").read_text(encoding="utf-8")  # one process speaks
 
 
@@ -74,14 +101,23 @@ def test_with_muon_in_fp32_too(nursery, prose, tmp_path):
 def test_questions_need_the_count_of_all_targets(nursery, alone, questions, tmp_path):
     """Each process dividing by its own count would be another training: rows have answers of very different lengths."""
     faults = {rank: {"without": ["global count"]} for rank in range(2)}
-    assert nursery.train([*questions, f"--out_dir={tmp_path / 'out'}"], tmp_path / "told", 2, faults) == [0, 0]
+    assert nursery.train(
+        [*questions, f"--out_dir={tmp_path / 'out'}"], tmp_path / "told", 2, faults
+    ) == [0, 0]
     assert losses(tmp_path / "out") != pytest.approx(losses(alone["questions"]), rel=1e-3)
 
 
 @pytest.mark.parametrize("before, after", [(2, 1), (1, 2)])
-def test_a_run_goes_on_with_another_number_of_processes(nursery, alone, prose, tmp_path, before, after):
+def test_a_run_goes_on_with_another_number_of_processes(
+    nursery, alone, prose, tmp_path, before, after
+):
     command = [*prose, f"--out_dir={tmp_path / 'out'}"]
-    codes = nursery.train(command, tmp_path / "before", before, {rank: {"fails_at": [13, "killed"]} for rank in range(before)})
+    codes = nursery.train(
+        command,
+        tmp_path / "before",
+        before,
+        {rank: {"fails_at": [13, "killed"]} for rank in range(before)},
+    )
     assert codes == [-signal.SIGKILL] * before
     assert nursery.train([*command, "--resume"], tmp_path / "after", after) == [0] * after
     assert "step-000010" in (tmp_path / "after.0").read_text(encoding="utf-8")
@@ -93,13 +129,19 @@ def test_gradients_travel_once_a_step_and_nothing_else_does(nursery, prose, tmp_
     for name, settings, faults in (
         ("one", [], {}),
         ("four", ["--batch_size=2", "--gradient_accumulation_steps=4"], {}),
-        ("careless", ["--batch_size=2", "--gradient_accumulation_steps=4"], {"without": ["no_sync"]}),
+        (
+            "careless",
+            ["--batch_size=2", "--gradient_accumulation_steps=4"],
+            {"without": ["no_sync"]},
+        ),
     ):
         command = [*prose, *settings, "--max_iters=3", f"--out_dir={tmp_path / name}"]
         faults = {0: {**faults, "counts_messages": str(tmp_path / f"{name}.json")}, 1: faults}
         assert nursery.train(command, tmp_path / name, 2, faults) == [0, 0]
         messages.append(json.loads((tmp_path / f"{name}.json").read_text(encoding="utf-8")))
-    assert messages[0] == messages[1] and set(messages[0]) == {"gloo:all_reduce"}  # the gradients, the loss
+    assert messages[0] == messages[1] and set(messages[0]) == {
+        "gloo:all_reduce"
+    }  # the gradients, the loss
     assert messages[2]["gloo:all_reduce"] > messages[1]["gloo:all_reduce"]
 
 
@@ -117,7 +159,9 @@ def wait_for(told: Path, line: str) -> None:
 def test_a_signal_to_one_process_stops_all_in_mid_evaluation(nursery, prose, tmp_path, rank):
     """The evaluation would take a minute; what it had so far counts for nothing, and is done again."""
     command = [*prose, "--batch_size=2", f"--out_dir={tmp_path / 'out'}"]
-    pids = nursery.start_group(command, tmp_path / "told", 2, {r: {"slow": {"batch": 2.5}} for r in range(2)})
+    pids = nursery.start_group(
+        command, tmp_path / "told", 2, {r: {"slow": {"batch": 2.5}} for r in range(2)}
+    )
     wait_for(tmp_path / "told.0", "machine")
     time.sleep(0.5)
     os.kill(pids[rank], signal.SIGTERM)
@@ -125,18 +169,34 @@ def test_a_signal_to_one_process_stops_all_in_mid_evaluation(nursery, prose, tmp
     assert [nursery.wait(pid) for pid in pids] == [143, 143]
     assert time.monotonic() - began < 20
     assert "stopped by SIGTERM after step 0" in (tmp_path / "told.0").read_text(encoding="utf-8")
-    assert not RunLog(tmp_path / "out" / "log.jsonl").read("eval") and checkpoints.newest_checkpoint(tmp_path / "out")[0].name == "step-000000"
+    assert (
+        not RunLog(tmp_path / "out" / "log.jsonl").read("eval")
+        and checkpoints.newest_checkpoint(tmp_path / "out")[0].name == "step-000000"
+    )
 
 
-@pytest.mark.parametrize("rank, how, told", [(1, "killed", ""), (1, "error", "ValueError: only here"), (0, "mistake", "error: only here")])
-def test_one_that_fails_ends_the_other_with_the_cause_told(nursery, prose, tmp_path, rank, how, told):
-    pids = nursery.start_group([*prose, f"--out_dir={tmp_path / 'out'}"], tmp_path / "told", 2, {rank: {"fails_at": [11, how]}})
+@pytest.mark.parametrize(
+    "rank, how, told",
+    [(1, "killed", ""), (1, "error", "ValueError: only here"), (0, "mistake", "error: only here")],
+)
+def test_one_that_fails_ends_the_other_with_the_cause_told(
+    nursery, prose, tmp_path, rank, how, told
+):
+    pids = nursery.start_group(
+        [*prose, f"--out_dir={tmp_path / 'out'}"],
+        tmp_path / "told",
+        2,
+        {rank: {"fails_at": [11, how]}},
+    )
     codes = [nursery.wait(pid, 30) for pid in pids]
     assert codes[rank] == {"killed": -signal.SIGKILL, "error": 1, "mistake": 2}[how]
     assert codes[1 - rank] == 2
     assert told in (tmp_path / f"told.{rank}").read_text(encoding="utf-8")
     other = (tmp_path / f"told.{1 - rank}").read_text(encoding="utf-8")
-    assert f"error: process {1 - rank}: another process of this run is gone" in other and "Traceback" not in other
+    assert (
+        f"error: process {1 - rank}: another process of this run is gone" in other
+        and "Traceback" not in other
+    )
     assert checkpoints.newest_checkpoint(tmp_path / "out")[0].name == "step-000010"
 
 
@@ -144,15 +204,38 @@ def test_a_mistake_that_only_the_first_sees_ends_all(nursery, prose, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "notes.txt").write_text("mine", encoding="utf-8")
     assert nursery.train([*prose, f"--out_dir={tmp_path / 'out'}"], tmp_path / "told", 2) == [2, 2]
-    assert "is not empty" in (tmp_path / "told.0").read_text(encoding="utf-8") and not (tmp_path / "told.1").read_text(encoding="utf-8")
+    assert "is not empty" in (tmp_path / "told.0").read_text(encoding="utf-8") and not (
+        tmp_path / "told.1"
+    ).read_text(encoding="utf-8")
 
 
 @pytest.mark.slow
 def test_under_torchrun_an_interrupt_saves_and_a_lost_process_ends_the_others(prose, tmp_path):
     """The real launcher, stopped by Ctrl-C; then again with one of its processes killed; then to the end."""
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "train.py"]
-    command = [*torchrun, *prose, "--max_iters=400", "--save_interval=20", "--eval_interval=400", f"--out_dir={tmp_path / 'out'}", "--resume"]
-    options = {"cwd": REPO_ROOT, "env": {**os.environ, "OMP_NUM_THREADS": "1"}, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    torchrun = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node=2",
+        "train.py",
+    ]
+    command = [
+        *torchrun,
+        *prose,
+        "--max_iters=400",
+        "--save_interval=20",
+        "--eval_interval=400",
+        f"--out_dir={tmp_path / 'out'}",
+        "--resume",
+    ]
+    options = {
+        "cwd": REPO_ROOT,
+        "env": {**os.environ, "OMP_NUM_THREADS": "1"},
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.STDOUT,
+        "text": True,
+    }
 
     def start_and_wait(folder: str) -> subprocess.Popen:
         process, until = subprocess.Popen(command, **options), time.monotonic() + 60
@@ -165,10 +248,15 @@ def test_under_torchrun_an_interrupt_saves_and_a_lost_process_ends_the_others(pr
     process.send_signal(signal.SIGINT)
     told = process.communicate(timeout=60)[0]
     stopped = int(re.search(r"stopped by SIGINT after step (\d+)", told)[1])
-    assert checkpoints.newest_checkpoint(tmp_path / "out")[0].name == f"step-{stopped:06d}" and process.returncode
+    assert (
+        checkpoints.newest_checkpoint(tmp_path / "out")[0].name == f"step-{stopped:06d}"
+        and process.returncode
+    )
 
     process = start_and_wait(f"step-{stopped // 20 * 20 + 40:06d}")
     lock = (tmp_path / "out" / ".lock").read_text(encoding="utf-8")
     os.kill(int(lock.split()[1]), signal.SIGKILL)  # the first process
     told = process.communicate(timeout=60)[0]
-    assert process.returncode == 1 and re.search(r"Root Cause(?s:.*)rank +: 0(?s:.*)Signal 9", told), told
+    assert process.returncode == 1 and re.search(
+        r"Root Cause(?s:.*)rank +: 0(?s:.*)Signal 9", told
+    ), told

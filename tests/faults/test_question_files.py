@@ -22,7 +22,14 @@ ENDLESS = 2 << 30
 
 @pytest.fixture
 def argv(pretrained: Path, tmp_path: Path) -> Callable[..., list[object]]:
-    return lambda path, *more: [path, f"--out={tmp_path / 'out'}", f"--tokenizer={pretrained}", "--val_fraction=0", "--test_fraction=0", *more]
+    return lambda path, *more: [
+        path,
+        f"--out={tmp_path / 'out'}",
+        f"--tokenizer={pretrained}",
+        "--val_fraction=0",
+        "--test_fraction=0",
+        *more,
+    ]
 
 
 REFUSED: dict[str, tuple[str, bytes, str]] = {
@@ -33,10 +40,18 @@ REFUSED: dict[str, tuple[str, bytes, str]] = {
     "no JSON": ("a.json", b"hello", "line 1, column 1"),
     "torn": ("a.json", f"[{ROW},\n{ROW}".encode(), "line 2"),
     "brackets": ("a.json", DEEP.encode(), "nested too deeply"),
-    "brackets in a row": ("a.jsonl", f"{ROW}\n{DEEP}".encode(), "line 2: brackets are nested too deeply"),
+    "brackets in a row": (
+        "a.jsonl",
+        f"{ROW}\n{DEEP}".encode(),
+        "line 2: brackets are nested too deeply",
+    ),
     "braces": ("a.json", b'{"a":' * 100_000, "nested too deeply"),
     "one bad line": ("a.jsonl", f'{ROW}\n{{"question": "谁\n{ROW}'.encode(), "line 2"),
-    "fields twice": ("a.json", b'[{"question": "a", "question": "b", "answer": "c"}]', "two fields called question"),
+    "fields twice": (
+        "a.json",
+        b'[{"question": "a", "question": "b", "answer": "c"}]',
+        "two fields called question",
+    ),
     "fields twice in a row": (
         "a.jsonl",
         f'{ROW}\n{{"question": "a", "answer": "b", "answer": "c"}}'.encode(),
@@ -54,10 +69,22 @@ REFUSED: dict[str, tuple[str, bytes, str]] = {
         b'[{"question": [1], "answer": {"a": 2}}, {"question": true, "answer": NaN}, {"question": Infinity, "answer": null}]',
         "no pair is left",
     ),
-    "other columns": ("a.json", '[{"甲": "a", "乙": "b"}]'.encode(), "no question and answer are recognised"),
-    "odd split": ("a.json", b'[{"question": "a", "answer": "b", "split": "../../etc"}]', "the split ../../etc is none of"),
+    "other columns": (
+        "a.json",
+        '[{"甲": "a", "乙": "b"}]'.encode(),
+        "no question and answer are recognised",
+    ),
+    "odd split": (
+        "a.json",
+        b'[{"question": "a", "answer": "b", "split": "../../etc"}]',
+        "the split ../../etc is none of",
+    ),
     "an open quotation mark": ("a.csv", b'question,answer\na,"b\nc,d\n', "never closed"),
-    "one that opens late": ("a.csv", b"question,answer\n" + b"a,b\n" * 5 + b'a,"' + b"x\n" * 100_000, "follows line 6"),
+    "one that opens late": (
+        "a.csv",
+        b"question,answer\n" + b"a,b\n" * 5 + b'a,"' + b"x\n" * 100_000,
+        "follows line 6",
+    ),
     "columns twice": ("a.csv", b"question,question\na,b\n", "several columns are called question"),
     "a table with NUL": ("a.csv", bytes(5000), "is no text"),
     "a table with CR alone": ("a.csv", b"question\ranswer", ""),
@@ -66,7 +93,9 @@ REFUSED: dict[str, tuple[str, bytes, str]] = {
 
 
 @pytest.mark.parametrize("fault", REFUSED)
-def test_what_holds_no_questions_is_refused(argv: Callable, tmp_path: Path, fault: str, refused: Callable) -> None:
+def test_what_holds_no_questions_is_refused(
+    argv: Callable, tmp_path: Path, fault: str, refused: Callable
+) -> None:
     name, raw, told = REFUSED[fault]
     (tmp_path / name).write_bytes(raw)
     refused(prepare_sft.main, argv(tmp_path / name), told)
@@ -96,7 +125,9 @@ def test_what_is_no_file_is_refused(argv: Callable, tmp_path: Path, refused: Cal
     refused(prepare_sft.main, argv(tmp_path / "gone.json"), "no file or folder")
     refused(prepare_sft.main, argv(tmp_path / ("x" * 300)), "x")
     refused(prepare_sft.main, argv("a\0b.json"), "not UTF-8")
-    refused(prepare_sft.main, argv(tmp_path), "holds no .json")  # the pipe, the loop and the folder in it are passed over
+    refused(
+        prepare_sft.main, argv(tmp_path), "holds no .json"
+    )  # the pipe, the loop and the folder in it are passed over
 
 
 @pytest.fixture
@@ -105,7 +136,11 @@ def obeying() -> Iterator[None]:
     if sys.platform != "linux":
         yield
         return
-    libc, header, held = ctypes.CDLL(None), (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
+    libc, header, held = (
+        ctypes.CDLL(None),
+        (ctypes.c_uint32 * 2)(0x20080522, 0),
+        (ctypes.c_uint32 * 6)(),
+    )
     assert libc.capget(header, held) == 0
     less = (ctypes.c_uint32 * 6)(*held)
     less[0] &= ~0b110  # effective CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH
@@ -114,22 +149,46 @@ def obeying() -> Iterator[None]:
     assert libc.capset(header, held) == 0
 
 
-def test_a_file_without_permission_is_refused(argv: Callable, tmp_path: Path, refused: Callable, obeying: None) -> None:
+def test_a_file_without_permission_is_refused(
+    argv: Callable, tmp_path: Path, refused: Callable, obeying: None
+) -> None:
     (tmp_path / "a.json").write_text(f"[{ROW}]", encoding="utf-8")
     (tmp_path / "a.json").chmod(0)
-    if os.access(tmp_path / "a.json", os.R_OK, effective_ids=os.access in os.supports_effective_ids):
+    if os.access(
+        tmp_path / "a.json", os.R_OK, effective_ids=os.access in os.supports_effective_ids
+    ):
         pytest.skip("a system on which this reader may read everything")
     refused(prepare_sft.main, argv(tmp_path / "a.json"), "Permission denied")
 
 
 READ: dict[str, tuple[str, bytes, list[tuple[str, str]]]] = {
     "a byte order mark": ("a.json", b"\xef\xbb\xbf" + f"[{ROW}]".encode(), [("谁？", "我。")]),
-    "a lone surrogate": ("a.json", rb'[{"question": "a\ud800b", "answer": "\udfff"}]', [("a�b", "�")]),
+    "a lone surrogate": (
+        "a.json",
+        rb'[{"question": "a\ud800b", "answer": "\udfff"}]',
+        [("a�b", "�")],
+    ),
     "NUL inside": ("a.json", rb'[{"question": "a\u0000b", "answer": "c"}]', [("ab", "c")]),
-    "a number of 5,000 digits": ("a.json", b'[{"question": "a", "answer": "b", "n": ' + b"9" * 5000 + b"}]", [("a", "b")]),
-    "an infinite field": ("a.json", b'[{"question": "a", "answer": "b", "n": 1e999, "m": NaN}]', [("a", "b")]),
-    "wrong rows among good ones": ("a.jsonl", f'{ROW}\n5\n[]\nnull\n"x"\n{{"question": 1}}\n{{"question": {{}}, "answer": "x"}}'.encode(), [("谁？", "我。")]),
-    "a gigantic field": ("a.csv", b'question,answer,more\na,b,"' + b"x" * 3_000_000 + b'"\n', [("a", "b")]),
+    "a number of 5,000 digits": (
+        "a.json",
+        b'[{"question": "a", "answer": "b", "n": ' + b"9" * 5000 + b"}]",
+        [("a", "b")],
+    ),
+    "an infinite field": (
+        "a.json",
+        b'[{"question": "a", "answer": "b", "n": 1e999, "m": NaN}]',
+        [("a", "b")],
+    ),
+    "wrong rows among good ones": (
+        "a.jsonl",
+        f'{ROW}\n5\n[]\nnull\n"x"\n{{"question": 1}}\n{{"question": {{}}, "answer": "x"}}'.encode(),
+        [("谁？", "我。")],
+    ),
+    "a gigantic field": (
+        "a.csv",
+        b'question,answer,more\na,b,"' + b"x" * 3_000_000 + b'"\n',
+        [("a", "b")],
+    ),
     "rows of other lengths": ("a.csv", b"question,answer\na,b\na\na,b,c,d\n", [("a", "b")]),
     "NUL in a table": ("a.csv", b"question,answer\na\0b,c\n", [("ab", "c")]),
     "a split that leads elsewhere": (
@@ -141,7 +200,9 @@ READ: dict[str, tuple[str, bytes, list[tuple[str, str]]]] = {
 
 
 @pytest.mark.parametrize("fault", READ)
-def test_what_can_be_read_is_read(argv: Callable, tmp_path: Path, fault: str, tried: Callable) -> None:
+def test_what_can_be_read_is_read(
+    argv: Callable, tmp_path: Path, fault: str, tried: Callable
+) -> None:
     tried("tried")
     name, raw, wanted = READ[fault]
     (tmp_path / name).write_bytes(raw)
@@ -152,12 +213,22 @@ def test_what_can_be_read_is_read(argv: Callable, tmp_path: Path, fault: str, tr
     tried("survived")
 
 
-def test_special_tokens_written_out_are_letters_everywhere(argv: Callable, tmp_path: Path, tried: Callable) -> None:
+def test_special_tokens_written_out_are_letters_everywhere(
+    argv: Callable, tmp_path: Path, tried: Callable
+) -> None:
     tried("tried")
     spelt = "".join(SPECIALS)
-    rows = [{"question": f"{spelt}问{n}", "answer": f"{spelt}答{n % 2}", "topic": spelt, "label": spelt} for n in range(40)]
+    rows = [
+        {"question": f"{spelt}问{n}", "answer": f"{spelt}答{n % 2}", "topic": spelt, "label": spelt}
+        for n in range(40)
+    ]
     (tmp_path / f"{spelt.replace('|', '')}.json").write_text(json.dumps(rows), encoding="utf-8")
-    more = [f"--system={spelt}", f"--question={spelt}{{question}}", "--answer={answer}", "--block_size=256"]
+    more = [
+        f"--system={spelt}",
+        f"--question={spelt}{{question}}",
+        "--answer={answer}",
+        "--block_size=256",
+    ]
     assert prepare_sft.main([str(word) for word in argv(next(tmp_path.glob("*.json")), *more)]) == 0
     tokenizer, file = Tokenizer.load(tmp_path / "out"), QuestionDataset(tmp_path / "out", "train")
     for number in range(len(file)):

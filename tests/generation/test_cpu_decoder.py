@@ -12,7 +12,16 @@ from shuoshu.generation.cpu_decoder import CpuDecoder
 from shuoshu.generation.sampling import SamplingParams, complete, largest
 from shuoshu.models.weights import LoadedModel
 
-SHAPE = GPTConfig(vocab_size=96, block_size=32, n_layer=2, n_head=4, n_kv_head=2, n_embd=48, head_dim=16, n_hidden=80)
+SHAPE = GPTConfig(
+    vocab_size=96,
+    block_size=32,
+    n_layer=2,
+    n_head=4,
+    n_kv_head=2,
+    n_embd=48,
+    head_dim=16,
+    n_hidden=80,
+)
 
 
 def made(config: GPTConfig = SHAPE) -> GPT:
@@ -21,32 +30,53 @@ def made(config: GPTConfig = SHAPE) -> GPT:
     model = GPT(config).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            parameter.copy_(1 + 0.3 * torch.randn_like(parameter) if name.endswith("norm.weight") else 0.2 * torch.randn_like(parameter))
+            parameter.copy_(
+                1 + 0.3 * torch.randn_like(parameter)
+                if name.endswith("norm.weight")
+                else 0.2 * torch.randn_like(parameter)
+            )
         model.model.embed_tokens.weight.mul_(0.02)
     return model
 
 
-def read(model: GPT, lengths: list[int], steps: int, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tensor]:
+def read(
+    model: GPT, lengths: list[int], steps: int, dtype: torch.dtype = torch.float32
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits (B, steps, V) after prompts of these lengths and each token then read alone by the decoder; the ids (B, lengths + steps)."""
-    ids = torch.randint(0, 96, (len(lengths), max(lengths) + steps), generator=torch.Generator().manual_seed(1))
+    ids = torch.randint(
+        0, 96, (len(lengths), max(lengths) + steps), generator=torch.Generator().manual_seed(1)
+    )
     with torch.inference_mode():
         cache = KVCache(model.config, len(lengths))
-        sampling.prefill(model, cache, [row[:n].tolist() for row, n in zip(ids, lengths, strict=True)])
+        sampling.prefill(
+            model, cache, [row[:n].tolist() for row, n in zip(ids, lengths, strict=True)]
+        )
         reader = CpuDecoder(model)
-        tokens = [torch.stack([row[n + step] for row, n in zip(ids, lengths, strict=True)])[:, None] for step in range(steps)]
+        tokens = [
+            torch.stack([row[n + step] for row, n in zip(ids, lengths, strict=True)])[:, None]
+            for step in range(steps)
+        ]
         return torch.stack([reader(token, cache) for token in tokens], dim=1), ids
 
 
 @pytest.mark.parametrize("lengths", [[5], [7, 7, 7], [3, 11, 6]], ids=["alone", "even", "ragged"])
-@pytest.mark.parametrize("config", [SHAPE, dataclasses.replace(SHAPE, tie_embeddings=True, n_kv_head=4)], ids=["grouped", "tied"])
+@pytest.mark.parametrize(
+    "config",
+    [SHAPE, dataclasses.replace(SHAPE, tie_embeddings=True, n_kv_head=4)],
+    ids=["grouped", "tied"],
+)
 @pytest.mark.parametrize("is_packed", [True, False])
 def test_a_token_read_alone_gets_the_logits_of_the_whole(lengths, config, is_packed, monkeypatch):
     if not is_packed:
-        monkeypatch.setattr(torch.ops.mkldnn, "_linear_pointwise", None)  # not callable, as where torch has none
+        monkeypatch.setattr(
+            torch.ops.mkldnn, "_linear_pointwise", None
+        )  # not callable, as where torch has none
     model = made(config)
     logits, ids = read(model, lengths, 9)
     for row, n in enumerate(lengths):
-        torch.testing.assert_close(logits[row], model(ids[row : row + 1, : n + 9])[0, n:], atol=2e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            logits[row], model(ids[row : row + 1, : n + 9])[0, n:], atol=2e-5, rtol=1e-5
+        )
 
 
 def test_products_are_packed_where_torch_can():
@@ -60,7 +90,9 @@ def test_in_bf16_it_is_as_close_to_fp32_as_the_model_is(is_autocast):
     with torch.autocast("cpu", torch.bfloat16, enabled=is_autocast):
         logits, ids = read(model, [5, 9], 9)
         assert CpuDecoder(model).dtype == torch.bfloat16
-        whole = torch.stack([model(ids[row : row + 1, : n + 9])[0, n:].float() for row, n in enumerate((5, 9))])
+        whole = torch.stack(
+            [model(ids[row : row + 1, : n + 9])[0, n:].float() for row, n in enumerate((5, 9))]
+        )
     fine = torch.stack([exact(ids[row : row + 1, : n + 9])[0, n:] for row, n in enumerate((5, 9))])
     assert 0 < (logits - fine).norm() < 1.3 * (whole - fine).norm()
 
@@ -77,16 +109,28 @@ def test_autocast_does_not_touch_the_cache_it_reads():
 
 
 def test_a_model_in_training_speaks_with_the_weights_of_its_last_step(tokenizer):
-    model = GPT(GPTConfig(vocab_size=-(-tokenizer.n_vocab // 64) * 64, block_size=64, n_layer=2, n_head=2, n_embd=32))
+    model = GPT(
+        GPTConfig(
+            vocab_size=-(-tokenizer.n_vocab // 64) * 64,
+            block_size=64,
+            n_layer=2,
+            n_head=2,
+            n_embd=32,
+        )
+    )
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
     prompt = tokenizer.encode("清晨，沈砚在渡口")
     said = []
     for _ in range(3):
-        said.append(complete(model.eval(), tokenizer, [prompt], SamplingParams(20, 0.0), [0])[0].ids)
+        said.append(
+            complete(model.eval(), tokenizer, [prompt], SamplingParams(20, 0.0), [0])[0].ids
+        )
         fresh = GPT(model.config).eval()
         fresh.load_tensors(model.tensors())
         assert said[-1] == complete(fresh, tokenizer, [prompt], SamplingParams(20, 0.0), [0])[0].ids
-        ids = torch.randint(0, tokenizer.n_vocab, (4, 33), generator=torch.Generator().manual_seed(len(said)))
+        ids = torch.randint(
+            0, tokenizer.n_vocab, (4, 33), generator=torch.Generator().manual_seed(len(said))
+        )
         model.train()(ids[:, :-1], ids[:, 1:]).backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -96,12 +140,21 @@ def test_a_model_in_training_speaks_with_the_weights_of_its_last_step(tokenizer)
 def test_a_voice_lays_its_weights_once(pretrained_model, monkeypatch):
     model, tokenizer = pretrained_model
     calls = []
-    monkeypatch.setattr(CpuDecoder, "__call__", lambda self, *given, real=CpuDecoder.__call__: calls.append(self) or real(self, *given))
-    voice = ChatModel(LoadedModel(model, tokenizer, 0, 0), torch.device("cpu"))
+    monkeypatch.setattr(
+        CpuDecoder,
+        "__call__",
+        lambda self, *given, real=CpuDecoder.__call__: calls.append(self) or real(self, *given),
+    )
+    voice = ChatModel(LoadedModel(model, tokenizer, 0, "text", 0), torch.device("cpu"))
     expected = complete(model, tokenizer, [[tokenizer.end]], SamplingParams(20), [1])[0].ids
     calls.clear()
-    monkeypatch.setattr(sampling, "reader_for", lambda model: pytest.fail("laid again"))
-    assert complete(model, tokenizer, [[tokenizer.end]], SamplingParams(20), [1], reader=voice.reader)[0].ids == expected
+    monkeypatch.setattr(sampling, "next_token_fn", lambda model: pytest.fail("laid again"))
+    assert (
+        complete(model, tokenizer, [[tokenizer.end]], SamplingParams(20), [1], reader=voice.reader)[
+            0
+        ].ids
+        == expected
+    )
     assert calls == [voice.reader] * (len(expected) - 1)
 
 
@@ -117,5 +170,15 @@ def test_the_largest_are_those_that_topk_finds(rows, count):
 def test_a_penalty_knows_the_prompt_and_what_was_said(pretrained_model):
     model, tokenizer = pretrained_model
     prompts = [tokenizer.encode("清晨，沈砚在渡口"), tokenizer.encode("赵铁匠说：")]
-    for prompt, result in zip(prompts, complete(model, tokenizer, prompts, SamplingParams(12, 0.0, repetition_penalty=1e6), [0, 0]), strict=True):
-        assert len(result.ids) >= 10 and len({*result.ids}) == len(result.ids) and not {*result.ids} & {*prompt}
+    for prompt, result in zip(
+        prompts,
+        complete(
+            model, tokenizer, prompts, SamplingParams(12, 0.0, repetition_penalty=1e6), [0, 0]
+        ),
+        strict=True,
+    ):
+        assert (
+            len(result.ids) >= 10
+            and len({*result.ids}) == len(result.ids)
+            and not {*result.ids} & {*prompt}
+        )

@@ -51,21 +51,35 @@ def test_the_prompt_may_stand_in_a_file_or_come_through_a_pipe(ask, tmp_path, mo
 
 
 def test_special_tokens_and_odd_signs_in_a_prompt_are_text(ask):
-    assert ask("--start=<|endoftext|><|user|> \ud800\x00 e\u0301").startswith("<|endoftext|><|user|>")
+    assert ask("--start=<|endoftext|><|user|> \ud800\x00 e\u0301").startswith(
+        "<|endoftext|><|user|>"
+    )
 
 
 @pytest.mark.parametrize("suffix", ["csv", "jsonl", "txt"])
 def test_a_file_of_prompts_becomes_a_file_of_answers(ask, tmp_path, suffix):
-    texts = ["清晨，沈砚", "赵铁匠\n说：“", "柳青禾"] if suffix != "txt" else ["清晨，沈砚", "赵铁匠说：“", "柳青禾"]
+    texts = (
+        ["清晨，沈砚", "赵铁匠\n说：“", "柳青禾"]
+        if suffix != "txt"
+        else ["清晨，沈砚", "赵铁匠说：“", "柳青禾"]
+    )
     path = tmp_path / f"in.{suffix}"
     if suffix == "csv":
         with path.open("w", encoding="utf-8-sig", newline="") as file:
-            csv.writer(file).writerows([["id", "question", "answer"], *([str(i), t, "x"] for i, t in enumerate(texts))])
+            csv.writer(file).writerows(
+                [["id", "question", "answer"], *([str(i), t, "x"] for i, t in enumerate(texts))]
+            )
     elif suffix == "jsonl":
         path.write_text("\n".join(json.dumps({"prompt": t}) for t in texts), encoding="utf-8")
     else:
         path.write_text("\n\n".join(texts), encoding="utf-8")
-    ask(f"--in={path}", f"--out={tmp_path / 'out' / 'o.csv'}", "--num_samples=2", "--batch_size=2", "--temperature=0")
+    ask(
+        f"--in={path}",
+        f"--out={tmp_path / 'out' / 'o.csv'}",
+        "--num_samples=2",
+        "--batch_size=2",
+        "--temperature=0",
+    )
     with (tmp_path / "out" / "o.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     column = "model_answer" if suffix == "csv" else "answer"  # the file's own column stays
@@ -87,7 +101,18 @@ def test_interrupted_it_writes_what_is_done(ask, tmp_path, monkeypatch, capsys, 
 
     monkeypatch.setattr(sampling, "complete", interrupted)
     target = tmp_path / "o.jsonl"
-    assert sample.main([f"--out_dir={pretrained}", *QUICK, f"--in={tmp_path / 'in.txt'}", f"--out={target}", "--batch_size=2"]) == 130
+    assert (
+        sample.main(
+            [
+                f"--out_dir={pretrained}",
+                *QUICK,
+                f"--in={tmp_path / 'in.txt'}",
+                f"--out={target}",
+                "--batch_size=2",
+            ]
+        )
+        == 130
+    )
     rows = [json.loads(line) for line in target.read_text(encoding="utf-8").split("\n") if line]
     assert len(rows) == 4 and sum(bool(row["answer"]) for row in rows) == 2
 
@@ -148,7 +173,9 @@ def put(tuned, capsys):
     """Puts a question to the fine-tuned model by the command line."""
 
     def put(*arguments, code=0):
-        assert sample.main([f"--out_dir={tuned}", "--threads=1", "--device=cpu", *arguments]) == code
+        assert (
+            sample.main([f"--out_dir={tuned}", "--threads=1", "--device=cpu", *arguments]) == code
+        )
         told = capsys.readouterr()
         assert "Traceback" not in told.err
         return told.err if code else told.out
@@ -163,28 +190,53 @@ def known(qa):
 
 
 def test_a_fine_tuned_model_answers_the_question_and_says_nothing_else(put, known):
-    for question, answer in [*known.items()][:3] + [*known.items()][-3:]:  # the last ones spell special tokens
+    for question, answer in [*known.items()][:3] + [*known.items()][
+        -3:
+    ]:  # the last ones spell special tokens
         assert put(f"--start={question}") == f"{answer}\n"
         assert put(f"--start=  {question}\n") == f"{answer}\n"
 
 
 def test_several_questions_are_told_apart(put, known):
     (one, first), (two, second) = [*known.items()][:2]
-    assert put(f"--start={one}", f"--start={two}") == f"--- 1/2  {one}\n{first}\n\n--- 2/2  {two}\n{second}\n"
+    assert (
+        put(f"--start={one}", f"--start={two}")
+        == f"--- 1/2  {one}\n{first}\n\n--- 2/2  {two}\n{second}\n"
+    )
 
 
 def test_raw_continues_text_with_a_fine_tuned_model_too(put, ask, known):
     question = next(iter(known))
     raw = put("--raw", f"--start={question}", "--max_new_tokens=12")
     assert raw.startswith(question) and known[question] not in raw
-    texts = {tuple(put("--raw", f"--start={start}", "--max_new_tokens=40", f"--seed={seed}") for start in "清赵阿白老一不") for seed in range(3)}
+    texts = {
+        tuple(
+            put("--raw", f"--start={start}", "--max_new_tokens=40", f"--seed={seed}")
+            for start in "清赵阿白老一不"
+        )
+        for seed in range(3)
+    }
     assert len(texts) > 1  # drawn, as text is, unless a temperature is given
 
 
 def test_answers_are_the_likeliest_unless_a_temperature_is_given(put, known):
     question = next(iter(known))
     assert len({put(f"--start={question}", f"--seed={seed}") for seed in range(4)}) == 1
-    assert len({put(f"--start={question}", f"--seed={seed}", "--temperature=30", "--top_k=none", "--max_new_tokens=8") for seed in range(4)}) == 4
+    assert (
+        len(
+            {
+                put(
+                    f"--start={question}",
+                    f"--seed={seed}",
+                    "--temperature=30",
+                    "--top_k=none",
+                    "--max_new_tokens=8",
+                )
+                for seed in range(4)
+            }
+        )
+        == 4
+    )
 
 
 @pytest.mark.parametrize("suffix", ["csv", "jsonl", "txt"])
@@ -194,18 +246,29 @@ def test_a_file_of_questions_is_answered_whole(put, known, tmp_path, suffix):
         with path.open("w", encoding="utf-8", newline="") as file:
             csv.writer(file).writerows([["question", "answer"], *known.items()])
     elif suffix == "jsonl":
-        path.write_text("\n".join(json.dumps({"question": question}) for question in questions), encoding="utf-8")
+        path.write_text(
+            "\n".join(json.dumps({"question": question}) for question in questions),
+            encoding="utf-8",
+        )
     else:
         path.write_text("\n".join(questions), encoding="utf-8")
     told = put(f"--in={path}", f"--out={tmp_path / 'o.jsonl'}", "--batch_size=20")
     assert f"{len(known)} of {len(known)} answers" in told
-    rows = [json.loads(line) for line in (tmp_path / "o.jsonl").read_text(encoding="utf-8").splitlines()]
-    assert [row["model_answer" if suffix == "csv" else "answer"] for row in rows] == list(known.values())
+    rows = [
+        json.loads(line) for line in (tmp_path / "o.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
+    assert [row["model_answer" if suffix == "csv" else "answer"] for row in rows] == list(
+        known.values()
+    )
 
 
-def test_a_chat_answers_question_after_question_and_ends_with_an_empty_line(put, known, monkeypatch):
+def test_a_chat_answers_question_after_question_and_ends_with_an_empty_line(
+    put, known, monkeypatch
+):
     (one, first), (two, second) = [*known.items()][:2]
-    monkeypatch.setattr("sys.stdin", io.StringIO(f"{one}\n{two}\n/new\n{'长' * 70}\n  {one} \n\n{two}\n"))
+    monkeypatch.setattr(
+        "sys.stdin", io.StringIO(f"{one}\n{two}\n/new\n{'长' * 70}\n  {one} \n\n{two}\n")
+    )
     told = put("--chat")
     _, *replies = told.split("\n> ")
     assert "longer than the 64" in replies.pop(3)  # said, and the chat goes on
@@ -227,9 +290,16 @@ class Recorder(ChatModel):
 
 
 @pytest.mark.parametrize(
-    "turns, expected", [(1, ["a", "b", "c", "d", "e"]), (2, ["a", "a1。b", "b2。c", "d", "d4。e"]), (9, ["a", "a1。b", "a1。b2。c", "d", "d4。e"])]
+    "turns, expected",
+    [
+        (1, ["a", "b", "c", "d", "e"]),
+        (2, ["a", "a1。b", "b2。c", "d", "d4。e"]),
+        (9, ["a", "a1。b", "a1。b2。c", "d", "d4。e"]),
+    ],
 )
-def test_a_chat_remembers_as_many_turns_as_were_learned_until_new(tokenizer, monkeypatch, turns, expected):
+def test_a_chat_remembers_as_many_turns_as_were_learned_until_new(
+    tokenizer, monkeypatch, turns, expected
+):
     speaker = Recorder(tokenizer, turns)
     monkeypatch.setattr("sys.stdin", io.StringIO("a\nb\nc\n/new\nd\ne\n\n"))
     assert sample_command.chat(speaker) == 0 and speaker.asked == expected
@@ -261,7 +331,9 @@ def test_a_pretrained_model_does_not_chat(pretrained, capsys):
     assert "config/sft.py" in capsys.readouterr().err
 
 
-def test_of_two_models_the_one_trained_last_answers(pretrained, tuned, tmp_path, monkeypatch, capsys, known):
+def test_of_two_models_the_one_trained_last_answers(
+    pretrained, tuned, tmp_path, monkeypatch, capsys, known
+):
     question = next(iter(known))
     monkeypatch.chdir(tmp_path)
     for name, source, age in (("out-pretrain", pretrained, 100), ("out-sft", tuned, 0)):
@@ -276,11 +348,27 @@ def test_of_two_models_the_one_trained_last_answers(pretrained, tuned, tmp_path,
 
 def test_an_answer_that_is_cut_is_told(tuned, known, tmp_path, capsys):
     question = next(iter(known))
-    assert sample.main([f"--out_dir={tuned}", f"--start={question}", "--max_new_tokens=2", "--threads=1"]) == 0
+    assert (
+        sample.main(
+            [f"--out_dir={tuned}", f"--start={question}", "--max_new_tokens=2", "--threads=1"]
+        )
+        == 0
+    )
     told = capsys.readouterr()
     assert "cut at --max_new_tokens=2" in told.err and "cut" not in told.out
     (tmp_path / "asked.txt").write_text(question + "\n", encoding="utf-8")
-    assert sample.main([f"--out_dir={tuned}", f"--in={tmp_path / 'asked.txt'}", f"--out={tmp_path / 'said.csv'}", "--max_new_tokens=2", "--threads=1"]) == 0
+    assert (
+        sample.main(
+            [
+                f"--out_dir={tuned}",
+                f"--in={tmp_path / 'asked.txt'}",
+                f"--out={tmp_path / 'said.csv'}",
+                "--max_new_tokens=2",
+                "--threads=1",
+            ]
+        )
+        == 0
+    )
     assert "1 of them were cut" in capsys.readouterr().out
 
 

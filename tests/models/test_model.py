@@ -15,12 +15,23 @@ from shuoshu.core.settings import ModelSettings, TrainSettings
 from shuoshu.models import weights
 from shuoshu.text.dataset import IGNORE
 
-ODD = GPTConfig(vocab_size=96, block_size=32, n_layer=2, n_head=4, n_kv_head=2, n_embd=48, head_dim=16, n_hidden=80)  # 16 != 48 / 4
+ODD = GPTConfig(
+    vocab_size=96,
+    block_size=32,
+    n_layer=2,
+    n_head=4,
+    n_kv_head=2,
+    n_embd=48,
+    head_dim=16,
+    n_hidden=80,
+)  # 16 != 48 / 4
 TIED = dataclasses.replace(ODD, tie_embeddings=True)
 
 
 def random_ids(config: GPTConfig, rows: int, length: int, seed: int = 0) -> torch.Tensor:
-    return torch.randint(0, config.vocab_size, (rows, length), generator=torch.Generator().manual_seed(seed))
+    return torch.randint(
+        0, config.vocab_size, (rows, length), generator=torch.Generator().manual_seed(seed)
+    )
 
 
 def model_of(config: GPTConfig, steps: int = 20) -> GPT:
@@ -46,8 +57,12 @@ def test_transformers_gives_the_same_logits_from_the_folder(config, tokenizer, t
     model = model_of(config)
     weights.write_model_folder(tmp_path, config, tokenizer)
     weights.save_weights(tmp_path, model, tokenizer, 20)
-    theirs, info = Qwen3ForCausalLM.from_pretrained(tmp_path, output_loading_info=True, dtype=torch.float32)
-    assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")), info
+    theirs, info = Qwen3ForCausalLM.from_pretrained(
+        tmp_path, output_loading_info=True, dtype=torch.float32
+    )
+    assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")), (
+        info
+    )
     assert theirs.config.eos_token_id == tokenizer.end
     ids = random_ids(config, 3, 32)
     with torch.no_grad():
@@ -59,7 +74,10 @@ def test_transformers_gives_the_same_logits_from_the_folder(config, tokenizer, t
 def test_a_folder_that_transformers_writes_is_read(config, tmp_path):
     model = model_of(config)
     theirs = Qwen3ForCausalLM(_hf_config(config))
-    theirs.load_state_dict(model.tensors() | ({"lm_head.weight": model.lm_head.weight} if config.tie_embeddings else {}))
+    theirs.load_state_dict(
+        model.tensors()
+        | ({"lm_head.weight": model.lm_head.weight} if config.tie_embeddings else {})
+    )
     theirs.save_pretrained(tmp_path)
     again = GPT.from_pretrained(tmp_path).eval()
     ids = random_ids(config, 2, 20)
@@ -69,7 +87,13 @@ def test_a_folder_that_transformers_writes_is_read(config, tmp_path):
 def _hf_config(config):
     from transformers import Qwen3Config
 
-    return Qwen3Config(**{k: v for k, v in config.to_hf().items() if k not in ("architectures", "model_type", "rope_theta", "dtype", "torch_dtype")})
+    return Qwen3Config(
+        **{
+            k: v
+            for k, v in config.to_hf().items()
+            if k not in ("architectures", "model_type", "rope_theta", "dtype", "torch_dtype")
+        }
+    )
 
 
 def test_cached_logits_equal_uncached_up_to_the_block():
@@ -77,7 +101,10 @@ def test_cached_logits_equal_uncached_up_to_the_block():
     ids = random_ids(ODD, 2, ODD.block_size)
     whole = model(ids)
     cache = KVCache(ODD, rows=2)
-    pieces = [model(ids[:, :7], cache=cache), model(ids[:, 7:12], cache=cache)]  # a prompt, a second chunk, then one by one
+    pieces = [
+        model(ids[:, :7], cache=cache),
+        model(ids[:, 7:12], cache=cache),
+    ]  # a prompt, a second chunk, then one by one
     pieces += [model(ids[:, t : t + 1], cache=cache) for t in range(12, ODD.block_size)]
     torch.testing.assert_close(torch.cat(pieces, dim=1), whole, atol=1e-5, rtol=0)
     with pytest.raises(ValueError, match="holds 32 positions"):
@@ -96,7 +123,9 @@ def test_prompts_of_different_lengths_side_by_side_get_what_each_gets_alone():
         together.append(model.next_logits(nexts, [0, 0, 0], cache))
     for row, n in enumerate(lengths):
         alone = model(ids[row : row + 1, : n + steps])[0]
-        torch.testing.assert_close(torch.stack([logits[row] for logits in together]), alone[n - 1 :], atol=1e-5, rtol=0)
+        torch.testing.assert_close(
+            torch.stack([logits[row] for logits in together]), alone[n - 1 :], atol=1e-5, rtol=0
+        )
 
 
 def test_a_token_changes_no_logit_before_it():
@@ -116,7 +145,9 @@ def test_the_loss_is_float32_over_the_targets_that_are_not_ignored():
     targets[:, :6] = IGNORE
     loss = model(ids, targets)
     assert loss.dtype == torch.float32
-    expected = nn.functional.cross_entropy(model(ids)[:, 6:].float().flatten(0, 1), targets[:, 6:].flatten())
+    expected = nn.functional.cross_entropy(
+        model(ids)[:, 6:].float().flatten(0, 1), targets[:, 6:].flatten()
+    )
     torch.testing.assert_close(loss, expected)
     torch.testing.assert_close(model(ids, targets, reduction="sum"), expected * 8)
 
@@ -124,7 +155,9 @@ def test_the_loss_is_float32_over_the_targets_that_are_not_ignored():
 @pytest.mark.parametrize("path", sorted(REPO_ROOT.glob("config/*.py")), ids=lambda path: path.stem)
 def test_each_shipped_config_begins_near_a_blind_guess(path):
     settings = parse(TrainSettings, [str(path)], "")
-    shape = {field.name: getattr(settings, field.name) for field in dataclasses.fields(ModelSettings)}
+    shape = {
+        field.name: getattr(settings, field.name) for field in dataclasses.fields(ModelSettings)
+    }
     torch.manual_seed(0)
     config = GPTConfig(vocab_size=50304 if settings.tie_embeddings else 8192, **shape)
     model = GPT(config).eval()
@@ -159,11 +192,17 @@ def test_weights_that_do_not_fit_are_named():
     tensors = dict(model.tensors())
     tensors["model.norm.weight"] = torch.ones(3)
     tensors["extra"] = tensors.pop("lm_head.weight")
-    with pytest.raises(ValueError, match=r"extra is not part.*lm_head.weight is missing.*model.norm.weight has shape \(3,\)"):
+    with pytest.raises(
+        ValueError,
+        match=r"extra is not part.*lm_head.weight is missing.*model.norm.weight has shape \(3,\)",
+    ):
         model.load_tensors(tensors)
 
 
-@pytest.mark.parametrize("change", [{"model_type": "llama"}, {"rope_scaling": {"type": "yarn"}}, {"attention_bias": True}])
+@pytest.mark.parametrize(
+    "change",
+    [{"model_type": "llama"}, {"rope_scaling": {"type": "yarn"}}, {"attention_bias": True}],
+)
 def test_another_architecture_is_refused(change):
     with pytest.raises(ValueError, match=r"model_type|not supported"):
         GPTConfig.from_hf(ODD.to_hf() | change)

@@ -17,11 +17,28 @@ from hypothesis import strategies as st
 from shuoshu.core.errors import REPO_ROOT, UserError
 from shuoshu.sft import pairs as sft_pairs
 from shuoshu.sft import question_files
-from shuoshu.sft.pairs import Pair, RejectedRecords, closed_answers, drop_repeats, leaks, split_pairs
+from shuoshu.sft.pairs import (
+    Pair,
+    RejectedRecords,
+    closed_answers,
+    drop_repeats,
+    leaks,
+    split_pairs,
+)
 from shuoshu.sft.question_files import find_question_files, parse_pairs, read_records
 
-ROWS = [{"question": "谁点起了油灯？", "answer": "沈砚。"}, {"question": "雨停了吗？", "answer": "没有停。"}]
-NOTHING = {"question": None, "answer": None, "system": None, "labels": None, "group": None, "encoding": None}
+ROWS = [
+    {"question": "谁点起了油灯？", "answer": "沈砚。"},
+    {"question": "雨停了吗？", "answer": "没有停。"},
+]
+NOTHING = {
+    "question": None,
+    "answer": None,
+    "system": None,
+    "labels": None,
+    "group": None,
+    "encoding": None,
+}
 TEMPLATES = {"question": "评论：{review} 是正面还是负面？", "answer": "{label}"}
 
 
@@ -38,23 +55,55 @@ def read(path: Path, content: object, **settings: str) -> tuple[list[Pair], Reje
 
 def said(pairs: list[Pair]) -> list[list[str]]:
     """Each conversation as "u: …", "a: …"."""
-    return [[f"{message['role'][0]}: {message['content']}" for message in pair.messages] for pair in pairs]
+    return [
+        [f"{message['role'][0]}: {message['content']}" for message in pair.messages]
+        for pair in pairs
+    ]
 
 
-def plain(question: str, answer: str = "好。", split: str | None = None, group: str | None = None, source: str = "a.json, row 1") -> Pair:
-    return Pair([{"role": "user", "content": question}, {"role": "assistant", "content": answer}], source, split, group)
+def plain(
+    question: str,
+    answer: str = "好。",
+    split: str | None = None,
+    group: str | None = None,
+    source: str = "a.json, row 1",
+) -> Pair:
+    return Pair(
+        [{"role": "user", "content": question}, {"role": "assistant", "content": answer}],
+        source,
+        split,
+        group,
+    )
 
 
 # ---------------------------------------------------------------- files
 
 
 def test_a_folders_files_are_taken_in_order_without_what_was_made_of_them(tmp_path: Path) -> None:
-    for name in ("b.json", "a.CSV", "c.jsonl", "train.jsonl", "notes.md", "._b.json", "tokenizer.json"):
+    for name in (
+        "b.json",
+        "a.CSV",
+        "c.jsonl",
+        "train.jsonl",
+        "notes.md",
+        "._b.json",
+        "tokenizer.json",
+    ):
         write(tmp_path / name, ROWS)
     (tmp_path / "folder.json").mkdir()
-    assert [path.name for path in find_question_files([tmp_path])] == ["a.CSV", "b.json", "c.jsonl", "train.jsonl"]
-    write(tmp_path / "meta.json", {})  # now it is a prepared folder, and train.jsonl was written into it
-    assert [path.name for path in find_question_files([tmp_path, tmp_path / "folder.json" / ".." / "b.json"])] == ["a.CSV", "b.json", "c.jsonl"]
+    assert [path.name for path in find_question_files([tmp_path])] == [
+        "a.CSV",
+        "b.json",
+        "c.jsonl",
+        "train.jsonl",
+    ]
+    write(
+        tmp_path / "meta.json", {}
+    )  # now it is a prepared folder, and train.jsonl was written into it
+    assert [
+        path.name
+        for path in find_question_files([tmp_path, tmp_path / "folder.json" / ".." / "b.json"])
+    ] == ["a.CSV", "b.json", "c.jsonl"]
 
 
 @pytest.mark.parametrize("name", ["missing.json", "book.txt", "empty", "nul\0.json", "长" * 200])
@@ -87,7 +136,10 @@ LIST = json.dumps(ROWS, ensure_ascii=False)
     ("name", "text"),
     [
         ("a.json", LIST),
-        ("a.json", json.dumps({"version": "1", "sources": ["x"], "data": ROWS}, ensure_ascii=False)),
+        (
+            "a.json",
+            json.dumps({"version": "1", "sources": ["x"], "data": ROWS}, ensure_ascii=False),
+        ),
         ("a.json", LINES),
         ("a.jsonl", LINES.replace("\n", "\r\n\n")),
         ("a.jsonl", json.dumps(ROWS, ensure_ascii=False, indent=1)),
@@ -98,13 +150,21 @@ LIST = json.dumps(ROWS, ensure_ascii=False)
         ("a.tsv", table(ROWS, "\t")),
     ],
 )
-def test_the_same_rows_come_out_of_every_kind_of_file(tmp_path: Path, name: str, text: str, encoding: str) -> None:
-    assert [record for _, record in read_records(write(tmp_path / name, text.encode(encoding)))] == ROWS
+def test_the_same_rows_come_out_of_every_kind_of_file(
+    tmp_path: Path, name: str, text: str, encoding: str
+) -> None:
+    assert [
+        record for _, record in read_records(write(tmp_path / name, text.encode(encoding)))
+    ] == ROWS
 
 
 def test_long_cells_and_raw_line_ends_in_json_are_read(tmp_path: Path) -> None:
-    assert read_records(write(tmp_path / "a.csv", "question,answer\n谁？," + "长" * 200_000)) == [(2, {"question": "谁？", "answer": "长" * 200_000})]
-    assert read_records(write(tmp_path / "a.json", '[{"question": "谁\n\t？"}]')) == [(1, {"question": "谁\n\t？"})]
+    assert read_records(write(tmp_path / "a.csv", "question,answer\n谁？," + "长" * 200_000)) == [
+        (2, {"question": "谁？", "answer": "长" * 200_000})
+    ]
+    assert read_records(write(tmp_path / "a.json", '[{"question": "谁\n\t？"}]')) == [
+        (1, {"question": "谁\n\t？"})
+    ]
 
 
 def test_rows_are_numbered_as_an_editor_shows_them(tmp_path: Path) -> None:
@@ -114,9 +174,14 @@ def test_rows_are_numbered_as_an_editor_shows_them(tmp_path: Path) -> None:
 
 
 def test_an_object_that_is_a_record_itself_is_one(tmp_path: Path) -> None:
-    turns = {"messages": [{"role": "user", "content": "谁？"}, {"role": "assistant", "content": "我。"}]}
+    turns = {
+        "messages": [{"role": "user", "content": "谁？"}, {"role": "assistant", "content": "我。"}]
+    }
     assert said(read(tmp_path / "a.json", turns)[0]) == [["u: 谁？", "a: 我。"]]
-    assert said(read(tmp_path / "a.json", {"conversations": [turns, turns]})[0]) == [["u: 谁？", "a: 我。"]] * 2
+    assert (
+        said(read(tmp_path / "a.json", {"conversations": [turns, turns]})[0])
+        == [["u: 谁？", "a: 我。"]] * 2
+    )
 
 
 @pytest.mark.parametrize(
@@ -142,7 +207,9 @@ def test_an_object_that_is_a_record_itself_is_one(tmp_path: Path) -> None:
         ("gone.json", None, "can't be read"),
     ],
 )
-def test_a_file_that_can_not_be_read_is_told_with_its_place(tmp_path: Path, name: str, content: object, told: str) -> None:
+def test_a_file_that_can_not_be_read_is_told_with_its_place(
+    tmp_path: Path, name: str, content: object, told: str
+) -> None:
     path = tmp_path / name
     if content is not None:
         write(path, content)
@@ -162,19 +229,31 @@ def test_a_file_of_over_four_gigabytes_is_refused_before_it_is_read(tmp_path: Pa
 def test_rows_that_are_no_records_are_counted(tmp_path: Path) -> None:
     pairs, dropped = read(tmp_path / "a.json", [*ROWS, 7, "text", [1]])
     assert (len(pairs), dropped.read, dropped.counts) == (2, 5, {"wrong type": 3})
-    pairs, dropped = read(tmp_path / "a.csv", "question,answer\n谁？,我。\n谁？,我,们。\n\n谁？\n何时？,早上。\n")
-    assert (said(pairs), dropped.counts) == ([["u: 谁？", "a: 我。"], ["u: 何时？", "a: 早上。"]], {"wrong number of cells": 2})
-    assert dropped.examples == {"wrong number of cells": ["a.csv, row 3: 3 cells: 谁？ …", "a.csv, row 5: 1 cells: 谁？ …"]}
+    pairs, dropped = read(
+        tmp_path / "a.csv", "question,answer\n谁？,我。\n谁？,我,们。\n\n谁？\n何时？,早上。\n"
+    )
+    assert (said(pairs), dropped.counts) == (
+        [["u: 谁？", "a: 我。"], ["u: 何时？", "a: 早上。"]],
+        {"wrong number of cells": 2},
+    )
+    assert dropped.examples == {
+        "wrong number of cells": ["a.csv, row 3: 3 cells: 谁？ …", "a.csv, row 5: 1 cells: 谁？ …"]
+    }
 
 
 def test_an_example_is_short_and_there_are_three_of_a_reason(tmp_path: Path) -> None:
-    _, dropped = read(tmp_path / "a.csv", "question,answer\n" + f"{'长' * 100_000}\n" * 9 + "谁？,我。\n")
+    _, dropped = read(
+        tmp_path / "a.csv", "question,answer\n" + f"{'长' * 100_000}\n" * 9 + "谁？,我。\n"
+    )
     assert dropped.counts.total() == 9 and len(dropped.examples["wrong number of cells"]) == 3
     assert max(map(len, dropped.examples["wrong number of cells"])) < 100
 
 
 def test_undecodable_places_are_told(tmp_path: Path) -> None:
-    _, dropped = read(tmp_path / "a.json", LIST.replace("雨停", "雨�停").encode("utf-8").replace("�".encode(), b"\xff"))
+    _, dropped = read(
+        tmp_path / "a.json",
+        LIST.replace("雨停", "雨�停").encode("utf-8").replace("�".encode(), b"\xff"),
+    )
     assert len(dropped.notes) == 1 and "a.json: 1 places" in dropped.notes[0]
     assert read(tmp_path / "a.json", ROWS)[1].notes == []
 
@@ -191,26 +270,78 @@ TURN = {"role": "user", "content": "谁？"}
         ({"Question": " 谁？\r\n几个？ ", "ANSWER": "我。\0"}, ["u: 谁？\n几个？", "a: 我。"]),
         ({"instruction": "译", "input": "雨", "output": "rain"}, ["u: 译\n雨", "a: rain"]),
         ({"instruction": "译", "input": "", "output": "rain"}, ["u: 译", "a: rain"]),
-        ({"instruction": "译", "input": None, "output": "rain", "system": "你是译者"}, ["s: 你是译者", "u: 译", "a: rain"]),
-        ({"instruction": "二", "output": "2", "history": [["一", "1"], ["〇", 0]]}, ["u: 一", "a: 1", "u: 〇", "a: 0", "u: 二", "a: 2"]),
+        (
+            {"instruction": "译", "input": None, "output": "rain", "system": "你是译者"},
+            ["s: 你是译者", "u: 译", "a: rain"],
+        ),
+        (
+            {"instruction": "二", "output": "2", "history": [["一", "1"], ["〇", 0]]},
+            ["u: 一", "a: 1", "u: 〇", "a: 0", "u: 二", "a: 2"],
+        ),
         ({"input": "雨", "output": "rain"}, ["u: 雨", "a: rain"]),
         ({"prompt": "雨", "completion": 3.0}, ["u: 雨", "a: 3"]),
         ({"query": 7, "response": 0.5, "history": "no list"}, ["u: 7", "a: 0.5"]),
         ({"问题": "谁？", "答案": "我。"}, ["u: 谁？", "a: 我。"]),
-        ({"prompt": "a", "completion": "b", "messages": [TURN, {"role": "assistant", "content": "我。"}]}, ["u: 谁？", "a: 我。"]),
-        ({"conversations": [{"from": "human", "value": "谁？"}, {"from": "gpt", "value": "我。"}], "system": "短"}, ["s: 短", "u: 谁？", "a: 我。"]),
-        ({"messages": [{"role": r, "content": r[0]} for r in ("system", "user", "assistant", "user", "assistant", "user")]}, ["s: s", *["u: u", "a: a"] * 2]),
-        ({"messages": [{"role": r, "content": c} for r, c in (("system", ""), ("User", "1"), ("assistant", "2"))]}, ["u: 1", "a: 2"]),
+        (
+            {
+                "prompt": "a",
+                "completion": "b",
+                "messages": [TURN, {"role": "assistant", "content": "我。"}],
+            },
+            ["u: 谁？", "a: 我。"],
+        ),
+        (
+            {
+                "conversations": [
+                    {"from": "human", "value": "谁？"},
+                    {"from": "gpt", "value": "我。"},
+                ],
+                "system": "短",
+            },
+            ["s: 短", "u: 谁？", "a: 我。"],
+        ),
+        (
+            {
+                "messages": [
+                    {"role": r, "content": r[0]}
+                    for r in ("system", "user", "assistant", "user", "assistant", "user")
+                ]
+            },
+            ["s: s", *["u: u", "a: a"] * 2],
+        ),
+        (
+            {
+                "messages": [
+                    {"role": r, "content": c}
+                    for r, c in (("system", ""), ("User", "1"), ("assistant", "2"))
+                ]
+            },
+            ["u: 1", "a: 2"],
+        ),
         ({"question": "9" * 20, "answer": "\ud83d!"}, ["u: " + "9" * 20, "a: �!"]),
     ],
 )
-def test_a_known_shape_becomes_a_conversation(tmp_path: Path, record: dict, expected: list[str]) -> None:
+def test_a_known_shape_becomes_a_conversation(
+    tmp_path: Path, record: dict, expected: list[str]
+) -> None:
     pairs, dropped = read(tmp_path / "a.json", [record])
     assert said(pairs) == [expected] and not dropped.counts
 
 
 def test_question_is_all_before_the_last_answer() -> None:
-    pair = Pair([{"role": r, "content": c} for r, c in (("system", "短"), ("user", "一"), ("assistant", "1"), ("user", "二"), ("assistant", "2"))], "")
+    pair = Pair(
+        [
+            {"role": r, "content": c}
+            for r, c in (
+                ("system", "短"),
+                ("user", "一"),
+                ("assistant", "1"),
+                ("user", "二"),
+                ("assistant", "2"),
+            )
+        ],
+        "",
+    )
     assert (pair.question, pair.answer) == ("短\n一\n1\n二", "2")
 
 
@@ -240,7 +371,9 @@ def test_question_is_all_before_the_last_answer() -> None:
         ({"messages": [{"role": "assistant", "content": "我"}, TURN]}, "wrong type"),
     ],
 )
-def test_a_record_that_is_no_conversation_is_dropped_and_counted(tmp_path: Path, record: dict, reason: str) -> None:
+def test_a_record_that_is_no_conversation_is_dropped_and_counted(
+    tmp_path: Path, record: dict, reason: str
+) -> None:
     pairs, dropped = read(tmp_path / "a.json", [record, *ROWS])
     assert len(pairs) == 2 and dropped.counts == {reason: 1}
     assert dropped.examples[reason][0].startswith("a.json, row 1: ")
@@ -248,20 +381,33 @@ def test_a_record_that_is_no_conversation_is_dropped_and_counted(tmp_path: Path,
 
 def test_unknown_columns_are_shown_with_the_way_out(tmp_path: Path) -> None:
     rows = [{"context_text": "长" * 5000, "qas": [{"query": "谁？"}]}]
-    with pytest.raises(UserError, match=r"(?s)row 1.*context_text: 长长.*qas: a list.*--question=.*--answer=") as error:
+    with pytest.raises(
+        UserError, match=r"(?s)row 1.*context_text: 长长.*qas: a list.*--question=.*--answer="
+    ) as error:
         read(tmp_path / "a.json", rows)
     assert len(str(error.value)) < 700
 
 
 def test_the_further_fields_are_kept(tmp_path: Path) -> None:
-    row = {"question": "谁？", "answer": "我。", "Split": "Dev", "chapter": 3, "fact": " c01\ud800", "is_hard": False}
-    [pair], _ = read(tmp_path / "a.json", [{**row, "none": None, "nan": float("nan"), "list": [1]}], group="fact")
+    row = {
+        "question": "谁？",
+        "answer": "我。",
+        "Split": "Dev",
+        "chapter": 3,
+        "fact": " c01\ud800",
+        "is_hard": False,
+    }
+    [pair], _ = read(
+        tmp_path / "a.json", [{**row, "none": None, "nan": float("nan"), "list": [1]}], group="fact"
+    )
     assert (pair.split, pair.group, pair.source) == ("val", "c01�", "a.json, row 1")
     assert pair.facts == {"chapter": 3, "fact": "c01�", "is_hard": False}
 
 
 def test_rows_without_a_group_are_no_group(tmp_path: Path) -> None:
-    pairs, _ = read(tmp_path / "a.csv", "question,answer,Fact\n谁？,我。,\n何时？,早上。,1\n", group="fact")
+    pairs, _ = read(
+        tmp_path / "a.csv", "question,answer,Fact\n谁？,我。,\n何时？,早上。,1\n", group="fact"
+    )
     assert [pair.group for pair in pairs] == [None, "1"]
 
 
@@ -271,7 +417,16 @@ def test_whatever_is_read_can_be_written_as_utf8(tmp_path: Path) -> None:
     json.dumps([vars(pair), vars(dropped)], ensure_ascii=False).encode("utf-8")
 
 
-@pytest.mark.parametrize(("value", "split"), [("TRAIN", "train"), ("training", "train"), ("valid", "val"), ("validation", "val"), ("test", "test")])
+@pytest.mark.parametrize(
+    ("value", "split"),
+    [
+        ("TRAIN", "train"),
+        ("training", "train"),
+        ("valid", "val"),
+        ("validation", "val"),
+        ("test", "test"),
+    ],
+)
 def test_the_splits_usual_names_are_known(tmp_path: Path, value: str, split: str) -> None:
     assert read(tmp_path / "a.json", [{**ROWS[0], "split": value}])[0][0].split == split
     assert read(tmp_path / "a.json", [{**ROWS[0], "split": ""}])[0][0].split is None
@@ -284,7 +439,9 @@ def test_an_unknown_split_is_told_with_its_row(tmp_path: Path, value: object) ->
 
 
 def test_a_number_of_5000_digits_is_taken_as_text(tmp_path: Path) -> None:
-    pairs, _ = read(tmp_path / "a.json", f'[{{"question": {"9" * 5000}, "answer": 12345678901234567890}}]')
+    pairs, _ = read(
+        tmp_path / "a.json", f'[{{"question": {"9" * 5000}, "answer": 12345678901234567890}}]'
+    )
     assert said(pairs) == [["u: " + "9" * 5000, "a: 12345678901234567890"]]
 
 
@@ -294,15 +451,27 @@ REVIEWS = "label,review\n1,很好{0}。\n0.0,不好。\n2,一般。\n,没有分�
 
 
 def test_templates_put_the_question_and_labels_name_the_answer(tmp_path: Path) -> None:
-    pairs, dropped = read(tmp_path / "a.csv", REVIEWS, **TEMPLATES, labels="1=正面, 0=负面", system="你{{只}}答\\n两字")
+    pairs, dropped = read(
+        tmp_path / "a.csv",
+        REVIEWS,
+        **TEMPLATES,
+        labels="1=正面, 0=负面",
+        system="你{{只}}答\\n两字",
+    )
     asked = ["u: 评论：很好{0}。 是正面还是负面？", "u: 评论：不好。 是正面还是负面？"]
-    assert said(pairs) == [["s: 你{只}答\n两字", asked[0], "a: 正面"], ["s: 你{只}答\n两字", asked[1], "a: 负面"]]
+    assert said(pairs) == [
+        ["s: 你{只}答\n两字", asked[0], "a: 正面"],
+        ["s: 你{只}答\n两字", asked[1], "a: 负面"],
+    ]
     assert dropped.counts == {"not in --labels": 1, "empty": 2}
     assert dropped.examples["not in --labels"] == ["a.csv, row 4: 2"]
 
 
 def test_templates_take_numbers_and_nothing_else(tmp_path: Path) -> None:
-    rows = [{"review": "好", "label": label} for label in (1, 1.0, 0.5, "1", None, True, [1], {}, float("nan"))] + [{"review": "好"}]
+    rows = [
+        {"review": "好", "label": label}
+        for label in (1, 1.0, 0.5, "1", None, True, [1], {}, float("nan"))
+    ] + [{"review": "好"}]
     pairs, dropped = read(tmp_path / "a.json", rows, **TEMPLATES)
     assert [pair.answer for pair in pairs] == ["1", "1", "0.5", "1"]
     assert dropped.counts == {"empty": 2, "wrong type": 4}
@@ -310,18 +479,37 @@ def test_templates_take_numbers_and_nothing_else(tmp_path: Path) -> None:
 
 def test_a_columns_own_letters_come_before_its_name_in_others(tmp_path: Path) -> None:
     rows = [{"text": "一", "Text": "二", "TEXT": "三", "Label": "四"}]
-    assert said(read(tmp_path / "a.json", rows, question="{text}{Text}{TEXT}", answer="{label}")[0]) == [["u: 一二三", "a: 四"]]
+    assert said(
+        read(tmp_path / "a.json", rows, question="{text}{Text}{TEXT}", answer="{label}")[0]
+    ) == [["u: 一二三", "a: 四"]]
 
 
 def test_templates_win_over_a_known_shape_and_system_over_the_files(tmp_path: Path) -> None:
     row = {"question": "谁？", "answer": "我。", "hint": "短", "system": "老"}
-    assert said(read(tmp_path / "a.json", [row], question="{hint}：{question}", answer="{answer}")[0]) == [["u: 短：谁？", "a: 我。"]]
-    assert said(read(tmp_path / "a.json", [row], system="新{hint}")[0]) == [["s: 新短", "u: 谁？", "a: 我。"]]
+    assert said(
+        read(tmp_path / "a.json", [row], question="{hint}：{question}", answer="{answer}")[0]
+    ) == [["u: 短：谁？", "a: 我。"]]
+    assert said(read(tmp_path / "a.json", [row], system="新{hint}")[0]) == [
+        ["s: 新短", "u: 谁？", "a: 我。"]
+    ]
 
 
 @pytest.mark.parametrize(
     "question",
-    ["{reviews}", "{}", "{review.__class__}", "{review[0]}", "{review!r}", "{review:>10}", "{review:{label}}", "{0}", "{", "}", "a {review", "no column"],
+    [
+        "{reviews}",
+        "{}",
+        "{review.__class__}",
+        "{review[0]}",
+        "{review!r}",
+        "{review:>10}",
+        "{review:{label}}",
+        "{0}",
+        "{",
+        "}",
+        "a {review",
+        "no column",
+    ],
 )
 def test_braces_hold_a_columns_name_and_nothing_more(tmp_path: Path, question: str) -> None:
     with pytest.raises(UserError, match="--question"):
@@ -366,7 +554,9 @@ def test_a_closed_set_is_few_short_answers_given_often() -> None:
     assert closed_answers(pairs[:19]) is None  # fewer than ten of a kind
     assert closed_answers([pair for pair in pairs if pair.answer == "好"]) is None
     assert closed_answers([plain(str(n), str(n % 21)) for n in range(2000)]) is None
-    assert closed_answers([plain(str(n), "很长的回答" * 5 + str(n % 2)) for n in range(2000)]) is None
+    assert (
+        closed_answers([plain(str(n), "很长的回答" * 5 + str(n % 2)) for n in range(2000)]) is None
+    )
     assert closed_answers([Pair(pair.messages + pair.messages, "") for pair in pairs]) is None
     assert closed_answers([]) is None
 
@@ -390,31 +580,52 @@ def test_the_splits_have_the_sizes_asked_for_and_depend_on_the_seed() -> None:
 
 
 @given(
-    rows=st.lists(st.tuples(st.integers(0, 30), st.none() | st.integers(0, 8), st.sampled_from("好坏")), min_size=1, max_size=80),
+    rows=st.lists(
+        st.tuples(st.integers(0, 30), st.none() | st.integers(0, 8), st.sampled_from("好坏")),
+        min_size=1,
+        max_size=80,
+    ),
     val=st.sampled_from([0.0, 0.1, 0.4]),
     test=st.sampled_from([0.0, 0.1, 0.5]),
     seed=st.integers(0, 9),
 )
-def test_what_belongs_together_stays_on_one_side(rows: list, val: float, test: float, seed: int) -> None:
-    pairs = [plain(f"问{' ' * (1 + n % 2)}题 {question}", answer, group=group and str(group)) for n, (question, group, answer) in enumerate(rows)]
+def test_what_belongs_together_stays_on_one_side(
+    rows: list, val: float, test: float, seed: int
+) -> None:
+    pairs = [
+        plain(f"问{' ' * (1 + n % 2)}题 {question}", answer, group=group and str(group))
+        for n, (question, group, answer) in enumerate(rows)
+    ]
     split_pairs(pairs, val, test, seed)
     for key in (lambda pair: sft_pairs.normal(pair.question), lambda pair: pair.group or id(pair)):
-        assert all(len({pair.split for pair in pairs if key(pair) == one}) == 1 for one in map(key, pairs))
+        assert all(
+            len({pair.split for pair in pairs if key(pair) == one}) == 1 for one in map(key, pairs)
+        )
     counts = sizes(pairs)
-    assert counts["train"] and counts.keys() <= {"train", *(["val"] if val else []), *(["test"] if test else [])}
+    assert counts["train"] and counts.keys() <= {
+        "train",
+        *(["val"] if val else []),
+        *(["test"] if test else []),
+    }
     if len({pair.question for pair in pairs if pair.group is None}) > 4:
         assert counts.keys() == {"train", *(["val"] if val else []), *(["test"] if test else [])}
 
 
 def test_groups_are_split_near_the_fractions() -> None:
     draw = random.Random(3)
-    pairs = [plain(f"问{fact}-{n}", f"答{fact}", group=str(fact)) for fact in range(200) for n in range(draw.randint(1, 12))]
+    pairs = [
+        plain(f"问{fact}-{n}", f"答{fact}", group=str(fact))
+        for fact in range(200)
+        for n in range(draw.randint(1, 12))
+    ]
     split_pairs(pairs, 0.1, 0.1, 1)
     assert all(abs(sizes(pairs)[name] / len(pairs) - 0.1) < 0.01 for name in ("val", "test"))
 
 
 def test_the_same_question_in_other_letters_stays_on_one_side() -> None:
-    pairs = [plain(f"Who is {name} {n}?", str(n)) for n in range(100) for name in ("ann", "ＡＮＮ ")]
+    pairs = [
+        plain(f"Who is {name} {n}?", str(n)) for n in range(100) for name in ("ann", "ＡＮＮ ")
+    ]
     split_pairs(pairs, 0.3, 0.3, 1)
     assert all(one.split == other.split for one, other in zip(pairs[::2], pairs[1::2], strict=True))
 
@@ -440,7 +651,15 @@ def test_a_share_is_met_though_every_answer_is_rare() -> None:
     assert sizes(pairs) == {"train": 184, "val": 8, "test": 8}
 
 
-@pytest.mark.parametrize(("count", "expected"), [(0, {}), (1, {"train": 1}), (2, {"train": 1, "val": 1}), (3, {"train": 1, "val": 1, "test": 1})])
+@pytest.mark.parametrize(
+    ("count", "expected"),
+    [
+        (0, {}),
+        (1, {"train": 1}),
+        (2, {"train": 1, "val": 1}),
+        (3, {"train": 1, "val": 1, "test": 1}),
+    ],
+)
 def test_few_pairs_go_to_training_first(count: int, expected: dict) -> None:
     pairs = [plain(f"问{n}") for n in range(count)]
     split_pairs(pairs, 0.1, 0.1, 1)
@@ -456,10 +675,19 @@ def test_splits_of_the_files_stay_and_half_given_ones_are_told() -> None:
 
 
 def test_the_bundled_questions_are_read_whole() -> None:
-    pairs, dropped = parse_pairs(find_question_files([REPO_ROOT / "data" / "novella_qa"]), SimpleNamespace(**{**NOTHING, "group": "fact"}))
-    assert len(drop_repeats(pairs, dropped)) == len(pairs) == dropped.read > 2000 and not dropped.counts and not dropped.notes
+    pairs, dropped = parse_pairs(
+        find_question_files([REPO_ROOT / "data" / "novella_qa"]),
+        SimpleNamespace(**{**NOTHING, "group": "fact"}),
+    )
+    assert (
+        len(drop_repeats(pairs, dropped)) == len(pairs) == dropped.read > 2000
+        and not dropped.counts
+        and not dropped.notes
+    )
     assert sizes(pairs).keys() == set(sft_pairs.QUESTION_SPLITS) and closed_answers(pairs) is None
-    assert all(pair.facts["fact"] == pair.group and pair.facts["evidence"] is not None for pair in pairs)
+    assert all(
+        pair.facts["fact"] == pair.group and pair.facts["evidence"] is not None for pair in pairs
+    )
 
 
 # ---------------------------------------------------------------- leaks
@@ -482,16 +710,37 @@ def test_exact_and_near_leaks_are_found_and_untaught_ones_are_none() -> None:
 
 
 def test_a_near_leak_names_the_nearest_training_question() -> None:
-    train = [plain(text, split="train") for text in (LONG.replace("船", "马"), LONG.replace("。", ""), LONG.replace("河面出", "海面出"))]
+    train = [
+        plain(text, split="train")
+        for text in (
+            LONG.replace("船", "马"),
+            LONG.replace("。", ""),
+            LONG.replace("河面出", "海面出"),
+        )
+    ]
     held = [plain(LONG.replace("河面出", "湖面出"), split="test"), plain(LONG + "！", split="val")]
     first, second = leaks([*train, *held])
-    assert first[1:3] == (held[1], train[1]) and second[1:3] == (held[0], train[2]) and first.similarity > second.similarity
+    assert (
+        first[1:3] == (held[1], train[1])
+        and second[1:3] == (held[0], train[2])
+        and first.similarity > second.similarity
+    )
 
 
 def test_of_very_long_questions_the_ends_are_compared() -> None:
     draw = random.Random(1)
     ends = "".join(chr(draw.randrange(0x4E00, 0x9FA5)) for _ in range(sft_pairs.MAX_CHARACTERS))
-    assert len(leaks([plain("".join(map(str, range(999))) + ends, split="train"), plain("丙" + ends, split="val")])) == 1
+    assert (
+        len(
+            leaks(
+                [
+                    plain("".join(map(str, range(999))) + ends, split="train"),
+                    plain("丙" + ends, split="val"),
+                ]
+            )
+        )
+        == 1
+    )
 
 
 def test_a_template_alone_is_no_leak() -> None:
@@ -502,20 +751,30 @@ def test_a_template_alone_is_no_leak() -> None:
         return f"下面是一条酒店评论，请先仔细读一遍，再判断它的态度。评论内容：{review}。这条评论是正面还是负面？只答两个字，不要解释。"
 
     pairs = [plain(asked(3), split="test" if n < 10 else "train") for n in range(60)]
-    assert overlap(pairs[0].question, pairs[-1].question) > sft_pairs.NEAR_SIMILARITY and leaks(pairs) == []
+    assert (
+        overlap(pairs[0].question, pairs[-1].question) > sft_pairs.NEAR_SIMILARITY
+        and leaks(pairs) == []
+    )
     long = asked(30)
     pairs += [plain(long, split="train"), plain(long.replace("。这", "！这"), split="val")]
     assert [leak[:3] for leak in leaks(pairs)] == [("near", pairs[-1], pairs[-2])]
 
 
 def overlap(a: str, b: str) -> float:
-    first, second = ({f" {sft_pairs.normal(text)} "[i : i + 3] for i in range(len(sft_pairs.normal(text)))} for text in (a, b))
+    first, second = (
+        {f" {sft_pairs.normal(text)} "[i : i + 3] for i in range(len(sft_pairs.normal(text)))}
+        for text in (a, b)
+    )
     return len(first & second) / len(first | second)
 
 
 @given(
     base=st.text("雨夜灯河桥船风月山水a1 ", min_size=12, max_size=30),
-    edits=st.lists(st.lists(st.tuples(st.integers(0, 29), st.sampled_from(["", "甲", "雨乙"])), max_size=2), min_size=2, max_size=19),
+    edits=st.lists(
+        st.lists(st.tuples(st.integers(0, 29), st.sampled_from(["", "甲", "雨乙"])), max_size=2),
+        min_size=2,
+        max_size=19,
+    ),
     cut=st.integers(1, 18),
 )
 def test_near_leaks_are_those_of_the_definition(base: str, edits: list, cut: int) -> None:
@@ -523,33 +782,75 @@ def test_near_leaks_are_those_of_the_definition(base: str, edits: list, cut: int
     for n, places in enumerate(edits):
         for at, news in places:
             texts[n] = texts[n][:at] + news + texts[n][at + 1 :]
-    pairs = [plain(f"问{text}", split="train" if n < cut else "val") for n, text in enumerate(texts)]
+    pairs = [
+        plain(f"问{text}", split="train" if n < cut else "val") for n, text in enumerate(texts)
+    ]
     train = [pair for pair in pairs if pair.split == "train"]
     same = {sft_pairs.normal(pair.question) for pair in train}
     expected = {
         id(pair): best
         for pair in pairs
         if pair.split == "val" and sft_pairs.normal(pair.question) not in same
-        if (best := max(overlap(pair.question, other.question) for other in train)) >= sft_pairs.NEAR_SIMILARITY
+        if (best := max(overlap(pair.question, other.question) for other in train))
+        >= sft_pairs.NEAR_SIMILARITY
     }
-    assert {id(leak.pair): leak.similarity for leak in leaks(pairs) if leak.kind == "near"} == pytest.approx(expected)
+    assert {
+        id(leak.pair): leak.similarity for leak in leaks(pairs) if leak.kind == "near"
+    } == pytest.approx(expected)
 
 
 def test_of_very_many_held_out_questions_some_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sft_pairs, "COMPARED", 4)
-    texts = ["".join(draw.sample("一二三四五六七八九十甲乙丙丁戊己庚辛壬癸", 18)) for draw in map(random.Random, range(10))]
-    pairs = [plain(text + end, split=split) for text in texts for end, split in (("？", "train"), ("", "test"))]
+    texts = [
+        "".join(draw.sample("一二三四五六七八九十甲乙丙丁戊己庚辛壬癸", 18))
+        for draw in map(random.Random, range(10))
+    ]
+    pairs = [
+        plain(text + end, split=split)
+        for text in texts
+        for end, split in (("？", "train"), ("", "test"))
+    ]
     assert len(leaks(pairs)) == 4 and "4 of 10" in leaks(pairs).note
     assert len(leaks(pairs[:8])) == 4 and leaks(pairs[:8]).note == ""
 
 
 # ---------------------------------------------------------------- anything at all
 
-WORDS = st.sampled_from(["question", "answer", "instruction", "output", "messages", "conversations", "role", "from", "content", "value", "user", "assistant"])
+WORDS = st.sampled_from(
+    [
+        "question",
+        "answer",
+        "instruction",
+        "output",
+        "messages",
+        "conversations",
+        "role",
+        "from",
+        "content",
+        "value",
+        "user",
+        "assistant",
+    ]
+)
 CHARACTERS = st.characters()  # lone surrogates too
-SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(CHARACTERS, max_size=6) | WORDS
-ANYTHING = st.recursive(SCALARS, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(WORDS | st.text(CHARACTERS, max_size=3), inner, max_size=5))
-SOUP = st.lists(st.sampled_from([*'",;[]{}:\n\r\t\0\ufeffa雨', "question", "answer"]), max_size=30).map("".join)
+SCALARS = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(CHARACTERS, max_size=6)
+    | WORDS
+)
+ANYTHING = st.recursive(
+    SCALARS,
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(WORDS | st.text(CHARACTERS, max_size=3), inner, max_size=5)
+    ),
+)
+SOUP = st.lists(
+    st.sampled_from([*'",;[]{}:\n\r\t\0\ufeffa雨', "question", "answer"]), max_size=30
+).map("".join)
 
 
 def survives(path: Path, content: object, **settings: str) -> None:
@@ -560,26 +861,65 @@ def survives(path: Path, content: object, **settings: str) -> None:
         kept = drop_repeats(pairs, dropped)
         split_pairs(kept, 0.2, 0.2, 1)
         leaks(kept)
-        json.dumps([[vars(pair) for pair in kept], dropped.examples], ensure_ascii=False, allow_nan=False).encode("utf-8")
+        json.dumps(
+            [[vars(pair) for pair in kept], dropped.examples], ensure_ascii=False, allow_nan=False
+        ).encode("utf-8")
     except UserError as error:
         assert 0 < len(str(error)) < 2000
 
 
-@given(document=ANYTHING, name=st.sampled_from(["a.json", "a.jsonl"]), system=st.none() | st.just("{question}"))
-def test_any_json_gives_pairs_or_one_message(tmp_path_factory: pytest.TempPathFactory, document: object, name: str, system: str | None) -> None:
+@given(
+    document=ANYTHING,
+    name=st.sampled_from(["a.json", "a.jsonl"]),
+    system=st.none() | st.just("{question}"),
+)
+def test_any_json_gives_pairs_or_one_message(
+    tmp_path_factory: pytest.TempPathFactory, document: object, name: str, system: str | None
+) -> None:
     survives(tmp_path_factory.getbasetemp() / name, json.dumps(document), system=system)
 
 
 @given(
     data=st.data(),
-    rows=st.lists(st.fixed_dictionaries({"question": SCALARS, "answer": SCALARS}), min_size=1, max_size=4),
+    rows=st.lists(
+        st.fixed_dictionaries({"question": SCALARS, "answer": SCALARS}), min_size=1, max_size=4
+    ),
     labels=st.none() | st.text(max_size=5),
 )
-def test_damaged_rows_give_pairs_or_one_message(tmp_path_factory: pytest.TempPathFactory, damage, data: st.DataObject, rows: list, labels: str | None) -> None:
-    turns = [{"messages": [{"role": "user", "content": row["question"]}, {"role": "assistant", "content": row["answer"]}]} for row in rows]
-    survives(tmp_path_factory.getbasetemp() / "a.json", json.dumps(damage(data, {"data": data.draw(st.sampled_from([rows, turns]))})), labels=labels)
+def test_damaged_rows_give_pairs_or_one_message(
+    tmp_path_factory: pytest.TempPathFactory,
+    damage,
+    data: st.DataObject,
+    rows: list,
+    labels: str | None,
+) -> None:
+    turns = [
+        {
+            "messages": [
+                {"role": "user", "content": row["question"]},
+                {"role": "assistant", "content": row["answer"]},
+            ]
+        }
+        for row in rows
+    ]
+    survives(
+        tmp_path_factory.getbasetemp() / "a.json",
+        json.dumps(damage(data, {"data": data.draw(st.sampled_from([rows, turns]))})),
+        labels=labels,
+    )
 
 
-@given(content=SOUP | st.binary(max_size=60), suffix=st.sampled_from(question_files.SUFFIXES), template=st.none() | SOUP)
-def test_any_bytes_give_pairs_or_one_message(tmp_path_factory: pytest.TempPathFactory, content: str | bytes, suffix: str, template: str | None) -> None:
-    survives(tmp_path_factory.getbasetemp() / f"a{suffix}", content, question=template, answer=template)
+@given(
+    content=SOUP | st.binary(max_size=60),
+    suffix=st.sampled_from(question_files.SUFFIXES),
+    template=st.none() | SOUP,
+)
+def test_any_bytes_give_pairs_or_one_message(
+    tmp_path_factory: pytest.TempPathFactory,
+    content: str | bytes,
+    suffix: str,
+    template: str | None,
+) -> None:
+    survives(
+        tmp_path_factory.getbasetemp() / f"a{suffix}", content, question=template, answer=template
+    )

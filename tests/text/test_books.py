@@ -17,7 +17,28 @@ from shuoshu.text.cleaning import clean_text
 
 # Text in which every kind of cut is near: line ends of all kinds, indents, headings, characters of one to four bytes.
 PROSE = st.lists(
-    st.sampled_from(["\n", "\r\n", "\r", "\n\n", " ", "　", "第一回 风起", "第12章", "Chapter 3", "a", "é", "雨", "𠮷", "👩‍👧", "。", "\u2028", "\x85", "\x1c"])
+    st.sampled_from(
+        [
+            "\n",
+            "\r\n",
+            "\r",
+            "\n\n",
+            " ",
+            "　",
+            "第一回 风起",
+            "第12章",
+            "Chapter 3",
+            "a",
+            "é",
+            "雨",
+            "𠮷",
+            "👩‍👧",
+            "。",
+            "\u2028",
+            "\x85",
+            "\x1c",
+        ]
+    )
     | st.text(max_size=3),
     max_size=40,
 ).map("".join)
@@ -54,7 +75,10 @@ def parts(book: Book) -> dict[str, str]:
     pieces = list(book.splits())
     names = [split for split, _ in pieces]
     assert names == sorted(names)
-    return {name: "".join(section.text for split, section in pieces if split == name) for name in ("train", "val")}
+    return {
+        name: "".join(section.text for split, section in pieces if split == name)
+        for name in ("train", "val")
+    }
 
 
 # ---------------------------------------------------------------- headings
@@ -79,7 +103,9 @@ def parts(book: Book) -> dict[str, str]:
     ],
 )
 def test_a_heading_is_recognised(tmp_path: Path, line: str) -> None:
-    assert titles(write(tmp_path / "book.txt", f"前言。\n{line}\n正文。\n")) == [" ".join(line.split())]
+    assert titles(write(tmp_path / "book.txt", f"前言。\n{line}\n正文。\n")) == [
+        " ".join(line.split())
+    ]
 
 
 @pytest.mark.parametrize(
@@ -111,7 +137,9 @@ def test_a_heading_is_found_at_the_beginning_and_at_the_end_of_a_file(tmp_path: 
 
 
 @given(text=PROSE, block=st.integers(1, 24))
-def test_sections_join_to_the_text(tmp_path_factory: pytest.TempPathFactory, text: str, block: int) -> None:
+def test_sections_join_to_the_text(
+    tmp_path_factory: pytest.TempPathFactory, text: str, block: int
+) -> None:
     path = write(tmp_path_factory.getbasetemp() / "joined.txt", text)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(text_books, "BLOCK", block)
@@ -124,14 +152,18 @@ def test_sections_join_to_the_text(tmp_path_factory: pytest.TempPathFactory, tex
 
 
 @pytest.mark.parametrize("block", [1, 2, 3, 5, 7, 64])
-def test_characters_cut_by_a_block_stay_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int) -> None:
+def test_characters_cut_by_a_block_stay_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int
+) -> None:
     text = "é雨𠮷👩‍👧\r\n" * 20
     monkeypatch.setattr(text_books, "BLOCK", block)
     assert "".join(s.text for s in sections(write(tmp_path / "book.txt", text))) == text
 
 
 @pytest.mark.parametrize("block", [64, 100, 1000])
-def test_chapters_are_found_wherever_the_blocks_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, block: int) -> None:
+def test_chapters_are_found_wherever_the_blocks_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, block: int
+) -> None:
     path = write(tmp_path / "book.txt", text)
     whole = titles(path)
     monkeypatch.setattr(text_books, "BLOCK", block)
@@ -139,21 +171,29 @@ def test_chapters_are_found_wherever_the_blocks_end(tmp_path: Path, monkeypatch:
 
 
 @pytest.mark.parametrize("block", range(25, 45))
-def test_a_section_begins_at_a_line_that_is_not_blank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int) -> None:
+def test_a_section_begins_at_a_line_that_is_not_blank(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int
+) -> None:
     monkeypatch.setattr(text_books, "BLOCK", block)
     found = list(sections(write(tmp_path / "book.txt", "一行文字。\n\n \n另一行文字。\n\n\n" * 20)))
     assert len(found) > 5
     assert not any(section.text[:1].isspace() for section in found)
 
 
-def test_a_novel_with_indented_paragraphs_is_cut_at_lines_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_novel_with_indented_paragraphs_is_cut_at_lines_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(text_books, "BLOCK", 300)
-    found = list(sections(write(tmp_path / "book.txt", "　　沈砚点起一盏油灯，望着河面出神。\n" * 200)))
+    found = list(
+        sections(write(tmp_path / "book.txt", "　　沈砚点起一盏油灯，望着河面出神。\n" * 200))
+    )
     assert all(section.text.endswith("\n") for section in found)
     assert max(len(section.text) for section in found) < 600
 
 
-def test_only_a_few_blocks_of_an_endless_line_are_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_a_few_blocks_of_an_endless_line_are_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(text_books, "BLOCK", 100)
     assert max(len(s.text) for s in sections(write(tmp_path / "book.txt", "a" * 5000))) <= 500
 
@@ -166,7 +206,12 @@ def test_folders_are_searched_and_each_file_is_taken_once_in_order(tmp_path: Pat
     for name in ("b.txt", "a.TXT", "deep/c.zip", "deep/er/d.txt.gz", "notes.md"):
         write(tmp_path / name, "文")
     (tmp_path / "folder.txt").mkdir()
-    found = [path.relative_to(tmp_path).as_posix() for path in find_files([str(tmp_path), str(tmp_path / "b.txt"), str(tmp_path / "deep" / ".." / "b.txt")])]
+    found = [
+        path.relative_to(tmp_path).as_posix()
+        for path in find_files(
+            [str(tmp_path), str(tmp_path / "b.txt"), str(tmp_path / "deep" / ".." / "b.txt")]
+        )
+    ]
     assert found == sorted(found) == ["a.TXT", "b.txt", "deep/c.zip", "deep/er/d.txt.gz"]
 
 
@@ -186,21 +231,37 @@ def test_a_folder_without_text_is_told(tmp_path: Path) -> None:
         find_files([str(tmp_path)])
 
 
-@pytest.mark.parametrize("name", ["missing.txt", "nul\0.txt", "", "长" * 200], ids=["missing", "nul", "empty", "too long"])
-def test_a_path_that_is_not_there_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+@pytest.mark.parametrize(
+    "name",
+    ["missing.txt", "nul\0.txt", "", "长" * 200],
+    ids=["missing", "nul", "empty", "too long"],
+)
+def test_a_path_that_is_not_there_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError):
         find_files([name])
 
 
 def test_bad_files_are_named_and_the_others_read(tmp_path: Path) -> None:
-    names = [write(tmp_path / "a.txt", "文"), write(tmp_path / "旧书.txt", bytes(range(256)) * 40), write(tmp_path / "z.txt", "文")]
+    names = [
+        write(tmp_path / "a.txt", "文"),
+        write(tmp_path / "旧书.txt", bytes(range(256)) * 40),
+        write(tmp_path / "z.txt", "文"),
+    ]
     books, bad = read_books([*names, tmp_path / "gone.txt"], tmp_path)
     assert [book.title for book in books] == ["a", "z"]
-    assert [path for path, _ in bad] == [names[1], tmp_path / "gone.txt"] and all(told for _, told in bad)
+    assert [path for path, _ in bad] == [names[1], tmp_path / "gone.txt"] and all(
+        told for _, told in bad
+    )
 
 
-@pytest.mark.parametrize("raw", [b"", b"\xef\xbb\xbf", b" \r\n\n", "　\n".encode("gb18030")], ids=["nothing", "a mark alone", "blanks", "wide blanks"])
+@pytest.mark.parametrize(
+    "raw",
+    [b"", b"\xef\xbb\xbf", b" \r\n\n", "　\n".encode("gb18030")],
+    ids=["nothing", "a mark alone", "blanks", "wide blanks"],
+)
 def test_an_empty_file_is_named(tmp_path: Path, raw: bytes) -> None:
     assert reason(tmp_path / "blank.txt", raw) == "it is empty"
 
@@ -209,23 +270,39 @@ def test_a_book_counts_its_characters_and_chapters(tmp_path: Path, text: str) ->
     book = read(tmp_path / "雨夜.txt", text.encode("gb18030"))
     cleaned = book.file.read_text(encoding="utf-8")
     assert cleaned == text.replace("　　", "")
-    assert (book.title, book.source, book.encoding, book.characters) == ("雨夜", "雨夜.txt", "gb18030", len(cleaned))
+    assert (book.title, book.source, book.encoding, book.characters) == (
+        "雨夜",
+        "雨夜.txt",
+        "gb18030",
+        len(cleaned),
+    )
     assert len(book.chapters) == 10
-    assert all(" ".join(cleaned[start:].split("\n")[0].split()) == title for title, start in book.chapters)
-    assert (book.account.read, book.account.kept) == (len(text), len(cleaned)) and book.account.is_exact()
+    assert all(
+        " ".join(cleaned[start:].split("\n")[0].split()) == title for title, start in book.chapters
+    )
+    assert (book.account.read, book.account.kept) == (
+        len(text),
+        len(cleaned),
+    ) and book.account.is_exact()
 
 
 @given(text=PROSE)
-def test_a_books_file_is_the_cleaned_text(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
+def test_a_books_file_is_the_cleaned_text(
+    tmp_path_factory: pytest.TempPathFactory, text: str
+) -> None:
     assume(text.strip() and "\0" not in text)
     text = text.removeprefix("\ufeff")
     book = read(tmp_path_factory.getbasetemp() / "whole.txt", text)
     cleaned, account = clean_text(text)
     assert book.file.read_bytes().decode("utf-8") == cleaned
-    assert book.account == account and book.characters == len(cleaned) == sum(len(section.text) for section in sections(book.file))
+    assert book.account == account and book.characters == len(cleaned) == sum(
+        len(section.text) for section in sections(book.file)
+    )
 
 
-def test_a_book_read_in_parts_has_the_same_text_chapters_and_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+def test_a_book_read_in_parts_has_the_same_text_chapters_and_account(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
     whole = read(tmp_path / "a.txt", text)
     monkeypatch.setattr(encodings, "PART_CHARACTERS", 500)
     monkeypatch.setattr(encodings, "SAMPLE_BYTES", 9000)  # the first part; then comes the rest
@@ -234,8 +311,13 @@ def test_a_book_read_in_parts_has_the_same_text_chapters_and_account(tmp_path: P
     assert [title for title, _ in parts.chapters] == [title for title, _ in whole.chapters]
     cleaned = parts.file.read_text(encoding="utf-8")
     assert len(cleaned) == parts.characters
-    assert all(" ".join(cleaned[start:].split("\n")[0].split()) == title for title, start in parts.chapters)
-    lines = [[line for line in book.file.read_text(encoding="utf-8").split("\n") if line] for book in (whole, parts)]
+    assert all(
+        " ".join(cleaned[start:].split("\n")[0].split()) == title for title, start in parts.chapters
+    )
+    lines = [
+        [line for line in book.file.read_text(encoding="utf-8").split("\n") if line]
+        for book in (whole, parts)
+    ]
     assert lines[0] == lines[1]
 
 
@@ -257,7 +339,10 @@ def test_odd_characters_are_counted_and_kept(tmp_path: Path) -> None:
 def tale(seed: int, size: int = 4000) -> str:
     draw = random.Random(seed)
     signs = [chr(c) for c in range(0x4E00, 0x5200)]
-    return "\n".join("".join(draw.choice(signs) for _ in range(30)) + "。" for _ in range(size // 32)) + "\n"
+    return (
+        "\n".join("".join(draw.choice(signs) for _ in range(30)) + "。" for _ in range(size // 32))
+        + "\n"
+    )
 
 
 def read_all(folder: Path, texts: dict[str, str | bytes]) -> list[Book]:
@@ -270,7 +355,9 @@ def test_the_same_book_in_another_encoding_and_layout_is_noticed(tmp_path: Path)
     text = tale(1)
     other = text.replace("\n", "\r\n\r\n").replace("。", "．").encode("utf-16")
     books = read_all(tmp_path, {"a.txt": text, "b.txt": tale(2), "c.txt": other})
-    assert [(a.title, b.title, share) for a, b, share in find_duplicate_books(books)] == [("a", "c", 1.0)]
+    assert [(a.title, b.title, share) for a, b, share in find_duplicate_books(books)] == [
+        ("a", "c", 1.0)
+    ]
 
 
 def test_a_part_of_a_book_is_noticed_beside_the_whole(tmp_path: Path) -> None:
@@ -281,18 +368,28 @@ def test_a_part_of_a_book_is_noticed_beside_the_whole(tmp_path: Path) -> None:
 
 def test_different_books_with_a_common_quotation_are_not_the_same(tmp_path: Path) -> None:
     common = tale(9, 1000)
-    assert find_duplicate_books(read_all(tmp_path, {f"{n}.txt": tale(n) + common for n in range(4)})) == []
+    assert (
+        find_duplicate_books(read_all(tmp_path, {f"{n}.txt": tale(n) + common for n in range(4)}))
+        == []
+    )
 
 
 def test_short_texts_are_compared_without_a_fault(tmp_path: Path) -> None:
-    assert find_duplicate_books(read_all(tmp_path, {"a.txt": "雨", "b.txt": "雨", "c.txt": "一二三四五六七八"})) == []
+    assert (
+        find_duplicate_books(
+            read_all(tmp_path, {"a.txt": "雨", "b.txt": "雨", "c.txt": "一二三四五六七八"})
+        )
+        == []
+    )
 
 
 # ---------------------------------------------------------------- where the validation text begins
 
 
 @given(text=PROSE, block=st.integers(1, 24), val_fraction=st.floats(0, 0.9))
-def test_the_splits_join_to_the_text(tmp_path_factory: pytest.TempPathFactory, text: str, block: int, val_fraction: float) -> None:
+def test_the_splits_join_to_the_text(
+    tmp_path_factory: pytest.TempPathFactory, text: str, block: int, val_fraction: float
+) -> None:
     assume(text.strip() and "\0" not in text)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(text_books, "BLOCK", block)
@@ -323,12 +420,22 @@ def test_a_book_without_chapters_is_cut_at_a_line(tmp_path: Path) -> None:
 
 def test_the_rest_of_a_section_that_was_cut_begins_no_chapter(tmp_path: Path) -> None:
     book = read(tmp_path / "book.txt", "第一回 甲\n" + "正文。\n" * 100, 0.1)
-    assert [(split, section.title) for split, section in book.splits() if section.title or split == "val"][:2] == [("train", "第一回 甲"), ("val", None)]
+    assert [
+        (split, section.title)
+        for split, section in book.splits()
+        if section.title or split == "val"
+    ][:2] == [("train", "第一回 甲"), ("val", None)]
 
 
 def test_no_validation_text_where_none_is_asked_for(tmp_path: Path, text: str) -> None:
-    assert parts(read(tmp_path / "book.txt", text, 0.0)) == {"train": text.replace("　　", ""), "val": ""}
+    assert parts(read(tmp_path / "book.txt", text, 0.0)) == {
+        "train": text.replace("　　", ""),
+        "val": "",
+    }
 
 
 def test_one_endless_line_is_cut_where_the_share_ends(tmp_path: Path) -> None:
-    assert parts(read(tmp_path / "book.txt", "雨" * 1000, 0.1)) == {"train": "雨" * 901, "val": "雨" * 99 + "\n"}
+    assert parts(read(tmp_path / "book.txt", "雨" * 1000, 0.1)) == {
+        "train": "雨" * 901,
+        "val": "雨" * 99 + "\n",
+    }

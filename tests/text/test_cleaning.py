@@ -108,7 +108,23 @@ def test_a_heading_without_its_number_is_no_fault(line: str) -> None:
     assert account.is_exact() and all(paragraph in text for paragraph in STORY)
 
 
-@pytest.mark.parametrize("numeral", ["百", "十十", "千百十", "0十", "廿卅", "１２十", "零", "〇", "一二三四五六七八九十百千", "壹拾百", "　一", "万"])
+@pytest.mark.parametrize(
+    "numeral",
+    [
+        "百",
+        "十十",
+        "千百十",
+        "0十",
+        "廿卅",
+        "１２十",
+        "零",
+        "〇",
+        "一二三四五六七八九十百千",
+        "壹拾百",
+        "　一",
+        "万",
+    ],
+)
 def test_any_numeral_has_a_key(numeral: str) -> None:
     for line in (f"第{numeral}章", f"第{numeral}章 夜雨"):
         if HEADING.match(line):
@@ -131,7 +147,9 @@ def test_invisible_characters_go() -> None:
     assert account.removed["invisible characters"] == 7
 
 
-def test_joiners_in_emoji_and_private_use_characters_and_rare_ones_stay_apart_from_what_is_invisible() -> None:
+def test_joiners_in_emoji_and_private_use_characters_and_rare_ones_stay_apart_from_what_is_invisible() -> (
+    None
+):
     for line in ("\ue123\uf8ff", "\U00020bb7㐂", "𠮷", "〇々〆", "ｱｲｳ", "ＡＢＣ"):
         assert kept(line) == line
 
@@ -147,7 +165,9 @@ def test_an_indent_goes_before_every_kind_of_chinese(first: str) -> None:
     assert kept(f"　　{first}，那人说。") == f"{first}，那人说。"
 
 
-@pytest.mark.parametrize("line", ["    To the sea, to the sea,", "\tthe gulls cry,", "沈砚  柳青禾　赵铁匠", "a  b"])
+@pytest.mark.parametrize(
+    "line", ["    To the sea, to the sea,", "\tthe gulls cry,", "沈砚  柳青禾　赵铁匠", "a  b"]
+)
 def test_indents_of_english_verse_and_blanks_within_a_line_stay(line: str) -> None:
     assert kept(line) == line
 
@@ -201,20 +221,48 @@ def test_what_only_looks_like_markup_stays(line: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "entity", ["&#11;", "&#1;", "&#x1f;", "&#0;", "&#00;", "&#x0;", "&#65534;", "&#xD800;", "&#999999;", "&#xFFFFF;", "&#127;", "&#133;", "&#10;", "&#8232;"]
+    "entity",
+    [
+        "&#11;",
+        "&#1;",
+        "&#x1f;",
+        "&#0;",
+        "&#00;",
+        "&#x0;",
+        "&#65534;",
+        "&#xD800;",
+        "&#999999;",
+        "&#xFFFFF;",
+        "&#127;",
+        "&#133;",
+        "&#10;",
+        "&#8232;",
+    ],
 )
 def test_an_entity_of_no_character_is_no_fault(entity: str) -> None:
     found = kept(f"沈砚{entity}走了。")
     assert re.fullmatch("沈砚.?走了。", found) and "&" not in found
 
 
-@pytest.mark.parametrize("line", ["沈砚走了。&nbsp;", "&nbsp;&nbsp;沈砚走了。&nbsp;&#12288;", "沈砚走了。 <b></b>", "沈砚走了。 <br/>", "<p> 沈砚走了。 </p>"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "沈砚走了。&nbsp;",
+        "&nbsp;&nbsp;沈砚走了。&nbsp;&#12288;",
+        "沈砚走了。 <b></b>",
+        "沈砚走了。 <br/>",
+        "<p> 沈砚走了。 </p>",
+    ],
+)
 def test_no_blanks_remain_at_line_ends_where_markup_was(line: str) -> None:
     assert kept(line).strip("\n") == "沈砚走了。"
 
 
 def test_blank_lines_made_by_markup_are_blank_lines() -> None:
-    assert kept("沈砚走了。\n&nbsp;\n<p></p>\n&nbsp;\n柳青禾也走了。") == "沈砚走了。\n\n柳青禾也走了。"
+    assert (
+        kept("沈砚走了。\n&nbsp;\n<p></p>\n&nbsp;\n柳青禾也走了。")
+        == "沈砚走了。\n\n柳青禾也走了。"
+    )
 
 
 # ---------------------------------------------------------------- Project Gutenberg
@@ -227,9 +275,18 @@ QUAY = "CHAPTER I. The Quay\n\nThe lamp was still lit.\n"
 @pytest.mark.parametrize(
     ("start", "end"),
     [
-        ("*** START OF THE PROJECT GUTENBERG EBOOK THE QUAY ***", "*** END OF THE PROJECT GUTENBERG EBOOK THE QUAY ***"),
-        ("***START OF THIS PROJECT GUTENBERG EBOOK THE QUAY***", "***END OF THIS PROJECT GUTENBERG EBOOK THE QUAY***"),
-        ("*** START OF THE PROJECT GUTENBERG EBOOK 第一夜 ***", "*** END OF THE PROJECT GUTENBERG EBOOK 第一夜 ***"),
+        (
+            "*** START OF THE PROJECT GUTENBERG EBOOK THE QUAY ***",
+            "*** END OF THE PROJECT GUTENBERG EBOOK THE QUAY ***",
+        ),
+        (
+            "***START OF THIS PROJECT GUTENBERG EBOOK THE QUAY***",
+            "***END OF THIS PROJECT GUTENBERG EBOOK THE QUAY***",
+        ),
+        (
+            "*** START OF THE PROJECT GUTENBERG EBOOK 第一夜 ***",
+            "*** END OF THE PROJECT GUTENBERG EBOOK 第一夜 ***",
+        ),
     ],
 )
 def test_gutenbergs_header_and_licence_go(start: str, end: str) -> None:
@@ -255,9 +312,16 @@ def test_of_two_gutenberg_books_in_one_file_both_stay() -> None:
 RULER = "=" * 30
 
 
-@pytest.mark.parametrize("ruler", ["========", "－－－－－－－－－－", "☆★☆★☆★☆★", "----------", "　　**********"])
+@pytest.mark.parametrize(
+    "ruler", ["========", "－－－－－－－－－－", "☆★☆★☆★☆★", "----------", "　　**********"]
+)
 def test_a_banner_between_rulers_goes_whole(ruler: str) -> None:
-    assert kept(f"{ruler}\n本书由雨夜社区：http://www.yuye.example.com/ 整理\n为每一位爱好文字的人服务，\n也为您的时尚阅读。\n{ruler}") == ""
+    assert (
+        kept(
+            f"{ruler}\n本书由雨夜社区：http://www.yuye.example.com/ 整理\n为每一位爱好文字的人服务，\n也为您的时尚阅读。\n{ruler}"
+        )
+        == ""
+    )
 
 
 @pytest.mark.parametrize(
@@ -281,8 +345,13 @@ def test_a_scene_between_two_rulers_stays_though_somebody_names_an_address() -> 
 
 
 def test_a_scene_between_two_rulers_stays_though_an_advertisement_stands_in_it() -> None:
-    found = kept("\n".join([RULER, *STORY, "一秒记住雨夜书屋，为您提供精彩小说阅读。", *STORY, RULER]))
-    assert "一秒记住" not in found and [line for line in found.split("\n") if line in STORY] == STORY + STORY
+    found = kept(
+        "\n".join([RULER, *STORY, "一秒记住雨夜书屋，为您提供精彩小说阅读。", *STORY, RULER])
+    )
+    assert (
+        "一秒记住" not in found
+        and [line for line in found.split("\n") if line in STORY] == STORY + STORY
+    )
 
 
 def test_a_heading_between_rulers_stays() -> None:
@@ -292,7 +361,11 @@ def test_a_heading_between_rulers_stays() -> None:
 
 def test_rulers_far_apart_are_no_banner() -> None:
     lines = [f"第{n}盏灯灭了，河上又暗了一分。" for n in "一二三四五六七八九十"] * 2
-    assert kept("\n".join([RULER, "www.yuye.com", *lines, RULER])).split("\n") == [RULER, *lines, RULER]
+    assert kept("\n".join([RULER, "www.yuye.com", *lines, RULER])).split("\n") == [
+        RULER,
+        *lines,
+        RULER,
+    ]
 
 
 # ---------------------------------------------------------------- addresses
@@ -335,9 +408,7 @@ def test_the_storys_own_addresses_stay(line: str) -> None:
     assert kept(line) == line
 
 
-LONG = (
-    "沈砚沿着河堤走了很久，柳枝垂到水面上，渡船还系在老地方，船夫的女儿蹲在石阶上洗衣裳，见他来了，只抬头看了一眼，又低下头去，把一件青布衫翻过来，慢慢地搓。"
-)
+LONG = "沈砚沿着河堤走了很久，柳枝垂到水面上，渡船还系在老地方，船夫的女儿蹲在石阶上洗衣裳，见他来了，只抬头看了一眼，又低下头去，把一件青布衫翻过来，慢慢地搓。"
 
 
 @pytest.mark.parametrize(
@@ -355,13 +426,30 @@ def test_an_advertisement_glued_to_a_paragraph_goes_and_the_paragraph_stays(wate
 
 
 def test_a_watermark_with_signs_strewn_in_goes_and_the_words_around_it_stay():
-    for mark in ("小^说^网ｗｗｗ．ａｂｃ．ｃｏｍ", "小*说*w*w*w.y*u*y*e.c*o*m", "小^说^…www.yuye.com"):
+    for mark in (
+        "小^说^网ｗｗｗ．ａｂｃ．ｃｏｍ",
+        "小*说*w*w*w.y*u*y*e.c*o*m",
+        "小^说^…www.yuye.com",
+    ):
         text, account = clean_text(f"沈砚推开木门{mark}走了进去，没有回头。\n")
-        assert text == "沈砚推开木门走了进去，没有回头。\n" and account.pieces["addresses"] == [mark] and account.is_exact()
-    assert clean_text("沈砚来了。\n小^说^…ＷＷＷ．ｘ^ｉ^ａ^ｏ．ｃｏｍ…更新最快\n")[0] == "沈砚来了。\n"
+        assert (
+            text == "沈砚推开木门走了进去，没有回头。\n"
+            and account.pieces["addresses"] == [mark]
+            and account.is_exact()
+        )
+    assert (
+        clean_text("沈砚来了。\n小^说^…ＷＷＷ．ｘ^ｉ^ａ^ｏ．ｃｏｍ…更新最快\n")[0] == "沈砚来了。\n"
+    )
 
 
-@pytest.mark.parametrize("watermark", ["小^说^无广告www.yuye.com更新最快，", "雨夜书屋ｗｗｗ．ｙｕｙｅ．ｃｏｍ提供下载，", "最新小说尽在w^w^w.y^u^y^e.c^o^m，"])
+@pytest.mark.parametrize(
+    "watermark",
+    [
+        "小^说^无广告www.yuye.com更新最快，",
+        "雨夜书屋ｗｗｗ．ｙｕｙｅ．ｃｏｍ提供下载，",
+        "最新小说尽在w^w^w.y^u^y^e.c^o^m，",
+    ],
+)
 @pytest.mark.parametrize("around", ["", LONG])
 def test_of_a_sentence_with_a_watermark_in_it_the_rest_stays(watermark: str, around: str) -> None:
     found = kept(f"{around}沈砚推开木门，{watermark}院子里空无一人。{around}")
@@ -450,20 +538,28 @@ def test_repeated_formulae_verse_and_names_stay() -> None:
 
 
 def test_zhengwen_before_a_heading_goes_and_elsewhere_stays() -> None:
-    text, account = clean_text(chapter("正文 第一章 渡口") + "　　正文写到一半。\n" + chapter("　　正文　第二章 茶楼"))
+    text, account = clean_text(
+        chapter("正文 第一章 渡口") + "　　正文写到一半。\n" + chapter("　　正文　第二章 茶楼")
+    )
     assert text == chapter("第一章 渡口") + "正文写到一半。\n" + chapter("第二章 茶楼")
     assert account.pieces == {"正文": ["正文 ", "正文　"]}
 
 
 NAMES = ["渡口", "茶楼", "石桥", "驿站", "北山", "归舟"]
 NUMERALS = "一二三四五六"
-BODY = "".join(chapter(f"第{n}章 {name}", i) for i, (n, name) in enumerate(zip(NUMERALS, NAMES, strict=True)))
+BODY = "".join(
+    chapter(f"第{n}章 {name}", i) for i, (n, name) in enumerate(zip(NUMERALS, NAMES, strict=True))
+)
 
 
 @pytest.mark.parametrize("gap", ["\n", "\n\n"])
-@pytest.mark.parametrize("form", ["第{n}章 {name}", "　第 {n} 章　　{name}", "第{n}章", "第{n}章 {name}……12"])
+@pytest.mark.parametrize(
+    "form", ["第{n}章 {name}", "　第 {n} 章　　{name}", "第{n}章", "第{n}章 {name}……12"]
+)
 def test_a_table_of_contents_goes(form: str, gap: str) -> None:
-    contents = gap.join(form.format(n=n, name=name) for n, name in zip(NUMERALS, NAMES, strict=True))
+    contents = gap.join(
+        form.format(n=n, name=name) for n, name in zip(NUMERALS, NAMES, strict=True)
+    )
     for between in ("\n", "\n\n\n", "\n本书讲的是一座渡口。\n"):
         text, account = clean_text(f"{contents}{between}{BODY}")
         assert text == between.strip("\n") + ("\n" if between.strip() else "") + BODY
@@ -487,12 +583,16 @@ VOLUMES = [
 
 
 def test_volumes_that_count_their_chapters_anew_stay() -> None:
-    text = "".join(line + "\n" if "卷" in line else chapter(line, i) for i, line in enumerate(VOLUMES))
+    text = "".join(
+        line + "\n" if "卷" in line else chapter(line, i) for i, line in enumerate(VOLUMES)
+    )
     assert clean_text(text)[0] == text
 
 
 def test_of_volumes_that_count_anew_the_contents_go_and_every_heading_stays() -> None:
-    text = "".join(line + "\n" if "卷" in line else chapter(line, i) for i, line in enumerate(VOLUMES))
+    text = "".join(
+        line + "\n" if "卷" in line else chapter(line, i) for i, line in enumerate(VOLUMES)
+    )
     assert chapters("\n".join(VOLUMES) + "\n\n" + text) == VOLUMES
     assert clean_text("\n".join(VOLUMES) + "\n\n" + text)[0] == text
 
@@ -512,7 +612,13 @@ def test_of_doubled_headings_the_longer_one_stays(lines: list[str], stays: str) 
 
 
 @pytest.mark.parametrize(
-    "lines", [["第一章 渡口", "第二章 茶楼"], ["第一卷 南行", "第一章 渡口"], ["第一章 渡口", "第一章 茶楼"], ["第一章 渡口", STORY[0], "第一章 渡口"]]
+    "lines",
+    [
+        ["第一章 渡口", "第二章 茶楼"],
+        ["第一卷 南行", "第一章 渡口"],
+        ["第一章 渡口", "第一章 茶楼"],
+        ["第一章 渡口", STORY[0], "第一章 渡口"],
+    ],
 )
 def test_headings_that_are_not_doubled_stay(lines: list[str]) -> None:
     assert kept("\n".join(lines)).split("\n") == lines
@@ -540,7 +646,9 @@ def test_front_matter_goes(front: str) -> None:
     [
         "".join(f"{line}\n" for line in STORY),
         "《渡口》\n\n",
-        "楔子 那年冬天\n" + "".join(f"{line}\n" for line in STORY) + "　　那人便是这本书的作者：沈砚。\n".strip("　"),
+        "楔子 那年冬天\n"
+        + "".join(f"{line}\n" for line in STORY)
+        + "　　那人便是这本书的作者：沈砚。\n".strip("　"),
         "楔子\n他写了一篇简介。\n",
         "引子：夜雨\n目录贴在墙上。\n",
         "序\n作者：某某\n",
@@ -553,7 +661,9 @@ def test_a_prologue_stays(front: str) -> None:
 
 def test_what_precedes_the_prologue_goes_and_the_prologue_stays() -> None:
     prologue = "楔子 那年冬天\n" + "".join(f"{line}\n" for line in STORY)
-    assert clean_text("作者：某某\n内容简介：一座渡口。\n\n" + prologue + BODY)[0] == prologue + BODY
+    assert (
+        clean_text("作者：某某\n内容简介：一座渡口。\n\n" + prologue + BODY)[0] == prologue + BODY
+    )
 
 
 def test_without_five_headings_nothing_is_front_matter() -> None:
@@ -612,13 +722,24 @@ HAZARDS = [
     "\ufffd\ue123",
 ]
 ENDS = ["\n", "\r\n", "\r", "\n\n", "\n\n\n", " \n", "　\r\n\r\n"]
-MIXTURE = st.lists(st.tuples(st.sampled_from(HAZARDS + STORY), st.sampled_from(ENDS)), max_size=30).map(lambda pairs: "".join(a + b for a, b in pairs))
-LAYOUT_RULES = {"line ends", "invisible characters", "blanks at line ends", "wrapped lines", "indentation", "blank lines"}
+MIXTURE = st.lists(
+    st.tuples(st.sampled_from(HAZARDS + STORY), st.sampled_from(ENDS)), max_size=30
+).map(lambda pairs: "".join(a + b for a, b in pairs))
+LAYOUT_RULES = {
+    "line ends",
+    "invisible characters",
+    "blanks at line ends",
+    "wrapped lines",
+    "indentation",
+    "blank lines",
+}
 
 
 def letters(text: str) -> str:
     """What is left when layout is left out."""
-    return re.sub("[\\s\x00-\x1f\x7f-\x9f\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufeff]+", "", text)
+    return re.sub(
+        "[\\s\x00-\x1f\x7f-\x9f\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufeff]+", "", text
+    )
 
 
 @given(text=MIXTURE | st.text(max_size=60))
@@ -637,11 +758,22 @@ def checked(text: str, remove: bool) -> str:
     """The cleaned text, all that can be said of any text and its account having been asserted."""
     cleaned, account = clean_text(text, remove)
     assert account.read == len(text) and account.kept == len(cleaned) and account.is_exact()
-    assert cleaned.endswith("\n") and "\n\n\n" not in cleaned and "\r" not in cleaned and (cleaned == "\n" or cleaned[0] != "\n")
+    assert (
+        cleaned.endswith("\n")
+        and "\n\n\n" not in cleaned
+        and "\r" not in cleaned
+        and (cleaned == "\n" or cleaned[0] != "\n")
+    )
     assert not re.search(r"[ \t　\xa0]+$", cleaned, re.MULTILINE)
-    assert all(count >= 0 for counts in (account.places, account.removed, account.added) for count in counts.values())
+    assert all(
+        count >= 0
+        for counts in (account.places, account.removed, account.added)
+        for count in counts.values()
+    )
     assert all(account.places[rule] == len(pieces) for rule, pieces in account.pieces.items())
-    assert all(account.removed[rule] == sum(map(len, pieces)) for rule, pieces in account.pieces.items())
+    assert all(
+        account.removed[rule] == sum(map(len, pieces)) for rule, pieces in account.pieces.items()
+    )
     return cleaned
 
 
@@ -659,7 +791,10 @@ def test_the_account_of_a_text_of_hazards_is_exact(text: str, remove: bool) -> N
 
 @given(text=MIXTURE, remove=st.booleans())
 def test_cleaning_a_cleaned_text_changes_nothing(text: str, remove: bool) -> None:
-    for line in (*WRAPPED, "&amp;"):  # what shows that lines are wrapped is partly the indentation; &amp;lt; is &lt; for a reason
+    for line in (
+        *WRAPPED,
+        "&amp;",
+    ):  # what shows that lines are wrapped is partly the indentation; &amp;lt; is &lt; for a reason
         text = text.replace(line, "")
     once = clean_text(text, remove)[0]
     assert clean_text(once, remove)[0] == once
@@ -673,16 +808,26 @@ def test_cleaning_any_cleaned_text_changes_nothing(text: str) -> None:
 
 @given(data=st.data())
 def test_no_paragraph_is_lost_whatever_stands_around_it(data: st.DataObject) -> None:
-    around = [h for h in HAZARDS if not re.search("GUTENBERG|简介|作者|^目录$|^正文$|^[=-]+$", h)]  # these take whole passages, as their own tests say
+    around = [
+        h for h in HAZARDS if not re.search("GUTENBERG|简介|作者|^目录$|^正文$|^[=-]+$", h)
+    ]  # these take whole passages, as their own tests say
     hazard = st.sampled_from(around)
-    lines = data.draw(st.lists(st.tuples(st.sampled_from(["", "　　", "    ", "\t"]), st.sampled_from(STORY)) | st.tuples(st.just(""), hazard), max_size=30))
+    lines = data.draw(
+        st.lists(
+            st.tuples(st.sampled_from(["", "　　", "    ", "\t"]), st.sampled_from(STORY))
+            | st.tuples(st.just(""), hazard),
+            max_size=30,
+        )
+    )
     end = data.draw(st.sampled_from(ENDS))
     text = clean_text("".join(indent + line + end for indent, line in lines))[0]
     told = re.findall("|".join(map(re.escape, STORY)), text)
     assert told == [line for _, line in lines if line in STORY]
 
 
-@given(lines=st.lists(st.sampled_from([*STORY, LONG]), min_size=1, max_size=20), remove=st.booleans())
+@given(
+    lines=st.lists(st.sampled_from([*STORY, LONG]), min_size=1, max_size=20), remove=st.booleans()
+)
 def test_a_story_without_hazards_is_left_to_the_character(lines: list[str], remove: bool) -> None:
     text = "\n".join(lines) + "\n"
     cleaned, account = clean_text(text, remove)
@@ -694,9 +839,15 @@ def test_accounts_add_up() -> None:
     total = Account()
     for account in (one, other):
         total.add(account)
-    assert total.is_exact() and total.read == one.read + other.read and total.kept == one.kept + other.kept
+    assert (
+        total.is_exact()
+        and total.read == one.read + other.read
+        and total.kept == one.kept + other.kept
+    )
     assert total.pieces == one.pieces | other.pieces
-    assert all(total.removed[rule] == one.removed[rule] + other.removed[rule] for rule in total.places)
+    assert all(
+        total.removed[rule] == one.removed[rule] + other.removed[rule] for rule in total.places
+    )
 
 
 def test_an_account_with_a_lost_character_is_not_exact() -> None:
@@ -748,7 +899,13 @@ def test_an_account_with_a_lost_character_is_not_exact() -> None:
 )
 def test_no_line_takes_longer_than_its_length(piece: str) -> None:
     line = (piece * 20_000)[:20_000]
-    for text in (f"雨{line}夜\n", f"{line}夜", line, f"{line}\n" * 3 + "第一回\n", f"第一回 {line}夜\n第一回\n"):
+    for text in (
+        f"雨{line}夜\n",
+        f"{line}夜",
+        line,
+        f"{line}\n" * 3 + "第一回\n",
+        f"第一回 {line}夜\n第一回\n",
+    ):
         began = time.process_time()
         clean_text(text)
         assert time.process_time() - began < 0.6

@@ -23,11 +23,15 @@ TOKENS = {"train": 203, "val": 41}
 
 def written(folder: Path, n_vocab: int = 1000, tokens: dict[str, int] = TOKENS) -> Path:
     """A data folder with the ids 0, 1, 2 … in both splits, val's shifted by 500."""
-    fake = SimpleNamespace(n_vocab=n_vocab, end=n_vocab - 1, kind="fake", hash="0" * 64, to_json=lambda: "{}")
+    fake = SimpleNamespace(
+        n_vocab=n_vocab, end=n_vocab - 1, kind="fake", hash="0" * 64, to_json=lambda: "{}"
+    )
     with DatasetWriter(folder) as writer:
         writer.open(fake)
         for split, count in tokens.items():
-            writer.add(split, np.arange(count, dtype=np.uint32) + 500 * (split == "val"), count, 3 * count)
+            writer.add(
+                split, np.arange(count, dtype=np.uint32) + 500 * (split == "val"), count, 3 * count
+            )
         writer.finish([], {})
     return folder
 
@@ -46,20 +50,27 @@ def copy(folder: Path, tmp_path: Path) -> Path:
 
 
 @given(data=st.data(), block_size=st.integers(1, 60), seed=st.integers(0, 2**40))
-def test_rows_do_not_depend_on_how_they_are_grouped(folder: Path, data: st.DataObject, block_size: int, seed: int) -> None:
+def test_rows_do_not_depend_on_how_they_are_grouped(
+    folder: Path, data: st.DataObject, block_size: int, seed: int
+) -> None:
     first, count = data.draw(st.integers(0, 1000)), data.draw(st.integers(1, 30))
     whole = TextDataset(folder, "train").rows(first, count, block_size, seed)
     cuts = sorted({0, count, *data.draw(st.lists(st.integers(0, count), max_size=6))})
     file = TextDataset(folder, "train")
-    pieces = {(a, b): file.rows(first + a, b - a, block_size, seed) for a, b in data.draw(st.permutations(list(pairwise(cuts))))}
+    pieces = {
+        (a, b): file.rows(first + a, b - a, block_size, seed)
+        for a, b in data.draw(st.permutations(list(pairwise(cuts))))
+    }
     for (a, b), piece in pieces.items():
         assert (piece[0] == whole[0][a:b]).all() and (piece[1] == whole[1][a:b]).all()
 
 
 @given(block_size=st.integers(1, 203), seed=st.integers(0, 2**40), epoch=st.integers(0, 5))
-def test_an_epoch_trains_every_token_once_but_for_less_than_a_block(folder: Path, block_size: int, seed: int, epoch: int) -> None:
+def test_an_epoch_trains_every_token_once_but_for_less_than_a_block(
+    folder: Path, block_size: int, seed: int, epoch: int
+) -> None:
     file = TextDataset(folder, "train")
-    windows = file.windows(block_size)
+    windows = file.rows_per_epoch(block_size)
     ids, targets = file.rows(epoch * windows, windows, block_size, seed)
     for seen in (ids, targets):  # the token at position n is n
         positions, times = np.unique(seen, return_counts=True)
@@ -67,7 +78,9 @@ def test_an_epoch_trains_every_token_once_but_for_less_than_a_block(folder: Path
 
 
 @given(block_size=st.integers(2, 60), seed=st.integers(0, 2**40), row=st.integers(0, 500))
-def test_targets_are_the_ids_that_come_next(folder: Path, block_size: int, seed: int, row: int) -> None:
+def test_targets_are_the_ids_that_come_next(
+    folder: Path, block_size: int, seed: int, row: int
+) -> None:
     ids, targets = TextDataset(folder, "train").rows(row, 3, block_size, seed)
     assert ids.shape == targets.shape == (3, block_size) and ids.dtype == targets.dtype == np.int64
     assert (targets[:, :-1] == ids[:, 1:]).all()
@@ -76,15 +89,17 @@ def test_targets_are_the_ids_that_come_next(folder: Path, block_size: int, seed:
 
 def test_epochs_and_seeds_differ(folder: Path) -> None:
     file = TextDataset(folder, "train")
-    windows = file.windows(8)
+    windows = file.rows_per_epoch(8)
     epochs = [file.rows(n * windows, windows, 8, seed)[0] for n in range(3) for seed in (1, 2)]
     assert len({epoch.tobytes() for epoch in epochs}) == 6
-    assert len({tuple(sorted(epoch[:, 0])) for epoch in epochs}) > 1  # not only another order: other windows
+    assert (
+        len({tuple(sorted(epoch[:, 0])) for epoch in epochs}) > 1
+    )  # not only another order: other windows
 
 
 def test_an_epochs_windows_come_in_random_order(folder: Path) -> None:
     file = TextDataset(folder, "train")
-    starts = file.rows(0, file.windows(4), 4, 7)[0][:, 0]
+    starts = file.rows(0, file.rows_per_epoch(4), 4, 7)[0][:, 0]
     assert not (np.diff(starts) == 4).mean() > 0.3
 
 
@@ -137,7 +152,9 @@ def test_one_changed_bit_is_told(copy: Path) -> None:
 
 
 @given(data=st.data())
-def test_a_damaged_meta_is_named(folder: Path, data: st.DataObject, damage: Callable, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_a_damaged_meta_is_named(
+    folder: Path, data: st.DataObject, damage: Callable, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     hurt = tmp_path_factory.getbasetemp() / "hurt-meta"
     shutil.copytree(folder, hurt, dirs_exist_ok=True)
     document = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
@@ -169,7 +186,9 @@ def lose_the_width(meta: dict) -> None:
     del meta["dtype"]
 
 
-@pytest.mark.parametrize("harm", [lose_a_count, spell_a_count, unknown_count, listed, lose_the_width])
+@pytest.mark.parametrize(
+    "harm", [lose_a_count, spell_a_count, unknown_count, listed, lose_the_width]
+)
 def test_a_meta_without_its_facts_is_named(copy: Path, harm: Callable[[dict], None]) -> None:
     meta = json.loads((copy / "meta.json").read_text(encoding="utf-8"))
     harm(meta)
@@ -178,7 +197,11 @@ def test_a_meta_without_its_facts_is_named(copy: Path, harm: Callable[[dict], No
         TextDataset(copy, "train")
 
 
-@pytest.mark.parametrize("raw", [b"", b"{", b"[]", b"null", b"\xff", b"[" * 100_000], ids=["empty", "torn", "list", "null", "no utf-8", "deep"])
+@pytest.mark.parametrize(
+    "raw",
+    [b"", b"{", b"[]", b"null", b"\xff", b"[" * 100_000],
+    ids=["empty", "torn", "list", "null", "no utf-8", "deep"],
+)
 def test_a_meta_that_is_no_json_object_is_named(copy: Path, raw: bytes) -> None:
     (copy / "meta.json").write_bytes(raw)
     with pytest.raises(UserError, match=r"meta\.json can't be read"):
@@ -187,15 +210,21 @@ def test_a_meta_that_is_no_json_object_is_named(copy: Path, raw: bytes) -> None:
 
 def test_another_format_is_told(copy: Path) -> None:
     meta = json.loads((copy / "meta.json").read_text(encoding="utf-8"))
-    (copy / "meta.json").write_text(json.dumps({**meta, "format": dataset.FORMAT + 1}), encoding="utf-8")
-    with pytest.raises(UserError, match=f"has format {dataset.FORMAT + 1}, this version reads {dataset.FORMAT}"):
+    (copy / "meta.json").write_text(
+        json.dumps({**meta, "format": dataset.FORMAT + 1}), encoding="utf-8"
+    )
+    with pytest.raises(
+        UserError, match=f"has format {dataset.FORMAT + 1}, this version reads {dataset.FORMAT}"
+    ):
         read_meta(copy)
 
 
 # ---------------------------------------------------------------- finding and writing a folder
 
 
-def test_a_dataset_goes_by_its_name_or_its_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dataset_goes_by_its_name_or_its_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     written(Path("data/mine"))
     assert (
@@ -206,11 +235,16 @@ def test_a_dataset_goes_by_its_name_or_its_path(tmp_path: Path, monkeypatch: pyt
     )
 
 
-def test_a_missing_dataset_is_told_how_to_make_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_dataset_is_told_how_to_make_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=r"python prepare\.py$"):
         find_dataset("novella")
-    with pytest.raises(UserError, match=r"python prepare\.py YOUR_NOVEL\.txt --out=data.mine\n(?s:.*)python prepare_sft\.py YOURS\.json --out=data.mine$"):
+    with pytest.raises(
+        UserError,
+        match=r"python prepare\.py YOUR_NOVEL\.txt --out=data.mine\n(?s:.*)python prepare_sft\.py YOURS\.json --out=data.mine$",
+    ):
         find_dataset("mine")
 
 
@@ -227,7 +261,9 @@ def test_nothing_is_left_of_a_writer_that_fails(copy: Path) -> None:
 def test_nothing_is_left_of_a_writer_that_fails_before_it_has_a_tokenizer(copy: Path) -> None:
     before = {path.name: path.read_bytes() for path in copy.iterdir()}
     with pytest.raises(ZeroDivisionError), DatasetWriter(copy) as writer:
-        (writer.aside / "000000.txt").write_text("文\n", encoding="utf-8")  # what is read is put there too
+        (writer.aside / "000000.txt").write_text(
+            "文\n", encoding="utf-8"
+        )  # what is read is put there too
         raise ZeroDivisionError
     assert {path.name: path.read_bytes() for path in copy.iterdir()} == before
 

@@ -135,7 +135,9 @@ def test_utf_16_with_its_high_byte_first_is_known_by_its_mark() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", [SIMPLIFIED, TRADITIONAL, varied(SIMPLIFIED), ENGLISH, ENGLISH * 40], ids=["simplified", "traditional", "larger", "english", "english, larger"]
+    "text",
+    [SIMPLIFIED, TRADITIONAL, varied(SIMPLIFIED), ENGLISH, ENGLISH * 40],
+    ids=["simplified", "traditional", "larger", "english", "english, larger"],
 )
 @pytest.mark.parametrize("harm", [b"\xff", b"\x80", b"\xe9", b"\xc3("])
 def test_utf_8_with_one_broken_byte_is_still_utf_8(text: str, harm: bytes) -> None:
@@ -162,7 +164,9 @@ def test_bytes_that_end_in_mid_character_are_still_utf_8() -> None:
     assert decoder.broken == 1
 
 
-def test_a_sample_that_ends_in_mid_character_is_no_evidence_against_utf_8(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sample_that_ends_in_mid_character_is_no_evidence_against_utf_8(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     for text in (SIMPLIFIED, RARE):
         for size in range(200, 212):
             monkeypatch.setattr(encodings, "SAMPLE_BYTES", size)
@@ -191,7 +195,10 @@ def test_utf_8_is_forced_with_and_without_its_mark(forced: str, written: str) ->
 
 
 @pytest.mark.parametrize("mark", ["", "\ufeff"], ids=["no mark", "mark"])
-@pytest.mark.parametrize(("forced", "written"), [("utf-16", "utf-16-le"), ("utf-16-le", "utf-16-le"), ("utf-16-be", "utf-16-be")])
+@pytest.mark.parametrize(
+    ("forced", "written"),
+    [("utf-16", "utf-16-le"), ("utf-16-le", "utf-16-le"), ("utf-16-be", "utf-16-be")],
+)
 def test_utf_16_is_forced_with_and_without_its_mark(forced: str, written: str, mark: str) -> None:
     found, decoder = decoded((mark + SIMPLIFIED).encode(written), forced)
     assert (found, decoder.broken) == (SIMPLIFIED, 0)
@@ -207,7 +214,9 @@ def test_an_unknown_encoding_is_told(name: str) -> None:
     assert "no encoding" in refusal(SIMPLIFIED.encode(), name)
 
 
-@pytest.mark.parametrize("name", ["hex", "rot13", "base64", "zlib", "bz2", "uu", "idna", "punycode", "undefined"])
+@pytest.mark.parametrize(
+    "name", ["hex", "rot13", "base64", "zlib", "bz2", "uu", "idna", "punycode", "undefined"]
+)
 def test_what_python_calls_a_codec_but_is_no_encoding_of_text_is_told(name: str) -> None:
     assert refusal(SIMPLIFIED.encode(), name)
 
@@ -222,12 +231,16 @@ def test_a_wrongly_forced_encoding_is_told_instead_of_read() -> None:
 
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_broken_places_are_counted(count: int) -> None:
-    raw = (SIMPLIFIED.encode() + b"\xff") * count + "夜�夜".encode()  # a � that the file itself has is none
+    raw = (
+        SIMPLIFIED.encode() + b"\xff"
+    ) * count + "夜�夜".encode()  # a � that the file itself has is none
     found, decoder = decoded(raw)
     assert decoder.broken == count and found.count("�") == count + 1
 
 
-def test_a_few_broken_places_do_not_spoil_a_long_text_read_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_few_broken_places_do_not_spoil_a_long_text_read_in_parts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(encodings, "PART_CHARACTERS", 5000)
     monkeypatch.setattr(encodings, "SAMPLE_BYTES", 3000)
     raw = (SIMPLIFIED * 4).encode()
@@ -251,7 +264,17 @@ def test_what_is_no_text_is_told(raw: bytes) -> None:
     assert "it is no text" in refusal(raw)
 
 
-@pytest.mark.parametrize("raw", [b"", b"\n", b" \r\n\t\r\n", "\ufeff".encode(), "\ufeff".encode("utf-16-le"), "　\n　".encode("gb18030")])
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"",
+        b"\n",
+        b" \r\n\t\r\n",
+        "\ufeff".encode(),
+        "\ufeff".encode("utf-16-le"),
+        "　\n　".encode("gb18030"),
+    ],
+)
 def test_an_empty_file_is_told(raw: bytes) -> None:
     assert refusal(raw) == "it is empty"
 
@@ -264,7 +287,23 @@ def test_a_few_nuls_do_not_spoil_a_text() -> None:
 # ---------------------------------------------------------------- parts
 
 LINES = st.lists(
-    st.sampled_from(["雨", "𠮷", "é", "a", "\n", "\r\n", "\n\n", "。", "　", "👩‍👧", "a long line without an end, "]), min_size=1, max_size=80
+    st.sampled_from(
+        [
+            "雨",
+            "𠮷",
+            "é",
+            "a",
+            "\n",
+            "\r\n",
+            "\n\n",
+            "。",
+            "　",
+            "👩‍👧",
+            "a long line without an end, ",
+        ]
+    ),
+    min_size=1,
+    max_size=80,
 ).map("".join)
 
 
@@ -292,14 +331,24 @@ def test_the_parts_join_to_the_text(codec: str, text: str, part: int, chunk: int
     assert all(found)
 
 
-@given(text=st.text(st.sampled_from("雨夜歸人。，\n許功蓋a "), min_size=1), part=st.integers(1, 40), chunk=st.integers(1, 7))
+@given(
+    text=st.text(st.sampled_from("雨夜歸人。，\n許功蓋a "), min_size=1),
+    part=st.integers(1, 40),
+    chunk=st.integers(1, 7),
+)
 def test_the_parts_join_to_the_text_in_big5_too(text: str, part: int, chunk: int) -> None:
-    assert "".join(parts_of(text + "雨", "big5", part, chunk)) == text + "雨"  # 許功蓋 have \ as their second byte
+    assert (
+        "".join(parts_of(text + "雨", "big5", part, chunk)) == text + "雨"
+    )  # 許功蓋 have \ as their second byte
 
 
 @given(text=LINES, part=st.integers(8, 60), chunk=st.integers(1, 13))
-def test_a_part_ends_where_a_line_ends_and_the_next_begins_with_letters(text: str, part: int, chunk: int) -> None:
-    lines = "\n".join(piece[:20] + "雨" for piece in text.split("\n")) + "\n"  # no line longer than a part by much
+def test_a_part_ends_where_a_line_ends_and_the_next_begins_with_letters(
+    text: str, part: int, chunk: int
+) -> None:
+    lines = (
+        "\n".join(piece[:20] + "雨" for piece in text.split("\n")) + "\n"
+    )  # no line longer than a part by much
     found = parts_of(lines, "utf-8", max(part, 30), chunk)
     assert all(one.endswith("\n") for one in found)
     assert all(one.split("\n")[0].strip() for one in found[1:])
@@ -315,7 +364,9 @@ def test_a_line_that_never_ends_is_given_out_in_parts_too() -> None:
 @given(text=st.text(st.sampled_from("ab \n　"), max_size=30))
 def test_the_last_lines_start_is_the_beginning_of_a_line_with_letters(text: str) -> None:
     at = last_line_start(text)
-    starts = [i + 1 for i, c in enumerate(text) if c == "\n" and text[i + 1 :].split("\n")[0].strip()]
+    starts = [
+        i + 1 for i, c in enumerate(text) if c == "\n" and text[i + 1 :].split("\n")[0].strip()
+    ]
     assert at == max(starts, default=0)
 
 
@@ -331,36 +382,63 @@ def zipped(members: dict[str, bytes]) -> bytes:
 
 
 def test_every_text_in_a_zip_is_a_book(tmp_path: Path) -> None:
-    members = {"b.txt": SIMPLIFIED.encode("gb18030"), "卷/a.TXT": TRADITIONAL.encode(), "卷/": b"", "封面.jpg": b"\xff\xd8", "说明.md": b"no"}
+    members = {
+        "b.txt": SIMPLIFIED.encode("gb18030"),
+        "卷/a.TXT": TRADITIONAL.encode(),
+        "卷/": b"",
+        "封面.jpg": b"\xff\xd8",
+        "说明.md": b"no",
+    }
     books, reasons = read(tmp_path / "雨夜.zip", zipped(members))
     assert not reasons
-    assert texts(books) == {"b": SIMPLIFIED.replace("　　", ""), "a": TRADITIONAL.replace("　　", "")}
-    assert {book.source for book in books} == {"雨夜.zip"} and [book.encoding for book in books] == ["gb18030", "utf-8"]
+    assert texts(books) == {
+        "b": SIMPLIFIED.replace("　　", ""),
+        "a": TRADITIONAL.replace("　　", ""),
+    }
+    assert {book.source for book in books} == {"雨夜.zip"} and [
+        book.encoding for book in books
+    ] == ["gb18030", "utf-8"]
     assert len({book.file for book in books}) == 2
 
 
 def test_a_members_name_written_in_gbk_is_read(tmp_path: Path) -> None:
     name = "渡口夜雨.txt".encode("gbk")
-    raw = zipped({"x" * len(name): ENGLISH.encode()}).replace(b"x" * len(name), name)  # as archivers on Chinese Windows write it: no UTF-8 flag
+    raw = zipped({"x" * len(name): ENGLISH.encode()}).replace(
+        b"x" * len(name), name
+    )  # as archivers on Chinese Windows write it: no UTF-8 flag
     books, reasons = read(tmp_path / "a.zip", raw)
     assert not reasons and [book.title for book in books] == ["渡口夜雨"]
 
 
 def test_names_that_lead_out_of_the_folder_lead_nowhere(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
-    books, reasons = read(tmp_path / "in" / "a.zip", zipped({"../../out.txt": ENGLISH.encode(), "/etc/shuoshu-out.txt": SIMPLIFIED.encode()}))
+    books, reasons = read(
+        tmp_path / "in" / "a.zip",
+        zipped({"../../out.txt": ENGLISH.encode(), "/etc/shuoshu-out.txt": SIMPLIFIED.encode()}),
+    )
     assert not reasons and [book.title for book in books] == ["out", "shuoshu-out"]
     assert all(book.file.parent == tmp_path / "in" / "aside" for book in books)
     assert sorted(path.name for path in tmp_path.rglob("*.txt")) == ["000000.txt", "000001.txt"]
 
 
 def test_a_zip_without_texts_is_told(tmp_path: Path) -> None:
-    assert read(tmp_path / "a.zip", zipped({"a.jpg": b"\xff\xd8", "txt/": b""})) == ([], ["the archive holds no .txt file"])
+    assert read(tmp_path / "a.zip", zipped({"a.jpg": b"\xff\xd8", "txt/": b""})) == (
+        [],
+        ["the archive holds no .txt file"],
+    )
     assert read(tmp_path / "a.zip", zipped({})) == ([], ["the archive holds no .txt file"])
 
 
 def test_what_mac_os_puts_beside_each_member_is_no_book(tmp_path: Path) -> None:
-    books, reasons = read(tmp_path / "a.zip", zipped({"雨.txt": SIMPLIFIED.encode(), "__MACOSX/._雨.txt": b"\0\5\x16\7\0\2\0\0Mac OS X" + bytes(90)}))
+    books, reasons = read(
+        tmp_path / "a.zip",
+        zipped(
+            {
+                "雨.txt": SIMPLIFIED.encode(),
+                "__MACOSX/._雨.txt": b"\0\5\x16\7\0\2\0\0Mac OS X" + bytes(90),
+            }
+        ),
+    )
     assert (texts(books), reasons) == ({"雨": SIMPLIFIED.replace("　　", "")}, [])
 
 
@@ -375,7 +453,9 @@ def test_a_damaged_zip_is_told(tmp_path: Path, where: float) -> None:
 
 @pytest.mark.parametrize("length", [0, 1, 30, 100, 500])
 def test_a_zip_that_is_cut_off_is_told(tmp_path: Path, length: int) -> None:
-    books, reasons = read(tmp_path / "a.zip", zipped({"a.txt": varied(SIMPLIFIED, 5).encode()})[:length])
+    books, reasons = read(
+        tmp_path / "a.zip", zipped({"a.txt": varied(SIMPLIFIED, 5).encode()})[:length]
+    )
     assert books == [] and len(reasons) == 1 and "archive is damaged" in reasons[0]
 
 
@@ -395,7 +475,16 @@ def test_a_compression_that_python_does_not_know_is_told(tmp_path: Path) -> None
 
 
 def test_a_bad_member_of_an_archive_is_named_and_is_no_book(tmp_path: Path) -> None:
-    books, reasons = read(tmp_path / "a.zip", zipped({"good.txt": ENGLISH.encode(), "bad.txt": bytes(range(256)) * 40, "more.txt": ENGLISH.encode()}))
+    books, reasons = read(
+        tmp_path / "a.zip",
+        zipped(
+            {
+                "good.txt": ENGLISH.encode(),
+                "bad.txt": bytes(range(256)) * 40,
+                "more.txt": ENGLISH.encode(),
+            }
+        ),
+    )
     assert "bad" not in texts(books)
     assert len(reasons) == 1 and "bad.txt" in reasons[0]
 
@@ -414,7 +503,12 @@ def test_a_gzip_file_that_is_cut_off_is_told(tmp_path: Path, length: int) -> Non
 
 
 @pytest.mark.parametrize(
-    "raw", [b"no gzip at all", gzip.compress(SIMPLIFIED.encode())[:-8] + b"\1\2\3\4\5\6\7\10", gzip.compress(SIMPLIFIED.encode())[:40] + b"\xff" * 99]
+    "raw",
+    [
+        b"no gzip at all",
+        gzip.compress(SIMPLIFIED.encode())[:-8] + b"\1\2\3\4\5\6\7\10",
+        gzip.compress(SIMPLIFIED.encode())[:40] + b"\xff" * 99,
+    ],
 )
 def test_a_damaged_gzip_file_is_told(tmp_path: Path, raw: bytes) -> None:
     books, reasons = read(tmp_path / "a.txt.gz", raw)
@@ -445,8 +539,12 @@ def test_arbitrary_bytes_are_read_or_told(raw: bytes) -> None:
 
 @pytest.mark.parametrize("suffix", [".zip", ".gz"])
 @given(data=st.data())
-def test_a_hurt_archive_is_read_or_told(tmp_path_factory: pytest.TempPathFactory, suffix: str, data: st.DataObject) -> None:
-    whole = zipped({"a.txt": ENGLISH.encode()}) if suffix == ".zip" else gzip.compress(ENGLISH.encode())
+def test_a_hurt_archive_is_read_or_told(
+    tmp_path_factory: pytest.TempPathFactory, suffix: str, data: st.DataObject
+) -> None:
+    whole = (
+        zipped({"a.txt": ENGLISH.encode()}) if suffix == ".zip" else gzip.compress(ENGLISH.encode())
+    )
     raw = bytearray(whole)
     for _ in range(data.draw(st.integers(1, 3))):
         raw[data.draw(st.integers(0, len(raw) - 1))] = data.draw(st.integers(0, 255))

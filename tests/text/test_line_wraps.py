@@ -17,7 +17,15 @@ NOT_FIRST = "，。！？：；、…”’」』）》—"
 NOT_LAST = "“‘「『（《"
 
 WHO = ["沈砚", "柳青禾", "赵铁匠", "白先生", "顾三娘", "老船夫", "韩秀才", "那个卖炭的少年"]
-WHEN = ["天还没有亮", "雨停以后", "这一年入冬", "三更刚过", "渡船靠岸的时候", "茶凉了两回", "到了第七天的傍晚"]
+WHEN = [
+    "天还没有亮",
+    "雨停以后",
+    "这一年入冬",
+    "三更刚过",
+    "渡船靠岸的时候",
+    "茶凉了两回",
+    "到了第七天的傍晚",
+]
 DID = [
     "把信折好收进袖中",
     "推开半扇木门",
@@ -28,7 +36,13 @@ DID = [
     "一句话也没有说",
     "想起了二十年前的那场大水",
 ]
-SAID = ["你终究还是来了", "账要一笔一笔地算", "明日再走也不迟", "船票只剩两张，你要哪一张", "书里没有写这一页"]
+SAID = [
+    "你终究还是来了",
+    "账要一笔一笔地算",
+    "明日再走也不迟",
+    "船票只剩两张，你要哪一张",
+    "书里没有写这一页",
+]
 
 
 def prose(seed: int, paragraphs: int = 60) -> list[str]:
@@ -40,7 +54,13 @@ def prose(seed: int, paragraphs: int = 60) -> list[str]:
         for _ in range(draw.randint(1, 6)):
             sentences.append(
                 f"{draw.choice(WHEN)}，{draw.choice(WHO)}{draw.choice(DID)}"
-                + draw.choice(["。", f"，{draw.choice(WHO)}{draw.choice(DID)}。", f"，道：“{draw.choice(SAID)}{draw.choice('。！？')}”"])
+                + draw.choice(
+                    [
+                        "。",
+                        f"，{draw.choice(WHO)}{draw.choice(DID)}。",
+                        f"，道：“{draw.choice(SAID)}{draw.choice('。！？')}”",
+                    ]
+                )
             )
         made.append("".join(sentences))
     return made
@@ -58,7 +78,13 @@ def wrap(paragraph: str, width: int) -> list[str]:
     return [*lines, paragraph]
 
 
-def wrapped(paragraphs: list[str], width: int, indent: str = "　　", gap: str = "", drop_indent: bool = False) -> str:
+def wrapped(
+    paragraphs: list[str],
+    width: int,
+    indent: str = "　　",
+    gap: str = "",
+    drop_indent: bool = False,
+) -> str:
     """Wrapped paragraphs, `gap` between lines; the indentation may get lost after the wrapping."""
     lines = [line for paragraph in paragraphs for line in wrap(indent + paragraph, width)]
     return "".join((line.strip("　") if drop_indent else line) + "\n" + gap for line in lines)
@@ -66,7 +92,11 @@ def wrapped(paragraphs: list[str], width: int, indent: str = "　　", gap: str 
 
 def ends(lines: list[str]) -> set[int]:
     """Where lines end, counted in characters that aren't blanks."""
-    return set(accumulate(len(line) for line in (line.replace(" ", "").strip("　") for line in lines) if line))
+    return set(
+        accumulate(
+            len(line) for line in (line.replace(" ", "").strip("　") for line in lines) if line
+        )
+    )
 
 
 def outcome(source: str, paragraphs: list[str]) -> tuple[float, float]:
@@ -110,7 +140,9 @@ def test_indented_prose_with_a_blank_line_after_every_line_is_rejoined(width: in
 
 @pytest.mark.parametrize("gap", ["", "\n"])
 @pytest.mark.parametrize("width", [24, 32, 40])
-def test_prose_whose_paragraphs_nothing_marks_but_a_short_line_is_rejoined(width: int, gap: str) -> None:
+def test_prose_whose_paragraphs_nothing_marks_but_a_short_line_is_rejoined(
+    width: int, gap: str
+) -> None:
     paragraphs = prose(6, 120)
     remaining, merged = outcome(wrapped(paragraphs, width, gap=gap, drop_indent=True), paragraphs)
     assert remaining <= 0.02 and merged <= 0.06
@@ -118,12 +150,16 @@ def test_prose_whose_paragraphs_nothing_marks_but_a_short_line_is_rejoined(width
 
 def test_every_line_indented_alike_and_a_blank_line_after_each_is_rejoined() -> None:
     paragraphs = prose(7)
-    source = "".join(f"    {line}\n\n" for line in wrapped(paragraphs, 40, drop_indent=True).split("\n") if line)
+    source = "".join(
+        f"    {line}\n\n" for line in wrapped(paragraphs, 40, drop_indent=True).split("\n") if line
+    )
     remaining, merged = outcome(source, paragraphs)
     assert remaining <= 0.02 and merged <= 0.06
 
 
-def test_chapters_wrapped_at_different_widths_and_not_wrapped_are_each_treated_as_they_are() -> None:
+def test_chapters_wrapped_at_different_widths_and_not_wrapped_are_each_treated_as_they_are() -> (
+    None
+):
     plain = prose(8, 20)
     source, whole = "", []
     for number, width in zip("一二三四", (24, 999, 40, 32), strict=True):
@@ -136,11 +172,17 @@ def test_chapters_wrapped_at_different_widths_and_not_wrapped_are_each_treated_a
 
 @pytest.mark.parametrize("width", [24, 30])
 @pytest.mark.parametrize("seed", range(3))
-def test_a_wrapped_passage_in_a_chapter_that_is_not_wrapped_is_rejoined(seed: int, width: int) -> None:
+def test_a_wrapped_passage_in_a_chapter_that_is_not_wrapped_is_rejoined(
+    seed: int, width: int
+) -> None:
     letter = "".join(prose(seed, 10))
     before, after = ([p for p in prose(20 + n + seed) if len(p) > width + 4] for n in (0, 50))
     lines = wrap(letter, width)
-    cleaned = clean_text("".join(f"　　{p}\n" for p in before) + "".join(f"{line}\n" for line in lines) + "".join(f"　　{p}\n" for p in after))[0]
+    cleaned = clean_text(
+        "".join(f"　　{p}\n" for p in before)
+        + "".join(f"{line}\n" for line in lines)
+        + "".join(f"　　{p}\n" for p in after)
+    )[0]
     found = cleaned.split("\n")[:-1]
     assert found[: len(before)] == before and found[-len(after) :] == after
     rest = found[len(before) : -len(after)]
@@ -166,21 +208,36 @@ ENGLISH = [paragraph.replace("\n", " ") for paragraph in ENGLISH.strip().split("
 @pytest.mark.parametrize("width", [65, 66, 68, 70, 72])
 @pytest.mark.parametrize("indent", ["", "  "])
 def test_english_prose_is_rejoined_with_single_spaces(width: int, indent: str) -> None:
-    paragraphs = [paragraph.replace("old man", f"{n} old men") for n, paragraph in enumerate(ENGLISH)]
-    source = "\n\n".join(textwrap.fill(p, width, initial_indent=indent, break_on_hyphens=False) for p in paragraphs) + "\n"
+    paragraphs = [
+        paragraph.replace("old man", f"{n} old men") for n, paragraph in enumerate(ENGLISH)
+    ]
+    source = (
+        "\n\n".join(
+            textwrap.fill(p, width, initial_indent=indent, break_on_hyphens=False)
+            for p in paragraphs
+        )
+        + "\n"
+    )
     cleaned, account = clean_text(source)
     assert account.is_exact()
     assert [line.strip() for line in cleaned.split("\n") if line] == paragraphs
 
 
 def test_a_word_broken_at_its_hyphen_gets_no_space() -> None:
-    source = "\n\n".join(textwrap.fill(p, 66) for p in ENGLISH) + "\n"  # breaks tea-house at its hyphen, if it comes so
+    source = (
+        "\n\n".join(textwrap.fill(p, 66) for p in ENGLISH) + "\n"
+    )  # breaks tea-house at its hyphen, if it comes so
     assert [line for line in clean_text(source)[0].split("\n") if line] == ENGLISH
 
 
 # ---------------------------------------------------------------- what is not
 
-COUPLETS = ["青灯照壁人初睡，冷雨敲窗被未温。", "二十年来江上路，一蓑烟雨几黄昏。", "渡头落日无人问，桥畔垂杨有泪痕。", "莫道归舟风浪恶，故园犹有未关门。"]
+COUPLETS = [
+    "青灯照壁人初睡，冷雨敲窗被未温。",
+    "二十年来江上路，一蓑烟雨几黄昏。",
+    "渡头落日无人问，桥畔垂杨有泪痕。",
+    "莫道归舟风浪恶，故园犹有未关门。",
+]
 VERSE = """
 The gulls are gone, the tide is low,
 The lamp burns down beside the door,
@@ -207,15 +264,29 @@ DIALOGUE = """
 """
 SHEETS = {
     "couplets of sixteen": COUPLETS * 6,
-    "lines of seven without signs": [half for couplet in COUPLETS for half in (couplet[:7], couplet[8:15])] * 4,
-    "verse of twenty-four, each line a sentence": [a[:-1] + "，" + b[:7] + "。" for a in COUPLETS for b in COUPLETS],
-    "a list whose items end in commas": [
-        f"第{n}难渡口逢雨失却书信一封，" if n in "一三五七九" else f"第{n}难北山迷路遇见卖炭少年，" for n in "一二三四五六七八九"
+    "lines of seven without signs": [
+        half for couplet in COUPLETS for half in (couplet[:7], couplet[8:15])
     ]
     * 4,
-    "long items that end in commas": [f"{who}于{when}{did}，" for who in WHO for when in WHEN for did in DID if "，" not in did][:60],
-    "names": ["沈砚　柳青禾　赵铁匠", "白先生　顾三娘", "老船夫　韩秀才　孟婆婆　陆小舟", "阿蛮"] * 6,
-    "a table of people": ["天字第一号船掌舵正将一员沈砚", "地字第二号船掌舵副将一员赵铁匠", "人字第三号船守仓小校一员陆小舟"] * 5,
+    "verse of twenty-four, each line a sentence": [
+        a[:-1] + "，" + b[:7] + "。" for a in COUPLETS for b in COUPLETS
+    ],
+    "a list whose items end in commas": [
+        f"第{n}难渡口逢雨失却书信一封，" if n in "一三五七九" else f"第{n}难北山迷路遇见卖炭少年，"
+        for n in "一二三四五六七八九"
+    ]
+    * 4,
+    "long items that end in commas": [
+        f"{who}于{when}{did}，" for who in WHO for when in WHEN for did in DID if "，" not in did
+    ][:60],
+    "names": ["沈砚　柳青禾　赵铁匠", "白先生　顾三娘", "老船夫　韩秀才　孟婆婆　陆小舟", "阿蛮"]
+    * 6,
+    "a table of people": [
+        "天字第一号船掌舵正将一员沈砚",
+        "地字第二号船掌舵副将一员赵铁匠",
+        "人字第三号船守仓小校一员陆小舟",
+    ]
+    * 5,
     "short verse in english": VERSE.split("\n") * 6,
     "a play": PLAY.split("\n") * 6,
     "a dialogue": DIALOGUE.split("\n") * 6,
@@ -237,7 +308,9 @@ def test_a_long_list_of_names_in_pairs_stays_in_lines(indent: str, gap: str) -> 
     draw, by = random.Random(4), ["铁臂", "夜渡", "听雨客", "半边船", "云里灯", "没影儿", "石桥老"]
     names = [
         f"{'天地'[n % 2]}{a}星{draw.choice(by)}{draw.choice(WHO[:7])}{'天地'[n % 2]}{b}星{draw.choice(by)}{draw.choice(WHO[:7])}"
-        for n, (a, b) in enumerate(zip("舟渡灯雨桥楼山河信账墨砚" * 4, "风霜雪露云雷星月夜晨春秋" * 4, strict=True))
+        for n, (a, b) in enumerate(
+            zip("舟渡灯雨桥楼山河信账墨砚" * 4, "风霜雪露云雷星月夜晨春秋" * 4, strict=True)
+        )
     ]
     cleaned, account = clean_text("".join(f"{indent}{name}{gap}" for name in names))
     assert "wrapped lines" not in account.places
@@ -249,7 +322,9 @@ def test_a_long_list_of_names_in_pairs_stays_in_lines(indent: str, gap: str) -> 
 @pytest.mark.parametrize("seed", range(4))
 def test_paragraphs_that_are_not_wrapped_stay_apart(seed: int, indent: str, gap: str) -> None:
     paragraphs = prose(seed)
-    assert "wrapped lines" not in clean_text("".join(indent + p + gap for p in paragraphs))[1].places
+    assert (
+        "wrapped lines" not in clean_text("".join(indent + p + gap for p in paragraphs))[1].places
+    )
     short = [p for p in prose(seed, 300) if len(p) <= 45]  # as long as wrapped lines are
     assert len(short) > 40
     assert "wrapped lines" not in clean_text("".join(indent + p + gap for p in short))[1].places
@@ -260,7 +335,17 @@ def test_verse_and_lists_within_wrapped_prose_stay_in_lines(name: str) -> None:
     sheet = [line for line in SHEETS[name] if line][:16]
     before, after = prose(10, 12), prose(11, 12)
     heading = "第二回 归舟"
-    source = wrapped(before, 40) + heading + "\n" + "\n".join(sheet) + "\n" + heading + "。\n" + "第三回\n" + wrapped(after, 40)
+    source = (
+        wrapped(before, 40)
+        + heading
+        + "\n"
+        + "\n".join(sheet)
+        + "\n"
+        + heading
+        + "。\n"
+        + "第三回\n"
+        + wrapped(after, 40)
+    )
     cleaned = clean_text(source)[0].split("\n")
     assert all(line in cleaned for line in sheet)
     assert sum(paragraph in cleaned for paragraph in [*before, *after]) >= 23
@@ -272,14 +357,23 @@ def test_a_heading_is_never_joined_to_anything() -> None:
     for at in range(5, len(lines), 9):
         lines.insert(at, f"第{'一二三四五六七八九十'[at % 10]}回 夜雨")
     cleaned = clean_text("\n".join(lines))[0].split("\n")
-    assert [line for line in cleaned if HEADING.match(line)] == [line for line in lines if HEADING.match(line)]
+    assert [line for line in cleaned if HEADING.match(line)] == [
+        line for line in lines if HEADING.match(line)
+    ]
 
 
 # ---------------------------------------------------------------- any lines
 
 
 def test_columns_count_two_for_chinese_and_one_for_latin() -> None:
-    assert [line_columns(text) for text in ("", "雨", "a雨b", "é", "“”", "𠮷")] == [0, 2, 4, 1, 4, 2]
+    assert [line_columns(text) for text in ("", "雨", "a雨b", "é", "“”", "𠮷")] == [
+        0,
+        2,
+        4,
+        1,
+        4,
+        2,
+    ]
 
 
 @given(
@@ -299,9 +393,15 @@ def test_columns_count_two_for_chinese_and_one_for_latin() -> None:
         max_size=40,
     )
 )
-def test_joining_changes_nothing_but_line_ends_and_blanks_and_says_how_many(lines: list[str]) -> None:
+def test_joining_changes_nothing_but_line_ends_and_blanks_and_says_how_many(
+    lines: list[str],
+) -> None:
     lines = [line.rstrip(" 　") for line in lines]  # as uniform_characters leaves them
     result, changes = join_wrapped_lines(list(lines), HEADING)
     assert "".join("".join(result).split()) == "".join("".join(lines).split())
-    assert len("\n".join(lines)) - sum(removed for removed, _ in changes) + sum(added for _, added in changes) == len("\n".join(result))
-    assert [line for line in result if HEADING.match(line)] == [line for line in lines if HEADING.match(line)]
+    assert len("\n".join(lines)) - sum(removed for removed, _ in changes) + sum(
+        added for _, added in changes
+    ) == len("\n".join(result))
+    assert [line for line in result if HEADING.match(line)] == [
+        line for line in lines if HEADING.match(line)
+    ]

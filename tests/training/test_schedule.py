@@ -42,7 +42,9 @@ def simulate(clock, settings, step_seconds, pause_seconds=0.5, state=None, until
             pace.note(state)
             return state, rates, evaluations
         rates.append(rate_factor(state.step, state.plan, settings))
-        clock.now += step_seconds(clock.now) * (20 if state.step - pace._first_step < 2 else 1)  # the first steps compile
+        clock.now += step_seconds(clock.now) * (
+            20 if state.step - pace._first_step < 2 else 1
+        )  # the first steps compile
         state.step += 1
         state.plan = pace.plan_after(state)
 
@@ -68,14 +70,18 @@ def test_a_machine_that_slows_down_ends_decayed_and_at_most_a_tenth_late(clock, 
 
 @pytest.mark.parametrize("slow", [(20, 50), (50, 80), (70, 95)])
 def test_a_machine_that_is_busy_for_a_while_still_uses_its_budget(clock, slow):
-    state, rates, _ = simulate(clock, TrainSettings(max_minutes=2), lambda now: 0.25 if slow[0] < now < slow[1] else 0.05)
+    state, rates, _ = simulate(
+        clock, TrainSettings(max_minutes=2), lambda now: 0.25 if slow[0] < now < slow[1] else 0.05
+    )
     assert 0.85 * 120 <= state.seconds <= 1.1 * 120
     assert rates[-1] == pytest.approx(0.02)
     assert all(b <= a + 1e-9 for a, b in pairwise(rates[20:]))
 
 
 def test_a_slow_start_does_not_cut_the_run_short(clock):
-    state, _, _ = simulate(clock, TrainSettings(max_minutes=2), lambda now: 0.2 if now < 15 else 0.05)
+    state, _, _ = simulate(
+        clock, TrainSettings(max_minutes=2), lambda now: 0.2 if now < 15 else 0.05
+    )
     assert state.seconds >= 0.85 * 120
 
 
@@ -96,10 +102,20 @@ def test_costly_evaluations_are_made_rarer(clock):
     assert evaluations <= 5 and state.seconds <= 1.1 * 120
 
 
-LEAST = [(TrainSettings(max_epochs=1.5, min_iters=30), 150), (TrainSettings(max_epochs=1.5, min_iters=310), 310)]
+LEAST = [
+    (TrainSettings(max_epochs=1.5, min_iters=30), 150),
+    (TrainSettings(max_epochs=1.5, min_iters=310), 310),
+]
 
 
-@pytest.mark.parametrize("settings, steps", [(TrainSettings(max_iters=70), 70), (TrainSettings(max_epochs=1.5), 150), *LEAST])
+@pytest.mark.parametrize(
+    "settings, steps",
+    [(TrainSettings(max_iters=70), 70), (TrainSettings(max_epochs=1.5), 150), *LEAST],
+)
 def test_steps_and_epochs_are_exact(clock, settings, steps):
     state, rates, evaluations = simulate(clock, settings, lambda now: 1.0)
-    assert state.step == len(rates) == steps and evaluations == 11 and state.plan.decay_start == steps // 2
+    assert (
+        state.step == len(rates) == steps
+        and evaluations == 11
+        and state.plan.decay_start == steps // 2
+    )

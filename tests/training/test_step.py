@@ -14,10 +14,16 @@ from shuoshu.core.settings import OptimSettings
 from shuoshu.evaluation.loss import Score
 from shuoshu.sft.dataset import QuestionDataset
 from shuoshu.text.dataset import TextDataset
-from shuoshu.training import checkpoints, console, loop, step
+from shuoshu.training import checkpoints, console, step, validate
 from shuoshu.training import optimizers as training_optimizers
 
-SHORT = ["--max_iters=12", "--eval_interval=12", "--log_interval=4", "--sample_tokens=0", "--dropout=0"]
+SHORT = [
+    "--max_iters=12",
+    "--eval_interval=12",
+    "--log_interval=4",
+    "--sample_tokens=0",
+    "--dropout=0",
+]
 
 
 def poison(monkeypatch, steps, value=math.nan):
@@ -40,15 +46,25 @@ def poison(monkeypatch, steps, value=math.nan):
 def test_a_bad_step_changes_neither_weights_nor_optimisers(decay):
     torch.manual_seed(0)
     model = GPT(GPTConfig(vocab_size=64, block_size=16, n_layer=2, n_head=2, n_embd=32))
-    optimizers = training_optimizers.build_optimizers(model, OptimSettings(weight_decay=decay), torch.device("cpu"), torch.float32)
+    optimizers = training_optimizers.build_optimizers(
+        model, OptimSettings(weight_decay=decay), torch.device("cpu"), torch.float32
+    )
     ids = torch.randint(64, (2, 17))
 
     def take(is_bad):
         model(ids[:, :-1], ids[:, 1:]).backward()
         if is_bad:
-            next(iter(model.model.layers.parameters())).grad.view(-1)[0] = math.inf  # one gradient of one optimiser
+            next(iter(model.model.layers.parameters())).grad.view(-1)[0] = (
+                math.inf
+            )  # one gradient of one optimiser
         training_optimizers.step_unless(torch.tensor(is_bad), optimizers)
-        return [t.clone() for t in (*model.parameters(), *training_optimizers.state_tensors(model, optimizers).values())]
+        return [
+            t.clone()
+            for t in (
+                *model.parameters(),
+                *training_optimizers.state_tensors(model, optimizers).values(),
+            )
+        ]
 
     first = take(False)
     assert all(torch.equal(a, b) for a, b in zip(take(True), first, strict=True))
@@ -56,33 +72,62 @@ def test_a_bad_step_changes_neither_weights_nor_optimisers(decay):
 
 
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])
-def test_a_step_that_is_not_finite_is_left_out_and_told_with_its_rows(tiny, tmp_path, monkeypatch, capsys, dataset, optimizer):
+def test_a_step_that_is_not_finite_is_left_out_and_told_with_its_rows(
+    tiny, tmp_path, monkeypatch, capsys, dataset, optimizer
+):
     poison(monkeypatch, {5, 6})
-    assert train.main([*tiny, *SHORT, f"--optimizer={optimizer}", f"--out_dir={tmp_path / 'out'}"]) == 0
+    assert (
+        train.main([*tiny, *SHORT, f"--optimizer={optimizer}", f"--out_dir={tmp_path / 'out'}"])
+        == 0
+    )
     told = capsys.readouterr().out
-    assert told.count("left out: its loss or gradient is not finite") == 2 and "12 steps, 2 of them left out" in told
+    assert (
+        told.count("left out: its loss or gradient is not finite") == 2
+        and "12 steps, 2 of them left out" in told
+    )
     log = RunLog(tmp_path / "out" / "log.jsonl")
     data = TextDataset(dataset, "train")
-    assert [(r["step"], r["rows"]) for r in log.read("skip")] == [(n, data.places(4 * n, 4, 64, 1337).tolist()) for n in (5, 6)]
+    assert [(r["step"], r["rows"]) for r in log.read("skip")] == [
+        (n, data.row_ids(4 * n, 4, 64, 1337).tolist()) for n in (5, 6)
+    ]
     assert all(math.isfinite(r["loss"]) and r["loss"] > 1 for r in log.read("step"))
     for row, place in zip(data.rows(20, 4, 64, 1337)[0], log.read("skip")[0]["rows"], strict=True):
         assert row[0] == data.tokens[place]
-    assert json.loads((checkpoints.newest_checkpoint(tmp_path / "out")[0] / "state.json").read_text(encoding="utf-8"))["run"]["skipped"] == 2
+    assert (
+        json.loads(
+            (checkpoints.newest_checkpoint(tmp_path / "out")[0] / "state.json").read_text(
+                encoding="utf-8"
+            )
+        )["run"]["skipped"]
+        == 2
+    )
 
 
 def test_rows_of_questions_are_named_by_their_number(qa):
     file = QuestionDataset(qa, "train", 4)
-    numbers = file.places(40, 4, 64, 7)
+    numbers = file.row_ids(40, 4, 64, 7)
     for number, ids in zip(numbers, file.rows(40, 4, 64, 7)[0], strict=True):
         assert ids[: file.lengths[number] - 1].tolist() == file.row(number)[0][:-1].tolist()
 
 
 def test_ten_in_a_row_end_the_run_with_advice(tiny, tmp_path, monkeypatch, capsys):
     poison(monkeypatch, {*range(2, 11), *range(12, 40)}, math.inf)  # nine, then one that counts
-    command = [*tiny, *SHORT, "--max_iters=40", "--eval_interval=20", "--save_interval=10", f"--out_dir={tmp_path / 'out'}"]
+    command = [
+        *tiny,
+        *SHORT,
+        "--max_iters=40",
+        "--eval_interval=20",
+        "--save_interval=10",
+        f"--out_dir={tmp_path / 'out'}",
+    ]
     assert train.main(command) == 2
     err = capsys.readouterr().err
-    assert "10 steps in a row" in err and "step 21" in err and "lower --learning_rate (it is 0.02)" in err and "Traceback" not in err
+    assert (
+        "10 steps in a row" in err
+        and "step 21" in err
+        and "lower --learning_rate (it is 0.02)" in err
+        and "Traceback" not in err
+    )
     newest, wrong = checkpoints.newest_checkpoint(tmp_path / "out")
     assert newest.name == "step-000000" and not wrong  # what led to bad steps pushes nothing out
     assert train.main([*command, "--resume"]) == 2
@@ -91,7 +136,14 @@ def test_ten_in_a_row_end_the_run_with_advice(tiny, tmp_path, monkeypatch, capsy
 
 def test_in_fp16_the_loss_scale_has_its_own_tries(tiny, tmp_path, monkeypatch, capsys):
     poison(monkeypatch, set(range(14)), math.inf)
-    command = [*tiny, *SHORT, "--max_iters=20", "--eval_interval=20", "--dtype=float16", f"--out_dir={tmp_path / 'out'}"]
+    command = [
+        *tiny,
+        *SHORT,
+        "--max_iters=20",
+        "--eval_interval=20",
+        "--dtype=float16",
+        f"--out_dir={tmp_path / 'out'}",
+    ]
     assert train.main(command) == 0
     assert "left out" not in capsys.readouterr().out
     poison(monkeypatch, set(range(40)), math.inf)
@@ -121,22 +173,40 @@ def test_what_does_not_fit_is_halved_and_trains_the_same(tiny, tmp_path, monkeyp
     command = [*tiny, *SHORT, "--batch_size=8", "--optimizer=adamw", "--eval_tokens=60"]
     assert train.main([*command, f"--out_dir={tmp_path / 'whole'}"]) == 0
     seen = small_memory(monkeypatch, 3)
-    monkeypatch.setattr(loop, "score", lambda *args: Score(100.0, 100, 0.0, None))
+    monkeypatch.setattr(validate, "score", lambda *args: Score(100.0, 100, 0.0, None))
     assert train.main([*command, f"--out_dir={tmp_path / 'halved'}"]) == 0
     assert seen[:3] == [8, 4, 2] and set(seen[3:]) == {2}
     assert capsys.readouterr().out.count("out of memory: from step 0 on, ") == 2
-    losses = [[r["loss"] for r in RunLog(tmp_path / name / "log.jsonl").read("step")] for name in ("whole", "halved")]
+    losses = [
+        [r["loss"] for r in RunLog(tmp_path / name / "log.jsonl").read("step")]
+        for name in ("whole", "halved")
+    ]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
-def test_where_one_row_does_not_fit_the_message_names_the_levers(tiny, tmp_path, monkeypatch, capsys):
+def test_where_one_row_does_not_fit_the_message_names_the_levers(
+    tiny, tmp_path, monkeypatch, capsys
+):
     small_memory(monkeypatch, 0)
-    monkeypatch.setattr(loop, "score", lambda *args: Score(100.0, 100, 0.0, None))
+    monkeypatch.setattr(validate, "score", lambda *args: Score(100.0, 100, 0.0, None))
     assert train.main([*tiny, *SHORT, f"--out_dir={tmp_path / 'out'}"]) == 2
     err = capsys.readouterr().err
-    assert "--block_size" in err and "--n_layer" in err and "even one row" in err and "Traceback" not in err
+    assert (
+        "--block_size" in err
+        and "--n_layer" in err
+        and "even one row" in err
+        and "Traceback" not in err
+    )
 
 
 def test_several_processes_are_told_what_to_turn():
-    told = console.out_of_memory(SimpleNamespace(batch_size=16, gradient_accumulation_steps=3), SimpleNamespace(world=2, rank=1), 16)
-    assert "process 1" in told and "--batch_size=8 --gradient_accumulation_steps=6" in told and "--block_size" in told
+    told = console.out_of_memory(
+        SimpleNamespace(batch_size=16, gradient_accumulation_steps=3),
+        SimpleNamespace(world=2, rank=1),
+        16,
+    )
+    assert (
+        "process 1" in told
+        and "--batch_size=8 --gradient_accumulation_steps=6" in told
+        and "--block_size" in told
+    )

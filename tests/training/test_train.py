@@ -23,9 +23,15 @@ from shuoshu.core.run_log import RunLog
 from shuoshu.evaluation.loss import Score
 from shuoshu.models import weights as models_weights
 from shuoshu.text.dataset import TextDataset
-from shuoshu.training import checkpoints, loop, run
+from shuoshu.training import checkpoints, loop, run, step, validate
 
-EXACT = ["--dropout=0.1", "--max_iters=60", "--eval_interval=30", "--save_interval=10", "--sample_tokens=0"]
+EXACT = [
+    "--dropout=0.1",
+    "--max_iters=60",
+    "--eval_interval=30",
+    "--save_interval=10",
+    "--sample_tokens=0",
+]
 
 
 def evals(out_dir):
@@ -57,9 +63,17 @@ def test_training_beats_what_no_knowledge_of_order_can_reach(pretrained, dataset
 
 def test_a_run_leaves_all_that_a_reader_wants(pretrained):
     names = {path.name for path in pretrained.iterdir()}
-    assert names == {*run.OWN_FILES, ".lock"} - {"eval.json", "eval_answers.jsonl", "report.html"}  # these eval_metrics.py writes
+    assert names == {*run.OWN_FILES, ".lock"} - {
+        "eval.json",
+        "eval_answers.jsonl",
+        "report.html",
+    }  # these eval_metrics.py writes
     head = json.loads((pretrained / "settings.json").read_text(encoding="utf-8"))
-    assert head["settings"]["n_embd"] == 64 and head["machine"]["torch"] == torch.__version__ and len(head["data"]["train"]) == 64
+    assert (
+        head["settings"]["n_embd"] == 64
+        and head["machine"]["torch"] == torch.__version__
+        and len(head["data"]["train"]) == 64
+    )
     log = RunLog(pretrained / "log.jsonl")
     assert [r["step"] for r in log.read("eval")] == [0, 50, 100, 150]
     assert [r["step"] for r in log.read("step")] == list(range(10, 151, 10))
@@ -70,12 +84,30 @@ def test_a_run_leaves_all_that_a_reader_wants(pretrained):
     assert (pretrained / "loss.png").read_bytes()[:4] == b"\x89PNG"
 
 
-def test_the_folder_holds_the_best_model_and_patience_ends_the_run(tiny, tmp_path, monkeypatch, capsys):
+def test_the_folder_holds_the_best_model_and_patience_ends_the_run(
+    tiny, tmp_path, monkeypatch, capsys
+):
     losses = iter([5.0, 4.0, 3.0, 3.5, 3.6, 3.7, 1.0])
-    monkeypatch.setattr(loop, "score", lambda *args: Score(next(losses) * 100, 100, 0.0, None))
-    assert train.main([*tiny, f"--out_dir={tmp_path / 'out'}", "--max_iters=60", "--eval_interval=5", "--patience=3", "--sample_tokens=0"]) == 0
+    monkeypatch.setattr(validate, "score", lambda *args: Score(next(losses) * 100, 100, 0.0, None))
+    assert (
+        train.main(
+            [
+                *tiny,
+                f"--out_dir={tmp_path / 'out'}",
+                "--max_iters=60",
+                "--eval_interval=5",
+                "--patience=3",
+                "--sample_tokens=0",
+            ]
+        )
+        == 0
+    )
     assert models_weights.read_metadata(tmp_path / "out" / "model.safetensors")["step"] == "10"
-    assert "25 steps" in (told := capsys.readouterr().out) and "stopped early" in told and "at step 10" in told
+    assert (
+        "25 steps" in (told := capsys.readouterr().out)
+        and "stopped early" in told
+        and "at step 10" in told
+    )
     newest, _ = checkpoints.newest_checkpoint(tmp_path / "out")
     assert newest.name == "step-000025"
 
@@ -83,15 +115,30 @@ def test_the_folder_holds_the_best_model_and_patience_ends_the_run(tiny, tmp_pat
 def test_accumulated_batches_train_as_one_large_batch(tiny, tmp_path):
     losses = []
     for name, size, steps in (("one", 8, 1), ("two", 4, 2), ("uneven", 3, 3)):
-        settings = [f"--batch_size={size}", f"--gradient_accumulation_steps={steps}", "--optimizer=adamw", "--dropout=0", "--max_iters=10", "--log_interval=1"]
-        assert train.main([*tiny, *settings, f"--out_dir={tmp_path / name}", "--sample_tokens=0"]) == 0
+        settings = [
+            f"--batch_size={size}",
+            f"--gradient_accumulation_steps={steps}",
+            "--optimizer=adamw",
+            "--dropout=0",
+            "--max_iters=10",
+            "--log_interval=1",
+        ]
+        assert (
+            train.main([*tiny, *settings, f"--out_dir={tmp_path / name}", "--sample_tokens=0"]) == 0
+        )
         losses.append([r["loss"] for r in RunLog(tmp_path / name / "log.jsonl").read("step")])
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
     assert losses[0] != pytest.approx(losses[2], rel=1e-5)  # nine rows a step: other data
 
 
 def test_adamw_and_cosine_learn(tiny, tmp_path):
-    settings = ["--optimizer=adamw", "--schedule=cosine", "--max_iters=100", "--tie_embeddings", "--n_kv_head=1"]
+    settings = [
+        "--optimizer=adamw",
+        "--schedule=cosine",
+        "--max_iters=100",
+        "--tie_embeddings",
+        "--n_kv_head=1",
+    ]
     assert train.main([*tiny, *settings, f"--out_dir={tmp_path / 'out'}", "--sample_tokens=0"]) == 0
     log = RunLog(tmp_path / "out" / "log.jsonl")
     assert log.read("eval")[-1]["val_loss"] < log.read("eval")[0]["val_loss"] - 1
@@ -106,17 +153,61 @@ def test_in_a_time_budget_the_rate_falls_to_its_end_on_a_busy_machine_too(tiny, 
 
 def test_without_validation_text_the_last_model_is_kept(text, tmp_path, tiny):
     (tmp_path / "book.txt").write_text(text, encoding="utf-8")
-    assert prepare.main([str(tmp_path / "book.txt"), f"--out={tmp_path / 'data'}", "--val_fraction=0", "--vocab_size=400"]) == 0
-    assert train.main([*tiny, f"--dataset={tmp_path / 'data'}", f"--out_dir={tmp_path / 'out'}", "--max_iters=20", "--eval_interval=7"]) == 0
+    assert (
+        prepare.main(
+            [
+                str(tmp_path / "book.txt"),
+                f"--out={tmp_path / 'data'}",
+                "--val_fraction=0",
+                "--vocab_size=400",
+            ]
+        )
+        == 0
+    )
+    assert (
+        train.main(
+            [
+                *tiny,
+                f"--dataset={tmp_path / 'data'}",
+                f"--out_dir={tmp_path / 'out'}",
+                "--max_iters=20",
+                "--eval_interval=7",
+            ]
+        )
+        == 0
+    )
     assert models_weights.read_metadata(tmp_path / "out" / "model.safetensors")["step"] == "20"
 
 
 def test_init_from_begins_with_that_model(tiny, pretrained, tmp_path, text, capsys):
-    assert train.main([*tiny, f"--out_dir={tmp_path / 'out'}", f"--init_from={pretrained}", "--max_iters=1", "--sample_tokens=0"]) == 0
-    assert evals(tmp_path / "out")[0]["val_loss"] == pytest.approx(min(r["val_loss"] for r in evals(pretrained)), rel=1e-6)
+    assert (
+        train.main(
+            [
+                *tiny,
+                f"--out_dir={tmp_path / 'out'}",
+                f"--init_from={pretrained}",
+                "--max_iters=1",
+                "--sample_tokens=0",
+            ]
+        )
+        == 0
+    )
+    assert evals(tmp_path / "out")[0]["val_loss"] == pytest.approx(
+        min(r["val_loss"] for r in evals(pretrained)), rel=1e-6
+    )
     (tmp_path / "other.txt").write_text(text[:5000], encoding="utf-8")
     prepare.main([str(tmp_path / "other.txt"), f"--out={tmp_path / 'other'}", "--vocab_size=300"])
-    assert train.main([*tiny, f"--dataset={tmp_path / 'other'}", f"--out_dir={tmp_path / 'out2'}", f"--init_from={pretrained}"]) == 2
+    assert (
+        train.main(
+            [
+                *tiny,
+                f"--dataset={tmp_path / 'other'}",
+                f"--out_dir={tmp_path / 'out2'}",
+                f"--init_from={pretrained}",
+            ]
+        )
+        == 2
+    )
     assert "another tokenizer" in capsys.readouterr().err and not (tmp_path / "out2").exists()
 
 
@@ -124,7 +215,13 @@ def test_init_from_begins_with_that_model(tiny, pretrained, tmp_path, text, caps
 
 
 def start(arguments):
-    return subprocess.Popen([sys.executable, "train.py", *arguments], cwd=REPO_ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(
+        [sys.executable, "train.py", *arguments],
+        cwd=REPO_ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
 
 
 def wait_for(path, process):
@@ -135,22 +232,30 @@ def wait_for(path, process):
         time.sleep(0.002)
 
 
-def test_killed_in_mid_epoch_and_resumed_it_ends_with_the_same_bytes(tiny, uninterrupted, tmp_path, dataset):
+def test_killed_in_mid_epoch_and_resumed_it_ends_with_the_same_bytes(
+    tiny, uninterrupted, tmp_path, dataset
+):
     out_dir = tmp_path / "out"
     command = [*tiny, *EXACT, f"--out_dir={out_dir}"]
     process = start(command)
     wait_for(out_dir / "checkpoints" / "step-000020", process)
     process.kill()
     process.wait()
-    assert (TextDataset(dataset, "train").windows(64) / 4) % 10  # no checkpoint falls on the end of an epoch
+    assert (
+        TextDataset(dataset, "train").rows_per_epoch(64) / 4
+    ) % 10  # no checkpoint falls on the end of an epoch
     assert not (out_dir / "checkpoints" / "step-000060").exists()
     assert train.main([*command, "--resume"]) == 0
     assert weights(out_dir) == weights(uninterrupted)
-    assert [(r["step"], r["val_loss"]) for r in evals(out_dir)] == [(r["step"], r["val_loss"]) for r in evals(uninterrupted)]
+    assert [(r["step"], r["val_loss"]) for r in evals(out_dir)] == [
+        (r["step"], r["val_loss"]) for r in evals(uninterrupted)
+    ]
 
 
 @pytest.mark.parametrize("left_out", ["nothing", "optimiser", "step"])
-def test_a_resumed_run_needs_the_optimisers_state_and_the_step(tiny, uninterrupted, tmp_path, monkeypatch, left_out):
+def test_a_resumed_run_needs_the_optimisers_state_and_the_step(
+    tiny, uninterrupted, tmp_path, monkeypatch, left_out
+):
     out_dir = tmp_path / "out"
     command = [*tiny, *EXACT, f"--out_dir={out_dir}"]
     real_step, real_load = loop.train_step, run.load_state_tensors
@@ -166,15 +271,20 @@ def test_a_resumed_run_needs_the_optimisers_state_and_the_step(tiny, uninterrupt
     if left_out == "optimiser":
         monkeypatch.setattr(run, "load_state_tensors", lambda *args: None)
     if left_out == "step":
-        monkeypatch.setattr(loop.runtime, "seed_step", lambda seed, step, rank: torch.manual_seed(seed))
+        monkeypatch.setattr(step, "seed_step", lambda seed, step, rank: torch.manual_seed(seed))
     assert train.main([*command, "--resume"]) == 0
     monkeypatch.setattr(run, "load_state_tensors", real_load)
     assert (weights(out_dir) == weights(uninterrupted)) == (left_out == "nothing")
 
 
 @pytest.mark.skipif(os.name != "posix", reason="Windows has no SIGTERM to send")
-@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143), (getattr(signal, "SIGHUP", None), 129)])  # none on Windows
-def test_a_signal_saves_says_how_to_go_on_and_loses_no_step(tiny, uninterrupted, tmp_path, number, code):
+@pytest.mark.parametrize(
+    "number, code",
+    [(signal.SIGINT, 130), (signal.SIGTERM, 143), (getattr(signal, "SIGHUP", None), 129)],
+)  # none on Windows
+def test_a_signal_saves_says_how_to_go_on_and_loses_no_step(
+    tiny, uninterrupted, tmp_path, number, code
+):
     out_dir = tmp_path / "out put 书"
     command = [*tiny, *EXACT, "--save_interval=1000", f"--out_dir={out_dir}"]
     process = start(command)
@@ -209,23 +319,40 @@ def test_a_run_killed_before_its_first_step_is_resumed(tiny, uninterrupted, tmp_
     (out_dir / "checkpoints" / ".step-000010.123").mkdir()
     assert train.main([*tiny, *EXACT, f"--out_dir={out_dir}", "--resume"]) == 0
     assert weights(out_dir) == weights(uninterrupted)
-    assert sorted(path.name for path in out_dir.rglob(".*")) == [".lock", ".mine.json.1"]  # what the kill left is swept away, and nothing else
+    assert sorted(path.name for path in out_dir.rglob(".*")) == [
+        ".lock",
+        ".mine.json.1",
+    ]  # what the kill left is swept away, and nothing else
 
 
 def test_resuming_where_nothing_is_says_so_and_begins(tiny, tmp_path, capsys):
-    assert train.main([*tiny, f"--out_dir={tmp_path}", "--resume", "--max_iters=1", "--sample_tokens=0"]) == 0
+    assert (
+        train.main(
+            [*tiny, f"--out_dir={tmp_path}", "--resume", "--max_iters=1", "--sample_tokens=0"]
+        )
+        == 0
+    )
     assert "starting anew" in capsys.readouterr().out
 
 
 def test_a_run_from_another_model_is_resumed_without_it(tiny, pretrained, tmp_path):
     source = shutil.copytree(pretrained, tmp_path / "source")
-    command = [*tiny, f"--init_from={source}", f"--out_dir={tmp_path / 'out'}", "--max_iters=4", "--save_interval=2", "--sample_tokens=0"]
+    command = [
+        *tiny,
+        f"--init_from={source}",
+        f"--out_dir={tmp_path / 'out'}",
+        "--max_iters=4",
+        "--save_interval=2",
+        "--sample_tokens=0",
+    ]
     assert train.main(command) == 0
     shutil.rmtree(source)
     assert train.main([f"--out_dir={tmp_path / 'out'}", "--resume", "--max_iters=6"]) == 0
 
 
-def test_a_finished_run_resumes_to_nothing_or_to_a_longer_run(uninterrupted, tmp_path, tiny, capsys):
+def test_a_finished_run_resumes_to_nothing_or_to_a_longer_run(
+    uninterrupted, tmp_path, tiny, capsys
+):
     out_dir = shutil.copytree(uninterrupted, tmp_path / "out")
     before = weights(out_dir)
     assert train.main([f"--out_dir={out_dir}", "--resume"]) == 0  # the settings are the saved ones
@@ -237,8 +364,22 @@ def test_a_finished_run_resumes_to_nothing_or_to_a_longer_run(uninterrupted, tmp
 
 
 def test_a_resumed_run_keeps_its_shape_and_its_data(uninterrupted, capsys):
-    assert train.main([f"--out_dir={uninterrupted}", "--resume", "--n_embd=32", "--seed=3", "--optimizer=adamw"]) == 2
-    assert "n_embd=32 (was 64), optimizer=adamw (was muon), seed=3 (was 1337)" in capsys.readouterr().err
+    assert (
+        train.main(
+            [
+                f"--out_dir={uninterrupted}",
+                "--resume",
+                "--n_embd=32",
+                "--seed=3",
+                "--optimizer=adamw",
+            ]
+        )
+        == 2
+    )
+    assert (
+        "n_embd=32 (was 64), optimizer=adamw (was muon), seed=3 (was 1337)"
+        in capsys.readouterr().err
+    )
 
 
 def test_a_damaged_newest_checkpoint_is_passed_over(uninterrupted, tmp_path, capsys):
@@ -257,13 +398,23 @@ def test_an_earlier_run_is_never_written_over_unasked(tiny, uninterrupted, tmp_p
     out_dir = shutil.copytree(uninterrupted, tmp_path / "out")
     (out_dir / "notes.txt").write_text("mine", encoding="utf-8")
     before = weights(out_dir)
-    for mistake in (["--max_iters=2"], ["--overwrite", "--block_size=100000"], ["--overwrite", f"--init_from={out_dir}"], ["--overwrite", "--dataset=nowhere"]):
+    for mistake in (
+        ["--max_iters=2"],
+        ["--overwrite", "--block_size=100000"],
+        ["--overwrite", f"--init_from={out_dir}"],
+        ["--overwrite", "--dataset=nowhere"],
+    ):
         assert train.main([*tiny, f"--out_dir={out_dir}", *mistake]) == 2
         assert weights(out_dir) == before
     assert "--resume" in capsys.readouterr().err
     assert train.main([*tiny, f"--out_dir={out_dir}", "--max_iters=2", "--overwrite"]) == 0
-    assert weights(out_dir) != before and (out_dir / "notes.txt").read_text(encoding="utf-8") == "mine"
-    assert [path.name for path in checkpoints.list_checkpoints(out_dir)] == ["step-000001", "step-000002"]
+    assert (
+        weights(out_dir) != before and (out_dir / "notes.txt").read_text(encoding="utf-8") == "mine"
+    )
+    assert [path.name for path in checkpoints.list_checkpoints(out_dir)] == [
+        "step-000001",
+        "step-000002",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -286,7 +437,16 @@ def test_a_mistake_is_one_message_and_nothing_is_written(tiny, tmp_path, capsys,
 
 
 def test_a_loss_that_explodes_stops_with_advice(tiny, tmp_path, capsys):
-    code = train.main([*tiny, f"--out_dir={tmp_path / 'out'}", "--optimizer=adamw", "--learning_rate=1e30", "--grad_clip=0", "--max_iters=50"])
+    code = train.main(
+        [
+            *tiny,
+            f"--out_dir={tmp_path / 'out'}",
+            "--optimizer=adamw",
+            "--learning_rate=1e30",
+            "--grad_clip=0",
+            "--max_iters=50",
+        ]
+    )
     assert code == 2 and "lower --learning_rate" in capsys.readouterr().err
 
 
@@ -300,11 +460,24 @@ def test_a_model_that_is_no_longer_finite_is_never_saved(tiny, tmp_path, monkeyp
         return loss * 0 + 1
 
     monkeypatch.setattr(loop, "train_step", poisoned)
-    assert train.main([*tiny, f"--out_dir={tmp_path / 'out'}", "--max_iters=50", "--save_interval=2", "--eval_interval=50"]) == 2
+    assert (
+        train.main(
+            [
+                *tiny,
+                f"--out_dir={tmp_path / 'out'}",
+                "--max_iters=50",
+                "--save_interval=2",
+                "--eval_interval=50",
+            ]
+        )
+        == 2
+    )
     assert "no longer finite" in capsys.readouterr().err
     newest, wrong = checkpoints.newest_checkpoint(tmp_path / "out")
     assert newest.name == "step-000004" and not wrong
-    assert all(torch.isfinite(tensor).all() for tensor in checkpoints.load_checkpoint(newest)[0].values())
+    assert all(
+        torch.isfinite(tensor).all() for tensor in checkpoints.load_checkpoint(newest)[0].values()
+    )
 
 
 def test_without_a_config_it_does_what_config_pretrain_says(monkeypatch):
@@ -319,5 +492,12 @@ def test_a_dry_run_tells_the_size_and_writes_nothing(tiny, tmp_path, capsys):
     assert train.main([*tiny, f"--out_dir={tmp_path / 'out'}", "--max_iters=100", "--dry_run"]) == 0
     told = capsys.readouterr().out
     assert not (tmp_path / "out").exists()
-    for fact in ("parameters", "4 rows, 256 trained tokens", "100 steps", "epochs", "memory", "disk"):
+    for fact in (
+        "parameters",
+        "4 rows, 256 trained tokens",
+        "100 steps",
+        "epochs",
+        "memory",
+        "disk",
+    ):
         assert fact in told

@@ -39,20 +39,48 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 class Server:
     """python app.py in a folder of its own; ended when the block that it was opened for ends. `slowly`: 50 tokens a second at most."""
 
-    def __init__(self, home: Path, *arguments: object, env: dict[str, str] | None = None, slowly: bool = False) -> None:
+    def __init__(
+        self,
+        home: Path,
+        *arguments: object,
+        env: dict[str, str] | None = None,
+        slowly: bool = False,
+    ) -> None:
         self.log = home / "server.log"
         self._log = self.log.open("w", encoding="utf-8")
-        command = [sys.executable, "-u", *(["-c", SLOWLY] if slowly else []), REPO_ROOT / "app.py", *map(str, arguments), "--threads=1", "--device=cpu"]
-        self.process = subprocess.Popen(command, cwd=home, stdout=self._log, stderr=subprocess.STDOUT, env={**os.environ, **(env or {})})
+        command = [
+            sys.executable,
+            "-u",
+            *(["-c", SLOWLY] if slowly else []),
+            REPO_ROOT / "app.py",
+            *map(str, arguments),
+            "--threads=1",
+            "--device=cpu",
+        ]
+        self.process = subprocess.Popen(
+            command,
+            cwd=home,
+            stdout=self._log,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **(env or {})},
+        )
 
     def __enter__(self) -> Server:
         try:
-            until(lambda: "Ctrl-C ends it" in self.told() or self.process.poll() is not None, "the page opens", 120)
+            until(
+                lambda: "Ctrl-C ends it" in self.told() or self.process.poll() is not None,
+                "the page opens",
+                120,
+            )
             assert self.process.poll() is None, self.told()
         except BaseException:
             self.__exit__()
             raise
-        self.url = next(line.split()[1].rstrip("/") for line in self.told().splitlines() if line.startswith("page"))
+        self.url = next(
+            line.split()[1].rstrip("/")
+            for line in self.told().splitlines()
+            if line.startswith("page")
+        )
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -70,7 +98,10 @@ class Server:
     def memory(self) -> float:
         """Resident megabytes."""
         status = Path(f"/proc/{self.process.pid}/status").read_text(encoding="ascii")
-        return int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmRSS"))) / 1000
+        return (
+            int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmRSS")))
+            / 1000
+        )
 
     def end(self, number: signal.Signals) -> tuple[int, float]:
         """(exit code, seconds it took) after a signal."""

@@ -43,7 +43,15 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def server(tuned: Path, pretrained: Path, watched: Path) -> Iterator[Server]:
     env = {"PYTHONPATH": str(watched), "WATCHED": str(watched / "connections")}
-    with Server(watched, tuned, pretrained, f"--queue={QUEUE}", "--max_new_tokens=300", "--max_seconds=4", env=env) as server:
+    with Server(
+        watched,
+        tuned,
+        pretrained,
+        f"--queue={QUEUE}",
+        "--max_new_tokens=300",
+        "--max_seconds=4",
+        env=env,
+    ) as server:
         yield server
 
 
@@ -54,12 +62,17 @@ def client(server: Server) -> Client:
 
 @pytest.fixture(scope="module")
 def known(qa: Path) -> dict[str, str]:
-    return {pair["messages"][0]["content"]: pair["messages"][1]["content"] for pair in read_pairs(qa, "train")}
+    return {
+        pair["messages"][0]["content"]: pair["messages"][1]["content"]
+        for pair in read_pairs(qa, "train")
+    }
 
 
 def post(url: str, document: object, **headers: str) -> tuple[int, dict | str]:
     """(status, answer) of a POST."""
-    request = urllib.request.Request(url, json.dumps(document).encode(), {"content-type": "application/json", **headers})
+    request = urllib.request.Request(
+        url, json.dumps(document).encode(), {"content-type": "application/json", **headers}
+    )
     try:
         with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
             return answer.status, json.load(answer)
@@ -79,33 +92,53 @@ def test_a_known_question_is_answered_state_by_state(client, known):
 
 def test_a_continuation_repeats_with_its_seed(client, pretrained):
     def told(seed: int) -> str:
-        return client.predict("清晨，", model=str(pretrained), max_new_tokens=20, seed=seed, api_name="/continue")
+        return client.predict(
+            "清晨，", model=str(pretrained), max_new_tokens=20, seed=seed, api_name="/continue"
+        )
 
     assert told(7) == told(7) != told(8) and not told(7).startswith("清晨，")
 
 
 def test_a_long_continuation_streams(client, pretrained):
-    states = list(client.submit("清晨，", str(pretrained), 0.0, None, None, 300, api_name="/continue"))
-    assert len(states) >= 3 and all(after.startswith(before) for before, after in itertools.pairwise(states))
+    states = list(
+        client.submit("清晨，", str(pretrained), 0.0, None, None, 300, api_name="/continue")
+    )
+    assert len(states) >= 3 and all(
+        after.startswith(before) for before, after in itertools.pairwise(states)
+    )
 
 
 def test_the_models_are_listed(client, tuned, pretrained):
-    assert [(entry["model"], entry["turns"]) for entry in client.predict(api_name="/models")] == [(str(tuned), 1), (str(pretrained), 0)]
+    assert [(entry["model"], entry["turns"]) for entry in client.predict(api_name="/models")] == [
+        (str(tuned), 1),
+        (str(pretrained), 0),
+    ]
 
 
 def test_looking_inside_gives_pieces_with_alternatives(client, pretrained):
-    pieces = client.predict("沈砚在渡口🏮。", start="清晨，", model=str(pretrained), api_name="/inside")
+    pieces = client.predict(
+        "沈砚在渡口🏮。", start="清晨，", model=str(pretrained), api_name="/inside"
+    )
     assert "".join(piece["text"] for piece in pieces) == "沈砚在渡口🏮。"
     assert all(0 <= piece["probability"] <= 1 and len(piece["others"][0]) == 2 for piece in pieces)
 
 
 def test_the_api_is_these_four(client):
-    assert set(client.view_api(return_format="dict", print_info=False)["named_endpoints"]) == {"/ask", "/continue", "/inside", "/models"}
+    assert set(client.view_api(return_format="dict", print_info=False)["named_endpoints"]) == {
+        "/ask",
+        "/continue",
+        "/inside",
+        "/models",
+    }
 
 
 def test_what_is_the_pages_own_can_not_be_called_by_a_client(client, server):
     with urllib.request.urlopen(f"{server.url}/config", timeout=PATIENCE) as answer:
-        private = [entry for entry in json.load(answer)["dependencies"] if entry["api_visibility"] != "public"]
+        private = [
+            entry
+            for entry in json.load(answer)["dependencies"]
+            if entry["api_visibility"] != "public"
+        ]
     assert len(private) > 10
     for entry in private:
         with pytest.raises(ValueError):
@@ -162,7 +195,9 @@ def test_each_endpoint_refuses_what_is_too_long_or_no_text(client, pretrained):
     for endpoint, name in (("/continue", "text"), ("/inside", "text"), ("/inside", "start")):
         for value, told in ((3, "A text is wanted"), ("好" * 100_000, "Too long")):
             with pytest.raises(AppError, match=told):
-                client.predict(**{"text": "清", name: value}, model=str(pretrained), api_name=endpoint)
+                client.predict(
+                    **{"text": "清", name: value}, model=str(pretrained), api_name=endpoint
+                )
 
 
 def test_a_model_that_answers_nothing_is_told(client, pretrained):
@@ -180,7 +215,9 @@ def test_surrogates_and_odd_numbers_in_raw_json_do_not_hurt(server):
         b"{",
         b'{"data": ["a"], "x": 1e999}',
     ):
-        request = urllib.request.Request(f"{server.url}/gradio_api/call/continue", body, {"content-type": "application/json"})
+        request = urllib.request.Request(
+            f"{server.url}/gradio_api/call/continue", body, {"content-type": "application/json"}
+        )
         try:
             with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
                 assert answer.status == 200
@@ -194,11 +231,20 @@ def test_large_bodies_uploads_and_files_are_refused(server):
     assert status == 413
     for path in ("/gradio_api/upload", "/gradio_api/%75pload/", "//gradio_api//upload"):
         assert post(server.url + path, {})[0] == 403
-    for path in ("/gradio_api/file=/etc/passwd", "/gradio_api/file%3D/etc/passwd", "/gradio_api/proxy=http://127.0.0.1/", "/static/%2e%2e/%2e%2e/app.py"):
+    for path in (
+        "/gradio_api/file=/etc/passwd",
+        "/gradio_api/file%3D/etc/passwd",
+        "/gradio_api/proxy=http://127.0.0.1/",
+        "/static/%2e%2e/%2e%2e/app.py",
+    ):
         with pytest.raises(urllib.error.HTTPError) as caught:
             urllib.request.urlopen(server.url + path, timeout=PATIENCE)
         assert caught.value.code in (403, 404)
-    response = httpx.post(f"{server.url}/gradio_api/queue/join", content=iter([b"{}", b" "]), headers={"content-type": "application/json"})
+    response = httpx.post(
+        f"{server.url}/gradio_api/queue/join",
+        content=iter([b"{}", b" "]),
+        headers={"content-type": "application/json"},
+    )
     assert response.status_code == 413
 
 
@@ -229,7 +275,9 @@ async def one_of_many(http: httpx.AsyncClient, url: str, number: int) -> str:
     joined = await http.post(f"{url}/gradio_api/call/continue", json=wish)
     if joined.status_code != 200:
         return joined.text
-    async with http.stream("GET", f"{url}/gradio_api/call/continue/{joined.json()['event_id']}") as answer:
+    async with http.stream(
+        "GET", f"{url}/gradio_api/call/continue/{joined.json()['event_id']}"
+    ) as answer:
         told = [line async for line in answer.aiter_lines() if line]
     return "served" if "event: complete" in told else " ".join(told)
 
@@ -245,7 +293,11 @@ def test_of_two_hundred_at_once_each_is_served_or_told_and_memory_stays(server, 
     for _ in range(2):
         told = asyncio.run(flood(server.url))
         others = [words for words in told if words != "served"]
-        assert len(told) - len(others) >= QUEUE and others and all("Queue is full" in words for words in others), set(others)
+        assert (
+            len(told) - len(others) >= QUEUE
+            and others
+            and all("Queue is full" in words for words in others)
+        ), set(others)
         question, answer = next(iter(known.items()))
         assert client.predict(question, api_name="/ask") == answer
         held.append(server.memory())
@@ -257,8 +309,14 @@ def test_of_two_hundred_at_once_each_is_served_or_told_and_memory_stays(server, 
 
 def test_the_server_connects_to_this_machine_alone(server, client, watched):
     client.predict(api_name="/models")
-    lines = (watched / "connections").read_text(encoding="utf-8").splitlines() if (watched / "connections").exists() else []
-    abroad = [line for line in lines if not re.search(r"127\.0\.0\.1|localhost|b?'/|None|::1", line)]
+    lines = (
+        (watched / "connections").read_text(encoding="utf-8").splitlines()
+        if (watched / "connections").exists()
+        else []
+    )
+    abroad = [
+        line for line in lines if not re.search(r"127\.0\.0\.1|localhost|b?'/|None|::1", line)
+    ]
     assert lines and abroad == []
 
 
@@ -272,19 +330,27 @@ def test_without_the_password_nothing_is_served_and_with_it_all(tuned, tmp_path,
                 urllib.request.urlopen(server.url + path, timeout=PATIENCE)
             assert caught.value.code == 401
         for path in ("/gradio_api/queue/join", "/gradio_api/call/ask", "/gradio_api/run/ask"):
-            assert post(server.url + path, {"data": ["谁？"], "fn_index": 0, "session_hash": "a"})[0] == 401
+            assert (
+                post(server.url + path, {"data": ["谁？"], "fn_index": 0, "session_hash": "a"})[0]
+                == 401
+            )
         with pytest.raises((AuthenticationError, ValueError)):
             Client(server.url, auth=("teacher", "wrong"), verbose=False)
         question, answer = next(iter(known.items()))
         for user in (("teacher", "se:cret"), ("pupil", "x")):
-            assert Client(server.url, auth=user, verbose=False).predict(question, api_name="/ask") == answer
+            assert (
+                Client(server.url, auth=user, verbose=False).predict(question, api_name="/ask")
+                == answer
+            )
         code, seconds = server.end(signal.SIGTERM)
         assert code == 0 and seconds < 5
 
 
 def test_a_signal_ends_it_in_the_midst_of_a_text(pretrained, tmp_path):
     with Server(tmp_path, pretrained, "--max_new_tokens=1000000", "--max_seconds=600") as server:
-        growing = Client(server.url, verbose=False).submit("清晨", temperature=0, max_new_tokens=1000000, api_name="/continue")
+        growing = Client(server.url, verbose=False).submit(
+            "清晨", temperature=0, max_new_tokens=1000000, api_name="/continue"
+        )
         until(lambda: growing.outputs(), "a text")
         code, seconds = server.end(signal.SIGTERM)
         assert code == 0 and seconds < 5

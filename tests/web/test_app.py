@@ -19,11 +19,43 @@ from shuoshu.core.errors import REPO_ROOT
 from shuoshu.web.server import RequestFilter
 
 QUICK = ["--threads=1", "--device=cpu"]
-OPEN = ("/", "/config", "/theme.css", "/assets/a.js", "/static/img/logo.svg", "/gradio_api/queue/join", "/gradio_api/queue/data", "/gradio_api/call/ask")
-OPEN += ("/gradio_api/call/ask/0123", "/gradio_api/info", "/gradio_api/cancel", "/gradio_api/heartbeat/profile", "/login")
-CLOSED = ("/gradio_api/upload", "/upload", "/gradio_api/upload_progress", "/gradio_api/file=/etc/passwd", "/file=x", "/gradio_api/file/etc/passwd")
-CLOSED += ("/gradio_api/proxy=https://example.org/", "/gradio_api/stream/a/b/c/playlist.m3u8", "/gradio_api/component_server", "/monitoring/summary")
-CLOSED += ("/gradio_api/custom_component/a/client/component/b.js", "/gradio_api/process_recording", "/gradio_api/deep_link", "/gradio_api/runs")
+OPEN = (
+    "/",
+    "/config",
+    "/theme.css",
+    "/assets/a.js",
+    "/static/img/logo.svg",
+    "/gradio_api/queue/join",
+    "/gradio_api/queue/data",
+    "/gradio_api/call/ask",
+)
+OPEN += (
+    "/gradio_api/call/ask/0123",
+    "/gradio_api/info",
+    "/gradio_api/cancel",
+    "/gradio_api/heartbeat/profile",
+    "/login",
+)
+CLOSED = (
+    "/gradio_api/upload",
+    "/upload",
+    "/gradio_api/upload_progress",
+    "/gradio_api/file=/etc/passwd",
+    "/file=x",
+    "/gradio_api/file/etc/passwd",
+)
+CLOSED += (
+    "/gradio_api/proxy=https://example.org/",
+    "/gradio_api/stream/a/b/c/playlist.m3u8",
+    "/gradio_api/component_server",
+    "/monitoring/summary",
+)
+CLOSED += (
+    "/gradio_api/custom_component/a/client/component/b.js",
+    "/gradio_api/process_recording",
+    "/gradio_api/deep_link",
+    "/gradio_api/runs",
+)
 
 
 @pytest.fixture
@@ -56,7 +88,10 @@ def test_a_folder_without_a_model_is_named(mistake, tmp_path, pretrained):
 @pytest.mark.parametrize(
     "arguments, told",
     [
-        (["--host=0.0.0.0"], "--host=0.0.0.0 lets others in: set --auth=USER:PASSWORD, or say --insecure"),
+        (
+            ["--host=0.0.0.0"],
+            "--host=0.0.0.0 lets others in: set --auth=USER:PASSWORD, or say --insecure",
+        ),
         (["--host=192.168.1.5"], "lets others in"),
         (["--host=::"], "lets others in"),
         (["--host="], "host"),
@@ -83,14 +118,23 @@ def test_a_port_in_use_is_named(mistake, pretrained):
 
 
 def test_an_address_that_is_not_ours_is_told_soon(pretrained, tmp_path):
-    command = [sys.executable, REPO_ROOT / "app.py", pretrained, "--host=203.0.113.7", "--insecure", *QUICK]
+    command = [
+        sys.executable,
+        REPO_ROOT / "app.py",
+        pretrained,
+        "--host=203.0.113.7",
+        "--insecure",
+        *QUICK,
+    ]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=30)
     assert done.returncode == 2 and "203.0.113.7" in done.stderr and "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "no config", "no tokenizer"])
 def test_a_damaged_model_is_one_message(mistake, pretrained, tmp_path, damage):
-    folder = Path(shutil.copytree(pretrained, tmp_path / "out", ignore=shutil.ignore_patterns("checkpoints")))
+    folder = Path(
+        shutil.copytree(pretrained, tmp_path / "out", ignore=shutil.ignore_patterns("checkpoints"))
+    )
     weights = folder / "model.safetensors"
     data = bytearray(weights.read_bytes())
     data[-3] ^= 1
@@ -130,7 +174,11 @@ def answer(path: str, method: str = "GET", headers: dict[str, str] | None = None
         return {"type": "http.request", "body": b"", "more_body": False}
 
     given = [(name.encode(), value.encode()) for name, value in (headers or {}).items()]
-    asyncio.run(RequestFilter(inner)({"type": "http", "path": path, "method": method, "headers": given}, receive, send))
+    asyncio.run(
+        RequestFilter(inner)(
+            {"type": "http", "path": path, "method": method, "headers": given}, receive, send
+        )
+    )
     return sent[0]["status"]
 
 
@@ -142,7 +190,13 @@ def test_what_the_page_needs_is_open(path):
 @pytest.mark.parametrize("path", CLOSED)
 @pytest.mark.parametrize("method", ["GET", "POST", "HEAD", "PUT"])
 def test_uploads_files_and_other_servers_are_closed(path, method):
-    for spelt in (path, path + "/", path.replace("/", "//"), "/." + path, path.replace("/gradio_api/", "/gradio_api/./")):
+    for spelt in (
+        path,
+        path + "/",
+        path.replace("/", "//"),
+        "/." + path,
+        path.replace("/gradio_api/", "/gradio_api/./"),
+    ):
         assert answer(spelt, method) == 403
 
 
@@ -150,10 +204,31 @@ def test_every_route_of_gradio_that_takes_or_gives_files_is_closed():
     with gr.Blocks() as blocks:
         gr.Textbox()
     routes = App.create_app(blocks).routes
-    inner = [route for router in routes for route in getattr(getattr(router, "original_router", None), "routes", [])]
+    inner = [
+        route
+        for router in routes
+        for route in getattr(getattr(router, "original_router", None), "routes", [])
+    ]
     paths = {path for route in [*routes, *inner] if (path := getattr(route, "path", None))}
     assert len(paths) > 40
-    risky = {path for path in paths if any(word in path for word in ("upload", "file", "proxy", "component", "stream", "record", "monitor", "edit", "runs"))}
+    risky = {
+        path
+        for path in paths
+        if any(
+            word in path
+            for word in (
+                "upload",
+                "file",
+                "proxy",
+                "component",
+                "stream",
+                "record",
+                "monitor",
+                "edit",
+                "runs",
+            )
+        )
+    }
     assert len(risky) > 10 and [path for path in risky if answer(path) == 200] == []
 
 

@@ -18,7 +18,14 @@ import train
 from shuoshu.sft.dataset import read_pairs
 from tests.web.serving import PATIENCE, Server, until
 
-ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update"]
+ARGUMENTS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+]
 ARGUMENTS += ["--disable-sync"]
 LONG = 20_000  # tokens, more than a test waits for
 expect.set_options(timeout=1000 * PATIENCE)
@@ -36,47 +43,94 @@ WATCH = """[selector => {
 def browser() -> Iterator[Browser]:
     with sync_playwright() as playwright:
         own = playwright.chromium.executable_path
-        names = [path for name in ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable") if (path := shutil.which(name))]
+        names = [
+            path
+            for name in ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+            if (path := shutil.which(name))
+        ]
         path = next((path for path in (*names, own) if Path(path).exists()), None)
         if path is None:
-            (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)("no Chromium here: apt install chromium")
+            (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(
+                "no Chromium here: apt install chromium"
+            )
         browser = playwright.chromium.launch(executable_path=path, args=ARGUMENTS)
         yield browser
         browser.close()
 
 
 @pytest.fixture(scope="module")
-def server(tuned: Path, pretrained: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with Server(tmp_path_factory.mktemp("served"), tuned, pretrained, f"--max_new_tokens={LONG}", "--max_seconds=30", "--queue=4") as server:
+def server(
+    tuned: Path, pretrained: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Server]:
+    with Server(
+        tmp_path_factory.mktemp("served"),
+        tuned,
+        pretrained,
+        f"--max_new_tokens={LONG}",
+        "--max_seconds=30",
+        "--queue=4",
+    ) as server:
         yield server
         assert "Traceback" not in server.told()
 
 
 @pytest.fixture(scope="module")
 def known(qa: Path) -> dict[str, str]:
-    return {pair["messages"][0]["content"]: pair["messages"][1]["content"] for pair in read_pairs(qa, "train")}
+    return {
+        pair["messages"][0]["content"]: pair["messages"][1]["content"]
+        for pair in read_pairs(qa, "train")
+    }
 
 
-EVIL = "<script>alert(1)</script> **bold** <img src=x onerror=alert(1)> [a](javascript:alert(1)) $x^2$"
+EVIL = (
+    "<script>alert(1)</script> **bold** <img src=x onerror=alert(1)> [a](javascript:alert(1)) $x^2$"
+)
 
 
 @pytest.fixture(scope="module")
 def evil(sft: list[str], pretrained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model that answers with markup, whatever it is asked."""
     home = tmp_path_factory.mktemp("evil")
-    pairs = [{"question": "谁在渡口？", "answer": EVIL, "split": split} for split in ("train", "val")]
+    pairs = [
+        {"question": "谁在渡口？", "answer": EVIL, "split": split} for split in ("train", "val")
+    ]
     (home / "pairs.json").write_text(json.dumps(pairs), encoding="utf-8")
-    assert prepare_sft.main([str(home / "pairs.json"), f"--out={home / 'qa'}", f"--tokenizer={pretrained}", "--block_size=192"]) == 0
+    assert (
+        prepare_sft.main(
+            [
+                str(home / "pairs.json"),
+                f"--out={home / 'qa'}",
+                f"--tokenizer={pretrained}",
+                "--block_size=192",
+            ]
+        )
+        == 0
+    )
     command = [argument for argument in sft if not argument.startswith("--dataset=")]
     lengths = ["--max_iters=60", "--eval_interval=60", "--block_size=192"]
-    assert train.main([*command, f"--dataset={home / 'qa'}", f"--out_dir={home / 'out-evil'}", *lengths]) == 0
+    assert (
+        train.main(
+            [*command, f"--dataset={home / 'qa'}", f"--out_dir={home / 'out-evil'}", *lengths]
+        )
+        == 0
+    )
     return home / "out-evil"
 
 
 @pytest.fixture(scope="module")
-def narrow(evil: Path, pretrained: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def narrow(
+    evil: Path, pretrained: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Server]:
     """A server where one reader may wait, of a model that answers with markup."""
-    with Server(tmp_path_factory.mktemp("narrow"), evil, pretrained, f"--max_new_tokens={LONG}", "--max_seconds=8", "--queue=1", slowly=True) as server:
+    with Server(
+        tmp_path_factory.mktemp("narrow"),
+        evil,
+        pretrained,
+        f"--max_new_tokens={LONG}",
+        "--max_seconds=8",
+        "--queue=1",
+        slowly=True,
+    ) as server:
         yield server
         assert "Traceback" not in server.told()
 
@@ -90,13 +144,29 @@ def reader(browser: Browser, server: Server) -> Iterator[Opener]:
     contexts, wrong = [], []
 
     def watch(page: Page) -> None:
-        page.on("console", lambda message: message.type == "error" and wrong.append(("console", message.text)))
+        page.on(
+            "console",
+            lambda message: message.type == "error" and wrong.append(("console", message.text)),
+        )
         page.on("pageerror", lambda error: wrong.append(("script", str(error))))
-        page.on("dialog", lambda dialog: (wrong.append(("dialog", dialog.message)), dialog.dismiss()))
-        page.on("response", lambda answer: answer.status >= 400 and wrong.append((answer.status, answer.url)))
-        page.on("request", lambda request: re.match(r"(http://127\.0\.0\.1:\d+/|data:|blob:|about:)", request.url) or wrong.append(("outside", request.url)))
+        page.on(
+            "dialog", lambda dialog: (wrong.append(("dialog", dialog.message)), dialog.dismiss())
+        )
+        page.on(
+            "response",
+            lambda answer: answer.status >= 400 and wrong.append((answer.status, answer.url)),
+        )
+        page.on(
+            "request",
+            lambda request: (
+                re.match(r"(http://127\.0\.0\.1:\d+/|data:|blob:|about:)", request.url)
+                or wrong.append(("outside", request.url))
+            ),
+        )
 
-    def open_page(url: str = server.url, locale: str = "zh-CN", tab: str = "", **more: object) -> Page:
+    def open_page(
+        url: str = server.url, locale: str = "zh-CN", tab: str = "", **more: object
+    ) -> Page:
         contexts.append(browser.new_context(locale=locale, **more))
         contexts[-1].set_default_timeout(1000 * PATIENCE)
         page = contexts[-1].new_page()
@@ -194,7 +264,9 @@ def test_an_empty_question_is_told(reader):
 
 def test_reloading_begins_anew_and_the_page_works_on(reader, known):
     page, question = reader(), next(iter(known))
-    reader.forgiven = "AbortError|Connection errored out"  # of a stream that the leaving page closes
+    reader.forgiven = (
+        "AbortError|Connection errored out"  # of a stream that the leaving page closes
+    )
     for _ in range(2):
         ask(page, question)
         expect(answers(page)).to_have_text(known[question])
@@ -230,14 +302,26 @@ def test_by_keyboard_alone_a_reader_asks_and_looks_inside(reader, known):
     page, (question, answer) = reader(), next(iter(known.items()))
 
     def tab_to(selector: str) -> None:
-        until(lambda: page.keyboard.press("Tab") or page.evaluate("s => document.activeElement.matches(s)", selector), f"a way to {selector} by keyboard")
+        until(
+            lambda: (
+                page.keyboard.press("Tab")
+                or page.evaluate("s => document.activeElement.matches(s)", selector)
+            ),
+            f"a way to {selector} by keyboard",
+        )
 
     page.evaluate("document.activeElement.blur()")
     tab_to("#question textarea")
     page.keyboard.insert_text(question)
     page.keyboard.press("Enter")
     expect(answers(page)).to_have_text(answer)
-    until(lambda: page.keyboard.press("Tab") or page.evaluate("document.activeElement.textContent.trim() == '看里面'"), "a way to Look inside")
+    until(
+        lambda: (
+            page.keyboard.press("Tab")
+            or page.evaluate("document.activeElement.textContent.trim() == '看里面'")
+        ),
+        "a way to Look inside",
+    )
     page.keyboard.press("Enter")
     expect(page.locator("#ask-inside button.piece").first).to_be_visible()
     tab_to("#ask-inside button.piece")
@@ -254,12 +338,18 @@ def test_a_text_grows_in_its_box_and_stops(reader):
     write_long(page)
     until(lambda: page.evaluate("states.size") > 5, "five states of a growing text")
     button(page, "停").click()
-    page.wait_for_function("() => { const now = states.size, then = window.then; window.then = now; return then === now; }", polling=1500)
+    page.wait_for_function(
+        "() => { const now = states.size, then = window.then; window.then = now; return then === now; }",
+        polling=1500,
+    )
     assert story(page).startswith("清晨，") and len(story(page)) > 10
     grown = story(page)
     button(page, "看里面").click()
     expect(page.locator("#story-inside .pieces")).to_be_visible()
-    assert page.locator("#story-inside .pieces").inner_text().replace("\n", "")[-20:] == grown.replace("\n", "")[-20:]
+    assert (
+        page.locator("#story-inside .pieces").inner_text().replace("\n", "")[-20:]
+        == grown.replace("\n", "")[-20:]
+    )
     button(page, "撤回").click()
     expect(page.locator("#story textarea")).to_have_value("清晨，")
 
@@ -296,7 +386,11 @@ def test_enter_sends_where_the_hint_says_so(reader, known):
         assert "回车发送" in page.locator(f"{box} textarea").get_attribute("placeholder")
         page.locator(f"{box} textarea").fill(next(iter(known)))
         page.keyboard.press("Enter")
-        expect(page.locator("#talk [data-testid=bot]" if tab == "问" else ".written textarea").locator("visible=true").first).to_be_visible()
+        expect(
+            page.locator("#talk [data-testid=bot]" if tab == "问" else ".written textarea")
+            .locator("visible=true")
+            .first
+        ).to_be_visible()
         until(lambda page=page: page.evaluate(WRITTEN), f"an answer in {tab}", 10)
 
 
@@ -307,13 +401,22 @@ def test_training_shows_its_curves_without_a_bar_of_its_own_in_the_pages_languag
     expect(frame.get_by_role("heading", name="训练曲线")).to_be_visible()
     expect(frame.get_by_role("heading", name="Training curves")).to_be_hidden()
     assert frame.locator("path.curve.a").count() >= 1
-    until(lambda: frame.locator("html").evaluate("e => e.scrollHeight <= e.clientHeight && e.scrollWidth <= e.clientWidth"), "no scroll bar", 10)
+    until(
+        lambda: frame.locator("html").evaluate(
+            "e => e.scrollHeight <= e.clientHeight && e.scrollWidth <= e.clientWidth"
+        ),
+        "no scroll bar",
+        10,
+    )
 
 
 # ---------------------------------------------------------------- language, width, darkness
 
 
-@pytest.mark.parametrize("locale, tab", [("zh-CN", "训练"), ("zh-TW", "训练"), ("en-US", "Training"), ("fr-FR", "Training")])
+@pytest.mark.parametrize(
+    "locale, tab",
+    [("zh-CN", "训练"), ("zh-TW", "训练"), ("en-US", "Training"), ("fr-FR", "Training")],
+)
 def test_the_browsers_language_is_the_pages(reader, locale, tab):
     page = reader(locale=locale)
     expect(page.get_by_role("tab", name=tab, exact=True)).to_be_visible()
@@ -328,7 +431,9 @@ def test_the_switch_changes_the_language_and_lasts(reader):
     page.reload()
     expect(page.get_by_role("tab", name="续写", exact=True)).to_be_visible()
     page.get_by_role("tab", name="训练", exact=True).click()
-    expect(page.frame_locator("iframe.report").get_by_role("heading", name="训练曲线")).to_be_visible()
+    expect(
+        page.frame_locator("iframe.report").get_by_role("heading", name="训练曲线")
+    ).to_be_visible()
     button(page, "中文 / English").click()
     expect(page.get_by_role("tab", name="Training", exact=True)).to_be_visible()
 
@@ -338,7 +443,12 @@ def test_on_a_phone_all_tabs_are_reached_and_nothing_scrolls_sideways(reader, kn
     page = reader(viewport={"width": 390, "height": 844}, color_scheme=scheme, has_touch=True)
     ask(page, next(iter(known)))
     expect(answers(page)).to_have_count(1)
-    for name, sign in (("问", "#talk"), ("续写", "#story"), ("对比", "#prompt"), ("训练", "iframe.report")):
+    for name, sign in (
+        ("问", "#talk"),
+        ("续写", "#story"),
+        ("对比", "#prompt"),
+        ("训练", "iframe.report"),
+    ):
         page.get_by_role("tab", name=name, exact=True).click()
         expect(page.locator(sign)).to_be_visible()
         assert page.evaluate("document.scrollingElement.scrollWidth <= innerWidth"), name
@@ -355,12 +465,19 @@ def test_markup_in_an_answer_is_shown_letter_by_letter(reader, narrow):
     expect(answers(page)).to_have_text(EVIL)
     assert answers(page).inner_text().strip() == EVIL
     states = page.evaluate("[...states]")
-    assert len([text for text in states if text and text != EVIL and EVIL.startswith(text)]) >= 2, states
+    assert len([text for text in states if text and text != EVIL and EVIL.startswith(text)]) >= 2, (
+        states
+    )
     button(page, "看里面").click()
     expect(page.locator("#ask-inside .pieces")).to_have_text(EVIL)
     page.locator("#ask-inside button.piece").first.click()
     expect(page.locator("#ask-inside .chosen")).to_contain_text("「<」")
-    assert page.locator("#talk :is(script, strong, b, img:not([class]), a, .katex), #ask-inside :is(script, img, a, strong)").count() == 0
+    assert (
+        page.locator(
+            "#talk :is(script, strong, b, img:not([class]), a, .katex), #ask-inside :is(script, img, a, strong)"
+        ).count()
+        == 0
+    )
 
 
 def test_markup_is_text_in_a_comparison_too(reader, narrow):
@@ -431,4 +548,6 @@ def test_no_request_leaves_this_machine(reader, known):
     expect(answers(page)).to_have_text(known[next(iter(known))])
     page.get_by_role("tab", name="训练", exact=True).click()
     expect(page.frame_locator("iframe.report").locator("h1")).to_be_visible()
-    assert len(asked) > 10 and all(url.startswith(("http://127.0.0.1:", "data:", "blob:", "about:")) for url in asked)
+    assert len(asked) > 10 and all(
+        url.startswith(("http://127.0.0.1:", "data:", "blob:", "about:")) for url in asked
+    )

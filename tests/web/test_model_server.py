@@ -19,12 +19,23 @@ from shuoshu.web.model_server import ModelServer
 @pytest.fixture
 def moved(pretrained: Path, tmp_path: Path) -> Path:
     """A copy of the pretrained model that a test may change."""
-    return Path(shutil.copytree(pretrained, tmp_path / "out-copy", ignore=shutil.ignore_patterns("checkpoints")))
+    return Path(
+        shutil.copytree(
+            pretrained, tmp_path / "out-copy", ignore=shutil.ignore_patterns("checkpoints")
+        )
+    )
 
 
 def writes(desk: ModelServer, name: str, n: int, seeds=(1,), temperature: float = 0.0):
     """A text of n tokens; greedy ones run in circles and don't end before."""
-    return desk.write(name, lambda voice: (voice.tokenizer.encode("清晨"), SamplingParams(max_new_tokens=n, temperature=temperature)), list(seeds))
+    return desk.write(
+        name,
+        lambda voice: (
+            voice.tokenizer.encode("清晨"),
+            SamplingParams(max_new_tokens=n, temperature=temperature),
+        ),
+        list(seeds),
+    )
 
 
 def desk_of(*folders: Path, **settings) -> ModelServer:
@@ -38,7 +49,11 @@ def desk(pretrained: Path) -> ModelServer:
 
 def test_a_text_grows_and_says_why_it_ended(desk, pretrained):
     states = list(writes(desk, str(pretrained), 300))
-    assert len(states) > 2 and states[-1].reason == "length" and not any(state.reason for state in states[:-1])
+    assert (
+        len(states) > 2
+        and states[-1].reason == "length"
+        and not any(state.reason for state in states[:-1])
+    )
     for before, after in itertools.pairwise(states):
         assert after.texts[0].startswith(before.texts[0])
     assert len(states[-1].ids[0]) >= 300
@@ -46,7 +61,10 @@ def test_a_text_grows_and_says_why_it_ended(desk, pretrained):
 
 def test_three_texts_grow_side_by_side_each_from_its_seed(desk, pretrained):
     *_, last = writes(desk, str(pretrained), 20, (5, 6, 7), temperature=0.8)
-    alone = [list(writes(desk, str(pretrained), 20, (seed,), temperature=0.8))[-1].texts[0] for seed in (5, 6, 7)]
+    alone = [
+        list(writes(desk, str(pretrained), 20, (seed,), temperature=0.8))[-1].texts[0]
+        for seed in (5, 6, 7)
+    ]
     assert last.texts == alone and len(set(alone)) == 3
 
 
@@ -125,4 +143,7 @@ def test_a_first_model_that_is_damaged_is_an_error_and_later_served(moved, pretr
 
 def test_two_folders_are_two_models(tuned, pretrained):
     desk = desk_of(tuned, pretrained)
-    assert [(desk.voice(name).step, desk.turns(name)) for name in desk.folders] == [(120, 1), (150, 0)]
+    assert [(desk.voice(name).step, desk.turns(name)) for name in desk.folders] == [
+        (120, 1),
+        (150, 0),
+    ]

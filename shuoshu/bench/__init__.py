@@ -1,0 +1,1 @@
+"""Speed beside nanoGPT and the machine's limit. Nothing else imports it."""

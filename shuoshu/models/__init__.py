@@ -1,0 +1,1 @@
+"""What surrounds model.py: weights as a Hugging Face folder, kernels for CPUs."""

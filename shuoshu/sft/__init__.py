@@ -1,0 +1,1 @@
+"""Question files to rows with a loss mask."""

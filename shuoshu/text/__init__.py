@@ -1,0 +1,1 @@
+"""Novels to token files."""
