@@ -141,7 +141,7 @@ class EvaluatedModel:
 
     def __init__(self, folder: Path, settings: EvalSettings, device: torch.device) -> None:
         self.folder = folder
-        model, self.tokenizer, self.step, _ = load_model(folder, device)
+        model, self.tokenizer, self.step, *_ = load_model(folder, device)
         self.model = model.to(getattr(torch, settings.dtype))
 
     def check_fits(self, meta: dict, data: Path) -> None:
