@@ -1,13 +1,15 @@
-"""The GPT: Qwen3's dense block, small. Parameter names are Hugging Face's, so a folder of weights is a Hugging Face model.
+"""The GPT: Qwen3's dense block, small. Parameters have Hugging Face's names, so that a folder
+of weights is a Hugging Face model.
 
-Shapes: B rows, T tokens, C width, H query heads, G key-value heads, D width of a head, V vocabulary, L layers.
+Shapes: B rows, T tokens, C width, H query heads, G key-value heads, D width of a head,
+V vocabulary, L layers.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,158 +18,58 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from shuoshu.models import cpu_kernels
+# ---------------------------------------------------------------- operations
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """x (..., C) divided by its root mean square over C, times weight (C); computed in float32."""
+    return F.rms_norm(x.float(), x.shape[-1:], weight.float(), eps).type_as(x)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary positions: turns each pair (i, i + D/2) of x (B, heads, T, D) by its angle."""
+    left, right = x.chunk(2, dim=-1)
+    return x * cos + torch.cat((-right, left), dim=-1) * sin
+
+
+def norm_and_rotate(x: Tensor, weight: Tensor, eps: float, cos: Tensor, sin: Tensor) -> Tensor:
+    """Normalised and rotated heads: x (B, T, heads, D) → (B, heads, T, D)."""
+    return rotate(rms_norm(x, weight, eps).transpose(1, 2), cos, sin)
+
+
+def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attention of whole rows: q (B, H, T, D), k and v (B, G, T, D) → (B, H, T, D)."""
+    is_grouped = q.shape[1] != k.shape[1]
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=is_grouped)
+
+
+def cached_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """Attention of new tokens to all cached ones; without a mask, new tokens are the whole row."""
+    is_causal = q.shape[2] > 1 and mask is None  # a single token attends to every cached key
+    is_grouped = q.shape[1] != k.shape[1]
+    q = q.to(k.dtype)
+    return F.scaled_dot_product_attention(q, k, v, mask, is_causal=is_causal, enable_gqa=is_grouped)
+
+
+def head_loss(x: Tensor, weight: Tensor, targets: Tensor, reduction: str) -> Tensor:
+    """Cross-entropy in float32 of x (B, T, C) @ weight.T (C, V) over targets that are not -100."""
+    logits = F.linear(x, weight).float()  # (B, T, V)
+    return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction=reduction)
 
 
 @dataclass
-class GPTConfig:
-    vocab_size: int
-    block_size: int
-    n_layer: int
-    n_head: int
-    n_embd: int
-    n_kv_head: int | None = None  # none: n_head
-    head_dim: int | None = None  # none: n_embd / n_head
-    n_hidden: int | None = None  # none: 8/3 of n_embd, rounded up to 64
-    dropout: float = 0.0
-    tie_embeddings: bool = False
-    rope_theta: float = 10000.0
-    norm_eps: float = 1e-6
+class Ops:
+    """Operations that faster ones may replace, as shuoshu/models/cpu_kernels.py does."""
 
-    def __post_init__(self) -> None:
-        self.n_kv_head = self.n_kv_head or self.n_head
-        self.head_dim = self.head_dim or self.n_embd // self.n_head
-        self.n_hidden = self.n_hidden or math.ceil(8 * self.n_embd / 3 / 64) * 64
-
-    def to_hf(self) -> dict:
-        """What config.json says of this shape, in the words of older and newer transformers."""
-        return {
-            "architectures": ["Qwen3ForCausalLM"],
-            "model_type": "qwen3",
-            **{theirs: getattr(self, ours) for ours, theirs in HF_NAMES.items()},
-            "dropout": self.dropout,
-            "hidden_act": "silu",
-            "attention_bias": False,
-            "attention_dropout": 0.0,
-            "use_sliding_window": False,
-            "initializer_range": 0.02,
-            "rope_theta": self.rope_theta,
-            "rope_parameters": {"rope_type": "default", "rope_theta": self.rope_theta},
-            "use_cache": True,
-            "dtype": "float32",
-            "torch_dtype": "float32",
-        }
-
-    @classmethod
-    def from_hf(cls, config: dict) -> GPTConfig:
-        """The shape that a config.json describes; ValueError if it is not a plain Qwen3."""
-        if config.get("model_type") != "qwen3":
-            raise ValueError(
-                f"model_type is {config.get('model_type')!r}, only 'qwen3' can be read"
-            )
-        rope = config.get("rope_parameters") or {}
-        if (
-            rope.get("rope_type", "default") != "default"
-            or config.get("rope_scaling")
-            or config.get("attention_bias")
-        ):
-            raise ValueError("scaled rotary positions and attention biases are not supported")
-        missing = [theirs for theirs in HF_NAMES.values() if theirs not in config]
-        if missing:
-            raise ValueError(f"it lacks {', '.join(missing)}")
-        values = {ours: config[theirs] for ours, theirs in HF_NAMES.items()}
-        values |= {
-            "rope_theta": rope.get("rope_theta", config.get("rope_theta", 10000.0)),
-            "dropout": config.get("dropout", 0.0),
-        }
-        for ours, value in values.items():
-            if ours == "tie_embeddings":
-                is_sound = type(value) is bool
-            elif ours in ("norm_eps", "rope_theta", "dropout"):
-                is_sound = type(value) in (int, float) and 0 <= value < 1e12  # so no NaN either
-            else:
-                is_sound = type(value) is int and 0 < value <= LARGEST.get(ours, 10**7)
-            if not is_sound:
-                raise ValueError(f"{HF_NAMES.get(ours, ours)} is {str(value)[:40]}")
-        if (
-            values["dropout"] >= 1
-            or values["rope_theta"] < 1
-            or values["n_head"] % values["n_kv_head"]
-            or values["head_dim"] % 2
-        ):
-            raise ValueError("its layers and heads don't make a model")
-        return cls(**values)
+    rms_norm: Callable[..., Tensor] = rms_norm
+    norm_and_rotate: Callable[..., Tensor] = norm_and_rotate
+    causal_attention: Callable[..., Tensor] = causal_attention
+    head_loss: Callable[..., Tensor] = head_loss
 
 
-LARGEST = {
-    "n_layer": 1000,
-    "block_size": 1 << 20,
-}  # what weights don't vouch for must not take all memory either
+ops = Ops()
 
-HF_NAMES = {
-    "vocab_size": "vocab_size",
-    "block_size": "max_position_embeddings",
-    "n_layer": "num_hidden_layers",
-    "n_head": "num_attention_heads",
-    "n_kv_head": "num_key_value_heads",
-    "n_embd": "hidden_size",
-    "head_dim": "head_dim",
-    "n_hidden": "intermediate_size",
-    "tie_embeddings": "tie_word_embeddings",
-    "norm_eps": "rms_norm_eps",
-}
-
-
-class KVCache:
-    """Keys and values of the tokens read so far. Each row has its own length, so ragged prompts stand side by side."""
-
-    def __init__(
-        self,
-        config: GPTConfig,
-        rows: int,
-        device: torch.device | str = "cpu",
-        dtype: torch.dtype = torch.float32,
-    ) -> None:
-        shape = (config.n_layer, rows, config.n_kv_head, config.block_size, config.head_dim)
-        self.k = torch.zeros(shape, device=device, dtype=dtype)
-        self.v = torch.zeros(shape, device=device, dtype=dtype)
-        self.lengths = [0] * rows
-
-    def place(self, count: int) -> Place:
-        """Where the next `count` tokens of every row go and what they may look at: once per forward, for all layers."""
-        device, first, last = self.k.device, self.lengths[0], max(self.lengths) + count
-        even = all(length == first for length in self.lengths)
-        if last > self.k.shape[3]:
-            raise ValueError(f"the cache holds {self.k.shape[3]} positions, {last} are needed")
-        if count > 1 and not even:
-            raise ValueError("rows of different lengths take one token at a time")
-        starts = torch.tensor([first] if even else self.lengths, device=device)
-        positions = starts[:, None] + torch.arange(count, device=device)  # (1 or B, count)
-        mask = None
-        if not even or (count > 1 and first > 0):
-            mask = (
-                torch.arange(last, device=device) <= positions[:, None, :, None]
-            )  # (1 or B, 1, count, last)
-        return Place(positions, mask, first if even else None, last)
-
-    def update(self, layer: int, k: Tensor, v: Tensor, place: Place) -> tuple[Tensor, Tensor]:
-        """Stores (B, G, T, D) and returns everything that the rows hold by now."""
-        for cached, new in ((self.k[layer], k), (self.v[layer], v)):
-            if place.first is not None:
-                cached[:, :, place.first : place.last] = new
-            else:
-                cached[torch.arange(len(new), device=new.device), :, place.positions[:, 0]] = new[
-                    :, :, 0
-                ].to(cached.dtype)
-        return self.k[layer, :, :, : place.last], self.v[layer, :, :, : place.last]
-
-
-@dataclass
-class Place:
-    positions: Tensor  # (1 or B, T) of the new tokens
-    mask: Tensor | None  # true where a new token may look
-    first: int | None  # the position of the first new token, where all rows agree on it
-    last: int  # one past the last position in use
+# ---------------------------------------------------------------- layers
 
 
 class RMSNorm(nn.Module):
@@ -177,21 +79,17 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        if cpu_kernels.is_enabled(x):
-            return cpu_kernels.FusedRMSNorm.apply(x, self.weight, self.eps)
-        return F.rms_norm(x.float(), x.shape[-1:], self.weight.float(), self.eps).type_as(x)
+        return ops.rms_norm(x, self.weight, self.eps)
 
     def rotated(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """x (B, T, heads, D) → (B, heads, T, D), normed and turned by its positions' angles."""
-        if cos.ndim == 2 and cpu_kernels.is_enabled(x):
-            return cpu_kernels.FusedNormRotate.apply(x, self.weight, self.eps, cos, sin)
-        return rotate(self(x).transpose(1, 2), cos, sin)
+        return ops.norm_and_rotate(x, self.weight, self.eps, cos, sin)
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turns each pair (i, i + D/2) of x (B, heads, T, D) by its position's angle."""
-    left, right = x.chunk(2, dim=-1)
-    return x * cos + torch.cat((-right, left), dim=-1) * sin
+def rotary_angles(config: GPTConfig) -> Tensor:
+    """The angle of each position and dimension of a head, in float64: (block_size, D)."""
+    exponents = torch.arange(0, config.head_dim, 2).double() / config.head_dim
+    frequencies = config.rope_theta**-exponents  # (D / 2)
+    return torch.outer(torch.arange(config.block_size).double(), frequencies).repeat(1, 2)
 
 
 class Attention(nn.Module):
@@ -205,26 +103,25 @@ class Attention(nn.Module):
         self.o_proj = nn.Linear(q_width, config.n_embd, bias=False)
         self.q_norm = RMSNorm(config.head_dim, config.norm_eps)
         self.k_norm = RMSNorm(config.head_dim, config.norm_eps)
-        self.is_grouped = config.n_kv_head != config.n_head
 
     def forward(
-        self, x: Tensor, cos: Tensor, sin: Tensor, cache: KVCache | None, place: Place | None
+        self,
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        cache: KVCache | None,
+        positions: CachePositions | None,
     ) -> Tensor:
         B, T, _ = x.shape
         heads = (B, T, -1, self.head_dim)
         q = self.q_norm.rotated(self.q_proj(x).view(heads), cos, sin)  # (B, H, T, D)
         k = self.k_norm.rotated(self.k_proj(x).view(heads), cos, sin)  # (B, G, T, D)
         v = self.v_proj(x).view(heads).transpose(1, 2)  # (B, G, T, D)
-        mask, is_causal = None, True
-        if cache is not None:
-            k, v = cache.update(self.layer, k, v, place)
-            q, mask, is_causal = q.to(k.dtype), place.mask, T > 1 and place.mask is None
-        if cache is None and T <= cpu_kernels.MAX_CONTEXT and cpu_kernels.is_enabled(q):
-            y = cpu_kernels.attention(q, k, v)
+        if cache is None:
+            y = ops.causal_attention(q, k, v)  # (B, H, T, D)
         else:
-            y = F.scaled_dot_product_attention(
-                q, k, v, attn_mask=mask, is_causal=is_causal, enable_gqa=self.is_grouped
-            )
+            k, v = cache.update(self.layer, k, v, positions)
+            y = cached_attention(q, k, v, positions.mask)
         return self.o_proj(y.transpose(1, 2).reshape(B, T, -1).type_as(x))
 
 
@@ -254,14 +151,121 @@ class Block(nn.Module):
         cos: Tensor,
         sin: Tensor,
         cache: KVCache | None = None,
-        place: Place | None = None,
+        positions: CachePositions | None = None,
     ) -> Tensor:
-        x = x + self.drop(self.self_attn(self.input_layernorm(x), cos, sin, cache, place))
+        x = x + self.drop(self.self_attn(self.input_layernorm(x), cos, sin, cache, positions))
         return x + self.drop(self.mlp(self.post_attention_layernorm(x)))
 
 
+# ---------------------------------------------------------------- configuration and cache
+
+
+@dataclass
+class GPTConfig:
+    vocab_size: int
+    block_size: int
+    n_layer: int
+    n_head: int
+    n_embd: int
+    n_kv_head: int | None = None  # None: n_head
+    head_dim: int | None = None  # None: n_embd / n_head
+    n_hidden: int | None = None  # None: 8/3 of n_embd, rounded up to a multiple of 64
+    dropout: float = 0.0
+    tie_embeddings: bool = False
+    rope_theta: float = 10000.0
+    norm_eps: float = 1e-6
+
+    def __post_init__(self) -> None:
+        self.n_kv_head = self.n_kv_head or self.n_head
+        self.head_dim = self.head_dim or self.n_embd // self.n_head
+        self.n_hidden = self.n_hidden or math.ceil(8 * self.n_embd / 3 / 64) * 64
+
+    def to_hf(self) -> dict:
+        """The content of config.json, for transformers 4 and 5."""
+        return {
+            "architectures": ["Qwen3ForCausalLM"],
+            "model_type": "qwen3",
+            **{hf_name: getattr(self, name) for name, hf_name in HF_NAMES.items()},
+            "dropout": self.dropout,
+            "hidden_act": "silu",
+            "attention_bias": False,
+            "attention_dropout": 0.0,
+            "use_sliding_window": False,
+            "initializer_range": 0.02,
+            "rope_theta": self.rope_theta,
+            "rope_parameters": {"rope_type": "default", "rope_theta": self.rope_theta},
+            "use_cache": True,
+            "dtype": "float32",
+            "torch_dtype": "float32",
+        }
+
+    @classmethod
+    def from_hf(cls, config: dict) -> GPTConfig:
+        """The shape in a config.json; ValueError if it is not a plain Qwen3."""
+        return cls(**checked_hf_values(config))
+
+
+class KVCache:
+    """Keys and values of the tokens read so far. Rows may differ in length."""
+
+    def __init__(
+        self,
+        config: GPTConfig,
+        rows: int,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        shape = (config.n_layer, rows, config.n_kv_head, config.block_size, config.head_dim)
+        self.k = torch.zeros(shape, device=device, dtype=dtype)
+        self.v = torch.zeros(shape, device=device, dtype=dtype)
+        self.lengths = [0] * rows
+
+    def positions(self, count: int) -> CachePositions:
+        """Positions and mask of the next `count` tokens of each row; all layers share them.
+
+        Raises ValueError if they don't fit, or for several tokens in rows of different lengths.
+        """
+        device, first, last = self.k.device, self.lengths[0], max(self.lengths) + count
+        is_even = all(length == first for length in self.lengths)
+        if last > self.k.shape[3]:
+            raise ValueError(f"the cache holds {self.k.shape[3]} positions, {last} are needed")
+        if count > 1 and not is_even:
+            raise ValueError("rows of different lengths take one token at a time")
+        starts = torch.tensor([first] if is_even else self.lengths, device=device)
+        index = starts[:, None] + torch.arange(count, device=device)  # (1 or B, count)
+        mask = None
+        if not is_even or (count > 1 and first > 0):
+            keys = torch.arange(last, device=device)
+            mask = keys <= index[:, None, :, None]  # (1 or B, 1, count, last)
+        return CachePositions(index, mask, first if is_even else None, last)
+
+    def update(
+        self, layer: int, k: Tensor, v: Tensor, positions: CachePositions
+    ) -> tuple[Tensor, Tensor]:
+        """Stores k and v (B, G, T, D); returns views of all keys and values of the layer."""
+        first, last = positions.first, positions.last
+        for cached, new in ((self.k[layer], k), (self.v[layer], v)):
+            if first is not None:
+                cached[:, :, first:last] = new
+            else:  # rows of different lengths: one token each
+                rows = torch.arange(len(new), device=new.device)
+                cached[rows, :, positions.index[:, 0]] = new[:, :, 0].to(cached.dtype)
+        return self.k[layer, :, :, :last], self.v[layer, :, :, :last]
+
+
+@dataclass
+class CachePositions:
+    index: Tensor  # (1 or B, T): the positions of the new tokens
+    mask: Tensor | None  # True where a new token may attend; None: causal, or everywhere if T is 1
+    first: int | None  # the position of the first new token; None if rows differ
+    last: int  # one past the last position in use
+
+
+# ---------------------------------------------------------------- the model
+
+
 class Trunk(nn.Module):
-    """Everything but the head; it exists because the names of the parameters begin with `model.`"""
+    """All but the head: a module of its own, so that parameter names begin with `model.`"""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
@@ -269,12 +273,7 @@ class Trunk(nn.Module):
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
         self.norm = RMSNorm(config.n_embd, config.norm_eps)
         self.drop = nn.Dropout(config.dropout)
-        frequencies = config.rope_theta ** (
-            -torch.arange(0, config.head_dim, 2).double() / config.head_dim
-        )
-        angles = torch.outer(torch.arange(config.block_size).double(), frequencies).repeat(
-            1, 2
-        )  # (block, D)
+        angles = rotary_angles(config)  # (block_size, D)
         self.register_buffer("cos", angles.cos().float(), persistent=False)
         self.register_buffer("sin", angles.sin().float(), persistent=False)
 
@@ -282,16 +281,15 @@ class Trunk(nn.Module):
         T = ids.shape[1]
         if len(self.cos) < T:
             raise ValueError(f"{T} tokens do not fit into a block of {len(self.cos)}")
-        place = cache.place(T) if cache is not None else None
         x = self.drop(self.embed_tokens(ids))  # (B, T, C)
-        cos, sin = self.cos[:T], self.sin[:T]  # (T, D)
-        if place is not None:
-            cos, sin = (
-                self.cos[place.positions][:, None],
-                self.sin[place.positions][:, None],
-            )  # (1 or B, 1, T, D)
+        if cache is None:
+            positions, cos, sin = None, self.cos[:T], self.sin[:T]  # (T, D)
+        else:
+            positions = cache.positions(T)
+            cos = self.cos[positions.index][:, None]  # (1 or B, 1, T, D)
+            sin = self.sin[positions.index][:, None]
         for block in self.layers:
-            x = block(x, cos, sin, cache, place)
+            x = block(x, cos, sin, cache, positions)
         if cache is not None:
             cache.lengths = [length + T for length in cache.lengths]
         return self.norm(x)
@@ -309,13 +307,14 @@ class GPT(nn.Module):
 
     @torch.no_grad()
     def init_weights(self) -> None:
-        """Normal with mean 0 and this standard deviation:
+        """Draws every matrix from a normal distribution with mean 0 and this standard deviation:
 
-        embed_tokens   0.5 untied (large, so that Muon's blocks start as small corrections to it), 0.02 tied
-        lm_head        0.02, untied only
-        o_proj, down_proj   0.02 / sqrt(2 L): the 2 L additions to the residual stream start small together
-        the other matrices  0.02
-        gains          exactly 1
+        embed_tokens         0.02 if tied, else 0.5: Muon's blocks start as small corrections to it
+        lm_head              0.02 (untied only)
+        o_proj, down_proj    0.02 / sqrt(2 L): the sum of the 2 L residual additions starts small
+        the other matrices   0.02
+
+        Norm weights are set to 1.
         """
         for name, parameter in self.named_parameters():
             if name.endswith("norm.weight"):
@@ -334,32 +333,26 @@ class GPT(nn.Module):
         cache: KVCache | None = None,
         reduction: str = "mean",
     ) -> Tensor:
-        """ids (B, T) → logits (B, T, V); with targets (B, T), the loss in float32 over those that are not -100."""
-        x = self.model(ids, cache)
+        """ids (B, T) → logits (B, T, V); with targets (B, T), the loss over those not -100."""
+        x = self.model(ids, cache)  # (B, T, C)
         if targets is None:
             return self.lm_head(x)
-        if reduction == "sum" and torch.is_grad_enabled() and cpu_kernels.is_enabled(x):
-            return cpu_kernels.FusedHeadLoss.apply(
-                x.flatten(0, 1), self.lm_head.weight, targets.flatten()
-            )
-        logits = self.lm_head(x).float()
-        return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction=reduction)
+        return ops.head_loss(x, self.lm_head.weight, targets, reduction)
 
     def next_logits(self, ids: Tensor, last: Tensor | Sequence[int], cache: KVCache) -> Tensor:
-        """Logits (B, V) after position last[b] of each row's new tokens: the head runs on one position a row only."""
-        x = self.model(ids, cache)[
-            torch.arange(len(ids), device=ids.device), torch.as_tensor(last, device=ids.device)
-        ]
+        """Logits (B, V) after new token last[b] of each row; the head runs on these tokens only."""
+        rows = torch.arange(len(ids), device=ids.device)
+        x = self.model(ids, cache)[rows, torch.as_tensor(last, device=ids.device)]  # (B, C)
         return self.lm_head(x).float()
 
     def count_parameters(self) -> tuple[int, int]:
-        """(all, those outside the embedding and the head)."""
+        """(all parameters, those outside the embedding and the head)."""
         total = sum(p.numel() for p in self.parameters())
         outer = self.model.embed_tokens.weight.numel() * (1 if self.config.tie_embeddings else 2)
         return total, total - outer
 
     def flops_per_token(self) -> float:
-        """Forward and backward floating-point operations per trained token at full context, the embedding look-up left out."""
+        """Floating-point operations, forward and backward, per training token at full context."""
         c = self.config
         _, inner = self.count_parameters()
         return (
@@ -368,11 +361,11 @@ class GPT(nn.Module):
         )
 
     def tensors(self) -> dict[str, Tensor]:
-        """What a weights file holds: every parameter once, a tied head left out."""
+        """The content of a weights file: every parameter once, without a tied head."""
         return {name: p.detach() for name, p in self.named_parameters()}
 
     def load_tensors(self, tensors: dict[str, Tensor]) -> None:
-        """Takes the weights; ValueError names what is missing, unknown or of another shape."""
+        """Copies the weights; ValueError names tensors that are missing, unknown or misshapen."""
         own = self.tensors()
         if self.config.tie_embeddings:
             tensors = {name: t for name, t in tensors.items() if name != "lm_head.weight"}
@@ -394,7 +387,10 @@ class GPT(nn.Module):
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, **changes: object) -> GPT:
-        """The model in a folder; `changes` overrides parts of its config that weights don't depend on (dropout, block_size)."""
+        """The model in a Hugging Face folder.
+
+        `changes` overrides config values that weights don't depend on: dropout, block_size.
+        """
         folder = Path(folder)
         config = GPTConfig.from_hf(json.loads((folder / "config.json").read_text(encoding="utf-8")))
         for name, value in changes.items():
@@ -403,3 +399,57 @@ class GPT(nn.Module):
         model = cls(config)
         model.load_tensors(tensors)
         return model
+
+
+# ---------------------------------------------------------------- reading config.json
+
+HF_NAMES = {
+    "vocab_size": "vocab_size",
+    "block_size": "max_position_embeddings",
+    "n_layer": "num_hidden_layers",
+    "n_head": "num_attention_heads",
+    "n_kv_head": "num_key_value_heads",
+    "n_embd": "hidden_size",
+    "head_dim": "head_dim",
+    "n_hidden": "intermediate_size",
+    "tie_embeddings": "tie_word_embeddings",
+    "norm_eps": "rms_norm_eps",
+}
+# Limits of integers. The size of the weights file doesn't bound n_layer and block_size,
+# so a hostile config.json could claim all memory with them.
+MAX_VALUES = {"n_layer": 1000, "block_size": 1 << 20}
+MAX_VALUE = 10**7
+MAX_FLOAT = 1e12
+
+
+def checked_hf_values(config: dict) -> dict:
+    """The GPTConfig values in a config.json; ValueError if it describes another architecture."""
+    if config.get("model_type") != "qwen3":
+        raise ValueError(f"model_type is {config.get('model_type')!r}, only 'qwen3' can be read")
+    rope = config.get("rope_parameters") or {}
+    is_scaled = rope.get("rope_type", "default") != "default" or config.get("rope_scaling")
+    if is_scaled or config.get("attention_bias"):
+        raise ValueError("scaled rotary positions and attention biases are not supported")
+    missing = [hf_name for hf_name in HF_NAMES.values() if hf_name not in config]
+    if missing:
+        raise ValueError(f"it lacks {', '.join(missing)}")
+    values = {name: config[hf_name] for name, hf_name in HF_NAMES.items()}
+    values["rope_theta"] = rope.get("rope_theta", config.get("rope_theta", 10000.0))
+    values["dropout"] = config.get("dropout", 0.0)
+    for name, value in values.items():
+        if name == "tie_embeddings":
+            is_valid = type(value) is bool
+        elif name in ("norm_eps", "rope_theta", "dropout"):
+            is_valid = type(value) in (int, float) and 0 <= value < MAX_FLOAT  # False for NaN
+        else:
+            is_valid = type(value) is int and 0 < value <= MAX_VALUES.get(name, MAX_VALUE)
+        if not is_valid:
+            raise ValueError(f"{HF_NAMES.get(name, name)} is {str(value)[:40]}")
+    if (
+        values["dropout"] >= 1
+        or values["rope_theta"] < 1
+        or values["n_head"] % values["n_kv_head"]
+        or values["head_dim"] % 2
+    ):
+        raise ValueError("its layers and heads don't make a model")
+    return values

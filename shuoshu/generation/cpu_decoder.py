@@ -33,12 +33,14 @@ class CpuDecoder:
 
     def __call__(self, ids: Tensor, cache: KVCache) -> Tensor:
         """ids (B, 1) → logits (B, V) in float32."""
-        place = cache.place(1)
-        cos, sin = self.cos[place.positions], self.sin[place.positions]  # (1 or B, 1, D)
+        positions = cache.positions(1)
+        cos, sin = self.cos[positions.index], self.sin[positions.index]  # (1 or B, 1, D)
         x = self.embedding[ids[:, 0]].float()  # (B, C)
         with torch.autocast("cpu", enabled=False):
             for number, layer in enumerate(self.layers):
-                x = layer(x, cos, sin, partial(cache.update, number, place=place), place.mask)
+                x = layer(
+                    x, cos, sin, partial(cache.update, number, positions=positions), positions.mask
+                )
             cache.lengths = [length + 1 for length in cache.lengths]
             return self.head(self.norm(x).to(self.dtype)).float()
 

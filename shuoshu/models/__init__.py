@@ -1,1 +1,5 @@
-"""What surrounds model.py: weights as a Hugging Face folder, kernels for CPUs."""
+"""Hugging Face model folders, and CPU kernels, which importing this package installs."""
+
+from shuoshu.models import cpu_kernels
+
+cpu_kernels.install()

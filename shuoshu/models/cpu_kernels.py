@@ -1,6 +1,7 @@
-"""Some of the model's operations as a CPU in bfloat16 wants them: few passes over memory, float32 only where it counts.
+"""Fused CPU versions of model.py's operations for bfloat16 autocast: fewer passes over memory.
 
-Each computes what model.py says, forward and backward, and stands in for it where `is_wanted`.
+`install` puts them into `model.ops`. Each has the signature of the plain operation that it
+replaces, and calls that one wherever `is_enabled` is false.
 """
 
 from __future__ import annotations
@@ -13,23 +14,26 @@ from torch import Tensor
 from torch.amp import custom_bwd, custom_fwd
 from torch.autograd.function import FunctionCtx, once_differentiable
 
+import model
+
 IGNORE = -100
-PAD_TARGETS_TO = 64  # counted targets are padded up to a multiple: each new shape costs a product time and memory
-QUERY_BLOCK = 128  # queries at a time, the last up to half as many more: the fewer sizes of products the better
-MAX_CONTEXT = 2048  # tokens: of longer rows the probabilities, kept for the way back, take more memory than the speed is worth
-keep_dtypes, in_bfloat16 = (
-    custom_fwd(device_type="cpu"),
-    custom_fwd(device_type="cpu", cast_inputs=torch.bfloat16),
-)
+PAD_TARGETS_TO = 64  # each new matrix size costs time and memory, so target counts are rounded up
+QUERY_BLOCK = 128  # queries per block; the last block has up to half as many more
+MAX_CONTEXT = 2048  # tokens; the probabilities saved for backward of longer rows need much memory
+keep_dtypes = custom_fwd(device_type="cpu")
+in_bfloat16 = custom_fwd(device_type="cpu", cast_inputs=torch.bfloat16)
 
 
 def backward_as_forward(backward: Callable) -> Callable:
-    """A way back in the precision of the way there; of itself it has none."""
+    """Decorator for backward(): runs in forward's autocast dtype; has no derivative itself."""
     return custom_bwd(once_differentiable(backward), device_type="cpu")
 
 
 def is_enabled(x: Tensor) -> bool:
-    """On CUDA and under a compiler plain operations are fused as well or better."""
+    """Whether x is on the CPU under bfloat16 autocast, and no compiler is tracing.
+
+    Compilers and CUDA fuse the plain operations as well or better.
+    """
     if (
         x.device.type != "cpu"
         or not torch.is_autocast_enabled("cpu")
@@ -40,7 +44,7 @@ def is_enabled(x: Tensor) -> bool:
 
 
 def rms_normalize(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """Each vector with a root mean square of 1, and what it was multiplied by."""
+    """(x * scale, scale), such that each vector of x * scale has a root mean square of 1."""
     squares = (
         torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
         .square_()
@@ -53,7 +57,7 @@ def rms_normalize(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
 def rms_norm_backward(
     grad: Tensor, normed: Tensor, scale: Tensor, weight: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The gradients of x and of the gain, from that of x * scale * gain."""
+    """The gradients of x and of weight, given that of normed * weight."""
     each = (grad * normed).flatten(0, -2)
     mean = (each @ weight).div_(each.shape[-1]).view_as(scale)
     return (grad * weight).addcmul_(normed, mean, value=-1).mul_(scale), each.new_ones(
@@ -62,7 +66,7 @@ def rms_norm_backward(
 
 
 class FusedRMSNorm(torch.autograd.Function):
-    """RMSNorm of the residual stream, which is in float32."""
+    """RMSNorm of the float32 residual stream; the result is in bfloat16."""
 
     @staticmethod
     @keep_dtypes
@@ -79,7 +83,7 @@ class FusedRMSNorm(torch.autograd.Function):
 
 
 class FusedNormRotate(torch.autograd.Function):
-    """x (B, T, heads, D) → (B, heads, T, D): RMSNorm of each head, turned by its position's angle; cos and sin are (T, D)."""
+    """RMSNorm and rotation of heads: x (B, T, heads, D) → (B, heads, T, D); cos, sin (T, D)."""
 
     @staticmethod
     @in_bfloat16
@@ -103,72 +107,114 @@ class FusedNormRotate(torch.autograd.Function):
 
 
 def query_blocks(T: int) -> list[tuple[slice, slice]]:
-    """Queries that attend together, and the keys up to the last of them."""
+    """Each block of queries, and the keys up to its last query."""
     edges = [*range(0, max(1, T - QUERY_BLOCK // 2), QUERY_BLOCK), T]
     return [(slice(first, end), slice(0, end)) for first, end in pairwise(edges)]
 
 
+def softmax_backward(grad: Tensor, p: Tensor) -> Tensor:
+    """The gradient of the scores whose softmax over the last dimension is p."""
+    fused = getattr(torch.ops.aten, "_softmax_backward_data", None)  # private: may be missing
+    if fused is not None:
+        return fused(grad, p, -1, p.dtype)
+    return p * (grad - (grad * p).sum(dim=-1, keepdim=True))
+
+
 class BlockwiseAttention(torch.autograd.Function):
-    """Causal attention of (heads, T, D) as plain products: some queries at a time, with the keys up to them. Scores are rounded to bfloat16."""
+    """Causal attention of (B * heads, T, D), one block of queries at a time.
+
+    Scores are rounded to bfloat16.
+    """
 
     @staticmethod
     @in_bfloat16
     def forward(ctx: FunctionCtx, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        y, kept = torch.empty_like(q), []
-        for now, seen in query_blocks(q.shape[1]):
-            later = q.new_full((now.stop - now.start, now.stop), -1e9).triu(now.start + 1)
-            p = torch.baddbmm(later, q[:, now], k[:, seen].mT, alpha=q.shape[2] ** -0.5).softmax(
+        y, probabilities = torch.empty_like(q), []
+        for rows, keys in query_blocks(q.shape[1]):
+            future = q.new_full((rows.stop - rows.start, rows.stop), -1e9).triu(rows.start + 1)
+            p = torch.baddbmm(future, q[:, rows], k[:, keys].mT, alpha=q.shape[2] ** -0.5).softmax(
                 dim=-1
             )
-            y[:, now] = p @ v[:, seen]
-            kept += [p] if any(ctx.needs_input_grad) else []  # in measuring nothing is kept
-        ctx.save_for_backward(q, k, v, *kept)
+            y[:, rows] = p @ v[:, keys]
+            if any(ctx.needs_input_grad):
+                probabilities.append(p)
+        ctx.save_for_backward(q, k, v, *probabilities)
         return y
 
     @staticmethod
     @backward_as_forward
     def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, ...]:
-        q, k, v, *kept = ctx.saved_tensors
+        q, k, v, *probabilities = ctx.saved_tensors
         scale = q.shape[2] ** -0.5
         grad_q, grad_k, grad_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
-        for p, (now, seen) in zip(kept, query_blocks(q.shape[1]), strict=True):
-            grad_v[:, seen].baddbmm_(p.mT, grad[:, now])
-            through = torch.ops.aten._softmax_backward_data(
-                grad[:, now] @ v[:, seen].mT, p, -1, p.dtype
-            )
-            grad_q[:, now] = through @ k[:, seen]
-            grad_k[:, seen].baddbmm_(through.mT, q[:, now], alpha=scale)
+        for p, (rows, keys) in zip(probabilities, query_blocks(q.shape[1]), strict=True):
+            grad_v[:, keys].baddbmm_(p.mT, grad[:, rows])
+            grad_scores = softmax_backward(grad[:, rows] @ v[:, keys].mT, p)
+            grad_q[:, rows] = grad_scores @ k[:, keys]
+            grad_k[:, keys].baddbmm_(grad_scores.mT, q[:, rows], alpha=scale)
         return grad_q.mul_(scale), grad_k, grad_v
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """(B, heads, T, D); of keys and values there may be fewer heads, each for as many queries' heads in succession."""
-    shared = q.shape[1] // k.shape[1]
-    k, v = (x[:, :, None].expand(-1, -1, shared, -1, -1).flatten(0, 2) for x in (k, v))
-    return BlockwiseAttention.apply(q.flatten(0, 1), k, v).view_as(q)
-
-
 class FusedHeadLoss(torch.autograd.Function):
-    """The summed cross-entropy of x (N, C) @ head.T over targets that are not IGNORE, its gradients made at once: logits are kept nowhere."""
+    """The summed cross-entropy of x (N, C) @ head.T over targets that are not IGNORE.
+
+    forward() also computes the gradients, so that no logits are saved.
+    """
 
     @staticmethod
     @in_bfloat16
     def forward(ctx: FunctionCtx, x: Tensor, head: Tensor, targets: Tensor) -> Tensor:
         counted = (targets != IGNORE).nonzero()[:, 0]
-        part = torch.constant_pad_nd(x[counted], (0, 0, 0, -len(counted) % PAD_TARGETS_TO))
-        p = torch.softmax(part @ head.T, dim=1)
-        own = torch.arange(len(counted)), targets[counted]
-        hit = p[own].float().clamp(min=torch.finfo(torch.float32).tiny)
-        p[own] = 0
-        rest = p.sum(dim=1)[: len(counted)]  # 1 - hit, exact also where that is tiny
-        p[own] = -rest
-        ctx.save_for_backward(
-            torch.zeros_like(x).index_copy_(0, counted, (p @ head)[: len(counted)]), p.T @ part
-        )
-        return -torch.where(rest < 0.5, torch.log1p(-rest.float()), hit.log()).sum()
+        selected = torch.constant_pad_nd(x[counted], (0, 0, 0, -len(counted) % PAD_TARGETS_TO))
+        p = torch.softmax(selected @ head.T, dim=1)
+        targets_at = torch.arange(len(counted)), targets[counted]
+        p_target = p[targets_at].float().clamp(min=torch.finfo(torch.float32).tiny)
+        p[targets_at] = 0
+        p_others = p.sum(dim=1)[: len(counted)]  # 1 - p_target, exact even if tiny
+        p[targets_at] = -p_others
+        grad_x = torch.zeros_like(x).index_copy_(0, counted, (p @ head)[: len(counted)])
+        ctx.save_for_backward(grad_x, p.T @ selected)
+        return -torch.where(p_others < 0.5, torch.log1p(-p_others.float()), p_target.log()).sum()
 
     @staticmethod
     @backward_as_forward
     def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
         grad_x, grad_head = ctx.saved_tensors
         return grad_x * grad, grad_head * grad, None
+
+
+# ---------------------------------------------------------------- the model's operations
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    if is_enabled(x):
+        return FusedRMSNorm.apply(x, weight, eps)
+    return model.rms_norm(x, weight, eps)
+
+
+def norm_and_rotate(x: Tensor, weight: Tensor, eps: float, cos: Tensor, sin: Tensor) -> Tensor:
+    if cos.ndim == 2 and is_enabled(x):
+        return FusedNormRotate.apply(x, weight, eps, cos, sin)
+    return model.rotate(rms_norm(x, weight, eps).transpose(1, 2), cos, sin)
+
+
+def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    if q.shape[2] > MAX_CONTEXT or not is_enabled(q):
+        return model.causal_attention(q, k, v)
+    group = q.shape[1] // k.shape[1]  # query heads per key-value head
+    k, v = (x[:, :, None].expand(-1, -1, group, -1, -1).flatten(0, 2) for x in (k, v))
+    return BlockwiseAttention.apply(q.flatten(0, 1), k, v).view_as(q)
+
+
+def head_loss(x: Tensor, weight: Tensor, targets: Tensor, reduction: str) -> Tensor:
+    if reduction == "sum" and torch.is_grad_enabled() and is_enabled(x):
+        return FusedHeadLoss.apply(x.flatten(0, 1), weight, targets.flatten())
+    return model.head_loss(x, weight, targets, reduction)
+
+
+def install() -> None:
+    """Replaces the plain operations that every GPT calls."""
+    model.ops.rms_norm = rms_norm
+    model.ops.norm_and_rotate = norm_and_rotate
+    model.ops.causal_attention = causal_attention
+    model.ops.head_loss = head_loss

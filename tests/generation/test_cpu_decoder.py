@@ -1,4 +1,4 @@
-"""shuoshu/decoder.py: what it reads single tokens to is what the model does, with the weights as they are now."""
+"""shuoshu/generation/cpu_decoder.py: its logits are those of the model with its current weights."""
 
 import dataclasses
 
@@ -25,7 +25,7 @@ SHAPE = GPTConfig(
 
 
 def made(config: GPTConfig = SHAPE) -> GPT:
-    """A model whose gains are not 1 and whose inputs are small, so that each gain and the norms' eps are seen."""
+    """A model with norm weights other than 1 and small inputs: each weight and eps has an effect."""
     torch.manual_seed(0)
     model = GPT(config).eval()
     with torch.no_grad():
@@ -42,7 +42,7 @@ def made(config: GPTConfig = SHAPE) -> GPT:
 def read(
     model: GPT, lengths: list[int], steps: int, dtype: torch.dtype = torch.float32
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits (B, steps, V) after prompts of these lengths and each token then read alone by the decoder; the ids (B, lengths + steps)."""
+    """(logits, ids): the decoder's logits (B, steps, V) after prompts; ids (B, lengths + steps)."""
     ids = torch.randint(
         0, 96, (len(lengths), max(lengths) + steps), generator=torch.Generator().manual_seed(1)
     )
@@ -66,7 +66,7 @@ def read(
     ids=["grouped", "tied"],
 )
 @pytest.mark.parametrize("is_packed", [True, False])
-def test_a_token_read_alone_gets_the_logits_of_the_whole(lengths, config, is_packed, monkeypatch):
+def test_single_tokens_get_the_logits_of_the_whole_row(lengths, config, is_packed, monkeypatch):
     if not is_packed:
         monkeypatch.setattr(
             torch.ops.mkldnn, "_linear_pointwise", None
@@ -77,6 +77,17 @@ def test_a_token_read_alone_gets_the_logits_of_the_whole(lengths, config, is_pac
         torch.testing.assert_close(
             logits[row], model(ids[row : row + 1, : n + 9])[0, n:], atol=2e-5, rtol=1e-5
         )
+
+
+@pytest.mark.parametrize("name", [name for name, _ in GPT(SHAPE).named_parameters()])
+def test_the_decoder_reads_every_parameter_of_the_model(name):
+    model = made()
+    before, ids = read(model, [5], 4)
+    with torch.no_grad():
+        model.get_parameter(name).add_(0.3 * torch.randn_like(model.get_parameter(name)))
+    after, _ = read(model, [5], 4)
+    assert not torch.allclose(before, after, atol=1e-4)
+    torch.testing.assert_close(after[0], model(ids)[0, 5:], atol=5e-5, rtol=1e-4)
 
 
 def test_products_are_packed_where_torch_can():
@@ -108,7 +119,7 @@ def test_autocast_does_not_touch_the_cache_it_reads():
     assert torch.equal(*said)
 
 
-def test_a_model_in_training_speaks_with_the_weights_of_its_last_step(tokenizer):
+def test_a_model_in_training_decodes_with_the_weights_of_its_last_step(tokenizer):
     model = GPT(
         GPTConfig(
             vocab_size=-(-tokenizer.n_vocab // 64) * 64,
@@ -137,7 +148,7 @@ def test_a_model_in_training_speaks_with_the_weights_of_its_last_step(tokenizer)
     assert said[0] != said[1] != said[2]
 
 
-def test_a_voice_lays_its_weights_once(pretrained_model, monkeypatch):
+def test_a_chat_model_packs_its_weights_once(pretrained_model, monkeypatch):
     model, tokenizer = pretrained_model
     calls = []
     monkeypatch.setattr(
@@ -148,7 +159,7 @@ def test_a_voice_lays_its_weights_once(pretrained_model, monkeypatch):
     voice = ChatModel(LoadedModel(model, tokenizer, 0, "text", 0), torch.device("cpu"))
     expected = complete(model, tokenizer, [[tokenizer.end]], SamplingParams(20), [1])[0].ids
     calls.clear()
-    monkeypatch.setattr(sampling, "next_token_fn", lambda model: pytest.fail("laid again"))
+    monkeypatch.setattr(sampling, "next_token_fn", lambda model: pytest.fail("packed again"))
     assert (
         complete(model, tokenizer, [[tokenizer.end]], SamplingParams(20), [1], reader=voice.reader)[
             0
@@ -159,7 +170,7 @@ def test_a_voice_lays_its_weights_once(pretrained_model, monkeypatch):
 
 
 @pytest.mark.parametrize("rows, count", [(1, 1), (3, 200), (2, 4095)])
-def test_the_largest_are_those_that_topk_finds(rows, count):
+def test_largest_agrees_with_topk(rows, count):
     logits = torch.randn(rows, 4096, generator=torch.Generator().manual_seed(0))
     logits[:, ::5] = -torch.inf
     values, at = largest(logits, count)
@@ -167,7 +178,7 @@ def test_the_largest_are_those_that_topk_finds(rows, count):
     assert all(len(set(row)) == count for row in at.tolist())
 
 
-def test_a_penalty_knows_the_prompt_and_what_was_said(pretrained_model):
+def test_the_repetition_penalty_covers_the_prompt_and_the_answer(pretrained_model):
     model, tokenizer = pretrained_model
     prompts = [tokenizer.encode("清晨，沈砚在渡口"), tokenizer.encode("赵铁匠说：")]
     for prompt, result in zip(
