@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
 
 import numpy as np
 
@@ -162,6 +162,26 @@ class DatasetWriter(StagingFolder):
             "settings": settings,
         }
         return self.commit([f"{split}.bin" for split in TEXT_SPLITS], self.tokenizer, meta)
+
+
+class Dataset(Protocol):
+    """One split as training reads it: rows whose content depends on (seed, row number) alone."""
+
+    folder: Path
+    sha256: str
+    characters: int
+
+    def __len__(self) -> int: ...
+
+    def rows_per_epoch(self, block_size: int) -> int: ...
+
+    def count_targets(self, first: int, count: int, block_size: int, seed: int) -> int: ...
+
+    def rows(
+        self, first: int, count: int, block_size: int, seed: int
+    ) -> tuple[np.ndarray, np.ndarray]: ...
+
+    def row_ids(self, first: int, count: int, block_size: int, seed: int) -> np.ndarray: ...
 
 
 class TextDataset:

@@ -1,4 +1,4 @@
-"""train.py and the loop: it learns, it keeps the best, it stops and goes on exactly."""
+"""train.py and the loop: learning, keeping the best model, stopping and resuming exactly."""
 
 import json
 import math
@@ -23,7 +23,8 @@ from shuoshu.core.run_log import RunLog
 from shuoshu.evaluation.loss import Score
 from shuoshu.models import weights as models_weights
 from shuoshu.text.dataset import TextDataset
-from shuoshu.training import checkpoints, loop, run, step, validate
+from shuoshu.training import checkpoints, loop, resume, step, validate
+from shuoshu.training.out_dir import OWN_FILES
 
 EXACT = [
     "--dropout=0.1",
@@ -63,7 +64,7 @@ def test_training_beats_what_no_knowledge_of_order_can_reach(pretrained, dataset
 
 def test_a_run_leaves_all_that_a_reader_wants(pretrained):
     names = {path.name for path in pretrained.iterdir()}
-    assert names == {*run.OWN_FILES, ".lock"} - {
+    assert names == {*OWN_FILES, ".lock"} - {
         "eval.json",
         "eval_answers.jsonl",
         "report.html",
@@ -258,22 +259,22 @@ def test_a_resumed_run_needs_the_optimisers_state_and_the_step(
 ):
     out_dir = tmp_path / "out"
     command = [*tiny, *EXACT, f"--out_dir={out_dir}"]
-    real_step, real_load = loop.train_step, run.load_state_tensors
+    real_step, real_load = loop.train_step, resume.load_state_tensors
 
-    def killed(this):
-        if this.state.step == 25:
+    def killed(trainer, data, state, skips):
+        if state.step == 25:
             raise KeyboardInterrupt
-        return real_step(this)
+        return real_step(trainer, data, state, skips)
 
     monkeypatch.setattr(loop, "train_step", killed)
     assert train.main(command) == 130
     monkeypatch.setattr(loop, "train_step", real_step)
     if left_out == "optimiser":
-        monkeypatch.setattr(run, "load_state_tensors", lambda *args: None)
+        monkeypatch.setattr(resume, "load_state_tensors", lambda *args: None)
     if left_out == "step":
         monkeypatch.setattr(step, "seed_step", lambda seed, step, rank: torch.manual_seed(seed))
     assert train.main([*command, "--resume"]) == 0
-    monkeypatch.setattr(run, "load_state_tensors", real_load)
+    monkeypatch.setattr(resume, "load_state_tensors", real_load)
     assert (weights(out_dir) == weights(uninterrupted)) == (left_out == "nothing")
 
 
@@ -332,7 +333,7 @@ def test_resuming_where_nothing_is_says_so_and_begins(tiny, tmp_path, capsys):
         )
         == 0
     )
-    assert "starting anew" in capsys.readouterr().out
+    assert "starting a new run" in capsys.readouterr().out
 
 
 def test_a_run_from_another_model_is_resumed_without_it(tiny, pretrained, tmp_path):
@@ -453,10 +454,10 @@ def test_a_loss_that_explodes_stops_with_advice(tiny, tmp_path, capsys):
 def test_a_model_that_is_no_longer_finite_is_never_saved(tiny, tmp_path, monkeypatch, capsys):
     real_step = loop.train_step
 
-    def poisoned(this):
-        loss = real_step(this)
-        if this.state.step == 5:
-            next(this.raw.parameters()).data[0, 0] = math.nan
+    def poisoned(trainer, data, state, skips):
+        loss = real_step(trainer, data, state, skips)
+        if state.step == 5:
+            next(trainer.raw.parameters()).data[0, 0] = math.nan
         return loss * 0 + 1
 
     monkeypatch.setattr(loop, "train_step", poisoned)
@@ -482,7 +483,7 @@ def test_a_model_that_is_no_longer_finite_is_never_saved(tiny, tmp_path, monkeyp
 
 def test_without_a_config_it_does_what_config_pretrain_says(monkeypatch):
     given = []
-    monkeypatch.setattr(loop, "train", lambda settings: given.append(settings) or 0)
+    monkeypatch.setattr(loop, "train", lambda settings, *args: given.append(settings) or 0)
     assert train.main([]) == train.main(["config/pretrain.py"]) == train.main(["--seed=5"]) == 0
     assert given[0] == given[1] and given[0].dataset == "novella" and given[0].max_epochs
     assert given[2].seed == 5 and given[2].n_embd == given[0].n_embd
