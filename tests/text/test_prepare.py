@@ -198,7 +198,7 @@ def test_a_line_of_a_million_spaces_is_text_too(text: str) -> None:
 
 def test_the_same_books_give_the_same_bytes(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        books, "BLOCK", 2000
+        books, "BLOCK_CHARACTERS", 2000
     )  # many sections, so that the order of the threads could matter
     book("a.txt", text.replace("　　", "") * 3)
     for out, threads in (("one", 1), ("two", 2), ("again", 2)):
