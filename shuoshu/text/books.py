@@ -131,7 +131,7 @@ def _text_files_below(path: Path) -> list[Path]:
 def read_books(
     files: Sequence[Path], folder: Path, encoding: str | None = None, remove: bool = True
 ) -> tuple[list[Book], list[tuple[Path, str]]]:
-    """Cleans each text into a file in `folder`; returns (books, (path, reason) of unusable files)."""
+    """(books, unusable files with the reason). Cleans each text into a file in `folder`."""
     books: list[Book] = []
     rejected: list[tuple[Path, str]] = []
     for path in files:
@@ -219,7 +219,7 @@ def find_duplicate_books(books: Sequence[Book]) -> list[tuple[Book, Book, float]
 
 
 def sections(file: Path) -> Iterator[Section]:
-    """Yields a cleaned text in sections, cut at chapter headings and where a section is too long."""
+    """Yields a cleaned text in sections, cut at headings and where a section is too long."""
     for block in _blocks(file):
         headings = list(HEADING.finditer(block))
         starts = [match.start() for match in headings]
