@@ -204,7 +204,7 @@ def test_the_look_up_is_sure_where_the_next_answer_is_a_twentieth_less_near(
     rewording = made_of(
         tokenizer, ("点起油灯的是谁？", "沈砚。"), ("昨天夜里雨停了没有？", "没有停。")
     )
-    rewording.index = SimpleNamespace(nearness=lambda texts: np.array([[0.5, second]] * len(texts)))
+    rewording.index = SimpleNamespace(similarities=lambda texts: np.array([[0.5, second]] * len(texts)))
     asked = asked_by(rewording, [0] * 50, [np.random.default_rng(seed) for seed in range(50)])
     assert (len(set(asked)) > 20) == is_sure and (set(asked) == {"点起油灯的是谁？"}) != is_sure
 
