@@ -195,7 +195,7 @@ def test_a_disk_that_gives_back_other_bytes_is_noticed_before_the_old_goes(
                 file.write(b"\xff")
         return digest
 
-    monkeypatch.setattr(weights, "write_tensors", flipped)
+    monkeypatch.setattr(checkpoints, "write_tensors", flipped)
     assert train.main([*tiny, *RUN, "--max_iters=12", f"--out_dir={tmp_path / 'out'}"]) == 0
     assert "step 10 to" in (told := capsys.readouterr().out) and "does not read back" in told
     assert [path.name for path in checkpoints.list_checkpoints(tmp_path / "out")] == [

@@ -145,7 +145,9 @@ def test_most_of_a_made_up_question_is_from_questions_with_its_answer_and_some_f
 def test_pieces_come_from_several_questions_with_one_answer(tokenizer) -> None:
     """None but them are there: nothing foreign can come between."""
     rewording = made_of(tokenizer, ("甲" * 12, "油灯。"), ("乙" * 12, "油灯。"))
-    made = [rewording.draw_paraphrase(seed % 2, np.random.default_rng(seed))[0] for seed in range(100)]
+    made = [
+        rewording.draw_paraphrase(seed % 2, np.random.default_rng(seed))[0] for seed in range(100)
+    ]
     assert sum({"甲", "乙"} <= set(text) for text in made) > 20
 
 
@@ -204,7 +206,9 @@ def test_the_look_up_is_sure_where_the_next_answer_is_a_twentieth_less_near(
     rewording = made_of(
         tokenizer, ("点起油灯的是谁？", "沈砚。"), ("昨天夜里雨停了没有？", "没有停。")
     )
-    rewording.index = SimpleNamespace(similarities=lambda texts: np.array([[0.5, second]] * len(texts)))
+    rewording.index = SimpleNamespace(
+        similarities=lambda texts: np.array([[0.5, second]] * len(texts))
+    )
     asked = asked_by(rewording, [0] * 50, [np.random.default_rng(seed) for seed in range(50)])
     assert (len(set(asked)) > 20) == is_sure and (set(asked) == {"点起油灯的是谁？"}) != is_sure
 

@@ -355,7 +355,7 @@ def test_the_log_and_the_samples_show_how_it_answers(tuned: Path, qa: Path) -> N
 
 
 def test_the_measures_are_those_of_the_answers(tuned: Path, qa: Path) -> None:
-    model, tokenizer, step, _ = models_weights.load_model(tuned)
+    model, tokenizer, step, *_ = models_weights.load_model(tuned)
     questions = read_questions(qa, "val", tokenizer)
     found = answer(model, tokenizer, questions, 5)
     (record,) = [record for record in records(tuned, "eval") if record["step"] == step]
@@ -590,7 +590,7 @@ def test_a_dry_run_counts_the_answers_tokens(sft, qa: Path, tmp_path: Path, caps
 
 
 def test_every_training_question_is_answered_word_for_word(tuned: Path, qa: Path) -> None:
-    model, tokenizer, _, turns = models_weights.load_model(tuned)
+    model, tokenizer, _, _, turns = models_weights.load_model(tuned)
     assert turns == 1
     questions = read_questions(qa, "train", tokenizer)
     found = answer(model, tokenizer, questions, 16)
