@@ -24,4 +24,4 @@ make_environment requirements-dev.txt
 has_browser || install_browser || say "No Chromium here, and none to be had: the page's tests are left out (apt install chromium, or any Chrome)"
 "$python" -m ruff check .
 "$python" -m ruff format --check .
-exec "$python" -m pytest "$@"
+exec "$python" -m pytest -n 2 --dist=loadfile --durations=15 "$@"

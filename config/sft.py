@@ -4,13 +4,13 @@ dataset = "novella_qa"
 init_from = "out-pretrain"
 out_dir = "out-sft"
 max_epochs = 11
-min_iters = 900  # fewer questions want more epochs: docs/LOG.md
+min_iters = 900  # fewer questions want more epochs: docs/log
 
-learning_rate = 0.006  # of 0.0025, 0.005, 0.01 and 0.02: docs/LOG.md
+learning_rate = 0.006  # of 0.0025, 0.005, 0.01 and 0.02: docs/log
 embedding_lr = 0.004
 norm_lr = 0.001
 dropout = 0.2
 batch_size = 96
 question_drop = 0.05
 question_replace = 0.05
-paraphrases = 6  # of 6 and 8: docs/LOG.md
+paraphrases = 6  # of 6 and 8: docs/log

@@ -1,4 +1,6 @@
-"""Fair comparison: contenders measured in turn, each in a process that holds still in between; all of it told and kept."""
+"""Measures programs in alternating rounds, each in its own idle process; prints and stores every
+figure.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,10 @@ WARM_UP = 3  # steps before the first measurement: compilation, cold caches
 
 
 def interleave(contenders: dict[str, Callable[[], float]], count: int) -> list[Round]:
-    """Every contender once a round, each second round in reversed order (A B, B A, …): a machine that slows down slows all alike."""
+    """Measures every program once a round, in reversed order every second round (A B, B A, …).
+
+    A machine that slows down then slows all of them alike.
+    """
     rounds = []
     for number in range(count):
         order = list(contenders)[:: -1 if number % 2 else 1]
@@ -34,19 +39,19 @@ def interleave(contenders: dict[str, Callable[[], float]], count: int) -> list[R
 
 
 def exponent(sizes: Sequence[float], costs: Sequence[float]) -> float:
-    """The power of size that cost grows with: the least squares slope of one logarithm against the other."""
+    """Fits cost ~ size^k by least squares on the logarithms; returns k."""
     return statistics.linear_regression(
         list(map(math.log, sizes)), list(map(math.log, costs))
     ).slope
 
 
 def short(value: float) -> str:
-    """Three figures, thousands apart."""
+    """Three significant figures, with thousands separators."""
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 class BenchReport:
-    """What a bench ran and found: told line by line, and kept for --json."""
+    """What was run and measured: printed line by line, and stored for --json."""
 
     def __init__(self, part: str, settings: BenchSettings) -> None:
         self.content: dict = {
@@ -68,14 +73,14 @@ class BenchReport:
         )
 
     def facts(self, name: str, facts: dict) -> None:
-        """What must be known to repeat this."""
+        """Prints and stores facts that are needed to repeat the measurement."""
         self.content["facts"].append({"of": name, **facts})
         print(
             f"{name:<10} " + ", ".join(f"{key} {value}" for key, value in facts.items()), flush=True
         )
 
     def ran(self, command: Sequence[object], read: str = "") -> list[str]:
-        """Notes a command and what it reads."""
+        """Records a command and its standard input; returns its words."""
         words = [str(word) for word in command]
         self.content["commands"].append(
             shlex.join(words) + (f" <<< {shlex.quote(read)}" if read else "")
@@ -86,7 +91,7 @@ class BenchReport:
     def measure(
         self, title: str, contenders: dict[str, Callable[[], float]], count: int, unit: str
     ) -> list[Round]:
-        """Rounds of these contenders, and their medians."""
+        """Runs the rounds, prints and stores the medians; returns the rounds."""
         rounds = interleave(contenders, count)
         self.content["rounds"][title] = {"unit": unit, "found": rounds}
         for name in contenders:
@@ -96,7 +101,7 @@ class BenchReport:
     def compare(
         self, title: str, contenders: dict[str, Callable[[], float]], count: int, unit: str
     ) -> list[Round]:
-        """As `measure`, and the first one's ratio to each other, round by round."""
+        """Like `measure`, with the median ratio of the first program to each other one."""
         rounds = self.measure(title, contenders, count, unit)
         first, *others = contenders
         for name in others:
@@ -113,7 +118,7 @@ class BenchReport:
         print(f"= {name}: {short(value)}{note}", flush=True)
 
     def grows(self, name: str, sizes: Sequence[float], costs: Sequence[float]) -> None:
-        """The exponent of a cost, where there are two sizes or more and the system told it of all."""
+        """Stores the exponent of a cost; skipped with one size or a missing measurement."""
         if len(set(sizes)) > 1 and min(costs) > 0:
             self.figure(f"{name}, exponent", exponent(sizes, costs))
 
@@ -126,18 +131,16 @@ class BenchReport:
             raise UserError(f"can't write {path}: {error.strerror}") from None
 
 
-# ---------------------------------------------------------------- processes: JSON objects, one a line, in and out
+# ---------------------------------------------------------------- processes
+# Requests and answers are JSON objects, one a line.
 
 
 class Worker:
-    """The asking end. The first object is the job; what the worker says of itself stands in `facts`."""
+    """A worker process as its caller sees it. The first request is the job, its answer `facts`."""
 
     def __init__(self, command: Sequence[str], job: dict, env: dict[str, str], cwd: Path) -> None:
-        self.command, self.errors, pipe = (
-            command,
-            tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace"),
-            subprocess.PIPE,
-        )  # noqa: SIM115
+        self.command, pipe = command, subprocess.PIPE
+        self.errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
         self.process = subprocess.Popen(
             command,
             stdin=pipe,
@@ -154,33 +157,36 @@ class Worker:
         try:
             print(json.dumps(request), file=self.process.stdin, flush=True)
             line = self.process.stdout.readline()
-        except OSError:  # it is gone
+        except OSError:  # the process has ended
             line = ""
         if line:
             return json.loads(line)
         self.errors.seek(0)
-        told = self.errors.read().strip().splitlines() or ["it said nothing"]
+        told = self.errors.read().strip().splitlines() or ["no output"]
         self.close()
         raise UserError(
             f"{' '.join(self.command)} ended with code {self.process.returncode}: {told[-1]}"
         )
 
     def close(self) -> None:
-        """Ends the process."""
+        """Ends the process; kills it after 20 seconds."""
         try:
             self.process.communicate(timeout=20)
         except (
             OSError,
             ValueError,
             subprocess.TimeoutExpired,
-        ):  # closed before, or it doesn't end by itself
+        ):  # closed already, or stuck
             self.process.kill()
             self.process.wait()
         self.errors.close()
 
 
 def serve(begin: Callable[[dict], tuple[dict, Measure]]) -> None:
-    """The answering end: `begin(job)` gives what the worker says of itself and what measures; whatever is printed goes to stderr."""
+    """The loop of a worker process: `begin(job)` returns its facts and the function that measures.
+
+    Standard output carries the answers, so print() is sent to standard error.
+    """
     answers, sys.stdout = sys.stdout, sys.stderr
     facts, measure = begin(json.loads(sys.stdin.readline()))
     print(json.dumps(facts), file=answers, flush=True)
@@ -188,13 +194,9 @@ def serve(begin: Callable[[dict], tuple[dict, Measure]]) -> None:
         print(json.dumps(measure(**json.loads(line))), file=answers, flush=True)
 
 
-CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
-
-
-def rate_of(step: Callable[[], float], seconds: float, clock: str = "wall") -> float:
-    """Units per second of `step`, which returns how many it has done: as often as the time allows, at least once."""
-    amount, now = 0.0, CLOCKS[clock]
-    began = now()
-    while not amount or now() - began < seconds:
+def rate_of(step: Callable[[], float], seconds: float) -> float:
+    """Units per second of `step`, which returns the units it did; runs at least once."""
+    amount, began = 0.0, time.perf_counter()
+    while not amount or time.perf_counter() - began < seconds:
         amount += step()
-    return amount / (now() - began)
+    return amount / (time.perf_counter() - began)

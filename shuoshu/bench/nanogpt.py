@@ -1,4 +1,6 @@
-"""A nanoGPT checkout that the user has, driven from outside: its files copied aside, our data in its format, its own train.py."""
+"""Runs the user's nanoGPT checkout: copies its scripts, writes our data in its format, reads the
+output of its train.py.
+"""
 
 from __future__ import annotations
 
@@ -15,29 +17,30 @@ from shuoshu.core.errors import UserError
 from shuoshu.text.dataset import TEXT_SPLITS, TextDataset
 
 NEEDED = ("train.py", "model.py", "configurator.py")
-SETTLED = 3  # first iterations that don't count: the first one holds an evaluation, the others warm the caches
+SETTLED = 3  # skipped iterations: the first holds an evaluation, the others warm up
 ITERATION = re.compile(r"iter (\d+): loss ([\d.naif]+), time ([\d.]+)ms")
 
 
 class NanoGPT:
-    """The checkout's scripts in a folder of their own: the user's is only read."""
+    """A copy of the checkout's scripts; the user's folder is only read."""
 
     def __init__(self, checkout: Path, folder: Path, env: dict[str, str]) -> None:
         missing = [name for name in NEEDED if not (checkout / name).is_file()]
         if missing:
             raise UserError(
-                f"--vs={checkout} is no nanoGPT checkout, it lacks {', '.join(missing)}: git clone https://github.com/karpathy/nanoGPT"
+                f"--vs={checkout} is not a nanoGPT checkout; missing: {', '.join(missing)}: "
+                "git clone https://github.com/karpathy/nanoGPT"
             )
         self.folder = folder
         self.env = {
             name: value for name, value in env.items() if name != "GOMP_SPINCOUNT"
-        }  # which our own commands set
+        }  # set by our commands, not by nanoGPT's
         folder.mkdir()
         for path in checkout.glob("*.py"):
             shutil.copyfile(path, folder / path.name)
 
     def take_data(self, data: Path, vocab_size: int) -> None:
-        """The same tokens as its train.py reads them."""
+        """Writes the same tokens in the format of its train.py."""
         place = self.folder / "data" / "bench"
         if vocab_size > 1 << 16:
             raise UserError(
@@ -49,7 +52,7 @@ class NanoGPT:
         (place / "meta.pkl").write_bytes(pickle.dumps({"vocab_size": vocab_size}))
 
     def command(self, **settings: object) -> list[str]:
-        """Its train.py on our data; 3, 0.001, True and bare words, as its configurator reads them."""
+        """The command line of its train.py on our data."""
         return [
             sys.executable,
             "-u",
@@ -60,14 +63,14 @@ class NanoGPT:
         ]
 
     def iterations(self, command: list[str]) -> Iterator[tuple[int, float, bool]]:
-        """(number, seconds, whether an evaluation is in them) as its train.py goes; closing this ends it."""
-        told = (self.folder / "told.txt").open("w+", encoding="utf-8", errors="replace")
+        """Runs its train.py; yields (number, seconds, has an evaluation). Closing it ends the run."""
+        errors = (self.folder / "errors.txt").open("w+", encoding="utf-8", errors="replace")
         child = subprocess.Popen(
             command,
             cwd=self.folder,
             env=self.env,
             stdout=subprocess.PIPE,
-            stderr=told,
+            stderr=errors,
             text=True,
             encoding="utf-8",
         )
@@ -79,18 +82,17 @@ class NanoGPT:
                     yield int(found[1]), float(found[3]) / 1000, evaluated
                     evaluated = False
             if child.wait() != 0:
-                told.seek(0)
-                raise UserError(
-                    f"{' '.join(command)} ended with code {child.returncode}: {(told.read().strip().splitlines() or ['it said nothing'])[-1]}"
-                )
+                errors.seek(0)
+                last = (errors.read().strip().splitlines() or ["no output"])[-1]
+                raise UserError(f"{' '.join(command)} ended with code {child.returncode}: {last}")
         finally:
             child.terminate()
             child.wait()
             child.stdout.close()
-            told.close()
+            errors.close()
 
     def lap(self, command: list[str], seconds: float) -> float:
-        """Seconds per iteration, after it has settled, over a run as long as asked; then it is stopped."""
+        """Seconds per iteration after warm-up, measured for `seconds`; then the run is stopped."""
         found, going = [], self.iterations(command)
         for number, passed, _ in going:
             found += [passed] if number >= SETTLED else []
@@ -98,14 +100,17 @@ class NanoGPT:
                 break
         going.close()
         if not found:
-            raise UserError(f"{' '.join(command)} told no iteration after the first {SETTLED}")
+            raise UserError(f"{' '.join(command)} printed no iteration after the first {SETTLED}")
         return sum(found) / len(found)
 
     def train(
         self, command: list[str], keep: Path, tell: Callable[[str], None]
     ) -> list[tuple[float, Path]]:
-        """A whole training; its checkpoints, each taken away before the next one comes, with the clock of the iterations before it, evaluations left out."""
-        points, usual, clock, told = [], [], 0.0, 0.0
+        """A whole training run; returns (seconds without evaluations, checkpoint) pairs.
+
+        Each checkpoint is moved to `keep` before the next one replaces it.
+        """
+        points, usual, clock, errors = [], [], 0.0, 0.0
         keep.mkdir()
         for number, passed, evaluated in self.iterations(command):
             if evaluated and number:  # the checkpoint was written before this iteration began
@@ -114,7 +119,7 @@ class NanoGPT:
                 )
             usual.append(statistics.median(usual[-20:]) if evaluated and usual else passed)
             clock += usual[-1]
-            if clock > told + 30:
-                told = clock
+            if clock > errors + 30:
+                errors = clock
                 tell(f"iteration {number:,}, {clock:.0f} s")
         return points

@@ -1,34 +1,35 @@
-"""nanoGPT's model.py where its own commands don't reach: bf16 and memory as ours has them, generating, our evaluator.
+"""Measures nanoGPT's model.py where its own commands don't reach: training with our precision and
+memory settings, sampling, and scoring by our evaluator.
 
-Run as a script in a folder that holds a copy of the peer's model.py: `from model import …` is the peer's here.
+Run as a script in a folder with a copy of nanoGPT's model.py: `from model import …` imports that
+one.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
-sys.path[0] = str(Path.cwd())  # the peer's model.py comes first, and our package is found as well
-sys.path.append(str(Path(__file__).resolve().parent.parent))
+sys.path[0] = str(Path.cwd())  # nanoGPT's model.py comes first
+sys.path.append(str(Path(__file__).resolve().parents[2]))
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
 
-from model import GPT, GPTConfig
-from shuoshu.bench.measure import WARM_UP, Measure, rate_of, serve
-from shuoshu.core.device import autocast, peak_memory, pick_dtype, setup_process, synchronize
-from shuoshu.evaluation.loss import score
-from shuoshu.text.dataset import TextDataset, text_windows
-from shuoshu.text.tokenizer import Tokenizer
+from model import GPT, GPTConfig  # noqa: E402
+from shuoshu.bench.measure import WARM_UP, Measure, rate_of, serve  # noqa: E402
+from shuoshu.core.device import autocast, peak_memory, pick_dtype, setup_process, synchronize  # noqa: E402
+from shuoshu.evaluation.loss import score  # noqa: E402
+from shuoshu.text.dataset import TextDataset, text_windows  # noqa: E402
+from shuoshu.text.tokenizer import Tokenizer  # noqa: E402
 
 
 def start_worker(job: dict) -> tuple[dict, Measure]:
     device = setup_process(job["device"], job["threads"], job["tamed"])
     facts, measure = {"train": training, "sample": sampling, "score": scoring}[job["kind"]](
-        device, partial(rate_of, clock=job["clock"]), **job["how"]
+        device, rate_of, **job["how"]
     )
     return facts, lambda what, **how: measure(**how)
 
@@ -77,7 +78,7 @@ def training(
 def sampling(
     device: torch.device, rate: Callable[..., float], shape: dict, tokens: int, dtype: str
 ) -> tuple[dict, Measure]:
-    """Tokens/s of its generate after prompts of half a block; the weights are random."""
+    """Tokens/s of its generate() after prompts of half a block, with random weights."""
     model = GPT(GPTConfig(bias=False, **shape)).to(device).eval()
     kind = pick_dtype(dtype, device)
 
@@ -97,7 +98,7 @@ def sampling(
 
 
 def scoring(device: torch.device, rate: Callable[..., float], data: str) -> tuple[dict, Measure]:
-    """Bits per byte of our validation text by one of its checkpoints, through our evaluator, in float32."""
+    """Bits per byte of one of its checkpoints on our validation text, by our evaluator, in fp32."""
     val, end = TextDataset(Path(data), "val"), Tokenizer.load(data).end
 
     def measure(checkpoint: str) -> float:
@@ -110,7 +111,7 @@ def scoring(device: torch.device, rate: Callable[..., float], data: str) -> tupl
         def losses(ids: torch.Tensor, targets: torch.Tensor, reduction: str) -> torch.Tensor:
             logits, _ = model(
                 ids, targets.clamp(min=0)
-            )  # with targets it gives the logits of every position
+            )  # only with targets does it return all logits
             return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction=reduction)
 
         windows = text_windows(val.tokens, end, saved["model_args"]["block_size"], 16)

@@ -1,4 +1,4 @@
-"""Ours, and the machine's own limits, measured in a process of their own: python -m shuoshu.contenders."""
+"""Measures Shuoshu and the limits of the machine in a process of its own."""
 
 from __future__ import annotations
 
@@ -6,10 +6,8 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, fields
-from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -30,16 +28,17 @@ from shuoshu.generation.chat_model import ChatModel
 from shuoshu.generation.sampling import SamplingParams, complete
 from shuoshu.models.cpu_kernels import MAX_CONTEXT
 from shuoshu.models.weights import LoadedModel
-from shuoshu.text.dataset import IGNORE, find_dataset, read_meta
+from shuoshu.text.dataset import find_dataset, read_meta
 from shuoshu.text.tokenizer import Tokenizer
 from shuoshu.training.optimizers import Muon, orthogonalize
-from shuoshu.training.run import Run
-from shuoshu.training.step import train_step
+from shuoshu.training.run import build_run
+from shuoshu.training.step import SkippedSteps, train_step
+from shuoshu.training.trainer import Trainer
 
 
 def start_worker(job: dict) -> tuple[dict, Measure]:
     device = setup_process(job["device"], job["threads"], tamed=True)
-    rate = partial(rate_of, clock=job["clock"])
+    rate = rate_of
     facts, own = {"train": training, "sample": sampling, "scale": growing}[job["kind"]](
         device, rate, **job["how"]
     )
@@ -57,7 +56,7 @@ def start_worker(job: dict) -> tuple[dict, Measure]:
 
 
 def product(device: torch.device, dtype: str) -> Callable[[], float]:
-    """A matrix product large enough for the device's best rate; its floating-point operations."""
+    """A matrix product large enough for the best rate; returns floating-point operations."""
     n = 8192 if device.type == "cuda" else 2048
     a, b, c = (torch.ones(n, n, device=device, dtype=getattr(torch, dtype)) for _ in range(3))
 
@@ -70,7 +69,7 @@ def product(device: torch.device, dtype: str) -> Callable[[], float]:
 
 
 def copy(device: torch.device) -> Callable[[], float]:
-    """A copy far larger than any cache; the bytes read and written."""
+    """A copy far larger than any cache; returns bytes read and written."""
     a = torch.ones(1 << 28, device=device)
     b = torch.empty_like(a)
 
@@ -86,24 +85,23 @@ def training(
     device: torch.device,
     rate: Callable[..., float],
     words: list[str],
-    pad_to: int = 0,
     patience: float = math.inf,
 ) -> tuple[dict, Measure]:
-    """Tokens/s of train.py's own step on its own batches, or on the same rows padded to one width; warmed up in `patience` seconds, about."""
+    """Tokens/s of train.py's step on its own batches, after about `patience` seconds of warm-up."""
     settings = parse(TrainSettings, words, "")
-    run = Run(settings, Processes(), device, Lock(Path(settings.out_dir)))
-    if pad_to:
-        run.data.rows = partial(padded, run.data.rows, pad_to)
-    run.raw.train()
+    run = build_run(settings, Processes(), device, Lock(Path(settings.out_dir)))
+    trainer, data, state = run.trainer, run.data, run.state
+    skips = SkippedSteps(trainer, data, state, run.out_dir)
+    trainer.raw.train()
 
     def step() -> float:
-        train_step(run)
+        train_step(trainer, data, state, skips)
         synchronize(device)
-        run.state.step += 1
-        return run.data.count_targets(
-            (run.state.step - 1) * run.rows_per_step,
-            run.rows_per_step,
-            run.block,
+        state.step += 1
+        return data.train.count_targets(
+            (state.step - 1) * data.rows_per_step,
+            data.rows_per_step,
+            trainer.block_size,
             run.settings.seed,
         )
 
@@ -111,31 +109,31 @@ def training(
     for done in range(WARM_UP):
         if not done or time.perf_counter() - began < patience:
             step()
-    total, inner = run.raw.count_parameters()
+    total, inner = trainer.raw.count_parameters()
     facts = {
         "parameters": total,
         "inner": inner,
-        "vocabulary": run.raw.config.vocab_size,
+        "vocabulary": trainer.raw.config.vocab_size,
         "dtype": run.settings.dtype,
     }
     facts |= {
-        "compiled": run.model is not run.raw,
-        "flops_per_token": run.raw.flops_per_token(),
+        "compiled": trainer.is_compiled,
+        "flops_per_token": trainer.raw.flops_per_token(),
         "memory": peak_memory(device),
     }
     facts |= {
-        "context": run.block,
-        "rows": run.rows_per_step,
-        "optimizer_flops": orthogonalising(run),
+        "context": trainer.block_size,
+        "rows": data.rows_per_step,
+        "optimizer_flops": orthogonalising(trainer),
         "settings": asdict(run.settings),
     }
     return facts, lambda seconds: rate(step, seconds)
 
 
-def orthogonalising(run: Run) -> int:
-    """The floating-point operations of Muon's matrix products in a step, counted without doing them."""
+def orthogonalising(trainer: Trainer) -> int:
+    """Floating-point operations of Muon's matrix products in one step, counted on meta tensors."""
     with FlopCounterMode(display=False) as counter:
-        for muon in (optimizer for optimizer in run.optimizers if isinstance(optimizer, Muon)):
+        for muon in (optimizer for optimizer in trainer.optimizers if isinstance(optimizer, Muon)):
             for group in muon.param_groups:
                 orthogonalize(
                     torch.empty(len(group["params"]), *group["params"][0].shape, device="meta"),
@@ -147,7 +145,7 @@ def orthogonalising(run: Run) -> int:
 def growing(
     device: torch.device, rate: Callable[..., float], words: list[str], patience: float
 ) -> tuple[dict, Measure]:
-    """As `training`, if its memory is there: what it needs is estimated first, and not taken where it isn't free."""
+    """Like `training`, but skipped if the estimated memory exceeds the free memory."""
     memory = {
         "estimate": estimated(parse(TrainSettings, words, "")),
         "available": free_memory(device),
@@ -164,14 +162,14 @@ def growing(
     )
     training(
         device, rate, [*words, *small], patience=0.0
-    )  # torch loads what it needs before memory is counted
+    )  # load libraries before memory is counted
     memory["before"] = peak_memory(device)
     facts, measure = training(device, rate, words, patience=patience)
     return {**facts, **memory}, measure
 
 
 def estimated(settings: TrainSettings) -> float:
-    """Bytes that a training takes, about, at the most: what is kept of each parameter, and of each token what a backward pass needs."""
+    """Estimated peak bytes of a training: per parameter, and per token for the backward pass."""
     vocab_size = -(-read_meta(find_dataset(settings.dataset))["vocab_size"] // 64) * 64
     with torch.device("meta"):
         model = GPT(
@@ -194,15 +192,6 @@ def estimated(settings: TrainSettings) -> float:
     return of_parameters + max(of_tokens, 10 * inner)  # Muon works when the backward pass is done
 
 
-def padded(
-    rows: Callable[..., tuple[np.ndarray, np.ndarray]], width: int, *which: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """The same rows in one width."""
-    ids, targets = rows(*which)
-    missing = ((0, 0), (0, max(0, width - ids.shape[1])))
-    return np.pad(ids, missing), np.pad(targets, missing, constant_values=IGNORE)
-
-
 def sampling(
     device: torch.device,
     rate: Callable[..., float],
@@ -211,7 +200,7 @@ def sampling(
     tokens: int,
     dtype: str,
 ) -> tuple[dict, Measure]:
-    """Tokens/s of texts after prompts of half a block, as sample.py makes them; the weights are random."""
+    """Tokens/s of sampling after prompts of half a block, with random weights."""
     tokenizer = Tokenizer.load(data)
     config = GPTConfig(vocab_size=-(-tokenizer.n_vocab // 64) * 64, **shape)
     voice = ChatModel(

@@ -1,4 +1,6 @@
-"""How cost grows: training alone, each point a process of its own, against model, context and batch, beside what mathematics demands."""
+"""How time and memory of training grow with model, context and batch, beside the growth that the
+arithmetic demands. Each point runs in its own process.
+"""
 
 from __future__ import annotations
 
@@ -19,14 +21,14 @@ CONTEXTS = (
     2048,
     4096,
     8192,
-)  # the tokens of a step stay the same: the longest is one row
+)  # with equal tokens per step: the longest is one row
 ROWS = (1, 2, 4, 8, 16, 32, 64)
 AGAINST = {
     "size": ("parameters", "token"),
     "context": ("context", "token"),
     "batch": ("rows", "step"),
-}  # what grows, seconds of what are told
-SLOW = 4  # times --seconds, starting and warming up included, after which a point has no further rounds
+}  # x axis; the reported cost is seconds per this unit
+SLOW = 4  # a point that took SLOW x --seconds, start included, gets no more rounds
 COLUMNS = (
     "parameters",
     "context",
@@ -42,14 +44,14 @@ COLUMNS = (
 
 
 def scale(bench: BenchContext) -> None:
-    """Tokens/s and memory against parameters, context and rows, and the exponents of both."""
+    """Measures all series: tokens/s and memory at each point, and the exponents of both."""
     data = bench.prepared()
     for series in bench.settings.series or AGAINST:
         grow(bench, data, series)
 
 
 def points_of(bench: BenchContext, series: str) -> dict[str, dict[str, int]]:
-    """The points of a series: what train.py is told of each."""
+    """The points of a series: name → settings of train.py."""
     if series == "size":
         return {
             name: dict(zip(("n_layer", "n_head", "n_embd"), shape, strict=True))
@@ -64,7 +66,7 @@ def points_of(bench: BenchContext, series: str) -> dict[str, dict[str, int]]:
 
 
 def grow(bench: BenchContext, data: Path, series: str) -> None:
-    """A series: its rounds, each second one in reversed order, its table and its exponents."""
+    """Measures one series, in reversed order every second round; prints its table and exponents."""
     points, found = points_of(bench, series), {}
     spent, waiting = dict.fromkeys(points, 0.0), list(points)
     for number in range(bench.settings.pairs):
@@ -79,7 +81,7 @@ def grow(bench: BenchContext, data: Path, series: str) -> None:
             except UserError as error:
                 if not found:
                     raise
-                print(f"left out: {series} {name}: {error}", flush=True)
+                print(f"skipped: {series} {name}: {error}", flush=True)
                 waiting.remove(name)
                 continue
             found.setdefault(name, {"point": name, **facts, "found": []})["found"].append(round_)
@@ -94,13 +96,14 @@ def grow(bench: BenchContext, data: Path, series: str) -> None:
 
 
 def measured(bench: BenchContext, words: list[str], again: bool) -> tuple[dict, dict[str, float]]:
-    """(what is known of a point, a round's figures) from a process that ends with it; UserError if its memory is not there."""
+    """One round of one point in a new process: (facts, figures). UserError if memory is short."""
     settings = bench.settings
     worker = bench.worker("scale", again=again, words=words, patience=settings.seconds / 2)
     try:
         if worker.facts["estimate"] > worker.facts["available"]:
             raise UserError(
-                f"it needs about {short(worker.facts['estimate'] / 1e9)} GB of memory, {short(worker.facts['available'] / 1e9)} GB are free"
+                f"it needs about {short(worker.facts['estimate'] / 1e9)} GB of memory, "
+                f"{short(worker.facts['available'] / 1e9)} GB are free"
             )
         seconds = settings.seconds / settings.pairs
         found = {
@@ -126,7 +129,10 @@ def measured(bench: BenchContext, words: list[str], again: bool) -> tuple[dict, 
 
 
 def with_medians(point: dict) -> dict:
-    """A point with what follows from its rounds; `demanded` are the floating-point operations of a step with and without its optimiser."""
+    """The point with medians over its rounds and its share of the matrix rate.
+
+    `demanded`: floating-point operations of a step, with and without the optimiser.
+    """
     tokens, rounds = point["rows"] * point["context"], point["found"]
     point |= {name: statistics.median(found[name] for found in rounds) for name in rounds[0]}
     point["demanded"] = {
@@ -141,8 +147,8 @@ def with_medians(point: dict) -> dict:
 
 
 def tell(bench: BenchContext, series: str, points: list[dict]) -> None:
-    """The table; the exponents of seconds and memory beside those that are demanded."""
-    bench.ledger.content.setdefault("series", {})[series] = points
+    """Prints the table and the measured exponents beside those of the arithmetic."""
+    bench.report.content.setdefault("series", {})[series] = points
     rows: list[list[object]] = [[series, *COLUMNS]]
     for point in points:
         tokens, shares = (
@@ -182,6 +188,6 @@ def tell(bench: BenchContext, series: str, points: list[dict]) -> None:
         "estimated memory": [point["estimate"] for point in points],
     }
     for of, cost in costs.items():
-        bench.ledger.grows(
+        bench.report.grows(
             f"scale, {series}: {of} against {axis}", [point[axis] for point in points], cost
         )

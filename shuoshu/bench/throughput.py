@@ -1,4 +1,4 @@
-"""Training, fine-tuning and sampling, ours beside the peer and the machine's limit: one process each, measured in turn."""
+"""Training and sampling speed of Shuoshu, nanoGPT and the limit of the machine."""
 
 from __future__ import annotations
 
@@ -19,18 +19,17 @@ from shuoshu.bench.settings import BenchSettings
 from shuoshu.core.errors import REPO_ROOT, UserError
 from shuoshu.text.dataset import read_meta
 
-ROWS = (1, 10)  # texts side by side in sampling
-PADDED = 512  # the one width that fine-tuning is compared with
-FAIR = "its model.py and optimiser in a loop of ours under autocast, with malloc and OpenMP's wait set as ours are"
+ROWS = (1, 10)  # texts in one batch
+FAIR = "its model.py and optimiser in our loop, with our autocast, malloc and OpenMP settings"
 
 
 class BenchContext:
-    """One run of bench.py: its settings, a folder for what is only needed meanwhile, its workers."""
+    """One run of bench.py: settings, report, a temporary folder, worker processes."""
 
     def __init__(
-        self, settings: BenchSettings, ledger: BenchReport, folder: Path, stack: ExitStack
+        self, settings: BenchSettings, report: BenchReport, folder: Path, stack: ExitStack
     ) -> None:
-        self.settings, self.ledger, self.folder, self.stack = settings, ledger, folder, stack
+        self.settings, self.report, self.folder, self.stack = settings, report, folder, stack
         self.part, *self.texts = settings.words
         self.threads = [f"--threads={settings.threads}"] if settings.threads else []
         self.env = dict(os.environ) | (
@@ -39,11 +38,10 @@ class BenchContext:
         self.peer = NanoGPT(Path(settings.vs), folder / "peer", self.env) if settings.vs else None
         self.shape = {
             **settings.shape(),
-            "block_size": settings.block_size
-            or (PADDED if self.part in ("sample", "sft") else 256),
+            "block_size": settings.block_size or (512 if self.part == "sample" else 256),
         }
         self.dropouts = settings.numbers("dropout", (0.0,))
-        ledger.facts(
+        report.facts(
             "python",
             {
                 "version": platform.python_version(),
@@ -56,22 +54,24 @@ class BenchContext:
     def worker(
         self, kind: str, peer: bool = False, tamed: bool = True, again: bool = False, **how: object
     ) -> Worker:
-        """A process of ours, or one that runs the peer's model.py; `tamed`: with our settings of malloc and OpenMP; `again`: it has been told of before."""
+        """Starts a worker for Shuoshu or nanoGPT.
+
+        tamed: with our malloc and OpenMP settings; again: don't print its facts a second time.
+        """
         job = {
             "kind": kind,
             "device": self.settings.device,
             "threads": self.settings.threads,
-            "clock": self.settings.clock,
             "tamed": tamed,
             "how": how,
         }
         command = (
-            [sys.executable, str(REPO_ROOT / "shuoshu" / "peer_runner.py")]
+            [sys.executable, str(REPO_ROOT / "shuoshu" / "bench" / "nanogpt_worker.py")]
             if peer
-            else [sys.executable, "-m", "shuoshu.contenders"]
+            else [sys.executable, "-m", "shuoshu.bench.our_worker"]
         )
         if not again:
-            self.ledger.ran(command, json.dumps(job))
+            self.report.ran(command, json.dumps(job))
         made = Worker(
             command,
             job,
@@ -81,14 +81,14 @@ class BenchContext:
         self.stack.callback(made.close)
         resolved = made.facts.pop("settings", None)
         if not again:
-            self.ledger.facts("peer" if peer else "ours", made.facts)
+            self.report.facts("peer" if peer else "ours", made.facts)
         if resolved and not again:
-            self.ledger.facts("train.py", resolved)
+            self.report.facts("train.py", resolved)
         return made
 
     def run(self, name: str, *words: object) -> None:
-        """One of our commands, to its end."""
-        command = self.ledger.ran([sys.executable, REPO_ROOT / f"{name}.py", *words])
+        """Runs one of our commands; UserError if it fails."""
+        command = self.report.ran([sys.executable, REPO_ROOT / f"{name}.py", *words])
         done = subprocess.run(
             command, env=self.env, capture_output=True, text=True, encoding="utf-8"
         )
@@ -98,7 +98,7 @@ class BenchContext:
             )
 
     def prepared(self) -> Path:
-        """The texts as data: a prepared folder as it is, anything else through prepare.py."""
+        """The folder of prepared data: the given one, or made by prepare.py."""
         out = self.folder / "data"
         if len(self.texts) == 1 and (Path(self.texts[0]) / "meta.json").is_file():
             out = Path(self.texts[0]).resolve()
@@ -111,7 +111,7 @@ class BenchContext:
                 *self.threads,
             )
         meta = read_meta(out)
-        self.ledger.facts(
+        self.report.facts(
             "data",
             {
                 **{split: part["tokens"] for split, part in meta["splits"].items()},
@@ -121,7 +121,7 @@ class BenchContext:
         return out
 
     def common(self) -> dict[str, object]:
-        """What both train.py are told alike."""
+        """Settings that both train.py share."""
         names = ("batch_size", "gradient_accumulation_steps")
         return {
             **self.shape,
@@ -130,7 +130,7 @@ class BenchContext:
         }
 
     def words(self, data: Path, *more: str) -> list[str]:
-        """train.py's settings for ours."""
+        """The command line of our train.py."""
         own = {
             **self.common(),
             "dataset": data,
@@ -142,18 +142,18 @@ class BenchContext:
             *(f"--{name}={value}" for name, value in own.items()),
             *self.threads,
             *more,
-            *shlex.split(self.settings.ours),
+            *shlex.split(self.settings.train_args),
         ]
 
     def peer_words(self, device: str, compiled: bool, **more: object) -> list[str]:
-        """nanoGPT's train.py as it comes, but for shape and data: fp32 on a CPU, bf16 on CUDA."""
+        """The command of nanoGPT's train.py with our shape: fp32 on a CPU, bf16 on CUDA."""
         own = {
             "device": device,
             "dtype": "bfloat16" if device.startswith("cuda") else "float32",
             "compile": compiled,
         }
         own |= {"eval_interval": 10**9, "eval_iters": 1, "max_iters": 10**9, "out_dir": "out"}
-        return self.ledger.ran(self.peer.command(**{**self.common(), **own, **more}))
+        return self.report.ran(self.peer.command(**{**self.common(), **own, **more}))
 
     def tokens_per_step(self) -> int:
         return (
@@ -164,7 +164,7 @@ class BenchContext:
 
 
 def load() -> dict[str, float]:
-    """How many programs want a core already: what is measured beside others says little."""
+    """The load average: on a busy machine the figures mean little."""
     return {"load": round(os.getloadavg()[0], 1)} if hasattr(os, "getloadavg") else {}
 
 
@@ -172,50 +172,39 @@ def load() -> dict[str, float]:
 
 
 def train(bench: BenchContext) -> None:
-    """Tokens/s with the optimiser included, and the share of the matrix rate that they make up."""
-    data, settings, ledger, seconds = (
+    """Tokens/s of training, optimiser included, and the share of the measured matrix rate."""
+    data, settings, report, seconds = (
         bench.prepared(),
         bench.settings,
-        bench.ledger,
+        bench.report,
         bench.settings.seconds,
     )
-    ours = bench.worker("train", words=bench.words(data), pad_to=0)
+    ours = bench.worker("train", words=bench.words(data))
     facts, memory = ours.facts, {"ours": ours.facts["memory"]}
     contenders = {"ours": partial(ours.ask, what="train", seconds=seconds)}
     if bench.peer:
         bench.peer.take_data(data, facts["vocabulary"])
         fair = fair_peer(bench, facts)
         memory["fair"] = fair.facts["memory"]
-        if settings.clock == "cpu":  # its train.py tells wall time only
-            shipped = bench.worker(
-                "train",
-                peer=True,
-                tamed=False,
-                **loop_of_peer(bench, facts, compiled=False) | {"dtype": "float32"},
-            )
-            contenders["shipped"] = partial(shipped.ask, what="train", seconds=seconds)
-        else:
-            command = bench.peer_words(facts["device"], faster(bench, facts["device"])[0])
-            contenders["shipped"] = lambda: (
-                bench.tokens_per_step() / bench.peer.lap(command, seconds)
-            )
+        command = bench.peer_words(facts["device"], faster(bench, facts["device"])[0])
+        contenders["shipped"] = lambda: bench.tokens_per_step() / bench.peer.lap(command, seconds)
         contenders["fair"] = partial(fair.ask, what="train", seconds=seconds)
     contenders["limit"] = lambda: (
         ours.ask(what="matrix", seconds=seconds / 4, dtype=facts["dtype"])
         / facts["flops_per_token"]
     )
-    ledger.facts("limit", {"is": "the matrix rate over a token's floating-point operations"})
-    rounds = ledger.compare("train", contenders, settings.pairs, "tokens/s")
-    ledger.median(
+    report.facts("limit", {"is": "the matrix rate over a token's floating-point operations"})
+    rounds = report.compare("train", contenders, settings.pairs, "tokens/s")
+    report.median(
         "train: matrix rate, GFLOP/s",
         [found["limit"] * facts["flops_per_token"] / 1e9 for found in rounds],
     )
     for name, held in memory.items():
-        ledger.figure(f"train: peak memory of {name}, GB", held / 1e9)
+        report.figure(f"train: peak memory of {name}, GB", held / 1e9)
 
 
 def loop_of_peer(bench: BenchContext, facts: dict, compiled: bool) -> dict:
-    """What peer_runner.py wants to know for a loop as ours has it."""
+    """Arguments of nanogpt_worker.training for our loop."""
     shape = {**bench.shape, "vocab_size": facts["vocabulary"], "dropout": bench.dropouts[0]}
     steps = {
         "rows": bench.settings.batch_size,
@@ -225,9 +214,9 @@ def loop_of_peer(bench: BenchContext, facts: dict, compiled: bool) -> dict:
 
 
 def fair_peer(bench: BenchContext, facts: dict) -> Worker:
-    """The peer with our precision, malloc and OpenMP, eager or compiled, whichever is faster."""
+    """nanoGPT's model with our settings, eager or compiled, whichever is faster."""
     found: dict[float, tuple[str, Worker]] = {}
-    for compiled in (False, True) if bench.settings.clock == "wall" else (False,):
+    for compiled in (False, True):
         try:
             made = bench.worker("train", peer=True, **loop_of_peer(bench, facts, compiled))
             found[made.ask(what="train", seconds=bench.settings.seconds)] = (
@@ -235,23 +224,23 @@ def fair_peer(bench: BenchContext, facts: dict) -> Worker:
                 made,
             )
         except UserError as error:
-            print(f"the peer doesn't run so here: {str(error)[-200:]}")
+            print(f"nanoGPT doesn't run this way here: {str(error)[-200:]}")
     if not found:
-        raise UserError("the peer's model.py runs neither eager nor compiled")
+        raise UserError("nanoGPT's model.py runs neither eager nor compiled")
     told = {how: f"{short(rate)} tokens/s" for rate, (how, _) in found.items()}
     how, best = found[max(found)]
-    bench.ledger.facts("fair", {"is": FAIR, **told, "taken": how})
+    bench.report.facts("fair", {"is": FAIR, **told, "taken": how})
     for _, worker in found.values():
         if worker is not best:
             worker.close()
     return best
 
 
-COMPILING = 30.0  # seconds that compiling the peer takes on a CPU, about
+COMPILING = 30.0  # approximate seconds of compiling nanoGPT on a CPU
 
 
 def faster(bench: BenchContext, device: str, budget: float = math.inf) -> tuple[bool, float]:
-    """Whether the peer does more steps in its budget when it is compiled; seconds of a step."""
+    """(whether compiling gives nanoGPT more steps in its budget, seconds per step)."""
     found = {}
     for compiled in (False, True):
         try:
@@ -259,9 +248,9 @@ def faster(bench: BenchContext, device: str, budget: float = math.inf) -> tuple[
                 bench.peer_words(device, compiled), bench.settings.seconds
             )
         except UserError as error:
-            print(f"the peer doesn't run so here: {str(error)[-200:]}")
+            print(f"nanoGPT doesn't run this way here: {str(error)[-200:]}")
     if not found:
-        raise UserError("the peer's train.py runs neither eager nor compiled")
+        raise UserError("nanoGPT's train.py runs neither eager nor compiled")
     best = min(
         found, key=lambda compiled: found[compiled] / max(1e-9, 1 - COMPILING * compiled / budget)
     )
@@ -269,41 +258,12 @@ def faster(bench: BenchContext, device: str, budget: float = math.inf) -> tuple[
         "compiled" if compiled else "eager": f"{short(1000 * seconds)} ms a step"
         for compiled, seconds in found.items()
     }
-    bench.ledger.facts("peer", {**told, "taken": "compiled" if best else "eager"})
+    bench.report.facts("peer", {**told, "taken": "compiled" if best else "eager"})
     return best, found[best]
 
 
-def sft(bench: BenchContext) -> None:
-    """Answer tokens/s of the bundled questions, or of files of questions, beside the same rows padded to one width."""
-    text, questions, block = (
-        bench.folder / "text",
-        bench.folder / "questions",
-        bench.shape["block_size"],
-    )
-    files = [Path(name).resolve() for name in bench.texts] or [REPO_ROOT / "data" / "novella_qa"]
-    bench.run("prepare", f"--out={text}", f"--tokenizer={bench.settings.tokenizer}", *bench.threads)
-    bench.run(
-        "prepare_sft",
-        *files,
-        f"--tokenizer={text}",
-        f"--out={questions}",
-        f"--block_size={block}",
-        "--too_long=drop",
-    )
-    widths = {"ours": 0, f"padded to {block}": block}
-    workers = {
-        name: bench.worker("train", words=bench.words(questions), pad_to=pad_to)
-        for name, pad_to in widths.items()
-    }
-    contenders = {
-        name: partial(worker.ask, what="train", seconds=bench.settings.seconds)
-        for name, worker in workers.items()
-    }
-    bench.ledger.compare("fine-tuning", contenders, bench.settings.pairs, "answer tokens/s")
-
-
 def sample(bench: BenchContext) -> None:
-    """Tokens/s of generated text, alone and in a batch; on CUDA also what memory bandwidth would allow."""
+    """Tokens/s of generated text, one and ten at a time; on CUDA beside the memory bound."""
     data, settings, shape = bench.prepared(), bench.settings, bench.shape
     ours = bench.worker(
         "sample", data=str(data), shape=shape, tokens=settings.tokens, dtype=settings.dtype
@@ -327,4 +287,4 @@ def sample(bench: BenchContext) -> None:
             contenders["limit"] = lambda rows=rows: (
                 rows * ours.ask(what="memory", seconds=1.0) / ours.facts["weights"]
             )
-        bench.ledger.compare(f"sampling, batch {rows}", contenders, settings.pairs, "tokens/s")
+        bench.report.compare(f"sampling, batch {rows}", contenders, settings.pairs, "tokens/s")

@@ -1,4 +1,6 @@
-"""Loss against time: the peer at its best rate for a budget, then ours until it is as good; one evaluator for both."""
+"""Time to nanoGPT's final loss: nanoGPT trains for a budget at several rates, then Shuoshu trains
+until it is as good. One evaluator scores both.
+"""
 
 from __future__ import annotations
 
@@ -9,16 +11,16 @@ from shuoshu.bench.throughput import BenchContext, fair_peer, faster
 from shuoshu.core.run_log import RunLog
 from shuoshu.text.dataset import read_meta
 
-RATES = (0.0006, 0.002, 0.006)  # of the peer: from large models' to small ones'
-SHARES = (0.1, 0.2, 0.4, 1.0)  # of the budget that ours is given, one after the other
-POINTS = 12  # evaluations of a training
+RATES = (0.0006, 0.002, 0.006)  # learning rates for nanoGPT, from large models' to small ones'
+SHARES = (0.1, 0.2, 0.4, 1.0)  # shares of the budget that Shuoshu tries in turn
+POINTS = 12  # evaluations per run
 Points = list[tuple[float, float]]  # seconds of training, bits per byte
 
 
 def loss(bench: BenchContext) -> None:
-    """Seconds to the peer's final loss, and the best loss of each within the budget."""
-    data, ledger, budget = bench.prepared(), bench.ledger, 60 * bench.settings.minutes
-    ours = bench.worker("train", words=bench.words(data), pad_to=0)
+    """Measures seconds to nanoGPT's final loss and the best loss of both within the budget."""
+    data, report, budget = bench.prepared(), bench.report, 60 * bench.settings.minutes
+    ours = bench.worker("train", words=bench.words(data))
     step_seconds = bench.tokens_per_step() / ours.ask(what="train", seconds=bench.settings.seconds)
     ours.close()
     theirs, tokens, goal = (
@@ -30,30 +32,30 @@ def loss(bench: BenchContext) -> None:
         pace = fair.ask(what="train", seconds=bench.settings.seconds)
         fair.close()
         end, goal = min((points[-1] for points in theirs.values()), key=lambda point: point[1])
-        ledger.figure("loss: peer's end, bits per byte", goal, f"  after {end:.0f} s")
+        report.figure("loss: nanoGPT's end, bits per byte", goal, f"  after {end:.0f} s")
     mine = of_ours(bench, data, step_seconds, budget, goal)
-    ledger.content["curves"] = {"peer": theirs, "ours": mine}
-    for who, curves in ledger.content["curves"].items():
+    report.content["curves"] = {"peer": theirs, "ours": mine}
+    for who, curves in report.content["curves"].items():
         if curves:
             bits, name = min((bits, name) for name, points in curves.items() for _, bits in points)
-            ledger.figure(f"loss: best of {who}, bits per byte", bits, f"  ({name})")
+            report.figure(f"loss: best of {who}, bits per byte", bits, f"  ({name})")
     times = [
         when for points in mine.values() if goal is not None and (when := reached(points, goal))
     ]
     if times:
-        ledger.figure("loss: seconds of ours to the peer's end", min(times))
-        ledger.figure("loss: times shorter than the peer's", end / min(times))
-        ledger.figure(
-            "loss: times shorter than a fair peer's",
+        report.figure("loss: seconds of ours to nanoGPT's end", min(times))
+        report.figure("loss: times shorter than nanoGPT's", end / min(times))
+        report.figure(
+            "loss: times shorter than a fair nanoGPT's",
             tokens / pace / min(times),
-            "  its tokens at the fair peer's pace",
+            "  its tokens at the speed of the fair nanoGPT",
         )
     if bench.settings.picture:
         draw(Path(bench.settings.picture), theirs, mine)
 
 
 def reached(points: Points, goal: float) -> float | None:
-    """When a curve first meets the goal, on straight lines between evaluations; none: never."""
+    """Seconds until a curve first meets the goal, interpolated linearly; None: never."""
     for (t0, b0), (t1, b1) in itertools.pairwise(points):
         if b1 <= goal:
             return t0 + (t1 - t0) * max(0.0, b0 - goal) / (b0 - b1) if b0 > b1 else t0
@@ -61,7 +63,7 @@ def reached(points: Points, goal: float) -> float | None:
 
 
 def steps_in(seconds: float, step_seconds: float) -> tuple[int, int]:
-    """(steps, steps between evaluations) of a training that lasts so long, the last step evaluated."""
+    """(steps, steps between evaluations) of a run of about `seconds`, its last step evaluated."""
     every = max(1, round(seconds / step_seconds / POINTS))
     return every * max(1, round(seconds / step_seconds / every)), every
 
@@ -69,7 +71,7 @@ def steps_in(seconds: float, step_seconds: float) -> tuple[int, int]:
 def of_peer(
     bench: BenchContext, data: Path, facts: dict, budget: float
 ) -> tuple[dict[str, Points], int]:
-    """Its own train.py at every rate and dropout, each checkpoint scored by our evaluator; how many tokens each of these trainings takes."""
+    """(curves of nanoGPT's train.py at every rate and dropout, tokens of one run)."""
     curves: dict[str, Points] = {}
     bench.peer.take_data(data, facts["vocabulary"])
     compiled, step_seconds = faster(bench, facts["device"], budget)
@@ -95,7 +97,7 @@ def of_peer(
         curves[name] = [
             (clock, scorer.ask(what="score", checkpoint=str(path))) for clock, path in points
         ]
-        bench.ledger.figure(
+        bench.report.figure(
             f"loss: peer, {name}, bits per byte",
             curves[name][-1][1],
             f"  after {steps:,} steps, {points[-1][0]:.0f} s",
@@ -106,7 +108,7 @@ def of_peer(
 def of_ours(
     bench: BenchContext, data: Path, step_seconds: float, budget: float, goal: float | None
 ) -> dict[str, Points]:
-    """train.py at every dropout, for growing shares of the budget until one ends at the goal, and for the last share."""
+    """Curves of our train.py: growing shares of the budget until the goal, and the last."""
     curves: dict[str, Points] = {}
     shares, is_there = (
         bench.settings.numbers("share", SHARES if goal is not None else (1.0,)),
@@ -134,7 +136,7 @@ def of_ours(
             points = curves[name] = from_log(
                 RunLog(out / "log.jsonl"), data, bench.tokens_per_step()
             )
-            bench.ledger.figure(
+            bench.report.figure(
                 f"loss: ours, {name}, bits per byte",
                 points[-1][1],
                 f"  after {steps:,} steps, {points[-1][0]:.0f} s",
@@ -144,12 +146,12 @@ def of_ours(
 
 
 def from_log(log: RunLog, data: Path, tokens_per_step: int) -> Points:
-    """A run's evaluations over the time of its steps alone, as the peer's are."""
+    """The evaluations of one of our runs over its training time, without evaluation time."""
     val = read_meta(data)["splits"]["val"]
     clocks, before = {0: 0.0}, 0
     for record in log.read(
         "step"
-    ):  # a step that didn't count has no record: the next one's pace holds for both
+    ):  # a skipped step has no record: the next one's speed counts for both
         clocks[record["step"]] = (
             clocks[before]
             + (record["step"] - before) * tokens_per_step / record["tokens_per_second"]
@@ -162,7 +164,7 @@ def from_log(log: RunLog, data: Path, tokens_per_step: int) -> Points:
 
 
 def draw(path: Path, theirs: dict[str, Points], mine: dict[str, Points]) -> None:
-    """All curves against training time, the one that ends best of each side in full colour."""
+    """Draws all curves over training time; the best of each program in full colour."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -174,7 +176,7 @@ def draw(path: Path, theirs: dict[str, Points], mine: dict[str, Points]) -> None
         for name, points in curves.items():
             style = {"label": f"{who}, {name}"} if name == best else {"alpha": 0.3}
             axes.plot(*zip(*points, strict=True), color=colour, marker="o", markersize=3, **style)
-    axes.set(xlabel="seconds of training, evaluations left out", ylabel="validation bits per byte")
+    axes.set(xlabel="seconds of training, without evaluations", ylabel="validation bits per byte")
     axes.legend(frameon=False)
     axes.grid(alpha=0.25)
     figure.savefig(path, dpi=110)

@@ -22,13 +22,6 @@ from shuoshu.web.handlers import HERE, I18N, Page
 from shuoshu.web.model_server import ModelServer
 from shuoshu.web.tabs import build
 
-READ = {
-    "concurrency_limit": 4,
-    "concurrency_id": "files",
-    "api_visibility": "private",
-    "show_progress": "hidden",
-}
-AT_ONCE = {"queue": False, "api_visibility": "private", "show_progress": "hidden"}
 FONTS = [
     "system-ui",
     "PingFang SC",

@@ -14,13 +14,19 @@ from shuoshu.evaluation.html import bilingual
 from shuoshu.evaluation.html_report import report_html
 from shuoshu.sft.dataset import read_pairs
 from shuoshu.web.handlers import I18N, Page, Story, errors_to_gradio
-from shuoshu.web.server import AT_ONCE, READ
 
 MODEL = {
     "concurrency_limit": 1,
     "concurrency_id": "model",
     "api_visibility": "private",
 }  # one text after the other
+READ = {
+    "concurrency_limit": 4,
+    "concurrency_id": "files",
+    "api_visibility": "private",
+    "show_progress": "hidden",
+}
+AT_ONCE = {"queue": False, "api_visibility": "private", "show_progress": "hidden"}
 EXAMPLES = 4
 
 

@@ -1,4 +1,4 @@
-"""Both READMEs: every command in them runs (in a reduced form where it is slow), and they say the same."""
+"""READMEs and docs: every command in them runs (in a reduced form where it is slow), and both READMEs say the same."""
 
 import json
 import os
@@ -25,6 +25,7 @@ from shuoshu.core.errors import REPO_ROOT
 from tests.bench.test_bench import write_checkout
 
 READMES = ("README.md", "README.zh.md")
+DOCUMENTS = (*READMES, *sorted(f"docs/{path.name}" for path in (REPO_ROOT / "docs").glob("*.md")))
 QUICK = [
     "--max_iters=2",
     "--eval_questions=8",
@@ -138,7 +139,7 @@ def test_every_command_runs(workplace, monkeypatch, capsys):
     monkeypatch.chdir(folder)
     for name in ("my_novels", "prompts.csv", "questions.csv", "my_questions.json", "reviews.csv"):
         Path(name).symlink_to(workplace / name)
-    for line in dict.fromkeys([*commands("README.md"), *commands("README.zh.md")]):
+    for line in dict.fromkeys(line for name in DOCUMENTS for line in commands(name)):
         if line.startswith("python -m venv"):
             subprocess.run(
                 [sys.executable, *line.split(" && ")[0].split()[1:], "--without-pip"], check=True
@@ -159,7 +160,7 @@ def test_every_command_runs(workplace, monkeypatch, capsys):
     assert (
         Path("data/novella/meta.json").is_file()
         and Path("out-mine/model.safetensors").is_file()
-        and Path("continued.csv").is_file()
+        and Path("answers.csv").is_file()
     )
 
 
@@ -190,7 +191,7 @@ esac
     (house / ".venv" / f"have-requirements{'-dev' * (script == 'test.sh')}.txt").write_bytes(
         b"".join(path.read_bytes() for path in sorted(house.glob("requirements*.txt")))
     )
-    arguments = [] if script == "quickstart.sh" else ["tests/test_model.py", "-k", "cached"]
+    arguments = [] if script == "quickstart.sh" else ["tests/models/test_model.py", "-k", "cached"]
     runs = [
         subprocess.run(
             ["bash", house / script, *arguments], capture_output=True, text=True, cwd="/"
@@ -199,7 +200,7 @@ esac
     ]
     assert all(run.returncode == 0 for run in runs), runs[0].stderr
     if script == "test.sh":
-        assert "would run -m pytest tests/test_model.py -k cached" in runs[0].stdout
+        assert "tests/models/test_model.py -k cached" in runs[0].stdout
         return
     assert (
         "Preparing" in runs[0].stdout
@@ -243,14 +244,14 @@ def test_the_torchrun_command_runs_with_two_processes(dataset, tmp_path):
 @pytest.mark.skipif(os.name != "posix", reason="needs a shell")
 @pytest.mark.parametrize("codes, runs", [([137, 1, 0], 3), ([2], 1), ([130], 1), ([143], 1)])
 def test_the_loop_goes_on_after_a_crash_and_ends_at_a_mistake_or_a_stop(tmp_path, codes, runs):
-    for readme in READMES:
+    for readme in ("docs/reliability.md",):
         loop, batch = re.findall(
             r"^```sh\n(.*?)^```",
             (REPO_ROOT / readme).read_text(encoding="utf-8"),
             re.MULTILINE | re.DOTALL,
         )
         subprocess.run(["bash", "-n"], input=batch, text=True, check=True)
-        calls = tmp_path / readme
+        calls = tmp_path / Path(readme).name
         stub = f'sleep() {{ :; }}; codes=({" ".join(map(str, codes))}); n=0; python() {{ echo "$*" >> "{calls}"; return "${{codes[n++]}}"; }}\n'
         subprocess.run(["bash", "-c", stub + loop], check=True, timeout=20)
         called = calls.read_text(encoding="utf-8").splitlines()
@@ -282,7 +283,7 @@ def test_the_python_lines_run(pretrained, monkeypatch):
 
 def test_the_pages_python_lines_run(tuned, pretrained, capsys):
     with page_open([str(tuned), str(pretrained)]) as address:
-        for readme in READMES:
+        for readme in ("docs/web.md",):
             (block,) = re.findall(
                 r"^```python\n(from gradio_client.*?)^```",
                 (REPO_ROOT / readme).read_text(encoding="utf-8"),
@@ -293,11 +294,13 @@ def test_the_pages_python_lines_run(tuned, pretrained, capsys):
 
 
 def test_links_lead_somewhere():
-    for readme in READMES:
+    log = [f"docs/log/{path.name}" for path in (REPO_ROOT / "docs" / "log").glob("*.md")]
+    for name in (*DOCUMENTS, "CONTRIBUTING.md", *log):
+        document = REPO_ROOT / name
         for target in re.findall(
-            r"\]\((?!https?://)([^)]+)\)", (REPO_ROOT / readme).read_text(encoding="utf-8")
+            r"\]\((?!https?://)([^)#]+)[^)]*\)", document.read_text(encoding="utf-8")
         ):
-            assert (REPO_ROOT / target).exists(), (readme, target)
+            assert (document.parent / target).exists(), (name, target)
 
 
 def test_settings_named_in_the_readmes_and_formats_exist():
@@ -324,7 +327,7 @@ def test_settings_named_in_the_readmes_and_formats_exist():
         "help",
         "debug",
     }
-    for name in (*READMES, "docs/FORMATS.md", "CONTRIBUTING.md"):
+    for name in (*DOCUMENTS, "CONTRIBUTING.md"):
         for flag in re.findall(
             r"`[^`\n]*?--([a-z_-]+)", (REPO_ROOT / name).read_text(encoding="utf-8")
         ):
@@ -338,7 +341,7 @@ def test_settings_named_in_the_readmes_and_formats_exist():
 
 
 def test_formats_names_every_field_of_meta_and_log(dataset, pretrained):
-    told = (REPO_ROOT / "docs" / "FORMATS.md").read_text(encoding="utf-8")
+    told = (REPO_ROOT / "docs" / "formats.md").read_text(encoding="utf-8")
     meta = json.loads((dataset / "meta.json").read_text(encoding="utf-8"))
     records = [
         json.loads(line)
@@ -356,3 +359,13 @@ def test_formats_names_every_field_of_meta_and_log(dataset, pretrained):
         and f"{name}." not in told
         and f"`{name}[]`" not in told
     }
+
+
+def test_the_readme_is_an_introduction():
+    assert len((REPO_ROOT / "README.md").read_text(encoding="utf-8").split()) <= 1300
+
+
+def test_every_entry_of_the_lab_book_is_in_its_index():
+    folder = REPO_ROOT / "docs" / "log"
+    index = (folder / "README.md").read_text(encoding="utf-8")
+    assert all(f"]({path.name})" in index for path in folder.glob("2*.md"))
