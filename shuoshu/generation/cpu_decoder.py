@@ -1,4 +1,4 @@
-"""One token at a time on a CPU: weights laid side by side and packed, and left out what one token has no need of."""
+"""Fast decoding of single tokens on a CPU: projections of one input are merged and packed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ NextTokenFn = Callable[[Tensor, KVCache], Tensor]
 
 
 class CpuDecoder:
-    """Reads single tokens as the model does, with the weights as they are now: a model in training needs a new one for each text."""
+    """Computes what the model does for single tokens, from a copy of its current weights.
+
+    A model in training needs a new decoder after each step.
+    """
 
     @torch.inference_mode()
     def __init__(self, model: GPT) -> None:
@@ -86,32 +89,38 @@ class Layer:
 
 
 class Norm:
-    """x / sqrt(mean(x²) + eps) · gain in float32, in fewer steps: x · gain √n / hypot(|x|, √(n eps)). Several: one for each head."""
+    """RMSNorm in float32 as x · weight √n / hypot(|x|, √(n eps)), which takes fewer operations.
+
+    Several norms apply to one head each.
+    """
 
     def __init__(self, *norms: RMSNorm) -> None:
         width, eps = len(norms[0].weight), norms[0].eps
         self.gain = torch.stack([norm.weight for norm in norms]).float() * width**0.5
-        self.least = torch.tensor((width * eps) ** 0.5)
+        self.min_norm = torch.tensor((width * eps) ** 0.5)
 
     def __call__(self, x: Tensor) -> Tensor:
         return (
             x
             * self.gain
             / torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32).hypot(
-                self.least
+                self.min_norm
             )
         )
 
 
 def next_token_fn(model: GPT) -> NextTokenFn:
-    """What is to read single tokens, (B, 1) → logits (B, V): a decoder where that pays, on a CPU, else the model."""
+    """The function from tokens (B, 1) to logits (B, V): CpuDecoder on a CPU, else the model."""
     if model.lm_head.weight.device.type == "cpu":
         return CpuDecoder(model)
     return lambda ids, cache: model.next_logits(ids, [0] * len(ids), cache)
 
 
 def fused_linear(dtype: torch.dtype, *layers: nn.Linear) -> Callable[[Tensor], Tensor]:
-    """The products with these layers' weights side by side, by the packed ones of torch's compiler, twice as fast, where this torch has them for this CPU."""
+    """The concatenated outputs of these layers as one function.
+
+    Uses the packed products of torch's compiler (twice as fast) where it can.
+    """
     weight = (
         torch.cat([layer.weight.to(dtype) for layer in layers])
         if len(layers) > 1

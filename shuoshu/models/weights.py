@@ -1,4 +1,4 @@
-"""Weights and everything else in a Hugging Face model folder: written whole, verified when read."""
+"""A Hugging Face model folder: written atomically, verified when read."""
 
 from __future__ import annotations
 
@@ -39,17 +39,19 @@ _DTYPES = {
 }
 
 
+HEADER_BYTES = 300  # per tensor, at most
+
+
 def tensor_bytes(tensors: Iterable[Tensor]) -> int:
-    """Bytes of a file of these tensors, at most."""
-    return sum(
-        tensor.numel() * tensor.element_size() + 300 for tensor in tensors
-    )  # each has its line in the header
+    """An upper bound of the size of a file of these tensors, in bytes."""
+    return sum(t.numel() * t.element_size() + HEADER_BYTES for t in tensors)
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
-    """A safetensors file whose bytes depend on its content alone (the library shuffles the metadata), synced; its sha256.
+    """Writes and syncs a safetensors file; returns its sha256.
 
-    The metadata gains a sha256 over the rest of the header and all that follows it.
+    Equal content gives equal bytes; safetensors' own writer shuffles the metadata.
+    The metadata gains a sha256 over the rest of the header and the data.
     """
     arrays = {name: t.detach().cpu().contiguous() for name, t in sorted(tensors.items())}
     raw = {name: t.reshape(-1).view(torch.uint8).numpy() for name, t in arrays.items()}
@@ -80,12 +82,12 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """The metadata of a safetensors file; UserError if the file is not whole."""
+    """The metadata of a weights file; UserError if its content doesn't match its sha256."""
     try:
         with open_file(path) as file:
             length = int.from_bytes(file.read(8), "little")
             if not 2 <= length <= min(1 << 24, path.stat().st_size - 8):
-                raise ValueError("its header is cut off, or none")
+                raise ValueError("its header is cut off or missing")
             header = json.loads(file.read(length))
             metadata = header["__metadata__"]
             expected = metadata.pop("sha256")
@@ -97,13 +99,14 @@ def read_metadata(path: Path) -> dict[str, str]:
         if not all(
             re.fullmatch("[0-9]{1,15}", metadata.get(name, "0")) for name in ("step", "turns")
         ):
-            raise ValueError("its step or its turns are no number")
+            raise ValueError("its step or turns are not a number")
         if metadata.get("task", "text") not in TASKS:
             raise ValueError("its task is neither text nor questions")
         return metadata
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(
-            f"{path} is damaged or no weights file of Shuoshu: {error_reason(error)}; copy it anew, or train again"
+            f"{path} is damaged or not a weights file of Shuoshu: {error_reason(error)}; "
+            "copy it again, or train again"
         ) from None
 
 
@@ -111,7 +114,7 @@ def read_metadata(path: Path) -> dict[str, str]:
 
 
 def write_model_folder(out_dir: Path, config: GPTConfig, tokenizer: Tokenizer) -> None:
-    """All of a Hugging Face model folder but the weights."""
+    """Writes all files of a Hugging Face model folder but the weights."""
     ids = {"eos_token_id": tokenizer.end, "pad_token_id": tokenizer.pad, "bos_token_id": None}
     files = {
         "config.json": json.dumps({**config.to_hf(), **ids}, indent=1),
@@ -125,7 +128,7 @@ def write_model_folder(out_dir: Path, config: GPTConfig, tokenizer: Tokenizer) -
 
 
 def weights_fingerprint(config: GPTConfig, tokenizer: Tokenizer) -> str:
-    """A hash of the tokenizer and all of the shape that weights depend on: without these they are only numbers."""
+    """A hash of the tokenizer and of the config values that weights depend on."""
     shape = asdict(config) | {"dropout": None, "block_size": None}
     return hashlib.sha256(json.dumps([shape, tokenizer.hash], sort_keys=True).encode()).hexdigest()
 
@@ -151,11 +154,11 @@ class LoadedModel(typing.NamedTuple):
     tokenizer: Tokenizer
     step: int
     task: str  # "text": it continues text; "questions": it answers
-    turns: int  # questions in a row that it learned to answer; 0: it continues text
+    turns: int  # successive questions it was trained to answer; 0: it continues text
 
 
 def check_shapes(path: Path, config: GPTConfig) -> None:
-    """ValueError if the weights in a file can't be those of a config, before memory is taken for either."""
+    """ValueError if a file's shapes don't fit a config; allocates memory for neither."""
     with safe_open(path, "pt") as file:
         shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - it is no dict
     c = config
@@ -166,19 +169,22 @@ def check_shapes(path: Path, config: GPTConfig) -> None:
     if c.n_layer * layer + c.n_embd + c.vocab_size * c.n_embd * (
         1 if c.tie_embeddings else 2
     ) <= sum(map(math.prod, shapes.values())):
-        return  # whatever else is wrong, the model is no larger than the file
-    with torch.device("meta"):  # says which ones; torch takes a second to get ready for it
+        return  # the model is no larger than the file: safe to build
+    with torch.device(
+        "meta"
+    ):  # names the tensors that don't fit; slow, as torch loads for a second
         GPT(config).load_tensors({name: torch.empty(shape) for name, shape in shapes.items()})
 
 
 def load_model(
     folder: str | Path, device: torch.device | str = "cpu", **changes: object
 ) -> LoadedModel:
-    """The model in a folder; every way in which it can be wrong has its UserError."""
+    """The model in a folder; UserError if anything in it is missing, damaged or inconsistent."""
     folder = Path(folder)
     if not (folder / "config.json").is_file() or not (folder / "model.safetensors").is_file():
         raise UserError(
-            f"there is no trained model in {folder}: train one with\n  python train.py --out_dir={folder}"
+            f"there is no trained model in {folder}: train one with\n"
+            f"  python train.py --out_dir={folder}"
         )
     metadata = read_metadata(folder / "model.safetensors")
     tokenizer = Tokenizer.load(folder)
@@ -202,11 +208,13 @@ def load_model(
         config, tokenizer
     ):
         raise UserError(
-            f"{folder}: config.json or tokenizer.json is not the one that model.safetensors was saved with: copy the whole folder anew"
+            f"{folder}: config.json or tokenizer.json is not the one that model.safetensors "
+            "was saved with: copy the whole folder again"
         )
     if model.config.vocab_size < tokenizer.n_vocab:
         raise UserError(
-            f"{folder}: the tokenizer has {tokenizer.n_vocab:,} entries, the model only {model.config.vocab_size:,}: they don't belong together"
+            f"{folder}: the tokenizer has {tokenizer.n_vocab:,} entries, the model only "
+            f"{model.config.vocab_size:,}: they don't belong together"
         )
     turns = int(metadata.get("turns", 0))
     task = metadata.get(

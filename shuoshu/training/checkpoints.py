@@ -1,7 +1,7 @@
-"""Saving that survives a kill, loading that trusts nothing: files written aside, hashed, synced, and renamed when whole.
+"""Checkpoints: written to a staging folder, synced, verified by sha256, then renamed.
 
-out_dir holds the best model as a Hugging Face folder; out_dir/checkpoints/step-000500/ holds all that a run needs to go on.
-Everything is safetensors or JSON: nothing is ever unpickled.
+out_dir holds the best model as a Hugging Face folder; out_dir/checkpoints/step-000500/ holds
+everything needed to resume. All files are safetensors or JSON: nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from shuoshu.core.files import (
 from shuoshu.models.weights import tensor_bytes, write_tensors
 
 FORMAT = 1
-KEPT_CHECKPOINTS = 2  # checkpoints of a run
-REPLACED_SUFFIX = ".before"  # the end of the name of a checkpoint that is being replaced
+KEPT_CHECKPOINTS = 2  # per run
+REPLACED_SUFFIX = ".before"  # of a checkpoint while it is being replaced
 
 
 # ---------------------------------------------------------------- checkpoints
@@ -40,59 +40,57 @@ REPLACED_SUFFIX = ".before"  # the end of the name of a checkpoint that is being
 def save_checkpoint(
     out_dir: Path, step: int, model: GPT, optimizer: dict[str, Tensor], state: dict
 ) -> Path:
-    """checkpoints/step-…/, complete and read back before it gets its name; older ones go only after it stands."""
+    """Writes checkpoints/step-…/ and returns it; older checkpoints are removed after the rename."""
     home = out_dir / "checkpoints"
-    home.mkdir(
-        exist_ok=True
-    )  # out_dir itself is not made anew: where it vanished, its disk may be gone
+    home.mkdir(exist_ok=True)  # without parents: a missing out_dir may be an unmounted disk
     weights = model.tensors()
     require_disk_space(home, tensor_bytes([*weights.values(), *optimizer.values()]) + 100_000)
     folder = home / f"step-{step:06d}"
-    aside = home / f".{folder.name}.{os.getpid()}"
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir()
+    staging = home / f".{folder.name}.{os.getpid()}"
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir()
     try:
         hashes = {
             "model.safetensors": write_tensors(
-                aside / "model.safetensors", weights, {"step": str(step)}
+                staging / "model.safetensors", weights, {"step": str(step)}
             ),
             "optimizer.safetensors": write_tensors(
-                aside / "optimizer.safetensors", optimizer, {"step": str(step)}
+                staging / "optimizer.safetensors", optimizer, {"step": str(step)}
             ),
             "state.json": write_synced_text(
-                aside / "state.json",
+                staging / "state.json",
                 json.dumps({"format": FORMAT, "step": step, **state}, ensure_ascii=False, indent=1),
             ),
         }
         for name, digest in hashes.items():
-            verify_sha256(aside / name, digest)
+            verify_sha256(staging / name, digest)
         write_synced_text(
-            aside / "manifest.json", json.dumps({"format": FORMAT, "sha256": hashes}, indent=1)
+            staging / "manifest.json", json.dumps({"format": FORMAT, "sha256": hashes}, indent=1)
         )
-        sync_folder(aside)
-        _put_in_place(aside, folder)
+        sync_folder(staging)
+        _put_in_place(staging, folder)
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(staging, ignore_errors=True)
     for old in [path for path in list_checkpoints(out_dir) if _rank(path) < _rank(folder)][
         : 1 - KEPT_CHECKPOINTS
-    ]:  # newer ones are damaged or not ours to judge
+    ]:  # newer ones may be damaged: leave them
         shutil.rmtree(old, ignore_errors=True)
     return folder
 
 
-def _put_in_place(aside: Path, folder: Path) -> None:
-    """Renames the new checkpoint; one of the same step, from before a resumption, counts until the new one stands."""
+def _put_in_place(staging: Path, folder: Path) -> None:
+    """Renames the new checkpoint; one of the same step remains valid until then."""
     before = folder.with_name(folder.name + REPLACED_SUFFIX)
     if folder.exists():
         shutil.rmtree(before, ignore_errors=True)
         folder.rename(before)
-    aside.rename(folder)
+    staging.rename(folder)
     sync_folder(folder.parent)
     shutil.rmtree(before, ignore_errors=True)
 
 
 def list_checkpoints(out_dir: Path) -> list[Path]:
-    """All that have their name, the oldest first."""
+    """The checkpoint folders, oldest first, whether valid or not."""
     named = (
         path
         for path in (out_dir / "checkpoints").glob("step-*")
@@ -102,14 +100,14 @@ def list_checkpoints(out_dir: Path) -> list[Path]:
 
 
 def _rank(folder: Path) -> tuple[int, bool]:
-    """Its place in the order: by step; what a new one of the same step replaces comes before that."""
+    """Sort key: the step; a replaced checkpoint comes before its replacement."""
     return int(folder.name[5:].removesuffix(REPLACED_SUFFIX)), not folder.name.endswith(
         REPLACED_SUFFIX
     )
 
 
 def remove_partial_files(out_dir: Path) -> None:
-    """Removes what a killed run left half written."""
+    """Removes partly written files of a killed run."""
     ours = re.compile(
         r"\.(model\.safetensors|log\.jsonl|samples\.md|loss\.png|report\.html|eval_answers\.jsonl|(eval|config|generation_config|tokenizer|tokenizer_config|settings)\.json|step-\d+)\.\d+"
     )
@@ -123,14 +121,14 @@ def remove_partial_files(out_dir: Path) -> None:
 
 
 def newest_checkpoint(out_dir: Path) -> tuple[Path | None, list[str]]:
-    """The newest valid checkpoint, and what was wrong with those that are newer."""
-    wrong = []
+    """(newest valid checkpoint or None, problems of the newer ones)."""
+    problems = []
     for folder in reversed(list_checkpoints(out_dir)):
         problem = _problem_of(folder)
         if problem is None:
-            return folder, wrong
-        wrong.append(f"{folder}: {problem}")
-    return None, wrong
+            return folder, problems
+        problems.append(f"{folder}: {problem}")
+    return None, problems
 
 
 def _problem_of(folder: Path) -> str | None:
@@ -163,5 +161,6 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor],
         )
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise UserError(
-            f"{folder} can't be resumed from: {error_reason(error)}; remove it, and --resume takes the one before"
+            f"{folder} can't be resumed from: {error_reason(error)}; "
+            "remove it, and --resume takes the one before"
         ) from None

@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 from shuoshu.core.settings import OptimSettings
 
-# Polar Express (Amsel, Persson, Musco, Gower 2025, arXiv 2505.16932): odd quintics whose composition drives singular values
-# to 1, each the best one for what those before it leave: here three, made by linear programming for singular values from 0.02 to 1.
-# All but the last are made safe against bf16's rounding by taking x / 1.01 for x.
+# Polar Express (Amsel, Persson, Musco, Gower 2025, arXiv 2505.16932): odd quintics whose
+# composition drives singular values to 1. Each is the best one for the result of those before it.
+# These three were computed by linear programming for singular values from 0.02 to 1.
+# All but the last take x / 1.01 instead of x, as a margin for bf16's rounding.
 _QUINTICS = (
     (7.710969351145298, -22.113755133117024, 16.248743253019345),
     (3.215275998832188, -2.4111720561968903, 0.5013000264832665),
@@ -26,11 +27,10 @@ def orthogonalize(matrices: Tensor, dtype: torch.dtype) -> Tensor:
     """Each matrix of (n, rows, columns) with its singular values driven to about 1."""
     tall = matrices.shape[-2] > matrices.shape[-1]
     x = (matrices.mT if tall else matrices).to(dtype)
-    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)  # so that the products below keep in range
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)  # keeps the products in range
     gram = x @ x.mT
-    bound = (
-        gram.norm(dim=(-2, -1), keepdim=True) * 1.02 + 1e-7
-    )  # of the largest singular value's square, several times nearer than the sum of all
+    # A bound of the largest squared singular value, several times tighter than their sum.
+    bound = gram.norm(dim=(-2, -1), keepdim=True) * 1.02 + 1e-7
     x, gram = x / bound.sqrt(), gram / bound
     for number, (a, b, c) in enumerate(POLAR_EXPRESS):
         if number:
@@ -42,10 +42,11 @@ def orthogonalize(matrices: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum, orthogonalised: the update of a matrix has all singular values near 1, times sqrt(max(1, rows / columns)).
+    """Orthogonalised momentum: singular values near 1, times sqrt(max(1, rows / columns)).
 
-    Matrices of one shape are orthogonalised together. Newton-Schulz runs in `dtype`: bfloat16 is fast, float32 reproducible
-    across numbers of processes. With `found_inf` set, a tensor, nothing is changed where it is 1, as fused AdamW has it.
+    Matrices of one shape are orthogonalised together. Newton-Schulz runs in `dtype`: bfloat16 is
+    fast, float32 is reproducible across numbers of processes. If the tensor `found_inf` is 1,
+    step() changes nothing, as in fused AdamW.
     """
 
     _step_supports_amp_scaling = True  # torch's name for optimisers that look at found_inf
@@ -73,12 +74,10 @@ class Muon(torch.optim.Optimizer):
                 counts = 1 - self.found_inf
                 grads = list(
                     torch.where(counts == 0, torch.stack(buffers), torch.stack(grads)).unbind()
-                )  # a buffer, drawn to itself, stays
+                )  # interpolation of a buffer with itself changes nothing
             torch._foreach_lerp_(buffers, grads, 1 - momentum)
-            ahead = torch._foreach_lerp(
-                grads, buffers, momentum
-            )  # Nesterov: look where the momentum leads
-            updates = orthogonalize(torch.stack(ahead), self.dtype).to(params[0].dtype) * counts
+            nesterov = torch._foreach_lerp(grads, buffers, momentum)
+            updates = orthogonalize(torch.stack(nesterov), self.dtype).to(params[0].dtype) * counts
             rows, columns = params[0].shape
             if group["weight_decay"]:
                 torch._foreach_mul_(params, 1 - counts * (group["lr"] * group["weight_decay"]))
@@ -92,7 +91,7 @@ class Muon(torch.optim.Optimizer):
 def build_optimizers(
     model: nn.Module, settings: OptimSettings, device: torch.device, muon_dtype: torch.dtype
 ) -> list[torch.optim.Optimizer]:
-    """The optimisers with every parameter in just one group; each group's full rate stands in `full_lr`."""
+    """The optimisers; each parameter is in one group, each group's peak rate in its `full_lr`."""
     named = dict(model.named_parameters())
     tied = "lm_head.weight" not in named
     blocks = [p for name, p in named.items() if ".layers." in name and p.ndim == 2]
@@ -134,7 +133,10 @@ def build_optimizers(
 
 
 def step_unless(is_bad: Tensor, optimizers: list[torch.optim.Optimizer]) -> None:
-    """A step of each, or of none: where they can look at the flag themselves, the host doesn't wait for the device."""
+    """Steps all optimisers unless is_bad, a tensor; clears the gradients.
+
+    Optimisers that read the flag on the device save the host from waiting for it.
+    """
     for optimizer in optimizers:
         if getattr(optimizer, "_step_supports_amp_scaling", False):
             optimizer.grad_scale, optimizer.found_inf = None, is_bad.float()
@@ -154,7 +156,7 @@ def set_rates(optimizers: list[torch.optim.Optimizer], factor: float, step: int)
 
 
 def state_tensors(model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> dict[str, Tensor]:
-    """All that the optimisers remember, by parameter: `<parameter>/<what>`."""
+    """The state of the optimisers as `<parameter>/<state name>`."""
     return {
         f"{name}/{what}": value
         for name, parameter in model.named_parameters()
@@ -166,7 +168,7 @@ def state_tensors(model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> 
 def load_state_tensors(
     model: nn.Module, optimizers: list[torch.optim.Optimizer], tensors: dict[str, Tensor]
 ) -> None:
-    """Puts back what `state_tensors` gave; ValueError if it doesn't fit the parameters."""
+    """Restores the result of `state_tensors`; ValueError if it doesn't fit the parameters."""
     owner = {
         id(p): optimizer
         for optimizer in optimizers

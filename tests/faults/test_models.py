@@ -283,7 +283,7 @@ def test_a_header_that_is_none_is_refused_without_taking_memory(
         sample.main,
         saying(model),
         model / "model.safetensors",
-        "is damaged or no weights file of Shuoshu",
+        "is damaged or not a weights file of Shuoshu",
     )
 
 
