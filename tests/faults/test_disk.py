@@ -92,7 +92,7 @@ def test_a_disk_that_stays_full_is_an_honest_end(tiny, small_disk, monkeypatch, 
     during_steps(monkeypatch, happen)
     assert train.main([*tiny, *RUN, f"--out_dir={small_disk / 'out'}"]) == 2
     told = capsys.readouterr()
-    assert "No space left on device; what stands there is intact, the training goes on" in told.out
+    assert "No space left on device; the files already written are intact, training continues" in told.out
     assert (
         "step 20 can't be saved" in told.err
         and "the checkpoint of step 5 is intact" in told.err

@@ -194,7 +194,7 @@ def test_one_that_fails_ends_the_other_with_the_cause_told(
     assert told in (tmp_path / f"told.{rank}").read_text(encoding="utf-8")
     other = (tmp_path / f"told.{1 - rank}").read_text(encoding="utf-8")
     assert (
-        f"error: process {1 - rank}: another process of this run is gone" in other
+        f"error: process {1 - rank}: another process of this run ended" in other
         and "Traceback" not in other
     )
     assert checkpoints.newest_checkpoint(tmp_path / "out")[0].name == "step-000010"
