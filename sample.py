@@ -24,8 +24,8 @@ def main(argv: Sequence[str]) -> int:
         raise UserError("--in=FILE and --out=FILE go together")
     if settings.infile and settings.start:
         raise UserError("--start and --in exclude each other")
-    if settings.chat and (settings.infile or settings.start or settings.raw):
-        raise UserError("--chat asks for its questions one by one: drop --start, --in and --raw")
+    if settings.chat and (settings.infile or settings.start or settings.continue_text):
+        raise UserError("--chat asks for its questions one by one: drop --start, --in and --continue_text")
     out_dir = Path(settings.out_dir) if settings.out_dir else newest_out_dir()
     from shuoshu.generation.sample_command import run
 

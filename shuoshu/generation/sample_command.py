@@ -58,7 +58,7 @@ class TerminalChat(ChatModel):
 
     def __init__(self, settings: SampleSettings, loaded: LoadedModel, device: torch.device) -> None:
         super().__init__(loaded, device, settings.dtype)
-        self.settings, self.answers = settings, self.task == "questions" and not settings.raw
+        self.settings, self.answers = settings, self.task == "questions" and not settings.continue_text
         if settings.chat and not self.answers:
             raise UserError(
                 "this model continues text and answers no questions: fine-tune it (python train.py config/sft.py), or use --start"
