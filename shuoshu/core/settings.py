@@ -217,7 +217,10 @@ class PrepareSettings(Settings):
         " or a folder with a tokenizer.json",
     )
     vocab_size: int | None = setting(
-        None, "vocabulary size (none: by text size; with chars: all)", low=300, high=1_000_000
+        None,
+        "vocabulary size (none: by the size of the text; with chars: all)",
+        low=300,
+        high=1_000_000,
     )
     clean: bool = setting(
         True, "remove advertisements, contents lists, licences (false: only normalise the layout)"
@@ -249,7 +252,7 @@ class PrepareSftSettings(Settings):
         None, 'template of the question: "评论内容：{review} 这条评论是正面还是负面？"'
     )
     answer: str | None = setting(None, 'template of the answer: "{label}"')
-    system: str | None = setting(None, "template of a text before every question")
+    system: str | None = setting(None, "template of the system message before every question")
     labels: str | None = setting(None, 'meaning of the answer column\'s values: "1=正面,0=负面"')
     group: str | None = setting(None, "column; rows with the same value stay in the same split")
     too_long: str = setting(
@@ -268,7 +271,7 @@ class PrepareSftSettings(Settings):
     )
     encoding: str | None = setting(None, "utf-8, gb18030 … (none: detected for each file)")
     show: int = setting(
-        0, "print the first N training rows, with the trained part marked", low=0, high=MAX_COUNT
+        0, "print N training rows, with the trained part marked", low=0, high=MAX_COUNT
     )
     seed: int = setting(1337, "seed of the split", low=0, high=MAX_SEED)
 

@@ -16,6 +16,7 @@ from gradio.routes import App
 
 import app
 from shuoshu.core.errors import REPO_ROOT
+from shuoshu.core.out_dirs import find_models
 from shuoshu.web.server import RequestFilter
 
 QUICK = ["--threads=1", "--device=cpu"]
@@ -152,7 +153,7 @@ def test_folders_here_are_found_the_newest_first(pretrained, tmp_path, monkeypat
         weights = Path(shutil.copy(pretrained / "model.safetensors", tmp_path / name))
         stamp = weights.stat().st_mtime - age
         os.utime(weights, (stamp, stamp))
-    assert [path.name for path in app.models_here()] == ["out-b", "out-a"]
+    assert [path.name for path in find_models()] == ["out-b", "out-a"]
 
 
 # ---------------------------------------------------------------- the gate
