@@ -1,7 +1,9 @@
-"""Measures a model: perplexity, and of a fine-tuned one its answers: ROUGE-L, exact match, accuracy, F1, what it copied, beside look-ups.
+"""Measures a model on text (perplexity) or on questions (ROUGE-L, exact match, accuracy, F1).
 
-python eval_metrics.py [OUT_DIR] [--compare=OTHER] [--split=train|val|test|untaught|all] [--data=FOLDER] [--key=value ...]
-Writes eval.json, eval_answers.jsonl and report.html into the out-dir.
+Reports how much the model copies from its training text, and compares its answers with TF-IDF
+look-ups. Writes eval.json, eval_answers.jsonl and report.html into the model's folder.
+
+python eval_metrics.py [OUT_DIR] [--compare=OTHER] [--split=SPLIT] [--data=FOLDER] [--key=value ...]
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from pathlib import Path
 
 from shuoshu.core.cli import command, parse
 from shuoshu.core.errors import UserError
-from shuoshu.core.run_log import newest_out_dir
+from shuoshu.core.out_dirs import newest_model
 from shuoshu.core.settings import EvalSettings
 
 
@@ -21,9 +23,10 @@ def main(argv: Sequence[str]) -> int:
     settings = parse(EvalSettings, argv, __doc__)
     if len(settings.out_dirs) > 1:
         raise UserError(
-            f"one model is measured; set others beside it with --compare={settings.out_dirs[1]}"
+            "name one model to measure, and others to compare it with as"
+            f" --compare={settings.out_dirs[1]}"
         )
-    out_dir = Path(settings.out_dirs[0]) if settings.out_dirs else newest_out_dir()
+    out_dir = Path(settings.out_dirs[0]) if settings.out_dirs else newest_model()
     from shuoshu.evaluation.evaluate import evaluate
 
     return evaluate(settings, out_dir)

@@ -1,9 +1,10 @@
-"""Novels in, tokens out: data/<name>/{train,val}.bin, tokenizer.json and meta.json.
+"""Prepares novels for training: writes train.bin, val.bin, tokenizer.json and meta.json.
 
-Reads .txt, .zip and .gz in any usual encoding, and takes out what doesn't belong to the story, with an account of it.
+Reads .txt, .zip and .gz in any common encoding. Removes what isn't part of the story, and reports
+what it removed.
 
-python prepare.py [FILE|FOLDER ...] [--out=data/<name>] [--tokenizer=bpe|chars|gpt2|FOLDER] [--key=value ...]
-With no input it prepares the bundled novella.
+python prepare.py [FILE|FOLDER ...] [--out=FOLDER] [--tokenizer=bpe|chars|gpt2] [--key=value ...]
+Without an input it prepares the bundled novella.
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
-"""Questions and answers in, rows of tokens with their mask out: data/<name>/{train,val,test}.bin, .mask.bin, .jsonl and meta.json.
+"""Prepares questions and answers for fine-tuning: writes token rows with their loss masks.
 
-Reads .json, .jsonl, .csv and .tsv with question/answer, instruction/input/output, prompt/completion, messages or conversations;
-of anything else --question and --answer say how its columns are put, {column} by {column}.
+Reads .json, .jsonl, .csv and .tsv. The fields question/answer, instruction/input/output,
+prompt/completion, messages and conversations are recognised. For other columns, --question and
+--answer are templates with a {column} in braces.
 
-python prepare_sft.py [FILE|FOLDER ...] [--out=data/<name>] [--tokenizer=out-pretrain] [--key=value ...]
-With no input it prepares the bundled questions about the bundled novella.
+python prepare_sft.py [FILE|FOLDER ...] [--out=FOLDER] [--tokenizer=out-pretrain] [--key=value ...]
+Without an input it prepares the bundled questions about the bundled novella.
 """
 
 from __future__ import annotations

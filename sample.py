@@ -1,4 +1,4 @@
-"""Text from a model: continues --start, or answers it if the model is a fine-tuned one; streaming.
+"""Generates text: continues --start, or answers it if the model is fine-tuned on questions.
 
 python sample.py --start="…" [--out_dir=FOLDER] [--num_samples=3] [--key=value ...]
 python sample.py --chat
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from shuoshu.core.cli import command, parse
 from shuoshu.core.errors import UserError
-from shuoshu.core.run_log import newest_out_dir
+from shuoshu.core.out_dirs import newest_model
 from shuoshu.core.settings import SampleSettings
 
 
@@ -24,9 +24,11 @@ def main(argv: Sequence[str]) -> int:
         raise UserError("--in=FILE and --out=FILE go together")
     if settings.infile and settings.start:
         raise UserError("--start and --in exclude each other")
-    if settings.chat and (settings.infile or settings.start or settings.raw):
-        raise UserError("--chat asks for its questions one by one: drop --start, --in and --raw")
-    out_dir = Path(settings.out_dir) if settings.out_dir else newest_out_dir()
+    if settings.chat and (settings.infile or settings.start or settings.continue_text):
+        raise UserError(
+            "--chat reads its questions from the terminal: drop --start, --in and --continue_text"
+        )
+    out_dir = Path(settings.out_dir) if settings.out_dir else newest_model()
     from shuoshu.generation.sample_command import run
 
     return run(settings, out_dir)

@@ -1,9 +1,9 @@
 """Trains a GPT: pretraining on novels, or fine-tuning on questions and answers.
 
 python train.py [config/FILE.py ...] [--key=value ...]
-Without a config it does what config/pretrain.py says. Later configs and the command line win.
---resume goes on with the run in --out_dir, with the settings that it began with and what the command line changes.
-The loop itself is in shuoshu/loop.py.
+Without a config it reads config/pretrain.py. Later configs override earlier ones, and the command
+line overrides all. --resume continues the run in --out_dir with its settings; settings on the
+command line override them. The training loop is in shuoshu/training/loop.py.
 """
 
 from __future__ import annotations
@@ -22,31 +22,25 @@ from shuoshu.core.settings import TrainSettings
 def main(argv: Sequence[str]) -> int:
     settings = parse(TrainSettings, argv, __doc__, default_config="config/pretrain.py")
     if settings.resume and (saved := saved_settings(Path(settings.out_dir))):
-        settings = parse(
-            TrainSettings, argv, __doc__, base=saved
-        )  # the config files as they were when the run began
+        # The saved settings replace the config files, which may have changed since the run began.
+        settings = parse(TrainSettings, argv, __doc__, base=saved)
     from shuoshu.training.loop import train
 
     return train(settings)
 
 
 def saved_settings(out_dir: Path) -> dict | None:
-    """What the run in this folder was started with."""
+    """The settings of the run in this folder; None without a settings.json."""
     path = out_dir / "settings.json"
     if not path.is_file():
         return None
+    switches = {"resume": False, "overwrite": False, "dry_run": False}
     try:
-        settings = read_json(path)["settings"]
-        return {
-            **settings,
-            "out_dir": str(out_dir),
-            "resume": False,
-            "overwrite": False,
-            "dry_run": False,
-        }
+        return {**read_json(path)["settings"], "out_dir": str(out_dir), **switches}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"{path} is damaged ({error_reason(error)}): remove it, and give --resume the settings that the run began with"
+            f"{path} is damaged ({error_reason(error)}): remove it, and repeat the run's settings"
+            " together with --resume"
         ) from None
 
 

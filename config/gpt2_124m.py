@@ -1,5 +1,6 @@
-# The size of GPT-2 small, for large corpora and one GPU or many; half a million tokens a step however many share it.
-# python prepare.py CORPUS/ --out=data/corpus --tokenizer=gpt2     (English; keep the default tokenizer for Chinese)
+# GPT-2 small (124M), for a large corpus on one GPU or several. A step has half a million tokens.
+# --tokenizer=gpt2 is for English; keep the default tokenizer for Chinese.
+# python prepare.py CORPUS/ --out=data/corpus --tokenizer=gpt2
 # torchrun --standalone --nproc_per_node=8 train.py config/gpt2_124m.py
 dataset = "corpus"
 out_dir = "out-gpt2-124m"

@@ -1,4 +1,5 @@
-# A few whole novels on a laptop, overnight or for an hour: 10.6M parameters outside embedding and head.
+# A few whole novels on a laptop, for an hour or overnight: 10.6M parameters without embedding
+# and head.
 # python prepare.py YOUR_NOVELS/ --out=data/novels
 dataset = "novels"
 out_dir = "out-novels"

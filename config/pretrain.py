@@ -1,7 +1,7 @@
-# A small model of one short book, in half a minute on two cores: the quickstart's first half.
+# A small model of one short book: half a minute on two cores. quickstart.sh trains it first.
 dataset = "novella"
 out_dir = "out-pretrain"
-max_epochs = 4  # more of them, with any dropout and rates that were tried, end with a higher validation loss: docs/log
+max_epochs = 4  # more epochs raised the validation loss at every dropout and rate tried: docs/log
 
 n_layer = 4
 n_head = 4

@@ -27,7 +27,7 @@ from shuoshu.text.tokenizer import Tokenizer  # noqa: E402
 
 
 def start_worker(job: dict) -> tuple[dict, Measure]:
-    device = setup_process(job["device"], job["threads"], job["tamed"])
+    device = setup_process(job["device"], job["threads"], tf32=True, tuned_malloc=job["tamed"])
     facts, measure = {"train": training, "sample": sampling, "score": scoring}[job["kind"]](
         device, rate_of, **job["how"]
     )

@@ -37,7 +37,7 @@ from shuoshu.training.trainer import Trainer
 
 
 def start_worker(job: dict) -> tuple[dict, Measure]:
-    device = setup_process(job["device"], job["threads"], tamed=True)
+    device = setup_process(job["device"], job["threads"], tf32=True)
     rate = rate_of
     facts, own = {"train": training, "sample": sampling, "scale": growing}[job["kind"]](
         device, rate, **job["how"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from shuoshu.core.cli import setting
+from shuoshu.core.schema import Settings, setting
 
 SIZES = {
     "1m": (4, 4, 144),
@@ -16,7 +16,7 @@ SIZES = {
 
 
 @dataclass
-class BenchSettings:
+class BenchSettings(Settings):
     """benchmark"""
 
     words: tuple[str, ...] = setting((), "PART [FILE|FOLDER ...]", positional=True)

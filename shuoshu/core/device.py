@@ -1,4 +1,4 @@
-"""The machine: device, precision, memory, processes, seeds, signals."""
+"""The machine: device, precision, memory, seeds, and what a log says about it."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from shuoshu.core.errors import REPO_ROOT, UserError
 
 
 def tune_malloc() -> None:
-    """Stops glibc from giving every large tensor back to the system after each step: the page faults cost up to 40% of it.
+    """Makes glibc keep freed memory. Otherwise page faults cost up to 40% of a training step.
 
-    Call before the first tensor. Elsewhere than on glibc nothing happens.
+    Call it before the first tensor. Without glibc it does nothing.
     """
     if sys.platform != "linux":
         return
@@ -27,21 +27,16 @@ def tune_malloc() -> None:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):
         return
-    M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
+    M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # from malloc.h
     for option, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1), (M_TOP_PAD, 256 << 20)):
         mallopt(option, value)
 
 
 def pick_device(name: str, local_rank: int = 0) -> torch.device:
-    """CUDA, else Apple's MPS, else CPU; or what the user asked for, if it is there."""
+    """The named device; auto: CUDA, else Apple's MPS, else CPU. UserError if it isn't there."""
     if name == "auto":
-        name = (
-            "cuda"
-            if torch.cuda.is_available()
-            else "mps"
-            if torch.backends.mps.is_available()
-            else "cpu"
-        )
+        name = "mps" if torch.backends.mps.is_available() else "cpu"
+        name = "cuda" if torch.cuda.is_available() else name
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -49,7 +44,8 @@ def pick_device(name: str, local_rank: int = 0) -> torch.device:
     if device.type == "cuda":
         if not torch.cuda.is_available():
             raise UserError(
-                "--device=cuda: torch sees no NVIDIA GPU (a CPU build of torch, or no driver); use --device=cpu"
+                "--device=cuda: torch finds no NVIDIA GPU (no driver, or a CPU build of torch);"
+                " use --device=cpu"
             )
         device = torch.device("cuda", local_rank if device.index is None else device.index)
         if device.index >= torch.cuda.device_count():
@@ -58,52 +54,68 @@ def pick_device(name: str, local_rank: int = 0) -> torch.device:
             )
         torch.cuda.set_device(device)
     elif device.type == "mps" and not torch.backends.mps.is_available():
-        raise UserError("--device=mps: this is no Mac with an Apple GPU; use --device=cpu")
+        raise UserError("--device=mps: this machine has no Apple GPU; use --device=cpu")
     elif device.type not in ("cpu", "mps"):
         raise UserError(f"--device={name}: choose auto, cpu, cuda, cuda:1 or mps")
     return device
 
 
-def setup_process(device: str, threads: int | None, tamed: bool) -> torch.device:
-    """What a measuring process does first; `tamed`: with our setting of malloc."""
-    if tamed:
+def setup_process(
+    device_name: str,
+    threads: int | None,
+    local_rank: int = 0,
+    tf32: bool = False,
+    tuned_malloc: bool = True,
+) -> torch.device:
+    """Sets malloc, threads and device of this process; call it before the first tensor.
+
+    `tf32` allows TF32 for float32 products on CUDA. UserError if the device isn't there.
+    """
+    if tuned_malloc:
         tune_malloc()
     if threads:
         torch.set_num_threads(threads)
-    picked = pick_device(device)
-    if picked.type == "cuda":
-        torch.set_float32_matmul_precision("high")  # TF32 for what stays in fp32, as in training
-    return picked
+    device = pick_device(device_name, local_rank)
+    if tf32 and device.type == "cuda":
+        torch.set_float32_matmul_precision("high")
+    return device
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The precision of the matrix products: bf16 where the hardware has it, else fp16 on older GPUs, else fp32."""
+    """Precision of matrix products; auto: bf16 in hardware, else fp16 on older GPUs, else fp32."""
     if name != "auto":
         return getattr(torch, name)
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.get_device_capability(device)[0] >= 8 else torch.float16
-    return (
-        torch.bfloat16 if device.type == "cpu" and _multiplies_faster_in_bf16() else torch.float32
-    )
+    is_faster = device.type == "cpu" and _multiplies_faster_in_bf16()
+    return torch.bfloat16 if is_faster else torch.float32
+
+
+MIN_BF16_GAIN = 1.5  # without hardware support bf16 is slower than fp32 or equal
 
 
 def _multiplies_faster_in_bf16(n: int = 768) -> bool:
-    """Whether this CPU has bf16 in hardware: the best of several products each, in turn, so that whatever else it does hits both."""
-    pairs = {dtype: torch.ones(n, n, dtype=dtype) for dtype in (torch.bfloat16, torch.float32)}
-    best = dict.fromkeys(pairs, math.inf)
+    """Whether this CPU has bf16 in hardware, by the fastest of eight products of n x n matrices.
+
+    The two types alternate, so that other load on the machine slows both.
+    """
+    matrices = {dtype: torch.ones(n, n, dtype=dtype) for dtype in (torch.bfloat16, torch.float32)}
+    best = dict.fromkeys(matrices, math.inf)
     for _ in range(8):
-        for dtype, a in pairs.items():
+        for dtype, a in matrices.items():
             began = time.perf_counter()
             a @ a
             best[dtype] = min(best[dtype], time.perf_counter() - began)
-    return best[torch.bfloat16] * 1.5 < best[torch.float32]
+    return best[torch.bfloat16] * MIN_BF16_GAIN < best[torch.float32]
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager:
     return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
 
 
-PEAKS = {  # dense bf16 (fp16 where there is no bf16) FLOP/s with fp32 sums, from the vendors' data sheets; first match counts
+# Peak FLOP/s of dense bf16 products (fp16 on GPUs without bf16) with fp32 accumulation, from the
+# vendors' data sheets. The first key found in the GPU's name counts.
+PEAK_FLOPS = {
     "B200": 2250e12,
     "H200": 989e12,
     "H100 PCIe": 756e12,
@@ -121,15 +133,15 @@ PEAKS = {  # dense bf16 (fp16 where there is no bf16) FLOP/s with fp32 sums, fro
 
 
 def peak_flops(device: torch.device) -> float | None:
-    """What the device can do at most, where that is known."""
+    """The device's peak FLOP/s; None if unknown."""
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)
-    return next((peak for key, peak in PEAKS.items() if key in name), None)
+    return next((peak for key, peak in PEAK_FLOPS.items() if key in name), None)
 
 
 def can_compile(device: torch.device) -> bool:
-    """Whether torch.compile pays here: on CUDA with Triton."""
+    """Whether torch.compile is worth it here: on CUDA with Triton."""
     if device.type != "cuda":
         return False
     try:
@@ -140,7 +152,7 @@ def can_compile(device: torch.device) -> bool:
 
 
 def synchronize(device: torch.device) -> None:
-    """Waits for the device, so that a clock read next is right."""
+    """Waits until the device has finished. Call it before reading a clock."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
@@ -148,24 +160,24 @@ def synchronize(device: torch.device) -> None:
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:
-    """Dropout's randomness in this step is a function of these three alone."""
+    """Seeds dropout for one step of one rank, so that a resumed run draws the same numbers."""
     torch.manual_seed(((seed * 1_000_003 + step) * 4099 + rank) % 2**63)
 
 
-# ---------------------------------------------------------------- what a log says of the machine
+# ---------------------------------------------------------------- description and memory
 
 
 def describe_machine(device: torch.device) -> dict[str, str]:
-    """Versions, machine and commit: a log that begins with them can be repeated."""
-    facts = {
+    """Versions, hardware and commit: what it takes to repeat a logged run."""
+    machine = {
         "python": platform.python_version(),
         "torch": torch.__version__,
         "system": platform.platform(terse=True),
     }
-    facts["cpu"] = f"{_cpu_name()}, {torch.get_num_threads()} threads"
+    machine["cpu"] = f"{_cpu_name()}, {torch.get_num_threads()} threads"
     if device.type == "cuda":
-        facts["gpu"] = torch.cuda.get_device_name(device)
-        facts["cuda"] = torch.version.cuda or "?"
+        machine["gpu"] = torch.cuda.get_device_name(device)
+        machine["cuda"] = torch.version.cuda or "?"
     try:
         commit = subprocess.run(
             ["git", "rev-parse", "--short", "HEAD"],
@@ -182,12 +194,12 @@ def describe_machine(device: torch.device) -> dict[str, str]:
             timeout=5,
         )
         if commit.returncode == 0:
-            facts["commit"] = commit.stdout.strip() + (
+            machine["commit"] = commit.stdout.strip() + (
                 " (changed)" if changed.stdout.strip() else ""
             )
     except (OSError, subprocess.TimeoutExpired):
         pass
-    return facts
+    return machine
 
 
 def _cpu_name() -> str:
@@ -201,7 +213,7 @@ def _cpu_name() -> str:
 
 
 def free_memory(device: torch.device) -> float:
-    """Bytes that a program may still take without pushing others out; without end where the system doesn't tell."""
+    """Bytes of memory still available; sys.maxsize where the system doesn't report it."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     try:
@@ -214,13 +226,12 @@ def free_memory(device: torch.device) -> float:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes that this process has held at most, on the GPU if it uses one."""
+    """Peak bytes allocated by this process, on the GPU if `device` is one; 0 if unknown."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     try:
-        with Path("/proc/self/status").open(
-            encoding="utf-8"
-        ) as file:  # getrusage counts what the parent held as well
+        # getrusage would include the parent's memory from before the fork.
+        with Path("/proc/self/status").open(encoding="utf-8") as file:
             return next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmHWM"))
     except (OSError, StopIteration):  # not Linux
         pass

@@ -1,4 +1,4 @@
-"""The processes that torchrun starts, and the signals that stop them."""
+"""The processes that torchrun starts, and the signals that stop a run."""
 
 from __future__ import annotations
 
@@ -14,48 +14,50 @@ import torch.distributed as dist
 
 from shuoshu.core.errors import UserError
 
-# ---------------------------------------------------------------- processes
+TIMEOUT = datetime.timedelta(minutes=10)  # for one collective operation
 
 
 class Processes:
-    """This process among those that torchrun started; alone if none."""
+    """This process and its group under torchrun; a group of one without torchrun."""
 
     def __init__(self) -> None:
-        self.rank, self.world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        self.rank = int(os.environ.get("RANK", 0))
+        self.world_size = int(os.environ.get("WORLD_SIZE", 1))
         self.local_rank = int(os.environ.get("LOCAL_RANK", 0))
         self.is_rank_zero = self.rank == 0
 
     def start(self, device: torch.device) -> None:
-        if self.world > 1 and not dist.is_initialized():
-            # What the hosts agree on goes through gloo, beside the GPUs: nobody waits for a device, and a process that is gone is noticed at once.
+        """Joins the process group; ValueError or RuntimeError if that fails."""
+        if self.world_size > 1 and not dist.is_initialized():
+            # CPU tensors use gloo even on GPUs: they need no device synchronisation, and gloo
+            # notices a lost process at once.
             dist.init_process_group(
-                "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
-                timeout=datetime.timedelta(minutes=10),
+                "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT
             )
 
     def sum(self, values: list[float]) -> list[float]:
-        """The sums over all processes, in float64."""
-        if self.world == 1:
+        """Element-wise sums over all processes, in float64."""
+        if self.world_size == 1:
             return values
         total = torch.tensor(values, dtype=torch.float64)
         dist.all_reduce(total)
         return total.tolist()
 
     def sum_(self, value: torch.Tensor) -> None:
-        """Makes a tensor the sum over all processes, without waiting for the device that it is on."""
-        if self.world > 1:
+        """Sums a tensor over all processes in place, without synchronising its device."""
+        if self.world_size > 1:
             dist.all_reduce(value)
 
     def broadcast(self, value: object) -> object:
-        """What the first process says."""
-        if self.world == 1:
+        """Rank 0's value."""
+        if self.world_size == 1:
             return value
-        box = [value]
-        dist.broadcast_object_list(box, src=0)
-        return box[0]
+        values = [value]
+        dist.broadcast_object_list(values, src=0)
+        return values[0]
 
     def on_rank_zero(self, work: Callable[[], Any]) -> Any:
-        """What `work` returns in the first process, which alone does it; if a UserError stops it, all of them end."""
+        """Runs `work` on rank 0 and returns its result on all ranks. Its UserError ends them all."""
         result, error = None, None
         if self.is_rank_zero:
             try:
@@ -66,49 +68,49 @@ class Processes:
         if error:
             raise error
         if failed:
-            raise SystemExit(2)  # the first one says why
+            raise SystemExit(2)  # rank 0 prints the message
         return result
 
     def any_signal(self, number: int | None) -> int | None:
-        """The signal that any of the processes got."""
-        if self.world == 1:
+        """The highest signal number that a process received; None if there was none."""
+        if self.world_size == 1:
             return number
         flag = torch.tensor(number or 0)
         dist.all_reduce(flag, op=dist.ReduceOp.MAX)
         return flag.item() or None
 
     def is_lost_peer(self, error: RuntimeError) -> bool:
-        """Whether this is what a process sees when another one is gone."""
-        return self.world > 1 and (isinstance(error, dist.DistError) or "gloo" in str(error))
+        """Whether the error means that another process of the group has ended."""
+        return self.world_size > 1 and (isinstance(error, dist.DistError) or "gloo" in str(error))
 
     def stop(self, failed: bool) -> None:
-        """Ends the group and its threads: one that still let go of a tensor while the interpreter shuts down would abort the process."""
+        """Leaves the process group and ends its threads.
+
+        A thread that frees a tensor during interpreter shutdown would abort the process.
+        """
         if failed and dist.is_initialized() and dist.get_backend() != "gloo":
-            return  # nccl would wait for the others, and they for us
-        if self.world > 1 and dist.is_initialized():
+            return  # nccl would wait for the other processes, and they for this one
+        if self.world_size > 1 and dist.is_initialized():
             dist.destroy_process_group()
-            gc.collect()  # the model's cycles hold the group, and its threads end with it
+            gc.collect()  # reference cycles in the model keep the group alive
 
 
 class StopFlag:
-    """Ctrl-C, SIGTERM or SIGHUP raises a flag that the loop looks at; a second Ctrl-C interrupts at once."""
+    """Ctrl-C, SIGTERM and SIGHUP set `raised`, which the loop checks; a second Ctrl-C stops."""
 
     def __init__(self) -> None:
-        self.raised: int | None = None
-        self._before: dict[int, object] = {}
+        self.raised: int | None = None  # the number of the last signal
+        self._handlers: dict[int, object] = {}
 
     def __enter__(self) -> StopFlag:
-        for number in {
-            signal.SIGINT,
-            signal.SIGTERM,
-            getattr(signal, "SIGHUP", signal.SIGTERM),
-        }:  # Windows has no SIGHUP
-            if signal.getsignal(number) != signal.SIG_IGN:  # nohup, and & in a script, mean it
-                self._before[number] = signal.signal(number, self._catch)
+        hangup = getattr(signal, "SIGHUP", signal.SIGTERM)  # Windows has no SIGHUP
+        for number in {signal.SIGINT, signal.SIGTERM, hangup}:
+            if signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores a signal on purpose
+                self._handlers[number] = signal.signal(number, self._catch)
         return self
 
     def __exit__(self, *error: object) -> None:
-        for number, handler in self._before.items():
+        for number, handler in self._handlers.items():
             signal.signal(number, handler)
 
     def _catch(self, number: int, frame: object) -> None:

@@ -1,4 +1,4 @@
-"""Files that anyone may have written: read only where they are files, of a size that their kind has, and never trusted to be JSON."""
+"""Reads files that may hold anything, writes files atomically, and locks a folder."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ from typing import BinaryIO
 
 from shuoshu.core.errors import UserError
 
-MAX_BYTES = (
-    1 << 26
-)  # bytes of a file that is read in one piece: meta.json of 100,000 chapters has 10 MB; JSON may take 20 times its size in memory
+# Maximum size of a file that is read in one piece. The meta.json of 100,000 chapters has 10 MB, and
+# parsed JSON may take 20 times its size in memory.
+MAX_BYTES = 1 << 26
+MAX_INT = 1 << 53  # JSON readers keep whole numbers exact up to here
 
 
 def format_bytes(count: float) -> str:
-    """12 kB, 3.4 MB."""
+    """For example 12.0 kB or 3.4 MB."""
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1000 or unit == "GB":
             return f"{count:.0f} {unit}" if count >= 100 or unit == "B" else f"{count:.1f} {unit}"
@@ -31,27 +32,23 @@ def format_bytes(count: float) -> str:
 
 
 def open_file(path: Path, largest: int | None = None) -> BinaryIO:
-    """An ordinary file, open for reading; OSError for one larger than `largest`, and for a pipe or a device: they may never end."""
-    found = path.stat()
-    if not stat.S_ISREG(found.st_mode):
-        raise OSError(
-            errno.EINVAL,
-            "it is a folder"
-            if stat.S_ISDIR(found.st_mode)
-            else "it is a pipe or a device, no file",
-            str(path),
-        )
-    if largest is not None and found.st_size > largest:
-        raise OSError(
-            errno.EFBIG,
-            f"it has {format_bytes(found.st_size)}, more than the {format_bytes(largest)} that are read in one piece",
-            str(path),
-        )
+    """Opens a regular file for reading; OSError if it is larger than `largest` bytes.
+
+    OSError also for a pipe or a device, whose content may never end.
+    """
+    status = path.stat()
+    if stat.S_ISDIR(status.st_mode):
+        raise OSError(errno.EINVAL, "it is a folder", str(path))
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, "it is a pipe or a device, no file", str(path))
+    if largest is not None and status.st_size > largest:
+        size, limit = format_bytes(status.st_size), format_bytes(largest)
+        raise OSError(errno.EFBIG, f"it has {size}; the limit is {limit}", str(path))
     return path.open("rb")
 
 
 def read_text(path: Path, largest: int = MAX_BYTES) -> str:
-    """A file's UTF-8, a byte order mark left out; OSError or ValueError with a reason fit to be shown."""
+    """A UTF-8 file's text without its byte order mark; OSError or ValueError says what is wrong."""
     with open_file(path, largest) as file:
         try:
             return file.read().decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
@@ -60,7 +57,7 @@ def read_text(path: Path, largest: int = MAX_BYTES) -> str:
 
 
 def read_json(path: Path) -> object:
-    """The document in a file; OSError or ValueError with a reason fit to be shown."""
+    """The content of a JSON file; OSError or ValueError says what is wrong."""
     try:
         return json.loads(read_text(path))
     except json.JSONDecodeError as error:
@@ -70,44 +67,48 @@ def read_json(path: Path) -> object:
 
 
 def dataclass_from_json(cls: type, values: dict) -> typing.Any:
-    """A dataclass of numbers from JSON; ValueError or TypeError where one is unknown, missing, no number, or a whole one below zero or beyond 2**53."""
+    """A dataclass of numbers from JSON. Whole numbers must be counts; NaN is refused.
+
+    ValueError for a wrong value, TypeError for an unknown or a missing name.
+    """
     kinds = typing.get_type_hints(cls)
     for name, value in values.items():
         kind = kinds.get(name, int)
+        is_nan = value != value
         if not is_count(value) and (
-            kind is int or not isinstance(value, kind) or type(value) is int or value != value
-        ):  # NaN alone differs from itself
+            kind is int or not isinstance(value, kind) or type(value) is int or is_nan
+        ):
             raise ValueError(f"{name} is {str(value)[:40]}")
     return cls(**values)
 
 
 def error_reason(error: Exception) -> str:
-    """What a message says of an exception that damaged files raise."""
+    """What a message says about an exception raised by a damaged file."""
     if isinstance(error, KeyError):
         return f"it lacks {error}"
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
 def missing_path_message(path: Path) -> str:
-    """What is said of a path that is neither a file nor a folder."""
-    return (
-        f"{path} is a pipe or a device: save what comes from it in a file, and name that"
-        if path.exists()
-        else f"there is no file or folder {path}"
-    )
+    """The message about a path that is neither a file nor a folder."""
+    if path.exists():
+        return f"{path} is a pipe or a device: save its content in a file, and name that"
+    return f"there is no file or folder {path}"
 
 
 def same_path(a: str | Path, b: str | Path) -> bool:
-    """Whether two paths lead to one place; Path.resolve would fail on a link that leads to itself."""
+    """Whether two paths are the same place on disk."""
+    # Path.resolve would fail on a link that points to itself.
     return os.path.realpath(a) == os.path.realpath(b)
 
 
 def is_count(value: object) -> bool:
-    """A whole number that a file may hold as a count."""
-    return type(value) is int and 0 <= value < 1 << 53
+    """Whether a value from a file is a whole number from 0 to 2**53."""
+    return type(value) is int and 0 <= value < MAX_INT
 
 
 def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file's content, in hexadecimal."""
     digest = hashlib.sha256()
     with open_file(path) as file:
         while chunk := file.read(1 << 20):
@@ -116,7 +117,7 @@ def sha256_of(path: Path) -> str:
 
 
 def sync_folder(folder: Path) -> None:
-    """Makes renames in this folder last through a power cut, where the system can do that."""
+    """Makes renames in this folder survive a power cut, where the system supports it."""
     if os.name == "posix":
         handle = os.open(folder, os.O_RDONLY)
         try:
@@ -126,19 +127,22 @@ def sync_folder(folder: Path) -> None:
 
 
 def write_atomically(path: Path, write: Callable[[Path], str | None]) -> None:
-    """Lets `write` fill a file aside, then puts it in place by one atomic rename; not before it reads back with the sha256 that `write` gives, if any."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    """Calls `write` with a temporary path, then renames the file to `path` in one atomic step.
+
+    If `write` returns a sha256, the file must read back with it before the rename; OSError if not.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        verify_sha256(aside, write(aside))
-        aside.replace(path)
+        verify_sha256(temporary, write(temporary))
+        temporary.replace(path)
     finally:
-        aside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
     sync_folder(path.parent)
 
 
 def write_synced_text(path: Path, text: str) -> str:
-    """A small text file, synced; its sha256."""
-    content = text.encode("utf-8", "replace")  # JSON may spell half a character
+    """Writes a small text file, syncs it to disk, and returns its sha256."""
+    content = text.encode("utf-8", "replace")  # JSON can contain half of a surrogate pair
     with path.open("wb") as file:
         file.write(content)
         file.flush()
@@ -147,7 +151,7 @@ def write_synced_text(path: Path, text: str) -> str:
 
 
 def verify_sha256(path: Path, sha256: str | None) -> None:
-    """OSError if the file doesn't read back as it was written."""
+    """OSError if the file's content has another sha256 than this; None: no check."""
     if sha256 is not None and sha256_of(path) != sha256:
         raise OSError(
             errno.EIO, f"{path.name} does not read back as it was written: is the disk failing?"
@@ -155,7 +159,7 @@ def verify_sha256(path: Path, sha256: str | None) -> None:
 
 
 class Lock:
-    """Keeps a second run out of a folder. It is the open file's, so the system lets go of it however the process ends."""
+    """Keeps a second run out of a folder. The system releases it however the process ends."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / ".lock"
@@ -169,7 +173,7 @@ class Lock:
             self._file.close()
 
     def take(self) -> None:
-        """UserError if another run has it. Where the file system knows no locks, there is none."""
+        """Takes the lock; UserError if another run holds it. No lock where the system has none."""
         if self._file:
             return
         handle = os.open(self.path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
@@ -178,22 +182,21 @@ class Lock:
             _lock(self._file.fileno())
         except OSError as error:
             if error.errno not in (errno.EACCES, errno.EAGAIN):
-                return
-            self._file.seek(0)
-            holder = (
-                self._file.read(200).decode(errors="replace")
-                if os.name == "posix"
-                else "another process"
-            )
+                return  # this file system has no locks
+            holder = "another process"
+            if os.name == "posix":
+                self._file.seek(0)
+                holder = self._file.read(200).decode(errors="replace")
             raise UserError(
-                f"{self.path.parent} is in use by another training ({holder}): wait for it, stop it, or choose another --out_dir"
+                f"{self.path.parent} is in use by another training ({holder}):"
+                " wait for it, stop it, or choose another --out_dir"
             ) from None
         self._file.truncate(0)
         self._file.write(f"process {os.getpid()} on {platform.node()}".encode())
 
 
 def _lock(handle: int) -> None:
-    """Locks an open file without waiting: EACCES or EAGAIN if it is locked already."""
+    """Locks an open file without waiting; EACCES or EAGAIN if another process has locked it."""
     if os.name == "posix":
         import fcntl
 
@@ -201,20 +204,16 @@ def _lock(handle: int) -> None:
     else:
         import msvcrt
 
-        os.lseek(
-            handle, 1 << 30, os.SEEK_SET
-        )  # beyond what is written: Windows keeps others from reading a locked byte
+        # Windows lets nobody else read a locked byte, so the lock is far behind the text.
+        os.lseek(handle, 1 << 30, os.SEEK_SET)
         msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
 
 
-# ---------------------------------------------------------------- weights
-
-
 def require_disk_space(folder: Path, needed: int) -> None:
-    """OSError if the folder's disk has not so many bytes left."""
+    """OSError if the folder's disk has fewer free bytes than needed."""
     usage = shutil.disk_usage(folder)
-    if usage.total and usage.free < needed:  # some network drives know no total
+    if usage.total and usage.free < needed:  # some network drives report a total of 0
+        needed_size, free_size = format_bytes(needed), format_bytes(usage.free)
         raise OSError(
-            errno.ENOSPC,
-            f"no room on the disk: {format_bytes(needed)} are needed, {format_bytes(usage.free)} are free",
+            errno.ENOSPC, f"no room on the disk: {needed_size} are needed, {free_size} are free"
         )

@@ -1,4 +1,4 @@
-"""What a run tells: tables, the progress bar, log.jsonl, the curves, the samples."""
+"""Terminal output: aligned tables, durations and the progress bar."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 
 def display_width(text: str) -> int:
-    """Columns that a terminal gives to a text: two for a Chinese character."""
+    """Columns that a terminal needs for a text: two for a Chinese character."""
     return sum(
         0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1
         for c in text
@@ -17,12 +17,13 @@ def display_width(text: str) -> int:
 
 
 def pad(text: str, columns: int, right: bool = False) -> str:
+    """The text, filled up with spaces to this width; `right`: aligned to the right."""
     space = " " * max(0, columns - display_width(text))
     return space + text if right else text + space
 
 
 def table(rows: Sequence[Sequence[object]], left: int = 1) -> str:
-    """Rows in aligned columns, the first one a header; the first `left` columns flush left, numbers flush right."""
+    """An aligned table; the first row is its header, the first `left` columns are left-aligned."""
     texts = [[f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row] for row in rows]
     columns = [max(display_width(row[i]) for row in texts) for i in range(len(texts[0]))]
     lines = [
@@ -35,7 +36,7 @@ def table(rows: Sequence[Sequence[object]], left: int = 1) -> str:
 
 
 def shorten(text: str, columns: int) -> str:
-    """The text, or as much of its beginning as fits, with an ellipsis."""
+    """The text, cut with an ellipsis if it is wider than this."""
     if display_width(text) <= columns:
         return text
     while text and display_width(text) > columns - 1:
@@ -53,7 +54,7 @@ def duration(seconds: float) -> str:
 
 
 def print_line(line: str, write: Callable[[str], None] | None = None) -> None:
-    """A line for the reader. That it goes to a file on a full disk is no reason to end a training."""
+    """Prints a line and ignores write errors: a full disk under a log must not end a training."""
     try:
         write(line) if write else print(line, flush=True)
     except BrokenPipeError:
@@ -63,7 +64,7 @@ def print_line(line: str, write: Callable[[str], None] | None = None) -> None:
 
 
 class Progress:
-    """A bar on a terminal, a plain line now and then in a file; silent where `show` is false."""
+    """A bar on a terminal, a line every `every` seconds elsewhere; nothing if `show` is false."""
 
     def __init__(self, total: int, start: int = 0, show: bool = True, every: float = 10.0) -> None:
         self.total, self.show, self.every = total, show, every
@@ -75,18 +76,18 @@ class Progress:
                 total=total, initial=start, dynamic_ncols=True, smoothing=0.05, unit="step"
             )
 
-    def update(self, step: int, total: int, facts: str) -> None:
-        """Tells that `step` of `total` is done."""
+    def update(self, step: int, total: int, details: str) -> None:
+        """Shows that `step` of `total` steps are done; `details` follow the numbers."""
         if self.bar is not None:
             self.bar.total = total
-            self.bar.set_postfix_str(facts, refresh=False)
+            self.bar.set_postfix_str(details, refresh=False)
             self.bar.update(step - self.bar.n)
         elif self.show and (time.monotonic() - self._last_line > self.every or step == total):
             self._last_line = time.monotonic()
-            print_line(f"step {step:,}" + (f"/{total:,}" if total else "") + f"  {facts}")
+            print_line(f"step {step:,}" + (f"/{total:,}" if total else "") + f"  {details}")
 
     def say(self, line: str) -> None:
-        """A line above the bar."""
+        """Prints a line above the bar."""
         if self.bar is not None:
             print_line(line, self.bar.write)
         elif self.show:

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from shuoshu.core.device import describe_machine, pick_device, tune_malloc
+from shuoshu.core.device import describe_machine, setup_process
 from shuoshu.core.errors import UserError
 from shuoshu.core.files import write_atomically, write_synced_text
 from shuoshu.core.run_log import RunLog, read_settings
@@ -43,10 +43,7 @@ MAX_COLUMNS = 100  # of the terminal
 def evaluate(settings: EvalSettings, out_dir: Path) -> int:
     """Measures the model in out_dir, and those to compare it with on the same rows; the exit code."""
     began = time.perf_counter()
-    tune_malloc()
-    if settings.threads:
-        torch.set_num_threads(settings.threads)
-    device = pick_device(settings.device)
+    device = setup_process(settings.device, settings.threads)
     subjects = [
         EvaluatedModel(Path(name), settings, device) for name in (out_dir, *settings.compare)
     ]

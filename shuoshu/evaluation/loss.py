@@ -51,10 +51,10 @@ def score(
     raw.eval()
     is_stopped = False
     for number, (ids, targets) in enumerate(batches):
-        if number % processes.world == 0 and should_stop():
+        if number % processes.world_size == 0 and should_stop():
             is_stopped = True
             break
-        if number % processes.world != processes.rank:
+        if number % processes.world_size != processes.rank:
             continue
         y = torch.from_numpy(targets).to(device)
         with autocast(device, dtype):

@@ -41,7 +41,7 @@ class ChatModel:
         asked = {"role": "user", "content": text.strip()}
         if not asked["content"]:
             raise UserError(
-                "a question is empty: give one with --start, or --chat; --raw continues text"
+                "a question is empty: give one with --start, or --chat; --continue_text continues text"
             )
         history = [*before[max(0, len(before) - 2 * (self.turns - 1)) :], asked]
         while len(history) > 1 and len(render_question(self.tokenizer, history)) > self.block // 2:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from shuoshu.core.device import pick_device, tune_malloc
+from shuoshu.core.device import setup_process
 from shuoshu.core.distributed import StopFlag
 from shuoshu.core.errors import UserError
 from shuoshu.core.files import error_reason, read_text, write_atomically, write_synced_text
@@ -40,10 +40,7 @@ def run(settings: SampleSettings, out_dir: Path) -> int:
         check_target(Path(settings.outfile))
     elif not settings.chat:
         prompts = list(command_line_prompts(settings))
-    tune_malloc()
-    if settings.threads:
-        torch.set_num_threads(settings.threads)
-    device = pick_device(settings.device)
+    device = setup_process(settings.device, settings.threads)
     speaker = TerminalChat(settings, load_model(out_dir, device), device)
     if settings.chat:
         return chat(speaker)
@@ -58,7 +55,10 @@ class TerminalChat(ChatModel):
 
     def __init__(self, settings: SampleSettings, loaded: LoadedModel, device: torch.device) -> None:
         super().__init__(loaded, device, settings.dtype)
-        self.settings, self.answers = settings, self.task == "questions" and not settings.raw
+        self.settings, self.answers = (
+            settings,
+            self.task == "questions" and not settings.continue_text,
+        )
         if settings.chat and not self.answers:
             raise UserError(
                 "this model continues text and answers no questions: fine-tune it (python train.py config/sft.py), or use --start"

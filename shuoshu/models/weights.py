@@ -26,6 +26,7 @@ from shuoshu.core.files import (
     write_atomically,
     write_synced_text,
 )
+from shuoshu.core.out_dirs import require_model
 from shuoshu.text.dataset import TASKS
 from shuoshu.text.tokenizer import Tokenizer
 
@@ -181,11 +182,7 @@ def load_model(
 ) -> LoadedModel:
     """The model in a folder; UserError if anything in it is missing, damaged or inconsistent."""
     folder = Path(folder)
-    if not (folder / "config.json").is_file() or not (folder / "model.safetensors").is_file():
-        raise UserError(
-            f"there is no trained model in {folder}: train one with\n"
-            f"  python train.py --out_dir={folder}"
-        )
+    require_model(folder)
     metadata = read_metadata(folder / "model.safetensors")
     tokenizer = Tokenizer.load(folder)
     try:

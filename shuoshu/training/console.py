@@ -27,7 +27,7 @@ DRY_RUN_WARM_UP = 3  # of these steps, not measured
 def out_of_memory_message(settings: TrainSettings, processes: Processes, rows: int) -> str:
     """The error message when the GPU's memory is too small; names the settings that help."""
     advice = "use a shorter --block_size, or a smaller model: --n_layer, --n_embd"
-    if settings.batch_size > 1 and processes.world > 1:
+    if settings.batch_size > 1 and processes.world_size > 1:
         size, steps = settings.batch_size // 2, 2 * settings.gradient_accumulation_steps
         advice = (
             f"use --batch_size={size} --gradient_accumulation_steps={steps}"
@@ -108,7 +108,7 @@ def log_progress(run: Run, clock: RunClock, bar: Progress, loss: float) -> None:
     mfu = None
     if peak:
         flops = tokens_per_second * trainer.raw.flops_per_token()
-        mfu = flops / (peak * run.processes.world)
+        mfu = flops / (peak * run.processes.world_size)
     left = clock.seconds_left(state)
     columns = [f"loss {loss:.3f}"]
     if best := best_measure(state):

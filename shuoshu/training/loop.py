@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from shuoshu.core.device import pick_device, tune_malloc
+from shuoshu.core.device import setup_process
 from shuoshu.core.distributed import Processes, StopFlag
 from shuoshu.core.errors import UserError
 from shuoshu.core.files import Lock, error_reason
@@ -29,16 +29,11 @@ from shuoshu.training.validate import evaluate
 
 def train(settings: TrainSettings, draws: bool = True) -> int:
     """Trains as the settings say and returns the exit code. `draws=False`: no loss.png."""
-    tune_malloc()
     processes = Processes()
-    device = pick_device(settings.device, processes.local_rank)
+    device = setup_process(settings.device, settings.threads, processes.local_rank, tf32=True)
     start_processes(processes, device)
-    if device.type == "cuda":
-        torch.set_float32_matmul_precision("high")  # TF32 for products that stay in fp32
     run, failed = None, True
     try:
-        if settings.threads:
-            torch.set_num_threads(settings.threads)
         with Lock(Path(settings.out_dir)) as lock:
             run = build_run(settings, processes, device, lock, draws)
             code = dry_run(run) if settings.dry_run else training_loop(run)
@@ -69,7 +64,7 @@ def start_processes(processes: Processes, device: torch.device) -> None:
         processes.start(device)
     except (ValueError, RuntimeError) as error:
         raise UserError(
-            f"the {processes.world} processes of this run can't find each other ({error}):"
+            f"the {processes.world_size} processes of this run can't find each other ({error}):"
             " start them with torchrun, as README shows"
         ) from None
 

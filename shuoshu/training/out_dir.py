@@ -133,7 +133,7 @@ class OutDir:
         """Writes what is needed to repeat the run to settings.json and the log."""
         head = {
             "settings": settings_to_json(trainer.settings),
-            "machine": {**trainer.machine(), "processes": trainer.processes.world},
+            "machine": {**trainer.machine(), "processes": trainer.processes.world_size},
             "data": {
                 "folder": str(data.folder),
                 "train": data.train.sha256,

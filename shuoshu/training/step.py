@@ -55,7 +55,7 @@ def halve_batch_on_oom(trainer: Trainer, step: int, work: Callable[[], Result]) 
         try:
             return work()
         except torch.OutOfMemoryError:
-            if trainer.processes.world > 1 or trainer.micro_rows == 1:
+            if trainer.processes.world_size > 1 or trainer.micro_rows == 1:
                 raise
         # Outside the except block, where the exception no longer holds the failed tensors.
         trainer.raw.zero_grad(set_to_none=True)
@@ -75,12 +75,12 @@ def accumulate_gradients(trainer: Trainer, data: RunData, step: int) -> Tensor:
     total = torch.zeros((), device=trainer.device)
     for ids, targets, count, is_last in micro_batches(trainer, data, step):
         # DDP all-reduces the gradients once per step, with the last micro-batch.
-        skips_sync = processes.world > 1 and not is_last
+        skips_sync = processes.world_size > 1 and not is_last
         with trainer.forward.no_sync() if skips_sync else nullcontext():
             with autocast(trainer.device, trainer.dtype):
                 loss = trainer.forward(ids, targets, reduction="sum") / count
             # DDP averages over the processes; the product makes it a sum.
-            trainer.scaler.scale(loss * processes.world).backward()
+            trainer.scaler.scale(loss * processes.world_size).backward()
         total += loss.detach()
     return total
 
@@ -93,7 +93,7 @@ def micro_batches(
     `count` is the number of targets in the whole step, over all processes.
     """
     rows_per_step, block_size = data.rows_per_step, trainer.block_size
-    rows_here = rows_per_step // trainer.processes.world
+    rows_here = rows_per_step // trainer.processes.world_size
     size, seed = trainer.micro_rows, trainer.settings.seed
     first = step * rows_per_step
     count = data.train.count_targets(first, rows_per_step, block_size, seed)

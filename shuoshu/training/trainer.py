@@ -93,7 +93,7 @@ def build_trainer(
     model, settings = build_model(settings, data.tokenizer, is_resumed=checkpoint is not None)
     settings = replace(settings, dtype=dtype_name)
     model = model.to(device)
-    data.check_sizes(model.config.block_size, processes.world)
+    data.check_sizes(model.config.block_size, processes.world_size)
     muon_dtype = torch.float32 if dtype == torch.float32 else torch.bfloat16
     optimizers = build_optimizers(model, settings, device, muon_dtype)
     learning_rate = optimizers[0].param_groups[0]["full_lr"]
@@ -118,11 +118,11 @@ def build_trainer(
         dtype=dtype,
         raw=model,
         model=compiled,
-        forward=wrap_in_ddp(compiled) if processes.world > 1 else compiled,
+        forward=wrap_in_ddp(compiled) if processes.world_size > 1 else compiled,
         optimizers=optimizers,
         scaler=scaler,
         learning_rate=learning_rate,
-        micro_rows=min(settings.batch_size, data.rows_per_step // processes.world),
+        micro_rows=min(settings.batch_size, data.rows_per_step // processes.world_size),
     )
     return trainer, state
 

@@ -127,7 +127,7 @@ def answer_questions(
 
     The processes share the questions.
     """
-    rank, world = run.processes.rank, run.processes.world
+    rank, world = run.processes.rank, run.processes.world_size
     questions = run.data.questions[rank::world]
     model = run.trainer.raw
     model.eval()

@@ -9,9 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
-
-from shuoshu.core.device import pick_device, tune_malloc
+from shuoshu.core.device import pick_device, setup_process
 from shuoshu.core.errors import UserError
 from shuoshu.core.run_log import read_settings
 from shuoshu.core.settings import AppSettings
@@ -215,6 +213,4 @@ class ModelServer:
 
 def start_model_process(settings: AppSettings) -> None:
     """What this process needs before its first tensor."""
-    tune_malloc()
-    if settings.threads:
-        torch.set_num_threads(settings.threads)
+    setup_process(settings.device, settings.threads)

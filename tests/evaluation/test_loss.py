@@ -49,7 +49,7 @@ def test_processes_share_the_windows_without_overlap(pretrained_model):
     parts = []
     for rank in range(3):
         processes = Processes()
-        processes.rank, processes.world = rank, 3
+        processes.rank, processes.world_size = rank, 3
         processes.sum = lambda values: values
         parts.append(score(model, model, windows, tokenizer.end, torch.float32, processes).nats)
     assert sum(parts) == pytest.approx(whole.nats, rel=1e-6)

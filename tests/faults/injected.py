@@ -195,6 +195,11 @@ def without(names: list[str]) -> None:
 
         def counted_here(trainer, rows, step):
             for ids, targets, _, is_last in real(trainer, rows, step):
-                yield ids, targets, int((targets >= 0).sum()) * trainer.processes.world, is_last
+                yield (
+                    ids,
+                    targets,
+                    int((targets >= 0).sum()) * trainer.processes.world_size,
+                    is_last,
+                )
 
         training_step.micro_batches = counted_here

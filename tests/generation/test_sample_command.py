@@ -207,11 +207,11 @@ def test_several_questions_are_told_apart(put, known):
 
 def test_raw_continues_text_with_a_fine_tuned_model_too(put, ask, known):
     question = next(iter(known))
-    raw = put("--raw", f"--start={question}", "--max_new_tokens=12")
+    raw = put("--continue_text", f"--start={question}", "--max_new_tokens=12")
     assert raw.startswith(question) and known[question] not in raw
     texts = {
         tuple(
-            put("--raw", f"--start={start}", "--max_new_tokens=40", f"--seed={seed}")
+            put("--continue_text", f"--start={start}", "--max_new_tokens=40", f"--seed={seed}")
             for start in "清赵阿白老一不"
         )
         for seed in range(3)
@@ -316,8 +316,8 @@ def test_a_chats_oldest_turns_go_when_half_the_block_is_full(tokenizer, monkeypa
 @pytest.mark.parametrize(
     "arguments, told",
     [
-        (["--chat", "--start=x"], "drop --start, --in and --raw"),
-        (["--chat", "--raw"], "drop --start, --in and --raw"),
+        (["--chat", "--start=x"], "drop --start, --in and --continue_text"),
+        (["--chat", "--continue_text"], "drop --start, --in and --continue_text"),
         (["--start=" + "长" * 100], "longer than the 64 that this model reads"),
         (["--start=x", "--in=x.csv", "--out=y.csv"], "exclude each other"),
     ],

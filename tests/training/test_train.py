@@ -426,7 +426,7 @@ def test_an_earlier_run_is_overwritten_only_with_overwrite(tiny, uninterrupted, 
         (["--device=toaster"], "choose auto, cpu"),
         (["--n_emdb=3"], "did you mean n_embd"),
         (["--init_from=nowhere"], "no trained model in nowhere"),
-        (["--init_from=resume"], "say --resume"),
+        (["--init_from=resume"], "use --resume"),
         (["--lr_decay_iters=5"], "--decay_fraction"),
     ],
 )

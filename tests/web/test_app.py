@@ -16,6 +16,7 @@ from gradio.routes import App
 
 import app
 from shuoshu.core.errors import REPO_ROOT
+from shuoshu.core.out_dirs import find_models
 from shuoshu.web.server import RequestFilter
 
 QUICK = ["--threads=1", "--device=cpu"]
@@ -90,16 +91,16 @@ def test_a_folder_without_a_model_is_named(mistake, tmp_path, pretrained):
     [
         (
             ["--host=0.0.0.0"],
-            "--host=0.0.0.0 lets others in: set --auth=USER:PASSWORD, or say --insecure",
+            "--host=0.0.0.0 lets others in: set --auth=USER:PASSWORD, or --insecure",
         ),
         (["--host=192.168.1.5"], "lets others in"),
         (["--host=::"], "lets others in"),
         (["--host="], "host"),
         (["--share"], "--share lets others in"),
         (["--share", "--host=127.0.0.1"], "--share lets others in"),
-        (["--auth=nocolon"], "auth=nocolon: USER:PASSWORD is wanted"),
-        (["--auth=:secret"], "USER:PASSWORD is wanted"),
-        (["--auth=user:"], "USER:PASSWORD is wanted"),
+        (["--auth=nocolon"], "auth=nocolon: it must be USER:PASSWORD"),
+        (["--auth=:secret"], "it must be USER:PASSWORD"),
+        (["--auth=user:"], "it must be USER:PASSWORD"),
         (["--port=0"], "port"),
         (["--port=70000"], "port"),
         (["--queue=0"], "queue"),
@@ -152,7 +153,7 @@ def test_folders_here_are_found_the_newest_first(pretrained, tmp_path, monkeypat
         weights = Path(shutil.copy(pretrained / "model.safetensors", tmp_path / name))
         stamp = weights.stat().st_mtime - age
         os.utime(weights, (stamp, stamp))
-    assert [path.name for path in app.models_here()] == ["out-b", "out-a"]
+    assert [path.name for path in find_models()] == ["out-b", "out-a"]
 
 
 # ---------------------------------------------------------------- the gate
