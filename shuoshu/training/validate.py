@@ -14,7 +14,7 @@ from shuoshu.core.terminal import Progress
 from shuoshu.evaluation.loss import score
 from shuoshu.evaluation.metrics import exact_match, rouge_l
 from shuoshu.generation.answers import answer
-from shuoshu.generation.sampling import SamplingParams, complete
+from shuoshu.generation.sampling import SamplingParams, TextGenerator
 from shuoshu.training.plots import draw_curves, write_samples
 from shuoshu.training.run import Run
 from shuoshu.training.schedule import RunClock
@@ -112,7 +112,8 @@ def answer_questions(
     mine = run.questions[run.processes.rank :: run.processes.world]
     run.raw.eval()
     with autocast(run.device, run.dtype):
-        answers = answer(run.raw, run.tokenizer, mine, EVALUATION_ROWS, lambda: stop.raised)
+        generator = TextGenerator(run.raw, run.tokenizer)
+        answers = answer(generator, mine, EVALUATION_ROWS, lambda: stop.raised)
     run.raw.train()
     done = [(q, f) for q, f in zip(mine, answers, strict=True) if f]
     own = [0.0] * len(run.questions)
@@ -143,16 +144,11 @@ def continue_prompt(run: Run, stop: StopFlag) -> dict[str, str]:
     sampling = SamplingParams(max_new_tokens=run.settings.sample_tokens)
     run.raw.eval()
     with autocast(run.device, run.dtype):
-        text = complete(
-            run.raw,
-            run.tokenizer,
-            [ids],
-            sampling,
-            [run.settings.seed],
-            should_stop=lambda: stop.raised,
-        )[0].text
+        generator = TextGenerator(run.raw, run.tokenizer)
+        seeds = [run.settings.seed]
+        [completion] = generator.complete([ids], sampling, seeds, lambda: stop.raised)
     run.raw.train()
-    return {"prompt": prompt, "text": text}
+    return {"prompt": prompt, "text": completion.text}
 
 
 def require_finite(run: Run, loss: float) -> float:
