@@ -31,8 +31,9 @@ from shuoshu.models.weights import LoadedModel
 from shuoshu.text.dataset import find_dataset, read_meta
 from shuoshu.text.tokenizer import Tokenizer
 from shuoshu.training.optimizers import Muon, orthogonalize
-from shuoshu.training.run import Run
-from shuoshu.training.step import train_step
+from shuoshu.training.run import build_run
+from shuoshu.training.step import SkippedSteps, train_step
+from shuoshu.training.trainer import Trainer
 
 
 def start_worker(job: dict) -> tuple[dict, Measure]:
@@ -88,17 +89,19 @@ def training(
 ) -> tuple[dict, Measure]:
     """Tokens/s of train.py's step on its own batches, after about `patience` seconds of warm-up."""
     settings = parse(TrainSettings, words, "")
-    run = Run(settings, Processes(), device, Lock(Path(settings.out_dir)))
-    run.raw.train()
+    run = build_run(settings, Processes(), device, Lock(Path(settings.out_dir)))
+    trainer, data, state = run.trainer, run.data, run.state
+    skips = SkippedSteps(trainer, data, state, run.out_dir)
+    trainer.raw.train()
 
     def step() -> float:
-        train_step(run)
+        train_step(trainer, data, state, skips)
         synchronize(device)
-        run.state.step += 1
-        return run.data.count_targets(
-            (run.state.step - 1) * run.rows_per_step,
-            run.rows_per_step,
-            run.block,
+        state.step += 1
+        return data.train.count_targets(
+            (state.step - 1) * data.rows_per_step,
+            data.rows_per_step,
+            trainer.block_size,
             run.settings.seed,
         )
 
@@ -106,31 +109,31 @@ def training(
     for done in range(WARM_UP):
         if not done or time.perf_counter() - began < patience:
             step()
-    total, inner = run.raw.count_parameters()
+    total, inner = trainer.raw.count_parameters()
     facts = {
         "parameters": total,
         "inner": inner,
-        "vocabulary": run.raw.config.vocab_size,
+        "vocabulary": trainer.raw.config.vocab_size,
         "dtype": run.settings.dtype,
     }
     facts |= {
-        "compiled": run.model is not run.raw,
-        "flops_per_token": run.raw.flops_per_token(),
+        "compiled": trainer.is_compiled,
+        "flops_per_token": trainer.raw.flops_per_token(),
         "memory": peak_memory(device),
     }
     facts |= {
-        "context": run.block,
-        "rows": run.rows_per_step,
-        "optimizer_flops": orthogonalising(run),
+        "context": trainer.block_size,
+        "rows": data.rows_per_step,
+        "optimizer_flops": orthogonalising(trainer),
         "settings": asdict(run.settings),
     }
     return facts, lambda seconds: rate(step, seconds)
 
 
-def orthogonalising(run: Run) -> int:
+def orthogonalising(trainer: Trainer) -> int:
     """Floating-point operations of Muon's matrix products in one step, counted on meta tensors."""
     with FlopCounterMode(display=False) as counter:
-        for muon in (optimizer for optimizer in run.optimizers if isinstance(optimizer, Muon)):
+        for muon in (optimizer for optimizer in trainer.optimizers if isinstance(optimizer, Muon)):
             for group in muon.param_groups:
                 orthogonalize(
                     torch.empty(len(group["params"]), *group["params"][0].shape, device="meta"),

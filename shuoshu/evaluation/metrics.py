@@ -182,7 +182,8 @@ def _look_up(
         return [""] * len(questions)
     index, rows = TfidfIndex(documents, (1, longest)), max(1, 2**22 // len(documents))
     parts = (
-        index.nearness(questions[start : start + rows]) for start in range(0, len(questions), rows)
+        index.similarities(questions[start : start + rows])
+        for start in range(0, len(questions), rows)
     )
     return [answers[i] for part in parts for i in part.argmax(axis=1)]
 

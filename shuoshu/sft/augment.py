@@ -72,7 +72,7 @@ class Paraphraser:
         """For each of these rows one with a question made up and so many tokens of the answer."""
         made = []
         for number, count, question in zip(
-            numbers, counts, self.asked(numbers, counts, draws), strict=True
+            numbers, counts, self.paraphrases(numbers, counts, draws), strict=True
         ):
             ids, mask = self.row(number)
             start, first = int(mask.argmax()), int((ids == self.tokenizer.user).argmax()) + 1
@@ -83,7 +83,7 @@ class Paraphraser:
             made.append((new, (np.arange(len(new)) > len(new) - len(answer)).astype(mask.dtype)))
         return made
 
-    def asked(
+    def paraphrases(
         self, numbers: Sequence[int], counts: Sequence[int], draws: Sequence[np.random.Generator]
     ) -> list[str]:
         """A question made up for each of these rows; it counts only if it fits and if a look-up in all that was asked is sure of the row's answer."""
@@ -91,9 +91,9 @@ class Paraphraser:
         for _ in range(MAX_TRIES):
             if not left:
                 break
-            tried = [self.question(numbers[n], draws[n]) for n in left]
+            tried = [self.draw_paraphrase(numbers[n], draws[n]) for n in left]
             own = range(len(left)), [self.answer[numbers[n]] for n in left]
-            others = self.index.nearness([without for without, _ in tried])
+            others = self.index.similarities([without for without, _ in tried])
             nearness = others[own]
             others[own] = 0
             is_sure = others.max(axis=1) < MAX_RUNNER_UP * nearness
@@ -106,7 +106,7 @@ class Paraphraser:
             left = [n for n, sure in zip(left, is_sure, strict=True) if not sure]
         return found
 
-    def question(self, number: int, draw: np.random.Generator) -> tuple[str, str]:
+    def draw_paraphrase(self, number: int, draw: np.random.Generator) -> tuple[str, str]:
         """(without the answer's words, with them): pieces of one to three questions with this row's answer, of any, of it; no longer than its own."""
         answer, own = self.answer[number], self.questions[number]
         alike = self.alike[answer]

@@ -258,7 +258,7 @@ class QuestionDataset:
         ].tolist()
         draws = [np.random.default_rng(number) for number in sample]
         asked = (
-            self.paraphraser.asked(
+            self.paraphraser.paraphrases(
                 sample, [self.paraphraser.telling[number] for number in sample], draws
             )
             if sample

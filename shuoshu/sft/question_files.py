@@ -188,7 +188,7 @@ def _table_rows(decoder: TextDecoder, suffix: str) -> Iterator[tuple[int, dict |
 
 
 def _json_rows(decoder: TextDecoder, suffix: str) -> Iterable[tuple[int, object]]:
-    if suffix == ".jsonl" and not decoder.head[decoder.skip :].lstrip(b"\0\t\r\n ").startswith(
+    if suffix == ".jsonl" and not decoder.head[decoder.bom_bytes :].lstrip(b"\0\t\r\n ").startswith(
         b"["
     ):
         lines = (line for part in decoder.parts() for line in io.StringIO(part, newline=""))

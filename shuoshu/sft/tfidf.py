@@ -1,4 +1,4 @@
-"""Nearest texts by TF-IDF."""
+"""TF-IDF index: cosine similarities between questions and documents."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ import numpy as np
 
 
 class TfidfIndex:
-    """Texts to look in, by TF-IDF: of their runs of so many characters, from shortest to longest, or of what a function finds in them."""
+    """TF-IDF vectors of `documents`.
+
+    `by` is the range of character n-gram lengths, or a function that splits a text into terms.
+    """
 
     def __init__(
         self, documents: Sequence[str], by: tuple[int, int] | Callable[[str], list[str]]
@@ -23,6 +26,6 @@ class TfidfIndex:
         self.vectors = TfidfVectorizer(**features, sublinear_tf=True)
         self.index = self.vectors.fit_transform(documents).T.tocsr()
 
-    def nearness(self, questions: Sequence[str]) -> np.ndarray:
-        """(questions, documents): the cosine of each question with each document."""
+    def similarities(self, questions: Sequence[str]) -> np.ndarray:
+        """Returns cosine similarities, shape (questions, documents)."""
         return (self.vectors.transform(questions) @ self.index).toarray()

@@ -1,4 +1,7 @@
-"""Novels as they are found → books: decoded, cleaned into a file aside, cut at their chapters, never more than a part in memory."""
+"""Novel files to books: finds files, cleans them, cuts validation text off, detects duplicates.
+
+A book's cleaned text lies in a file, and only a part of it is in memory at a time.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +16,22 @@ import numpy as np
 
 from shuoshu.core.errors import UserError
 from shuoshu.core.files import error_reason, missing_path_message
-from shuoshu.text.cleaning import HEADING, Account, clean_text
-from shuoshu.text.encodings import SUFFIXES, TextDecoder, last_line_start, most_of, raw_texts
+from shuoshu.text.account import Account
+from shuoshu.text.cleaning import clean_text
+from shuoshu.text.encodings import (
+    SUFFIXES,
+    TextDecoder,
+    last_line_start,
+    max_unpacked_bytes,
+    raw_texts,
+)
+from shuoshu.text.headings import HEADING
 
-BLOCK = 1 << 17  # characters of the longest section
-ODD = {
+BLOCK_CHARACTERS = 1 << 17  # read at once; a longer section is cut
+MAX_LINE_BLOCKS = 4  # blocks after which a line without an end is cut
+MAX_VAL_FACTOR = 4  # a chapter's start may make the validation text this many times too large
+# Characters that a reader should check before training. They are counted and stay.
+ODD_CHARACTERS = {
     "private-use": re.compile("[\ue000-\uf8ff]"),
     "unreadable (�)": re.compile("�"),
     "rare": re.compile("[\u3400-\u4dbf\uf900-\ufaff\U00020000-\U0003ffff]"),
@@ -26,7 +40,7 @@ ODD = {
 
 @dataclass
 class Section:
-    """A run of text; one with a title begins a chapter, one without goes on with it."""
+    """A piece of a book's text. One with a title begins a chapter, one without continues it."""
 
     title: str | None
     text: str
@@ -34,46 +48,42 @@ class Section:
 
 @dataclass
 class Book:
+    """A cleaned text in a file, with what was found out while it was read."""
+
     title: str
-    source: str  # the file's name, as it was found
+    source: str  # the name of the original file
     encoding: str
-    file: Path  # the cleaned text, in UTF-8
+    file: Path  # the cleaned text in UTF-8
     account: Account = field(default_factory=Account)
     characters: int = 0
-    chapters: list[tuple[str, int]] = field(
-        default_factory=list
-    )  # (title, where it begins in characters)
-    odd: Counter = field(
-        default_factory=Counter
-    )  # kinds of characters that a reader should know of
+    chapters: list[tuple[str, int]] = field(default_factory=list)  # (title, offset in characters)
+    odd: Counter = field(default_factory=Counter)  # kind of ODD_CHARACTERS → count
     fingerprint: set[int] = field(default_factory=set)
-    val_from: int = 0  # the character at which the validation text begins
+    val_from: int = 0  # character at which the validation text begins
 
     def cut(self, val_fraction: float) -> None:
-        """Puts the validation text at the chapter that comes nearest to leaving this share of the book.
+        """Sets `val_from` to the chapter start nearest to this fraction of the book's end.
 
-        Where that would be over four times the share asked for (few chapters, or none), it begins at the next line.
+        If that chapter would make the validation text over four times too large, or if there are no
+        chapters, `splits` cuts at the next line instead.
         """
         target = round(self.characters * (1 - val_fraction))
         self.val_from = target
         starts = [start for _, start in self.chapters if start > 0]
         if val_fraction and starts:
             nearest = min(starts, key=lambda start: abs(start - target))
-            if self.characters - nearest <= 4 * val_fraction * self.characters:
+            if self.characters - nearest <= MAX_VAL_FACTOR * val_fraction * self.characters:
                 self.val_from = nearest
 
     def splits(self) -> Iterator[tuple[str, Section]]:
-        """The book's sections in order, each with the split it belongs to."""
+        """Yields (split, section) in the book's order; the section at `val_from` is cut in two."""
         position, split = 0, "train"
         for section in sections(self.file):
             end = position + len(section.text)
             if split == "train" and end > self.val_from:
                 at = self.val_from - position
-                if at > 0:  # inside a section: at the next line, or right here in the last one
-                    line = section.text.find("\n", at - 1) + 1
-                    at = (
-                        line if line and (line < len(section.text) or end < self.characters) else at
-                    )
+                if at > 0:
+                    at = _line_start_from(section.text, at, is_last=end == self.characters)
                     yield "train", Section(section.title, section.text[:at])
                     section = Section(None, section.text[at:])
                 split = "val"
@@ -82,118 +92,125 @@ class Book:
             position = end
 
 
-# ---------------------------------------------------------------- finding and reading
+def _line_start_from(text: str, at: int, is_last: bool) -> int:
+    """Start of the first line at or after `at`; `at` itself where that would leave nothing."""
+    start = text.find("\n", at - 1) + 1
+    leaves_text = start < len(text) or not is_last
+    return start if start and leaves_text else at
+
+
+# ---------------------------------------------------------------- find and read files
 
 
 def find_files(inputs: Sequence[str]) -> list[Path]:
-    """The .txt, .zip and .gz files that the user names, folders searched through, each once and in order."""
-    found: dict[Path, Path] = {}
+    """The .txt, .zip and .gz files that the user names, each once; folders are searched.
+
+    Raises UserError if a path doesn't exist or a folder has no such file.
+    """
+    result: dict[Path, Path] = {}  # resolved path → path as named
     for name in inputs:
         path = Path(name)
         try:
-            files = (
-                [path]
-                if path.is_file()
-                else sorted(
-                    p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file()
-                )
-            )
-            if not files:
-                raise UserError(
-                    f"the folder {path} holds no {', '.join(SUFFIXES)} file"
-                    if path.is_dir()
-                    else missing_path_message(path)
-                )
+            files = [path] if path.is_file() else _text_files_below(path)
         except OSError as error:
             raise UserError(f"can't look into {path}: {error_reason(error)}") from None
         for file in files:
-            found.setdefault(file.resolve(), file)
-    return list(found.values())
+            result.setdefault(file.resolve(), file)
+    return list(result.values())
+
+
+def _text_files_below(path: Path) -> list[Path]:
+    files = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+    if files:
+        return files
+    if path.is_dir():
+        raise UserError(f"the folder {path} holds no {', '.join(SUFFIXES)} file")
+    raise UserError(missing_path_message(path))
 
 
 def read_books(
-    files: Sequence[Path], aside: Path, encoding: str | None = None, remove: bool = True
+    files: Sequence[Path], folder: Path, encoding: str | None = None, remove: bool = True
 ) -> tuple[list[Book], list[tuple[Path, str]]]:
-    """(books, each cleaned into a file in the folder `aside`; files that are no text, with the reason)."""
+    """(books, unusable files with the reason). Cleans each text into a file in `folder`."""
     books: list[Book] = []
-    bad: list[tuple[Path, str]] = []
+    rejected: list[tuple[Path, str]] = []
     for path in files:
+        is_zip = path.suffix.lower() == ".zip"
         try:
             for title, file in raw_texts(path):
+                cleaned = folder / f"{len(books):06d}.txt"
                 try:
-                    books.append(
-                        _read_book(
-                            title,
-                            path,
-                            TextDecoder(file, encoding, most_of(path)),
-                            aside / f"{len(books):06d}.txt",
-                            remove,
-                        )
-                    )
+                    decoder = TextDecoder(file, encoding, max_unpacked_bytes(path))
+                    books.append(_read_book(title, path, decoder, cleaned, remove))
                 except UserError as error:
-                    bad.append(
-                        (
-                            path,
-                            f"{title}.txt in it: {error}"
-                            if path.suffix.lower() == ".zip"
-                            else str(error),
-                        )
-                    )
+                    reason = f"{title}.txt in it: {error}" if is_zip else str(error)
+                    rejected.append((path, reason))
         except UserError as error:
-            bad.append((path, str(error)))
-    return books, bad
+            rejected.append((path, str(error)))
+    return books, rejected
 
 
-def _read_book(title: str, path: Path, decoder: TextDecoder, file: Path, remove: bool) -> Book:
-    book = Book(printable(title), printable(path.name), decoder.encoding, file)
-    with file.open("w", encoding="utf-8", errors="replace", newline="\n") as cleaned:
+def _read_book(title: str, path: Path, decoder: TextDecoder, cleaned: Path, remove: bool) -> Book:
+    book = Book(printable(title), printable(path.name), decoder.encoding, cleaned)
+    with cleaned.open("w", encoding="utf-8", errors="replace", newline="\n") as file:
         for part in decoder.parts():
             text, account = clean_text(part, remove)
-            cleaned.write(text)
+            file.write(text)
             book.account.add(account)
             book.chapters += [
-                (" ".join(m[1].split()), book.characters + m.start())
-                for m in HEADING.finditer(text)
+                (" ".join(match[1].split()), book.characters + match.start())
+                for match in HEADING.finditer(text)
             ]
             book.characters += len(text)
-            book.odd.update({kind: len(pattern.findall(text)) for kind, pattern in ODD.items()})
+            book.odd.update(
+                {k: len(pattern.findall(text)) for k, pattern in ODD_CHARACTERS.items()}
+            )
             book.fingerprint |= _fingerprint(text)
     return book
 
 
 def printable(name: str) -> str:
-    """A name that can be written as UTF-8 and on one line; of a file that isn't called in UTF-8 the odd bytes become �."""
+    """A file name on one line; unprintable and undecodable bytes become �."""
     return "".join(c if c.isprintable() or c == "　" else "�" for c in name)
 
 
+# ---------------------------------------------------------------- duplicates
+
+SPAN_LETTERS = 8  # long enough that different books rarely share a span by chance
+SPANS_PER_HASH = 64  # one span in 64 is compared, chosen by its hash
+MAX_OWNERS = 20  # a span in more books is a common phrase
+MIN_DUPLICATE_SHARE = 0.5  # of the shorter book's spans
+MIN_SHARED_SPANS = 4  # fewer are no evidence
+HASH_FACTOR = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio (Knuth's multiplicative hash)
+
+
 def _fingerprint(text: str) -> set[int]:
-    """About one in 64 of the spans of 8 letters, hashed: two copies of a book share most of them."""
-    codes = np.frombuffer(
-        "".join(filter(str.isalnum, text)).encode("utf-32-le", "replace"), dtype=np.uint32
-    ).astype(np.uint64)
-    if len(codes) < 8:
+    """Hashes of about one in 64 of the 8-letter spans: copies of a book share most of them."""
+    letters = "".join(filter(str.isalnum, text)).encode("utf-32-le", "replace")
+    codes = np.frombuffer(letters, dtype=np.uint32).astype(np.uint64)
+    if len(codes) < SPAN_LETTERS:
         return set()
-    hashes = np.zeros(len(codes) - 7, dtype=np.uint64)
-    for k in range(8):
-        hashes = hashes * np.uint64(0x9E3779B97F4A7C15) + codes[k : k + len(hashes)]
+    hashes = np.zeros(len(codes) - SPAN_LETTERS + 1, dtype=np.uint64)
+    for k in range(SPAN_LETTERS):
+        hashes = hashes * HASH_FACTOR + codes[k : k + len(hashes)]
     hashes ^= hashes >> np.uint64(31)
-    return set(hashes[hashes % np.uint64(64) == 0].tolist())
+    return set(hashes[hashes % np.uint64(SPANS_PER_HASH) == 0].tolist())
 
 
 def find_duplicate_books(books: Sequence[Book]) -> list[tuple[Book, Book, float]]:
-    """Pairs of which more than half of the shorter one stands in the other, with that share."""
-    owners: dict[int, list[int]] = {}
+    """(book, book, share) for pairs in which one contains over half of the shorter one."""
+    owners: dict[int, list[int]] = {}  # span → indices of the books that contain it
     for number, book in enumerate(books):
         for span in book.fingerprint:
             owners.setdefault(span, []).append(number)
     shared: Counter = Counter()
     for numbers in owners.values():
-        if 1 < len(numbers) <= 20:  # what stands in more books than that is a formula
+        if 1 < len(numbers) <= MAX_OWNERS:
             shared.update(combinations(numbers, 2))
     pairs = []
     for (a, b), count in sorted(shared.items()):
         share = count / min(len(books[a].fingerprint), len(books[b].fingerprint))
-        if share > 0.5 and count >= 4:
+        if share > MIN_DUPLICATE_SHARE and count >= MIN_SHARED_SPANS:
             pairs.append((books[a], books[b], share))
     return pairs
 
@@ -202,28 +219,33 @@ def find_duplicate_books(books: Sequence[Book]) -> list[tuple[Book, Book, float]
 
 
 def sections(file: Path) -> Iterator[Section]:
-    """A cleaned text, cut at its chapter headings and at lines where it grows long."""
+    """Yields a cleaned text in sections, cut at headings and where a section is too long."""
     for block in _blocks(file):
-        cuts = [match.start() for match in HEADING.finditer(block)]
-        titles: list[str | None] = [" ".join(match[1].split()) for match in HEADING.finditer(block)]
-        if not cuts or cuts[0] > 0:
-            cuts.insert(0, 0)
+        headings = list(HEADING.finditer(block))
+        starts = [match.start() for match in headings]
+        titles: list[str | None] = [" ".join(match[1].split()) for match in headings]
+        if not starts or starts[0] > 0:
+            starts.insert(0, 0)
             titles.insert(0, None)
-        for title, start, end in zip(titles, cuts, [*cuts[1:], len(block)], strict=True):
+        for title, start, end in zip(titles, starts, [*starts[1:], len(block)], strict=True):
             yield Section(title, block[start:end])
 
 
 def _blocks(file: Path) -> Iterator[str]:
-    """Text in blocks of about BLOCK characters, each ending where a line ends, the next one beginning with a line that isn't blank."""
-    held = ""
+    """Yields blocks of about BLOCK_CHARACTERS that end at a line end.
+
+    The next block begins with a non-blank line, so that the tokenizer gives the same ids as for the
+    whole text.
+    """
+    buffer = ""
     with file.open(encoding="utf-8", newline="\n") as text:
-        while chunk := text.read(BLOCK):
-            held += chunk
-            cut = last_line_start(held) or (
-                len(held) if len(held) > 4 * BLOCK else 0
-            )  # 0: one endless line
+        while chunk := text.read(BLOCK_CHARACTERS):
+            buffer += chunk
+            cut = last_line_start(buffer)
+            if not cut and len(buffer) > MAX_LINE_BLOCKS * BLOCK_CHARACTERS:
+                cut = len(buffer)
             if cut:
-                yield held[:cut]
-                held = held[cut:]
-    if held:
-        yield held
+                yield buffer[:cut]
+                buffer = buffer[cut:]
+    if buffer:
+        yield buffer

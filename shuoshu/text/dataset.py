@@ -1,4 +1,4 @@
-"""Token files: written whole, checked when opened, and read as batches that are a pure function of (seed, step)."""
+"""Token files: write a data folder atomically, verify it when it is opened, read it as batches."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
 
 import numpy as np
 
@@ -20,56 +20,269 @@ from shuoshu.text.tokenizer import Tokenizer
 
 Batch = tuple[np.ndarray, np.ndarray]  # ids and targets (B, T)
 
+FORMAT = 1  # of meta.json
+IGNORE = -100  # target of a position that is not trained; cross_entropy's default ignore_index
+TASKS = ("text", "questions")
+TEXT_SPLITS = ("train", "val")
+PREPARE_AGAIN = "prepare the data again"
+# Files up to this size are read into memory, so that changes during a run can't affect it.
+MAX_IN_MEMORY_BYTES = 1 << 28
+
+
+class Dataset(Protocol):
+    """One split as training reads it: a TextDataset, or a QuestionDataset for fine-tuning.
+
+    Row n depends on (seed, n) alone, so a run can be resumed and shared by any number of processes.
+    """
+
+    folder: Path
+    sha256: str  # identifies the content
+    characters: int
+
+    def __len__(self) -> int: ...
+
+    def rows_per_epoch(self, block_size: int) -> int: ...
+
+    def count_targets(self, first: int, count: int, block_size: int, seed: int) -> int: ...
+
+    def rows(self, first: int, count: int, block_size: int, seed: int) -> Batch: ...
+
+    def row_ids(self, first: int, count: int, block_size: int, seed: int) -> np.ndarray: ...
+
+
+# ---------------------------------------------------------------- read
+
+
+def find_dataset(dataset: str) -> Path:
+    """The data folder with this name under data/, or at this path.
+
+    Raises UserError with the command that prepares it.
+    """
+    named = Path("data") / dataset
+    folder = next((path for path in (named, Path(dataset)) if (path / "meta.json").is_file()), None)
+    if folder is None:
+        places = f"{named} and {dataset}" if named != Path(dataset) else str(named)
+        bundled = {"novella": "python prepare.py", "novella_qa": "python prepare_sft.py"}
+        command = bundled.get(
+            dataset,
+            f"python prepare.py YOUR_NOVEL.txt --out={named}\n"
+            "or, from questions and answers,\n"
+            f"  python prepare_sft.py YOURS.json --out={named}",
+        )
+        raise UserError(f"there is no prepared data in {places}: make it with\n  {command}")
+    return folder
+
+
+class TextDataset:
+    """One split of a prepared text. Implements Dataset.
+
+    The file is a ring: each epoch starts at a random offset and cuts it into windows of block_size,
+    which come in random order. So an epoch trains every token once (except the last incomplete
+    window), and row n of a run is the same for any number of processes.
+    """
+
+    def __init__(self, folder: Path, split: str) -> None:
+        self.folder, self.path = folder, folder / f"{split}.bin"
+        self.meta = read_meta(folder)
+        entry = self.meta["splits"][split]
+        self.characters, self.bytes = entry["characters"], entry["bytes"]
+        self.sha256 = entry["sha256"]
+        self.tokens = open_array(
+            self.path, self.meta["dtype"], entry["tokens"], self.sha256, self.meta["vocab_size"]
+        )
+        # ((seed, epoch, block_size), offset, order of the windows) of the epoch read last
+        self._order: tuple[tuple[int, int, int], int, np.ndarray] | None = None
+
+    def __len__(self) -> int:
+        """Number of tokens."""
+        return len(self.tokens)
+
+    def rows_per_epoch(self, block_size: int) -> int:
+        """Number of rows in an epoch."""
+        return len(self.tokens) // block_size
+
+    def count_targets(self, first: int, count: int, block_size: int, seed: int) -> int:
+        """Number of trained tokens in these rows."""
+        return count * block_size
+
+    def rows(self, first: int, count: int, block_size: int, seed: int) -> Batch:
+        """`count` rows from row `first` on: (ids, targets), each (count, block_size) of int64.
+
+        Rows are numbered through all epochs.
+        """
+        check_length(self.tokens, self.path)
+        starts = self.row_ids(first, count, block_size, seed)
+        at = (starts[:, None] + np.arange(block_size + 1)) % len(self.tokens)
+        ids = self.tokens[at].astype(np.int64)
+        return ids[:, :-1], ids[:, 1:]
+
+    def row_ids(self, first: int, count: int, block_size: int, seed: int) -> np.ndarray:
+        """Index of the first token of each row."""
+        windows = self.rows_per_epoch(block_size)
+        starts = np.empty(count, dtype=np.int64)
+        for i in range(count):
+            epoch, n = divmod(first + i, windows)
+            offset, order = self._epoch(seed, epoch, block_size)
+            starts[i] = (offset + order[n] * block_size) % len(self.tokens)
+        return starts
+
+    def _epoch(self, seed: int, epoch: int, block_size: int) -> tuple[int, np.ndarray]:
+        """(offset, order of the windows) of an epoch."""
+        key = (seed, epoch, block_size)
+        if self._order is None or self._order[0] != key:
+            draw = np.random.default_rng([seed, epoch])
+            offset = int(draw.integers(len(self.tokens)))
+            self._order = key, offset, draw.permutation(self.rows_per_epoch(block_size))
+        return self._order[1], self._order[2]
+
 
 def text_windows(
     tokens: np.ndarray, end: int, block: int, rows: int, stride: int | None = None
 ) -> Iterator[Batch]:
-    """`tokens` in windows of a block, the first token after an end token. Each window begins `stride` after the one before
-    and scores only what that one has not (none: a block, so that windows are disjoint)."""
+    """Yields batches of up to `rows` windows that score each token once, the first after `end`.
+
+    Each window begins `stride` tokens after the one before and scores only the tokens that are new
+    in it. Default: `block`, which gives disjoint windows.
+    """
     stride = stride or block
     starts = np.arange(1 + math.ceil(max(0, len(tokens) - block) / stride)) * stride
     for first in range(0, len(starts), rows):
-        part = starts[first : first + rows]
-        at = part[:, None] + np.arange(block)
+        batch_starts = starts[first : first + rows, None]  # (B, 1)
+        at = batch_starts + np.arange(block)  # (B, T): index of each target
         last = len(tokens) - 1
-        is_new = (at <= last) & ((part == 0)[:, None] | (np.arange(block) >= block - stride))
+        is_new = (at <= last) & ((batch_starts == 0) | (np.arange(block) >= block - stride))
         targets = np.where(is_new, tokens[np.minimum(at, last)].astype(np.int64), IGNORE)
         yield np.where(at == 0, end, tokens[np.clip(at - 1, 0, last)].astype(np.int64)), targets
 
 
-FORMAT = 1
-IGNORE = -100  # the target of a position that is not trained, as cross_entropy has it
-TASKS = ("text", "questions")
-PREPARE_AGAIN = "prepare the data again"
-TEXT_SPLITS = ("train", "val")
-MAX_IN_MEMORY_BYTES = (
-    1 << 28
-)  # bytes up to which a file is read instead of mapped, so that nothing done to it in mid-run is felt
+# ---------------------------------------------------------------- verify
 
 
-def find_dataset(dataset: str) -> Path:
-    """A data folder from its path or its name under data/; UserError says how to make it."""
-    named = Path("data") / dataset
-    folder = next((path for path in (named, Path(dataset)) if (path / "meta.json").is_file()), None)
-    if folder is None:
-        looked = f"{named} and {dataset}" if named != Path(dataset) else str(named)
-        known = {"novella": "python prepare.py", "novella_qa": "python prepare_sft.py"}
-        how = known.get(
-            dataset,
-            f"python prepare.py YOUR_NOVEL.txt --out={named}\nor, of questions and answers,\n  python prepare_sft.py YOURS.json --out={named}",
+def open_array(path: Path, dtype: str, count: int, sha256: str, below: int) -> np.ndarray:
+    """A file of `count` little-endian numbers, memory-mapped if it is large.
+
+    Raises UserError if its length or hash isn't the given one, or a number isn't smaller than
+    `below`.
+    """
+    little_endian = np.dtype(dtype).newbyteorder("<")
+    expected = count * little_endian.itemsize
+    size = path.stat().st_size if path.is_file() else None
+    if size is None:
+        raise UserError(f"{path} is missing: {PREPARE_AGAIN}")
+    if size != expected:
+        raise UserError(f"{path} has {size:,} bytes instead of {expected:,}: {PREPARE_AGAIN}")
+    try:
+        if size <= MAX_IN_MEMORY_BYTES:
+            array = np.fromfile(path, little_endian)
+        else:
+            array = np.memmap(path, dtype=little_endian, mode="r")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} can't be read ({error_reason(error)})") from None
+    check_length(array, path)
+    is_mapped = isinstance(array, np.memmap)
+    if (sha256_of(path) if is_mapped else hashlib.sha256(array).hexdigest()) != sha256:
+        raise UserError(
+            f"{path} is not the file that meta.json describes (its sha256 differs): {PREPARE_AGAIN}"
         )
-        raise UserError(f"there is no prepared data in {looked}: make it with\n  {how}")
-    return folder
+    if count and (largest := int(array.max())) >= below:
+        raise UserError(
+            f"{path} contains the number {largest:,}, but all must be smaller than {below:,}: "
+            f"{PREPARE_AGAIN}"
+        )
+    return array
+
+
+def check_length(array: np.ndarray, path: Path) -> None:
+    """UserError if a mapped file was cut: reading the missing part would kill the process (SIGBUS).
+
+    A deleted file stays readable.
+    """
+    if isinstance(array, np.memmap) and path.is_file() and path.stat().st_size < array.nbytes:
+        raise UserError(f"{path} was cut while it was in use: {PREPARE_AGAIN}")
+
+
+def check_tokenizer(tokenizer: Tokenizer, meta: dict, message: str) -> None:
+    """UserError with this message unless the tokenizer is the one that made the data."""
+    if (tokenizer.hash, tokenizer.n_vocab) != (meta["tokenizer"]["hash"], meta["vocab_size"]):
+        raise UserError(message)
+
+
+def read_meta(folder: Path) -> dict:
+    """The folder's meta.json. Raises UserError if it is damaged or has another format."""
+    path = folder / "meta.json"
+    try:
+        meta = read_json(path)
+        if meta["format"] != FORMAT:
+            raise UserError(
+                f"{path} has format {meta['format']!r:.20}, this version reads {FORMAT}: "
+                f"{PREPARE_AGAIN}"
+            )
+        # Without the field: question data has a row width, text has none.
+        meta.setdefault("task", "questions" if "width" in meta else "text")
+        if field := _invalid_field(meta):
+            raise ValueError(f"the field {field} is invalid")
+        return meta
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} can't be read ({error_reason(error)}): {PREPARE_AGAIN}") from None
+
+
+def _invalid_field(meta: dict) -> str | None:
+    """The first field of meta.json with an impossible value."""
+    is_questions = meta["task"] == "questions"
+    counts = ("tokens", "characters", "bytes", *(("rows",) if is_questions else ()))
+    hashes = ("sha256", *(("mask_sha256", "pairs_sha256") if is_questions else ()))
+    is_valid = {
+        "task": meta["task"] in TASKS,
+        "dtype": meta["dtype"] in ("uint16", "uint32"),
+        "vocab_size": is_count(meta["vocab_size"]),
+        "tokenizer": isinstance(meta["tokenizer"]["hash"], str),
+        "splits": set(TEXT_SPLITS) <= set(meta["splits"]) <= {*TEXT_SPLITS, "test", "untaught"},
+    }
+    for split, entry in meta["splits"].items():
+        has_counts = all(is_count(entry[name]) for name in counts)
+        is_valid[f"splits.{split}"] = has_counts and all(
+            isinstance(entry[name], str) for name in hashes
+        )
+    is_valid |= _check_question_fields(meta) if is_questions else _check_text_fields(meta)
+    return next((name for name, valid in is_valid.items() if not valid), None)
+
+
+def _check_question_fields(meta: dict) -> dict[str, bool]:
+    labels = meta.get("labels") or []
+    return {
+        "width": is_count(meta["width"])
+        and all(s["rows"] * meta["width"] == s["tokens"] for s in meta["splits"].values()),
+        "turns": is_count(meta["turns"]) and meta["turns"] > 0,
+        "labels": isinstance(labels, list) and all(isinstance(label, str) for label in labels),
+    }
+
+
+def _check_text_fields(meta: dict) -> dict[str, bool]:
+    chapters = [(c["split"], c["token"], c["title"], c["book"]) for c in meta["chapters"]]
+    return {
+        "books": all(isinstance(book["title"], str) for book in meta["books"]),
+        "chapters": all(
+            isinstance(split, str)
+            and is_count(token)
+            and isinstance(title, str)
+            and is_count(book)
+            and book < len(meta["books"])
+            for split, token, title, book in chapters
+        ),
+    }
+
+
+# ---------------------------------------------------------------- write
 
 
 class StagingFolder:
-    """A place to write a data folder's files, which are then moved into it together, or not at all."""
+    """A folder inside a data folder: files are written here, then moved up together or deleted."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.aside = folder, folder / f".writing-{os.getpid()}"
 
     def __enter__(self) -> StagingFolder:
-        self.new = [path for path in (self.folder, *self.folder.parents) if not path.exists()]
+        self.created = [path for path in (self.folder, *self.folder.parents) if not path.exists()]
         try:
             self.aside.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -78,18 +291,20 @@ class StagingFolder:
 
     def __exit__(self, *error: object) -> None:
         shutil.rmtree(self.aside, ignore_errors=True)
-        with suppress(OSError):
-            for path in self.new:  # if they were made for nothing
+        with suppress(OSError):  # a folder with files stays
+            for path in self.created:
                 path.rmdir()
 
     def commit(self, names: Sequence[str], tokenizer: Tokenizer, meta: dict) -> dict:
-        """Moves the named files into place, meta.json last: without it, or where it doesn't fit, nothing reads the others."""
-        head = {
+        """Writes tokenizer.json and meta.json, and moves all files into place; returns the meta.
+
+        meta.json comes last: without a meta.json that fits, no program reads the other files.
+        """
+        meta = {
             "format": FORMAT,
             "vocab_size": tokenizer.n_vocab,
             "tokenizer": {"kind": tokenizer.kind, "hash": tokenizer.hash},
-        }
-        meta = head | meta
+        } | meta
         for name, text in (
             ("tokenizer.json", tokenizer.to_json()),
             ("meta.json", json.dumps(meta, ensure_ascii=False, indent=1)),
@@ -103,25 +318,23 @@ class StagingFolder:
 
 
 def token_dtype(tokenizer: Tokenizer) -> np.dtype:
-    """uint16 while the vocabulary fits, else uint32."""
+    """uint16 if the vocabulary fits, else uint32."""
     return np.dtype("<u2") if tokenizer.n_vocab <= 1 << 16 else np.dtype("<u4")
 
 
 class DatasetWriter(StagingFolder):
-    """Token files of a data folder."""
+    """Writes a text data folder: open, then add tokens in order, then finish."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
         self.files: dict[str, BinaryIO] = {}
 
     def open(self, tokenizer: Tokenizer) -> None:
-        """Begins the token files."""
+        """Opens the token files."""
         self.tokenizer = tokenizer
         self.dtype = token_dtype(tokenizer)
-        self.counts = {
-            split: {"tokens": 0, "characters": 0, "bytes": 0, "documents": 0}
-            for split in TEXT_SPLITS
-        }
+        names = ("tokens", "characters", "bytes", "documents")
+        self.counts = {split: dict.fromkeys(names, 0) for split in TEXT_SPLITS}
         self.hashes = {split: hashlib.sha256() for split in TEXT_SPLITS}
         self.chapters: list[dict] = []
         self.files = {split: (self.aside / f"{split}.bin").open("wb") for split in TEXT_SPLITS}
@@ -132,6 +345,7 @@ class DatasetWriter(StagingFolder):
         super().__exit__(*error)
 
     def add(self, split: str, ids: np.ndarray, characters: int = 0, n_bytes: int = 0) -> None:
+        """Appends tokens, and counts the characters and UTF-8 bytes that they encode."""
         raw = ids.astype(self.dtype).tobytes()
         self.files[split].write(raw)
         self.hashes[split].update(raw)
@@ -139,15 +353,17 @@ class DatasetWriter(StagingFolder):
             self.counts[split][name] += count
 
     def begin_chapter(self, split: str, book: int, title: str) -> None:
-        self.chapters.append(
-            {"book": book, "title": title, "split": split, "token": self.counts[split]["tokens"]}
-        )
+        """Records that a chapter begins with the next token."""
+        token = self.counts[split]["tokens"]
+        self.chapters.append({"book": book, "title": title, "split": split, "token": token})
 
     def end_document(self, split: str) -> None:
+        """Appends the end token."""
         self.add(split, np.array([self.tokenizer.end], dtype=np.uint32))
         self.counts[split]["documents"] += 1
 
     def finish(self, books: list[dict], settings: dict) -> dict:
+        """Moves the files into the data folder; returns the content of meta.json."""
         for file in self.files.values():
             file.close()
         meta = {
@@ -162,174 +378,3 @@ class DatasetWriter(StagingFolder):
             "settings": settings,
         }
         return self.commit([f"{split}.bin" for split in TEXT_SPLITS], self.tokenizer, meta)
-
-
-class TextDataset:
-    """One split of a prepared folder, memory-mapped where it is large, with batches whose content depends on (seed, row number) alone.
-
-    The file is a ring: each epoch starts at a random offset and cuts it into windows of block_size, which come in a
-    random order. So an epoch trains every token once, and row n of a run is the same however many processes share it.
-    """
-
-    def __init__(self, folder: Path, split: str) -> None:
-        self.folder, self.path = folder, folder / f"{split}.bin"
-        self.meta = read_meta(folder)
-        facts = self.meta["splits"][split]
-        self.tokens = open_array(
-            self.path, self.meta["dtype"], facts["tokens"], facts["sha256"], self.meta["vocab_size"]
-        )
-        self.characters, self.bytes, self.sha256 = (
-            facts["characters"],
-            facts["bytes"],
-            facts["sha256"],
-        )
-        self._order: tuple[tuple[int, int, int], int, np.ndarray] | None = None
-
-    def __len__(self) -> int:
-        return len(self.tokens)
-
-    def rows_per_epoch(self, block_size: int) -> int:
-        """Rows in an epoch."""
-        return len(self.tokens) // block_size
-
-    def count_targets(self, first: int, count: int, block_size: int, seed: int) -> int:
-        """How many tokens these rows train."""
-        return count * block_size
-
-    def rows(
-        self, first: int, count: int, block_size: int, seed: int
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Rows first … first + count of the endless sequence of epochs: (ids, targets), each (count, block_size) of int64."""
-        check_length(self.tokens, self.path)
-        at = (
-            self.row_ids(first, count, block_size, seed)[:, None] + np.arange(block_size + 1)
-        ) % len(self.tokens)
-        picked = self.tokens[at].astype(np.int64)
-        return picked[:, :-1], picked[:, 1:]
-
-    def row_ids(self, first: int, count: int, block_size: int, seed: int) -> np.ndarray:
-        """The tokens that these rows begin with."""
-        windows = self.rows_per_epoch(block_size)
-        starts = np.empty(count, dtype=np.int64)
-        for i in range(count):
-            epoch, place = divmod(first + i, windows)
-            offset, order = self._epoch(seed, epoch, block_size)
-            starts[i] = (offset + order[place] * block_size) % len(self.tokens)
-        return starts
-
-    def _epoch(self, seed: int, epoch: int, block_size: int) -> tuple[int, np.ndarray]:
-        key = (seed, epoch, block_size)
-        if self._order is None or self._order[0] != key:
-            draw = np.random.default_rng([seed, epoch])
-            self._order = (
-                key,
-                int(draw.integers(len(self.tokens))),
-                draw.permutation(self.rows_per_epoch(block_size)),
-            )
-        return self._order[1], self._order[2]
-
-
-def open_array(path: Path, dtype: str, count: int, sha256: str, below: int) -> np.ndarray:
-    """A file of `count` little-endian numbers smaller than `below`; UserError if it is not the one that meta.json describes."""
-    kind = np.dtype(dtype).newbyteorder("<")
-    found = path.stat().st_size if path.is_file() else None
-    if found != count * kind.itemsize:
-        what = (
-            "is missing"
-            if found is None
-            else f"has {found:,} bytes instead of {count * kind.itemsize:,}"
-        )
-        raise UserError(f"{path} {what}: {PREPARE_AGAIN}")
-    try:
-        array = (
-            np.fromfile(path, kind)
-            if found <= MAX_IN_MEMORY_BYTES
-            else np.memmap(path, dtype=kind, mode="r")
-        )
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} can't be read ({error_reason(error)})") from None
-    check_length(array, path)
-    if (
-        sha256_of(path) if isinstance(array, np.memmap) else hashlib.sha256(array).hexdigest()
-    ) != sha256:
-        raise UserError(
-            f"{path} is not the file that meta.json describes (its sha256 differs): {PREPARE_AGAIN}"
-        )
-    if count and (largest := int(array.max())) >= below:
-        raise UserError(
-            f"{path} holds the number {largest:,}, and all must be smaller than {below:,}: {PREPARE_AGAIN}"
-        )
-    return array
-
-
-def check_length(array: np.ndarray, path: Path) -> None:
-    """UserError if a mapped file was cut: reading what is gone would end the program without a word. (A deleted one can still be read.)"""
-    if isinstance(array, np.memmap) and path.is_file() and path.stat().st_size < array.nbytes:
-        raise UserError(f"{path} was cut while it was in use: {PREPARE_AGAIN}")
-
-
-def read_meta(folder: Path) -> dict:
-    """The folder's meta.json; UserError if it is damaged or of another version."""
-    path = folder / "meta.json"
-    try:
-        meta = read_json(path)
-        if meta["format"] != FORMAT:
-            raise UserError(
-                f"{path} has format {meta['format']!r:.20}, this version reads {FORMAT}: {PREPARE_AGAIN}"
-            )
-        meta.setdefault(
-            "task", "questions" if "width" in meta else "text"
-        )  # folders of earlier versions don't say
-        if wrong := _wrong_in(meta):
-            raise ValueError(f"{wrong} is not what a preparation writes")
-        return meta
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} can't be read ({error_reason(error)}): {PREPARE_AGAIN}") from None
-
-
-def _wrong_in(meta: dict) -> str | None:
-    """The first field of a meta.json that can't be right."""
-    is_rows = meta["task"] == "questions"
-    counts = ("tokens", "characters", "bytes", *(("rows",) if is_rows else ()))
-    hashes = ("sha256", *(("mask_sha256", "pairs_sha256") if is_rows else ()))
-    good = {
-        "task": meta["task"] in TASKS,
-        "dtype": meta["dtype"] in ("uint16", "uint32"),
-        "vocab_size": is_count(meta["vocab_size"]),
-        "tokenizer": isinstance(meta["tokenizer"]["hash"], str),
-        "splits": set(TEXT_SPLITS) <= set(meta["splits"]) <= {*TEXT_SPLITS, "test", "untaught"},
-    }
-    for split, facts in meta["splits"].items():
-        good[f"splits.{split}"] = all(is_count(facts[name]) for name in counts) and all(
-            isinstance(facts[name], str) for name in hashes
-        )
-    if is_rows:
-        good["width"] = is_count(meta["width"]) and all(
-            facts["rows"] * meta["width"] == facts["tokens"] for facts in meta["splits"].values()
-        )
-        good["turns"] = is_count(meta["turns"]) and meta["turns"] > 0
-        labels = meta.get("labels") or []
-        good["labels"] = isinstance(labels, list) and all(
-            isinstance(label, str) for label in labels
-        )
-    else:
-        places, books = (
-            [(c["split"], c["token"], c["title"], c["book"]) for c in meta["chapters"]],
-            meta["books"],
-        )
-        good["books"] = all(isinstance(book["title"], str) for book in books)
-        good["chapters"] = all(
-            isinstance(split, str)
-            and is_count(token)
-            and isinstance(title, str)
-            and is_count(book)
-            and book < len(books)
-            for split, token, title, book in places
-        )
-    return next((name for name, is_good in good.items() if not is_good), None)
-
-
-def check_tokenizer(tokenizer: Tokenizer, meta: dict, message: str) -> None:
-    """UserError, with this message, if it is not the one that made the data."""
-    if (tokenizer.hash, tokenizer.n_vocab) != (meta["tokenizer"]["hash"], meta["vocab_size"]):
-        raise UserError(message)

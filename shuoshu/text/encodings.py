@@ -1,4 +1,4 @@
-"""Bytes as they are found → text: the encoding by evidence, archives opened, what can't be decoded counted."""
+"""Bytes to text: opens archives, detects the encoding, counts what can't be decoded."""
 
 from __future__ import annotations
 
@@ -17,13 +17,17 @@ from shuoshu.core.errors import UserError
 from shuoshu.core.files import format_bytes
 
 SUFFIXES = (".txt", ".zip", ".gz")
-MAX_FILE_BYTES = 4 << 30  # bytes that one file may unpack to
-MAX_EXPANSION = 100  # times its own size that an archive over a MB may unpack to: novels give 2 to 5, bombs 1,000
-SAMPLE_BYTES = 400_000  # bytes that the choice between encodings looks at
-PART_CHARACTERS = 8_000_000  # characters of a text that are cleaned together
-MAX_UNREADABLE_SHARE = (
-    0.01  # share of characters above which a file is taken for no text of this encoding
-)
+MAX_FILE_BYTES = 4 << 30  # unpacked size of one file
+MAX_EXPANSION = 100  # unpacked size / file size; novels have 2 to 5, zip bombs about 1,000
+MIN_UNPACKED_LIMIT = 1 << 20  # bytes that every archive may unpack to, however small it is
+SAMPLE_BYTES = 400_000  # read to detect the encoding
+READ_BYTES = 1 << 20  # read at once
+PART_CHARACTERS = 8_000_000  # cleaned at once; limits memory
+# Undecodable places up to which a text counts as damaged rather than as the wrong encoding.
+MAX_UNREADABLE_PLACES, MAX_UNREADABLE_SHARE = 3, 0.01  # the larger one counts
+MAX_NUL_SHARE = 0.1  # of the characters; more is a binary file
+UNREADABLE_PENALTY = 20  # everyday characters that one undecodable place outweighs
+UTF16_MIN_LINE_ENDS, UTF16_MIN_SHARE = 2, 0.3  # line ends that look like UTF-16's
 COMMON_CHARACTERS = frozenset(
     "，。：“”！？、的一不了是人我在有他这中大来上个国道说子之也得曰那里出去將将與与為为見见這個說來國們们時时"
 )
@@ -34,28 +38,21 @@ BOMS = (
     (codecs.BOM_UTF16_LE, "utf-16-le"),
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 )
+ZIP_NAME_IS_UTF8 = 0x800  # general-purpose flag of a zip member
+
+
+# ---------------------------------------------------------------- files and archives
 
 
 def raw_texts(path: Path) -> Iterator[tuple[str, BinaryIO]]:
-    """(title, open file) of each text in a file: itself, or the .txt files in a .zip; UserError with the reason if it can't be read."""
-    with _reasons():
+    """Yields (title, open file): the file itself, or each .txt file in a .zip.
+
+    Raises UserError with the reason if the file can't be read.
+    """
+    with _read_errors_to_user_errors():
         if path.suffix.lower() == ".zip":
             with zipfile.ZipFile(path) as archive:
-                members = [
-                    m
-                    for m in archive.infolist()
-                    if m.filename.lower().endswith(".txt")
-                    and not m.is_dir()
-                    and "__MACOSX/" not in m.filename
-                ]
-                members = [m for m in members if not stat.S_ISLNK(m.external_attr >> 16)]
-                if not members:
-                    raise UserError("the archive holds no .txt file")
-                if sum(member.file_size for member in members) > most_of(path):
-                    raise UserError(
-                        f"it unpacks to more than {format_bytes(most_of(path))}, as no novels of its size do"
-                    )
-                for member in members:
+                for member in _text_members(archive, max_unpacked_bytes(path)):
                     with archive.open(member) as file:
                         yield Path(_zip_name(member)).stem, file
         elif path.suffix.lower() == ".gz":
@@ -66,19 +63,37 @@ def raw_texts(path: Path) -> Iterator[tuple[str, BinaryIO]]:
                 yield path.stem, file
 
 
-def most_of(path: Path) -> int:
-    """Bytes that the texts of a file may come to."""
-    is_packed = path.suffix.lower() in (".zip", ".gz")
-    return (
-        min(MAX_FILE_BYTES, max(1 << 20, MAX_EXPANSION * path.stat().st_size))
-        if is_packed
-        else MAX_FILE_BYTES
-    )
+def _text_members(archive: zipfile.ZipFile, limit: int) -> list[zipfile.ZipInfo]:
+    """The .txt files of an archive; no folders, links, or macOS's resource files."""
+    members = [
+        member
+        for member in archive.infolist()
+        if member.filename.lower().endswith(".txt")
+        and not member.is_dir()
+        and "__MACOSX/" not in member.filename
+        and not stat.S_ISLNK(member.external_attr >> 16)
+    ]
+    if not members:
+        raise UserError("the archive holds no .txt file")
+    if sum(member.file_size for member in members) > limit:
+        raise UserError(_too_large(limit))
+    return members
+
+
+def max_unpacked_bytes(path: Path) -> int:
+    """Upper limit for the unpacked size of a file."""
+    if path.suffix.lower() not in (".zip", ".gz"):
+        return MAX_FILE_BYTES
+    return min(MAX_FILE_BYTES, max(MIN_UNPACKED_LIMIT, MAX_EXPANSION * path.stat().st_size))
+
+
+def _too_large(limit: int) -> str:
+    return f"it unpacks to more than {format_bytes(limit)}, too much for a novel of its file size"
 
 
 @contextmanager
-def _reasons() -> Iterator[None]:
-    """What goes wrong while a file is opened or read, as a UserError with the reason."""
+def _read_errors_to_user_errors() -> Iterator[None]:
+    """Turns errors of opening and reading a file into UserError with the reason."""
     try:
         yield
     except (
@@ -90,18 +105,15 @@ def _reasons() -> Iterator[None]:
         ValueError,
     ) as error:
         raise UserError(f"the archive is damaged ({error})") from None
-    except (
-        RuntimeError,
-        NotImplementedError,
-    ) as error:  # zipfile's words for encrypted members and unknown methods
+    except (RuntimeError, NotImplementedError) as error:  # zipfile: encrypted, unknown compression
         raise UserError(f"the archive can't be opened ({error})") from None
     except OSError as error:
         raise UserError(f"it can't be read ({error.strerror or error})") from None
 
 
 def _zip_name(member: zipfile.ZipInfo) -> str:
-    """A member's name; archives made on Chinese Windows write GBK without saying so."""
-    if member.flag_bits & 0x800:
+    """A member's name. Archives from Chinese Windows hold GBK names without declaring it."""
+    if member.flag_bits & ZIP_NAME_IS_UTF8:
         return member.filename
     try:
         return member.filename.encode("cp437").decode("gb18030")
@@ -109,99 +121,86 @@ def _zip_name(member: zipfile.ZipInfo) -> str:
         return member.filename
 
 
+# ---------------------------------------------------------------- decoding
+
+
 class TextDecoder:
-    """The text of an open file, part by part. `broken` counts the undecodable places, each of which becomes a �."""
+    """Decodes an open file part by part.
+
+    `broken` counts the undecodable places; each becomes a �.
+    """
 
     def __init__(
-        self, file: BinaryIO, forced: str | None = None, largest: int | None = None
+        self, file: BinaryIO, forced: str | None = None, max_bytes: int | None = None
     ) -> None:
-        self.file, self.broken, self.characters, self.largest = (
-            file,
-            0,
-            0,
-            largest or MAX_FILE_BYTES,
-        )
+        self.file, self.max_bytes = file, max_bytes or MAX_FILE_BYTES
+        self.broken = self.characters = 0
         self.head = self._read(SAMPLE_BYTES)
-        self.encoding, self.skip = (
-            _forced(forced, self.head)
-            if forced
-            else detect_encoding(self.head, is_whole=len(self.head) < SAMPLE_BYTES)
-        )
+        if forced:
+            self.encoding, self.bom_bytes = _forced_encoding(forced, self.head)
+        else:
+            is_whole = len(self.head) < SAMPLE_BYTES
+            self.encoding, self.bom_bytes = detect_encoding(self.head, is_whole)
 
     def _read(self, size: int) -> bytes:
-        with _reasons():
+        with _read_errors_to_user_errors():
             return self.file.read(size)
 
     def parts(self) -> Iterator[str]:
-        """Parts of at most about PART characters, each ending where a line ends; UserError if it is no text."""
+        """Yields parts of about PART_CHARACTERS, cut at line ends.
+
+        Raises UserError if the file is empty, too large, or not text.
+        """
         decoder = codecs.getincrementaldecoder(self.encoding)("replace")
-        held, chunk, done = "", self.head[self.skip :], len(self.head)
-        own = (
-            "�".encode(self.encoding, "ignore") if self.encoding.startswith("utf") else None
-        )  # a � that the file itself has
-        blank = True
+        buffer, chunk, n_bytes = "", self.head[self.bom_bytes :], len(self.head)
+        # A � that is stored in the file itself is not an undecodable place.
+        stored = "�".encode(self.encoding, "ignore") if self.encoding.startswith("utf") else None
+        is_blank = True
         while chunk:
             text = decoder.decode(chunk)
-            self.broken += max(0, text.count("�") - (chunk.count(own) if own else 0))
-            held += text
-            if len(held) > PART_CHARACTERS and (
-                cut := last_line_start(held) or len(held) * (len(held) > 2 * PART_CHARACTERS)
-            ):
-                blank = False
-                yield self._checked(held[:cut])
-                held = held[cut:]
-            chunk = self._read(1 << 20)
-            done += len(chunk)
-            if done > self.largest:
-                raise UserError(
-                    f"it unpacks to more than {format_bytes(self.largest)}, as no novel of its size does"
-                )
+            self.broken += max(0, text.count("�") - (chunk.count(stored) if stored else 0))
+            buffer += text
+            if cut := _part_end(buffer):
+                is_blank = False
+                yield self._checked(buffer[:cut])
+                buffer = buffer[cut:]
+            chunk = self._read(READ_BYTES)
+            n_bytes += len(chunk)
+            if n_bytes > self.max_bytes:
+                raise UserError(_too_large(self.max_bytes))
         rest = decoder.decode(b"", final=True)
         self.broken += rest.count("�")
-        held += rest
-        if blank and not held.strip():
+        buffer += rest
+        if is_blank and not buffer.strip():
             raise UserError("it is empty")
-        if held:
-            yield self._checked(held)
+        if buffer:
+            yield self._checked(buffer)
 
     def _checked(self, part: str) -> str:
+        """The part; UserError if too much of the text so far is unreadable."""
         self.characters += len(part)
-        if self.broken > max(3, MAX_UNREADABLE_SHARE * self.characters):
+        if self.broken > max(MAX_UNREADABLE_PLACES, MAX_UNREADABLE_SHARE * self.characters):
             raise UserError(
-                f"{self.broken:,} places can't be read as {self.encoding}: it is no text, or name its --encoding"
+                f"{self.broken:,} places can't be decoded as {self.encoding}: "
+                "it is no text, or set its encoding with --encoding"
             )
-        if (nuls := part.count("\0")) > 0.1 * len(part):
+        if (nuls := part.count("\0")) > MAX_NUL_SHARE * len(part):
             raise UserError(
-                f"{nuls:,} of {len(part):,} characters are NUL: it is no text, or name its --encoding"
+                f"{nuls:,} of {len(part):,} characters are NUL: "
+                "it is no text, or set its encoding with --encoding"
             )
         return part
 
 
-def _forced(name: str, head: bytes) -> tuple[str, int]:
-    """(encoding, length of its byte order mark) for the name that the user gives; utf-16 and utf-32 look at the mark."""
-    try:
-        encoding = codecs.lookup(name).name.removesuffix("-sig")
-        if encoding in ("utf-16", "utf-32"):
-            encoding = next(
-                (
-                    known
-                    for bom, known in BOMS
-                    if head.startswith(bom) and known.startswith(encoding)
-                ),
-                f"{encoding}-le",
-            )
-        b"\x80 a".decode(encoding, "replace")
-    except (LookupError, ValueError):
-        raise UserError(
-            f"there is no encoding called {name!r} (utf-8, gb18030, big5, utf-16 …)"
-        ) from None
-    return encoding, next(
-        (len(bom) for bom, known in BOMS if head.startswith(bom) and known == encoding), 0
-    )
+def _part_end(buffer: str) -> int:
+    """Where to cut the buffer; 0 to read more first. A line longer than two parts is cut too."""
+    if len(buffer) <= PART_CHARACTERS:
+        return 0
+    return last_line_start(buffer) or (len(buffer) if len(buffer) > 2 * PART_CHARACTERS else 0)
 
 
 def last_line_start(text: str) -> int:
-    """Where the last line begins that is complete before it and not blank itself; 0 if there is none."""
+    """Index just after the last newline that is followed by non-blank text; 0 if none."""
     end = len(text)
     while (newline := text.rfind("\n", 0, end)) >= 0:
         if text[newline + 1 : end].strip():
@@ -210,8 +209,35 @@ def last_line_start(text: str) -> int:
     return 0
 
 
+# ---------------------------------------------------------------- choosing the encoding
+
+
+def _forced_encoding(name: str, head: bytes) -> tuple[str, int]:
+    """(encoding, length of its byte order mark) for the user's --encoding.
+
+    The mark decides the byte order of utf-16 and utf-32. Raises UserError for an unknown name.
+    """
+    try:
+        encoding = codecs.lookup(name).name.removesuffix("-sig")
+        if encoding in ("utf-16", "utf-32"):
+            marked = (known for bom, known in BOMS if head.startswith(bom))
+            same_family = (known for known in marked if known.startswith(encoding))
+            encoding = next(same_family, f"{encoding}-le")
+        b"\x80 a".decode(encoding, "replace")  # fails for codecs that are no text encoding
+    except (LookupError, ValueError):
+        raise UserError(
+            f"there is no encoding called {name!r} (utf-8, gb18030, big5, utf-16 …)"
+        ) from None
+    lengths = (len(bom) for bom, known in BOMS if head.startswith(bom) and known == encoding)
+    return encoding, next(lengths, 0)
+
+
 def detect_encoding(head: bytes, is_whole: bool) -> tuple[str, int]:
-    """(encoding, length of its byte order mark): by the mark; strict UTF-8; UTF-16's line ends; else what gives the more everyday characters."""
+    """(encoding, length of its byte order mark) of a file that begins with `head`.
+
+    In this order: a byte order mark; valid UTF-8; line ends of UTF-16; else the encoding that gives
+    the most everyday characters.
+    """
     for bom, encoding in BOMS:
         if head.startswith(bom):
             return encoding, len(bom)
@@ -228,17 +254,14 @@ def detect_encoding(head: bytes, is_whole: bool) -> tuple[str, int]:
             for at in range(0, len(head) - 1, 2)
             if head[at] in (0, 10)
         )
-        if aligned >= 2 and aligned > 0.3 * newlines:
+        if aligned >= UTF16_MIN_LINE_ENDS and aligned > UTF16_MIN_SHARE * newlines:
             return encoding, 0
-    return max(
-        ("utf-8", "gb18030", "big5hkscs", "utf-16-le", "utf-16-be"),
-        key=lambda name: _likelihood(head, name),
-    ), 0
+    candidates = ("utf-8", "gb18030", "big5hkscs", "utf-16-le", "utf-16-be")
+    return max(candidates, key=lambda name: _likelihood(head, name)), 0
 
 
 def _likelihood(sample: bytes, encoding: str) -> float:
-    """Share of everyday characters (ASCII's are), less a penalty for what can't be decoded."""
-    text = codecs.decode(sample, encoding, "replace")[:-2]
-    return (
-        sum(" " <= c < "\x7f" or c in COMMON_CHARACTERS for c in text) - 20 * text.count("�")
-    ) / max(1, len(text))
+    """Share of everyday characters (ASCII included), less a penalty for undecodable places."""
+    text = codecs.decode(sample, encoding, "replace")[:-2]  # the sample may end inside a character
+    everyday = sum(" " <= c < "\x7f" or c in COMMON_CHARACTERS for c in text)
+    return (everyday - UNREADABLE_PENALTY * text.count("�")) / max(1, len(text))

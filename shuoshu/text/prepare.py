@@ -1,4 +1,4 @@
-"""Novels become a data folder: read, cleaned, cut at chapters, encoded; an account of it all."""
+"""The prepare.py pipeline: read novels, clean them, cut them at chapters, encode, summarize."""
 
 from __future__ import annotations
 
@@ -18,44 +18,39 @@ from shuoshu.core.files import same_path
 from shuoshu.core.settings import PrepareSettings
 from shuoshu.core.terminal import duration, pad, shorten, table
 from shuoshu.text import dataset
-from shuoshu.text.books import Account, Book, Section, find_duplicate_books, find_files, read_books
+from shuoshu.text.account import Account
+from shuoshu.text.books import Book, Section, find_duplicate_books, find_files, read_books
 from shuoshu.text.tokenizer import Tokenizer, character_tokenizer, gpt2_tokenizer, train_bpe
 
-SAMPLE_BYTES = (
-    8_000_000  # of text that a tokenizer is trained on: more costs seconds and changes little
-)
-SAMPLE_PIECE = 20_000  # characters drawn together
+SAMPLE_BYTES = 8_000_000  # for training the tokenizer; more costs seconds and changes little
+SAMPLE_PIECE = 20_000  # characters; the sample is drawn in pieces of this length
+# (characters of training text below which it is used, vocabulary size) of --tokenizer=bpe
+VOCAB_SIZES = ((250_000, 2048), (1_000_000, 4096), (float("inf"), 8192))
+MAX_BOOKS_SHOWN = 12
+MAX_NOTES_SHOWN = 12
 
 
 def prepare(settings: PrepareSettings) -> None:
-    """What prepare.py does once its settings are known."""
+    """Runs prepare.py. Raises UserError, and writes nothing, if a file or a setting is unusable."""
     began = time.perf_counter()
     inputs = settings.inputs or (str(REPO_ROOT / "data" / "novella"),)
     files = find_files(inputs)
     folder = Path(settings.out or Path("data") / Path(inputs[0]).resolve().stem)
-    bundled = REPO_ROOT / "data" / "novella"
-    if (
-        settings.inputs
-        and same_path(folder, bundled)
-        and not all(same_path(name, bundled) for name in inputs)
-    ):
-        raise UserError(
-            f"{folder} belongs to the bundled novella: choose another name with --out=data/NAME"
-        )
-
+    if settings.inputs:
+        protect_bundled_novella(folder, inputs)
     if settings.threads:
-        os.environ["RAYON_NUM_THREADS"] = str(settings.threads)  # for the tokenizer's training
+        os.environ["RAYON_NUM_THREADS"] = str(settings.threads)  # threads of train_bpe
     try:
         with dataset.DatasetWriter(folder) as writer:
-            books, bad = read_books(files, writer.aside, settings.encoding, settings.clean)
-            check_files(bad, len(files), settings.skip_bad, bool(books))
+            books, rejected = read_books(files, writer.aside, settings.encoding, settings.clean)
+            check_files(rejected, len(files), settings.skip_bad, bool(books))
             for book in books:
                 book.cut(settings.val_fraction)
-            tokenizer, why = choose_tokenizer(settings, books)
+            tokenizer, reason = choose_tokenizer(settings, books)
             writer.open(tokenizer)
             encode(books, tokenizer, writer, settings.threads or os.cpu_count() or 1)
             meta = writer.finish(
-                books=[book_facts(book) for book in books],
+                books=[book_record(book) for book in books],
                 settings={
                     name: getattr(settings, name)
                     for name in ("tokenizer", "clean", "val_fraction", "seed")
@@ -63,30 +58,42 @@ def prepare(settings: PrepareSettings) -> None:
             )
     except OSError as error:
         raise UserError(f"can't write to {folder}: {error.strerror}") from None
-    print(summary(books, meta, tokenizer, why, settings.show_removed))
-    for path, reason in bad:
-        print(f"  left out     {path}: {reason}")
-    named = folder.name if folder.parent == Path("data") else folder
+    print(summary(books, meta, tokenizer, reason, settings.show_removed))
+    for path, error in rejected:
+        print(f"  skipped      {path}: {error}")
+    name = folder.name if folder.parent == Path("data") else folder
     print(f"  written to   {folder} in {duration(time.perf_counter() - began)}")
-    print(f"  next         python train.py {shlex.quote(f'--dataset={named}')}")
+    print(f"  next         python train.py {shlex.quote(f'--dataset={name}')}")
 
 
-def check_files(bad: list[tuple[Path, str]], count: int, skip_bad: bool, has_books: bool) -> None:
-    """UserError if files are no text, unless they are to be left out."""
-    if bad and not (skip_bad and has_books):
-        told = "\n".join(f"  {path}: {reason}" for path, reason in bad)
-        how = (
-            "mend or remove them, or leave them out with --skip_bad"
-            if has_books
-            else "nothing is left to read"
-        )
+def protect_bundled_novella(folder: Path, inputs: Iterable[str]) -> None:
+    """UserError if other texts would replace the data of the bundled novella."""
+    bundled = REPO_ROOT / "data" / "novella"
+    if same_path(folder, bundled) and not all(same_path(name, bundled) for name in inputs):
         raise UserError(
-            f"{len(bad)} of {count} files can't be read:\n{told}\n{how}; nothing was written"
+            f"{folder} belongs to the bundled novella: choose another folder with --out=data/NAME"
         )
 
 
-def book_facts(book: Book) -> dict:
-    """What meta.json says of a book."""
+def check_files(
+    rejected: list[tuple[Path, str]], count: int, skip_bad: bool, has_books: bool
+) -> None:
+    """UserError that lists the unusable files; none if they may be skipped and a book remains."""
+    if not rejected or (skip_bad and has_books):
+        return
+    lines = "\n".join(f"  {path}: {reason}" for path, reason in rejected)
+    advice = (
+        "repair or remove them, or skip them with --skip_bad"
+        if has_books
+        else "no readable file is left"
+    )
+    raise UserError(
+        f"{len(rejected)} of {count} files can't be read:\n{lines}\n{advice}; nothing was written"
+    )
+
+
+def book_record(book: Book) -> dict:
+    """The book's entry in meta.json."""
     account = book.account
     rules = {
         rule: [account.places[rule], account.removed[rule], account.added[rule]]
@@ -102,41 +109,47 @@ def book_facts(book: Book) -> dict:
     }
 
 
+# ---------------------------------------------------------------- tokenizer
+
+
 def choose_tokenizer(settings: PrepareSettings, books: list[Book]) -> tuple[Tokenizer, str]:
-    """The tokenizer, and in a few words why its vocabulary has this size."""
-    characters = sum(book.val_from for book in books)
+    """(tokenizer, reason for the size of its vocabulary)."""
     if settings.tokenizer == "bpe":
-        by_size = 2048 if characters < 250_000 else 4096 if characters < 1_000_000 else 8192
-        tokenizer = train_bpe(sample(books, settings.seed), settings.vocab_size or by_size)
-        if settings.vocab_size and tokenizer.n_vocab < settings.vocab_size:
-            return tokenizer, f"the text has no pair left to merge before {settings.vocab_size:,}"
-        return (
-            tokenizer,
-            "as asked"
-            if settings.vocab_size
-            else f"for {characters:,} characters of training text",
-        )
+        return _train_bpe(books, settings)
     if settings.tokenizer == "chars":
         counts: Counter[str] = Counter()
         for text in training_text(books):
             counts.update(text)
         tokenizer = character_tokenizer(counts, settings.vocab_size)
-        return tokenizer, f"{len(counts):,} different characters, and the bytes to spell any other"
+        return tokenizer, f"{len(counts):,} different characters, all others spelled in bytes"
     if settings.vocab_size:
         raise UserError(
-            "--vocab_size goes with --tokenizer=bpe or chars: a finished tokenizer has its size already"
+            "--vocab_size goes with --tokenizer=bpe or chars: "
+            "an existing tokenizer has a fixed vocabulary"
         )
     if settings.tokenizer == "gpt2":
         return gpt2_tokenizer(), "GPT-2's 50,257 and four chat tokens"
-    return Tokenizer.load(settings.tokenizer), f"the tokenizer of {settings.tokenizer}"
+    return Tokenizer.load(settings.tokenizer), f"the tokenizer in {settings.tokenizer}"
+
+
+def _train_bpe(books: list[Book], settings: PrepareSettings) -> tuple[Tokenizer, str]:
+    characters = sum(book.val_from for book in books)
+    default = next(size for limit, size in VOCAB_SIZES if characters < limit)
+    tokenizer = train_bpe(sample(books, settings.seed), settings.vocab_size or default)
+    if not settings.vocab_size:
+        return tokenizer, f"for {characters:,} characters of training text"
+    if tokenizer.n_vocab < settings.vocab_size:
+        return tokenizer, f"the text has too few pairs to merge for {settings.vocab_size:,}"
+    return tokenizer, "set by --vocab_size"
 
 
 def training_text(books: list[Book]) -> Iterator[str]:
+    """Yields the training text section by section."""
     return (section.text for book in books for split, section in book.splits() if split == "train")
 
 
 def sample(books: list[Book], seed: int) -> Iterator[str]:
-    """All of the training text, or random pieces of it that come to about SAMPLE_BYTES."""
+    """Yields all of the training text, or random pieces of about SAMPLE_BYTES in total."""
     share = SAMPLE_BYTES / max(1, sum(book.file.stat().st_size for book in books))
     draw = random.Random(seed)
     for text in training_text(books):
@@ -145,129 +158,124 @@ def sample(books: list[Book], seed: int) -> Iterator[str]:
                 yield text[start : start + SAMPLE_PIECE]
 
 
+# ---------------------------------------------------------------- encoding
+
+
 def encode(
     books: list[Book], tokenizer: Tokenizer, writer: dataset.DatasetWriter, threads: int
 ) -> None:
-    """Every section through the tokenizer, on all cores, into its split, in order."""
+    """Encodes all sections in parallel and writes each to its split, in the order of the books."""
 
-    def encoded(item: tuple[int, str, Section]) -> tuple[int, str, Section, np.ndarray, int]:
-        book, split, section = item
-        return (
-            book,
-            split,
-            section,
-            tokenizer.encode_to_numpy(section.text),
-            len(section.text.encode("utf-8", "replace")),
-        )
+    def encode_section(
+        item: tuple[int, str, Section],
+    ) -> tuple[int, str, Section, np.ndarray, int]:
+        text = item[2].text
+        return *item, tokenizer.encode_to_numpy(text), len(text.encode("utf-8", "replace"))
 
     items = (
         (number, split, section)
         for number, book in enumerate(books)
         for split, section in book.splits()
     )
-    before = None
+    document = None  # (book, split) of the section before
     with ThreadPoolExecutor(threads) as pool:
-        for number, split, section, ids, n_bytes in ordered_map(
-            pool, encoded, items, ahead=4 * threads
-        ):
-            if before and before != (number, split):
-                writer.end_document(before[1])
-            before = (number, split)
+        encoded = ordered_map(pool, encode_section, items, ahead=4 * threads)
+        for number, split, section, ids, n_bytes in encoded:
+            if document and document != (number, split):
+                writer.end_document(document[1])
+            document = (number, split)
             if section.title is not None:
                 writer.begin_chapter(split, number, section.title)
             writer.add(split, ids, len(section.text), n_bytes)
-        writer.end_document(before[1])
+        writer.end_document(document[1])
 
 
 def ordered_map(pool: ThreadPoolExecutor, work, items: Iterable, ahead: int) -> Iterator:
-    """pool.map that reads only a little ahead, so that memory doesn't grow with the corpus."""
-    waiting: deque = deque()
+    """Like pool.map, but takes only `ahead` items in advance, so that memory stays bounded."""
+    pending: deque = deque()
     for item in items:
-        waiting.append(pool.submit(work, item))
-        if len(waiting) >= ahead:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
+        pending.append(pool.submit(work, item))
+        if len(pending) >= ahead:
+            yield pending.popleft().result()
+    while pending:
+        yield pending.popleft().result()
+
+
+# ---------------------------------------------------------------- summary
 
 
 def summary(
-    books: list[Book], meta: dict, tokenizer: Tokenizer, why: str, show_removed: bool
+    books: list[Book], meta: dict, tokenizer: Tokenizer, reason: str, show_removed: bool
 ) -> str:
-    """What was read, what was done to it and what was made, for a person to read."""
-    train, val = meta["splits"]["train"], meta["splits"]["val"]
-    rows: list[list[object]] = [["book", "encoding", "chapters", "characters", "validation"]]
-    shown = sorted(books, key=lambda book: -book.characters)[:12] if len(books) > 12 else books
-    rows += [
-        [
-            shorten(b.title, 40),
-            b.encoding,
-            len(b.chapters),
-            b.characters,
-            f"{1 - b.val_from / b.characters:.1%}",
-        ]
-        for b in shown
-    ]
-    if len(books) > len(shown):
-        rest = [b for b in books if b not in shown]
-        rows.append(
-            [
-                f"{len(rest)} more",
-                "",
-                sum(len(b.chapters) for b in rest),
-                sum(b.characters for b in rest),
-                "",
-            ]
-        )
+    """What prepare.py prints: books, cleaning account, splits, notes, vocabulary."""
     splits: list[list[object]] = [["split", "characters", "tokens", "documents"]]
     splits += [
-        [name, part["characters"], part["tokens"], part["documents"]]
-        for name, part in meta["splits"].items()
+        [name, split["characters"], split["tokens"], split["documents"]]
+        for name, split in meta["splits"].items()
     ]
-    per_token = (train["characters"] + val["characters"]) / max(1, train["tokens"] + val["tokens"])
+    characters = sum(split["characters"] for split in meta["splits"].values())
+    tokens = sum(split["tokens"] for split in meta["splits"].values())
     return "\n".join(
         [
-            table(rows, left=2),
+            book_table(books),
             "",
             *account_lines(books, show_removed),
             table(splits),
             "",
-            *warnings(books),
-            f"  vocabulary   {tokenizer.n_vocab:,} ({tokenizer.kind}; {why})",
-            f"  a token is   {per_token:.2f} characters on average",
+            *notes(books),
+            f"  vocabulary   {tokenizer.n_vocab:,} ({tokenizer.kind}; {reason})",
+            f"  compression  {characters / max(1, tokens):.2f} characters per token",
         ]
     )
 
 
+def book_table(books: list[Book]) -> str:
+    """A row for each book; of many books, the longest ones and a row for the rest."""
+    rows: list[list[object]] = [["book", "encoding", "chapters", "characters", "validation"]]
+    shown = books
+    if len(books) > MAX_BOOKS_SHOWN:
+        shown = sorted(books, key=lambda book: -book.characters)[:MAX_BOOKS_SHOWN]
+    for book in shown:
+        title, val_share = shorten(book.title, 40), f"{1 - book.val_from / book.characters:.1%}"
+        rows.append([title, book.encoding, len(book.chapters), book.characters, val_share])
+    if rest := [book for book in books if book not in shown]:
+        chapters = sum(len(book.chapters) for book in rest)
+        rows.append([f"{len(rest)} more", "", chapters, sum(b.characters for b in rest), ""])
+    return table(rows, left=2)
+
+
 def account_lines(books: list[Book], show_removed: bool) -> list[str]:
-    """Where every character went; a sample, or all, of what was taken out."""
+    """The cleaning account of all books, then one example of each kind of removed text, or all."""
     total = Account()
     for book in books:
         total.add(book.account)
+    change = {rule: total.added[rule] - total.removed[rule] for rule in total.places}
     rows: list[list[object]] = [["account", "places", "characters"], ["read", "", total.read]]
-    rows += [
-        [rule, total.places[rule], total.added[rule] - total.removed[rule]]
-        for rule in sorted(total.places, key=lambda rule: total.added[rule] - total.removed[rule])
-    ]
+    rows += [[rule, total.places[rule], change[rule]] for rule in sorted(change, key=change.get)]
     lines = [table([*rows, ["kept", "", total.kept]]), ""]
+    if not total.pieces:
+        return lines
+    if not show_removed:
+        lines.append("  removed text, one example of each kind (--show_removed lists all)")
     for rule, pieces in total.pieces.items():
         texts = [" ".join(piece.split()) for piece in pieces]
         if show_removed:
             lines += [f"  {rule}", *(f"    {text}" for text in texts if text)]
         elif any(texts):
-            sample = max(texts, key=lambda text: min(len(text), 60))
-            lines.append(f"  {pad(rule, 18)} {shorten(sample, 78)}")
-    return [*lines, ""] if total.pieces else lines
+            example = max(texts, key=lambda text: min(len(text), 60))
+            lines.append(f"  {pad(rule, 18)} {shorten(example, 78)}")
+    return [*lines, ""]
 
 
-def warnings(books: list[Book]) -> list[str]:
-    """What a reader should know before training on this."""
-    told = [
-        f"  note         {share:.0%} of {a.title} stand in {b.title} too: the same book twice?"
+def notes(books: list[Book]) -> list[str]:
+    """What to check before training: duplicate books and odd characters."""
+    lines = [
+        f"{share:.0%} of {a.title} is also in {b.title}: is it the same book twice?"
         for a, b, share in find_duplicate_books(books)
     ]
     for book in books:
         if odd := ", ".join(f"{count:,} {kind}" for kind, count in book.odd.items() if count):
-            told.append(f"  note         {book.title} has odd characters: {odd}")
-    return told[:12] + (
-        [f"  note         and {len(told) - 12} more notes"] if len(told) > 12 else []
-    )
+            lines.append(f"{book.title} has odd characters: {odd}")
+    if len(lines) > MAX_NOTES_SHOWN:
+        lines[MAX_NOTES_SHOWN:] = [f"and {len(lines) - MAX_NOTES_SHOWN} more notes"]
+    return [f"  note         {line}" for line in lines]

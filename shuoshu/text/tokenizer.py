@@ -1,6 +1,7 @@
-"""Byte-level BPE: trained on the user's text, one token per character, or GPT-2's; stored as a tokenizer.json that any tool reads.
+"""Byte-level BPE: trained on the user's text, one token per character, or GPT-2's.
 
-Token ids are merge ranks: 256 bytes first, then each merge in order, then the special tokens. tiktoken does the encoding.
+Token ids are merge ranks: first the 256 bytes, then the merges in order, then the special tokens.
+tiktoken encodes; tokenizer.json is in Hugging Face's format.
 """
 
 from __future__ import annotations
@@ -26,15 +27,24 @@ END, SYSTEM, USER, ASSISTANT, PAD = SPECIALS = (
     "<|pad|>",
 )
 
-# Words with the sign before them, single digits, punctuation with the line ends after it, white space: Qwen2's way of cutting text.
-WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-CHARACTERS = r"[\s\S]"  # every character by itself
+# Qwen2's pre-tokenizer: contractions; words with one sign or space before them; single digits;
+# punctuation with the line ends after it; white space.
+WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+CHARACTERS = r"[\s\S]"  # each character alone
+MAX_TOKEN_CHARACTERS = 32  # in training; a longer token would come from a ruler like ======
+MIN_PAIR_COUNT = 2  # in training; a rarer pair isn't merged
 
+# A loaded tokenizer must encode and decode this without loss.
 PROBE = "雨夜 It's 12\n\n　é🙂—。\t!\r\n \u0301\0"
 Ranks = dict[bytes, int]
 
 
 class Tokenizer:
+    """Encodes and decodes text, and renders conversations with Shuoshu's chat tokens."""
+
     def __init__(self, ranks: Ranks, specials: dict[str, int], pattern: str, kind: str) -> None:
         self.ranks, self.specials, self.pattern, self.kind = ranks, specials, pattern, kind
         self.encoding = tiktoken.Encoding(
@@ -46,28 +56,29 @@ class Tokenizer:
         )
 
     def encode(self, text: str) -> list[int]:
-        """Ids of ordinary text: `<|endoftext|>` written in it is letters, never the special token."""
+        """Ids of a text. A special token's name in it, such as `<|endoftext|>`, is plain text."""
         return self.encoding.encode_ordinary(text)
 
     def encode_to_numpy(self, text: str) -> np.ndarray:
-        """The same ids as an array of uint32; it leaves Python's lock, so that threads encode on all cores."""
+        """The same ids as a uint32 array. Releases the GIL, so that threads encode in parallel."""
         return self.encoding.encode_to_numpy(text, disallowed_special=())
 
     def decode(self, ids: Iterable[int]) -> str:
+        """The text of these ids; bytes that are not valid UTF-8 become �."""
         return b"".join(self.token_bytes[i] for i in ids).decode("utf-8", errors="replace")
 
     @cached_property
     def token_bytes(self) -> list[bytes]:
-        """The bytes of every id; special tokens have none, since they are no part of any text."""
+        """The bytes of each id; empty for special tokens, which belong to no text."""
         table = [b""] * self.n_vocab
         for token, rank in self.ranks.items():
             table[rank] = token
         return table
 
     def render(self, messages: Sequence[dict[str, str]]) -> tuple[list[int], list[int]]:
-        """A conversation as (ids, mask), grown together; the mask is 1 on what the assistant is to say, end tokens included.
+        """A conversation as (ids, mask). The mask is 1 on the assistant's text and its end tokens.
 
-        An assistant's last message that is None is left open, for the model to fill in.
+        If the last message's content is None, the ids end with its role, for the model to continue.
         """
         ids: list[int] = []
         mask: list[int] = []
@@ -85,7 +96,7 @@ class Tokenizer:
 
     @cached_property
     def hash(self) -> str:
-        """Two tokenizers with this hash give the same ids to every text."""
+        """Fingerprint: tokenizers with the same hash give the same ids for every text."""
         content = [
             self.pattern,
             sorted((rank, token.hex()) for token, rank in self.ranks.items()),
@@ -96,7 +107,7 @@ class Tokenizer:
     # ------------------------------------------------------------ files
 
     def to_json(self) -> str:
-        """tokenizer.json as Hugging Face's `tokenizers` reads it."""
+        """Content of a tokenizer.json for Hugging Face's `tokenizers`."""
         letters = byte_letters()
         spell = {token: "".join(letters[b] for b in token) for token in self.ranks}
         merges = [[spell[left], spell[right]] for left, right in merges_of(self.ranks)]
@@ -152,7 +163,7 @@ class Tokenizer:
         return json.dumps(document, ensure_ascii=False, indent=1)
 
     def files(self, block_size: int) -> dict[str, str]:
-        """What a model folder needs of the tokenizer, by file name."""
+        """The tokenizer files of a model folder: file name → content."""
         template = (
             "{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] }}"
             "{% if message['role'] == 'assistant' %}{{ '<|endoftext|>' }}{% endif %}{% endfor %}"
@@ -174,7 +185,7 @@ class Tokenizer:
 
     @classmethod
     def load(cls, folder: str | Path) -> Tokenizer:
-        """The tokenizer in a folder; UserError if there is none or it is of a kind that can't be used here."""
+        """Loads a folder's tokenizer.json. Raises UserError if it is missing or not usable."""
         path = Path(folder) / "tokenizer.json"
         try:
             document = read_json(path)
@@ -184,108 +195,121 @@ class Tokenizer:
             ) from None
         except ValueError as error:
             raise UserError(
-                f"{path} is damaged: {error}; make it again with prepare.py or copy it anew"
+                f"{path} is damaged: {error}; run prepare.py again, or copy the file again"
             ) from None
         try:
             return cls._from_document(document)
         except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
             raise UserError(
-                f"{path} can't be used: {error_reason(error)}; only byte-level BPE with Shuoshu's chat tokens is read"
+                f"{path} can't be used: {error_reason(error)}; "
+                "only byte-level BPE with Shuoshu's chat tokens is read"
             ) from None
 
     @classmethod
     def _from_document(cls, document: dict) -> Tokenizer:
-        letters = {letter: byte for byte, letter in enumerate(byte_letters())}
+        """The tokenizer of a tokenizer.json. Raises ValueError if encoding could lose text."""
+        bytes_of = {letter: byte for byte, letter in enumerate(byte_letters())}
         specials = {token["content"]: token["id"] for token in document["added_tokens"]}
-        vocab = {
-            name: rank for name, rank in document["model"]["vocab"].items() if name not in specials
+        vocab = document["model"]["vocab"].items()
+        ranks = {
+            bytes(bytes_of[c] for c in name): rank for name, rank in vocab if name not in specials
         }
-        ranks = {bytes(letters[c] for c in spelt): rank for spelt, rank in vocab.items()}
         pattern = document["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"]
         if missing := [name for name in SPECIALS if name not in specials]:
             raise ValueError(f"it lacks {', '.join(missing)}")
         if sorted([*ranks.values(), *specials.values()]) != list(range(len(ranks) + len(specials))):
             raise ValueError("its ids are not 0, 1, 2 … without a gap")
-        spelt = [
-            [
-                bytes(letters[c] for c in part)
-                for part in (pair.split(" ") if isinstance(pair, str) else pair)
-            ]
+        merges = (  # a list of two names, or both in one string
+            pair.split(" ") if isinstance(pair, str) else pair
             for pair in document["model"]["merges"]
-        ]
-        order = [ranks[left + right] for left, right in spelt]
+        )
+        pairs = [[bytes(bytes_of[c] for c in name) for name in pair] for pair in merges]
+        merged_ranks = [ranks[left + right] for left, right in pairs]
         if not all(bytes([byte]) in ranks for byte in range(256)):
             raise ValueError("it has no token for some byte")
-        if order != sorted(rank for token, rank in ranks.items() if len(token) > 1):
-            raise ValueError("its merges don't make its vocabulary in the order of the ids")
+        if merged_ranks != sorted(rank for token, rank in ranks.items() if len(token) > 1):
+            raise ValueError("its merges don't build its vocabulary in the order of the ids")
         kind = "chars" if pattern == CHARACTERS else "bpe" if pattern == WORDS else "gpt2"
-        made = cls(ranks, specials, pattern, kind)
-        if made.decode(made.encode(PROBE)) != PROBE:
-            raise ValueError("its pattern leaves text out")
-        return made
+        tokenizer = cls(ranks, specials, pattern, kind)
+        if tokenizer.decode(tokenizer.encode(PROBE)) != PROBE:
+            raise ValueError("its pattern loses text")
+        return tokenizer
 
 
-# ---------------------------------------------------------------- making one
+# ---------------------------------------------------------------- create a tokenizer
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
-    """A byte-level BPE of `vocab_size` entries, special tokens included (fewer where the text has no more pairs to merge)."""
+    """Trains a byte-level BPE of `vocab_size` entries, special tokens included.
+
+    It has fewer entries if the text has no more pairs to merge.
+    """
     from tokenizers import Regex, models, pre_tokenizers, trainers
     from tokenizers import Tokenizer as Trainable
 
     model = Trainable(models.BPE())
-    cut = pre_tokenizers.Split(Regex(WORDS), "isolated")
+    split = pre_tokenizers.Split(Regex(WORDS), "isolated")
     model.pre_tokenizer = pre_tokenizers.Sequence(
-        [cut, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+        [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
     )
     alphabet = byte_letters()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size - len(SPECIALS),
-        min_frequency=2,
+        min_frequency=MIN_PAIR_COUNT,
         initial_alphabet=alphabet,
-        max_token_length=32,
+        max_token_length=MAX_TOKEN_CHARACTERS,
         show_progress=False,
     )
     model.train_from_iterator(texts, trainer)
     bytes_of = {letter: byte for byte, letter in enumerate(alphabet)}
     vocab = sorted(model.get_vocab().items(), key=lambda item: item[1])
-    ranks = {bytes(bytes_of[c] for c in spelt): rank for spelt, rank in vocab}
-    return Tokenizer(ranks, _reserve(ranks), WORDS, "bpe")
+    ranks = {bytes(bytes_of[c] for c in name): rank for name, rank in vocab}
+    return Tokenizer(ranks, _special_ids(ranks), WORDS, "bpe")
 
 
 def character_tokenizer(counts: Counter[str], vocab_size: int | None = None) -> Tokenizer:
-    """One token per character, the commonest first; what finds no room in `vocab_size` is spelt in bytes."""
+    """One token per character, the most frequent first.
+
+    Characters that don't fit into `vocab_size` are encoded as several tokens.
+    """
     ranks: Ranks = {bytes([b]): b for b in range(256)}
-    room = (vocab_size or 10**9) - len(SPECIALS)
+    max_ranks = (vocab_size or 10**9) - len(SPECIALS)
     for character, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
-        spelt = character.encode("utf-8", errors="replace")
-        steps = [spelt[:n] for n in range(2, len(spelt) + 1) if spelt[:n] not in ranks]
-        if len(ranks) + len(steps) > room:
+        raw = character.encode("utf-8", errors="replace")
+        # BPE merges two tokens at a time, so a character of n bytes needs its prefixes as tokens.
+        prefixes = [raw[:n] for n in range(2, len(raw) + 1) if raw[:n] not in ranks]
+        if len(ranks) + len(prefixes) > max_ranks:
             continue
-        for step in steps:
-            ranks[step] = len(ranks)
-    return Tokenizer(ranks, _reserve(ranks), CHARACTERS, "chars")
+        for prefix in prefixes:
+            ranks[prefix] = len(ranks)
+    return Tokenizer(ranks, _special_ids(ranks), CHARACTERS, "chars")
 
 
 def gpt2_tokenizer() -> Tokenizer:
-    """GPT-2's encoding with the chat tokens appended."""
+    """GPT-2's encoding plus the chat tokens. Raises UserError if it can't be downloaded."""
     try:
         gpt2 = tiktoken.get_encoding("gpt2")
-    except Exception as error:  # tiktoken lets its HTTP client's many exceptions through
+    except Exception as error:  # tiktoken passes on all exceptions of its HTTP client
         raise UserError(
-            f"GPT-2's vocabulary could not be loaded ({type(error).__name__}). tiktoken downloads it once: connect to the network, "
-            "or set TIKTOKEN_CACHE_DIR to a folder that already holds it. --tokenizer=bpe needs no download and suits Chinese far better."
+            f"GPT-2's vocabulary could not be loaded ({type(error).__name__}). tiktoken downloads "
+            "it once: connect to the network, or set TIKTOKEN_CACHE_DIR to a folder that has it. "
+            "--tokenizer=bpe needs no download and encodes Chinese in far fewer tokens."
         ) from None
     ranks = dict(gpt2._mergeable_ranks)
-    return Tokenizer(ranks, _reserve(ranks), gpt2._pat_str, "gpt2")
+    return Tokenizer(ranks, _special_ids(ranks), gpt2._pat_str, "gpt2")
 
 
-def _reserve(ranks: Ranks) -> dict[str, int]:
+def _special_ids(ranks: Ranks) -> dict[str, int]:
+    """The ids after the last rank."""
     return {name: len(ranks) + i for i, name in enumerate(SPECIALS)}
 
 
 def merges_of(ranks: Ranks) -> list[tuple[bytes, bytes]]:
-    """The two parts that each merged token was made of: what merging by rank leaves just before the last merge."""
+    """The pair of tokens that each merged token is made of, in rank order.
+
+    tiktoken's ranks don't store the pairs. Merging a token's bytes by rank until two parts remain
+    gives its pair. Raises ValueError if a token can't be made from earlier ones.
+    """
     merges = []
     for token, rank in sorted(ranks.items(), key=lambda item: item[1]):
         if len(token) == 1:
@@ -303,7 +327,7 @@ def merges_of(ranks: Ranks) -> list[tuple[bytes, bytes]]:
 
 
 def byte_letters() -> list[str]:
-    """The printable letter that stands for each byte in tokenizer.json (GPT-2's convention)."""
+    """The printable letter that represents each byte in tokenizer.json (GPT-2's convention)."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     letters = {byte: chr(byte) for byte in printable}
     others = (byte for byte in range(256) if byte not in letters)

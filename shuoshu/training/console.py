@@ -1,4 +1,4 @@
-"""What the user reads of a training: its beginning, progress and end, and the dry run."""
+"""The lines that a training prints: start, progress, result, dry run."""
 
 from __future__ import annotations
 
@@ -7,113 +7,165 @@ import shlex
 import signal
 import time
 
+import torch
+
 from shuoshu.core.device import peak_flops, peak_memory, synchronize
 from shuoshu.core.distributed import Processes
 from shuoshu.core.files import format_bytes
 from shuoshu.core.settings import TrainSettings
 from shuoshu.core.terminal import Progress, duration, print_line
-from shuoshu.training import checkpoints
+from shuoshu.training.checkpoints import KEPT_CHECKPOINTS
 from shuoshu.training.run import Run
-from shuoshu.training.schedule import RunClock
-from shuoshu.training.step import train_step
+from shuoshu.training.schedule import RunClock, RunLength
+from shuoshu.training.state import RunState
+from shuoshu.training.step import SkippedSteps, train_step
+
+DRY_RUN_STEPS = 8
+DRY_RUN_WARM_UP = 3  # of these steps, not measured
 
 
-def out_of_memory(settings: TrainSettings, processes: Processes, rows: int) -> str:
-    """What to turn when the GPU's memory is not enough."""
-    halve = f"--batch_size={settings.batch_size // 2} --gradient_accumulation_steps={2 * settings.gradient_accumulation_steps} (the same training); "
-    return (
-        f"out of memory in process {processes.rank}: "
-        + (
-            halve
-            if settings.batch_size > 1 and processes.world > 1
-            else "even one row at a time is too much; "
-            if rows == 1
-            else ""
+def out_of_memory_message(settings: TrainSettings, processes: Processes, rows: int) -> str:
+    """The error message when the GPU's memory is too small; names the settings that help."""
+    advice = "use a shorter --block_size, or a smaller model: --n_layer, --n_embd"
+    if settings.batch_size > 1 and processes.world > 1:
+        size, steps = settings.batch_size // 2, 2 * settings.gradient_accumulation_steps
+        advice = (
+            f"use --batch_size={size} --gradient_accumulation_steps={steps}"
+            f" (the result is the same); or {advice}"
         )
-        + "else a shorter --block_size, or a smaller model: --n_layer, --n_embd"
-    )
+    elif rows == 1:
+        advice = f"even one row doesn't fit; {advice}"
+    return f"out of memory in process {processes.rank}: {advice}"
 
 
-# ---------------------------------------------------------------- what the user reads
+# ---------------------------------------------------------------- start
 
 
-def print_run_summary(run: Run, pace: RunClock) -> None:
-    total, inner = run.raw.count_parameters()
-    guess = math.log(run.tokenizer.n_vocab)
-    rates: dict[float, int] = {}
-    for group in (group for optimizer in run.optimizers for group in optimizer.param_groups):
-        rates[group["full_lr"]] = rates.get(group["full_lr"], 0) + sum(
-            p.numel() for p in group["params"]
-        )
-    compiled = ", compiled" if run.machine["compiled"] else ""
+def print_run_summary(run: Run, length: RunLength) -> None:
+    """Model, optimizer, data, length and machine, before the first step."""
+    trainer, data = run.trainer, run.data
+    total, inner = trainer.raw.count_parameters()
     print_line(
-        f"model      {total:,} parameters, {inner:,} of them outside embedding and head; a blind guess would have a loss of {guess:.2f}"
+        f"model      {total:,} parameters, {inner:,} without embedding and head;"
+        f" loss of a uniform guess {math.log(data.tokenizer.n_vocab):.2f}"
     )
-    print_line(
-        f"optimiser  {run.settings.optimizer}: "
-        + ", ".join(f"{count:,} parameters at {rate:g}" for rate, count in rates.items())
-    )
-    unit = "rows" if run.task == "questions" else "tokens"
-    more = (
-        f" and {len(run.data.numbers) - len(run.data):,} reworded"
+    parameters: dict[float, int] = {}  # by learning rate
+    for optimizer in trainer.optimizers:
+        for group in optimizer.param_groups:
+            count = sum(p.numel() for p in group["params"])
+            parameters[group["full_lr"]] = parameters.get(group["full_lr"], 0) + count
+    groups = ", ".join(f"{count:,} parameters at {lr:g}" for lr, count in parameters.items())
+    print_line(f"optimizer  {run.settings.optimizer}: {groups}")
+    paraphrases = (
+        f" + {len(data.train.numbers) - len(data.train):,} paraphrased"
         if run.settings.paraphrases
         else ""
     )
-    sizes = f"{len(run.data):,} training{more} and {len(run.val):,} validation {unit}"
-    print_line(f"data       {run.data.folder}: {sizes}, {run.steps_per_epoch:.1f} steps an epoch")
-    epochs = run.settings.max_epochs
-    if epochs is not None and pace.steps > (fewer := math.ceil(epochs * run.steps_per_epoch)):
-        told = f"{pace.steps:,} steps, {pace.steps / run.steps_per_epoch:.1f} epochs, since min_iters says so"
-        print_line(
-            f"length     {told}; max_epochs={epochs:g} alone (--min_iters=none) would be {fewer:,} steps"
-        )
     print_line(
-        f"machine    {run.device}, {run.settings.dtype}, torch {run.machine['torch']}{compiled}"
+        f"data       {data.folder}: {len(data.train):,} training{paraphrases} and"
+        f" {len(data.val):,} validation {data.unit}, {run.steps_per_epoch:.1f} steps per epoch"
+    )
+    _print_length(run, length)
+    compiled = ", compiled" if trainer.is_compiled else ""
+    print_line(
+        f"machine    {trainer.device}, {run.settings.dtype}, torch {torch.__version__}{compiled}"
     )
 
 
-def log_progress(run: Run, pace: RunClock, bar: Progress, loss: float) -> None:
-    """The loss of the last steps and the speed, to the bar and the log."""
-    state = run.state
-    lr = run.optimizers[0].param_groups[0]["lr"]
-    rate = pace.recent_steps_per_second(state.step) * run.tokens_per_step
-    peak = (
-        None if run.task == "questions" else peak_flops(run.device)
-    )  # of questions only a part of the work is counted
-    mfu = rate * run.raw.flops_per_token() / (peak * run.processes.world) if peak else None
-    left = pace.seconds_left(state)
-    told = [f"loss {loss:.3f}", f"lr {lr:.2g}", f"{rate:,.0f} tok/s"]
-    told[1:1] = [f"best val {abs(state.best):.3f}"] if state.best is not None else []
-    told += [f"MFU {mfu:.0%}"] if mfu else []
-    told += [f"{duration(left)} left"] if left is not None else []
-    bar.update(state.step, state.plan.max_iters if state.plan else 0, "  ".join(told))
+def _print_length(run: Run, length: RunLength) -> None:
+    """One line, if min_iters makes the run longer than max_epochs."""
+    epochs = run.settings.max_epochs
+    if epochs is None:
+        return
+    epoch_steps = math.ceil(epochs * run.steps_per_epoch)
+    if length.steps > epoch_steps:
+        print_line(
+            f"length     {length.steps:,} steps (min_iters),"
+            f" {length.steps / run.steps_per_epoch:.1f} epochs;"
+            f" without it (--min_iters=none) max_epochs={epochs:g} gives {epoch_steps:,} steps"
+        )
+
+
+# ---------------------------------------------------------------- progress
+
+
+def best_measure(state: RunState) -> tuple[str, float] | None:
+    """(name, value) of what selects the model; None before the first evaluation."""
+    if not state.has_best():
+        return None
+    if state.best_rouge_l is not None:
+        return "ROUGE-L", state.best_rouge_l
+    return "val loss", state.best_loss
+
+
+def log_progress(run: Run, clock: RunClock, bar: Progress, loss: float) -> None:
+    """Writes the mean loss of the last steps and the speed to the bar and the log."""
+    state, trainer = run.state, run.trainer
+    lr = trainer.optimizers[0].param_groups[0]["lr"]
+    tokens_per_second = clock.recent_steps_per_second(state.step) * run.tokens_per_step
+    # Only the answers' tokens are counted for questions, so their MFU would be too low.
+    peak = None if run.data.task == "questions" else peak_flops(trainer.device)
+    mfu = None
+    if peak:
+        flops = tokens_per_second * trainer.raw.flops_per_token()
+        mfu = flops / (peak * run.processes.world)
+    left = clock.seconds_left(state)
+    columns = [f"loss {loss:.3f}"]
+    if best := best_measure(state):
+        columns.append(f"best {best[0]} {best[1]:.3f}")
+    columns += [f"lr {lr:.2g}", f"{tokens_per_second:,.0f} tok/s"]
+    columns += [f"MFU {mfu:.0%}"] if mfu else []
+    columns += [f"{duration(left)} left"] if left is not None else []
+    bar.update(state.step, state.plan.max_iters if state.plan else 0, "  ".join(columns))
     if run.processes.is_rank_zero:
         epoch = round(state.step / run.steps_per_epoch, 3)
-        speed = {"tokens_per_second": round(rate)} | ({"mfu": round(mfu, 4)} if mfu else {})
-        run.record("step", step=state.step, epoch=epoch, loss=loss, lr=lr, **speed)
+        speed = {"tokens_per_second": round(tokens_per_second)}
+        speed |= {"mfu": round(mfu, 4)} if mfu else {}
+        run.out_dir.record("step", step=state.step, epoch=epoch, loss=loss, lr=lr, **speed)
 
 
-def print_result(run: Run, stopped: int | None, out_of_patience: bool) -> None:
-    state, settings = run.state, run.settings
+# ---------------------------------------------------------------- end
+
+
+def print_result(run: Run, stopped: int | None, is_out_of_patience: bool) -> None:
+    """How the run ended, its best model and the next command. `stopped` is a signal's number."""
+    state, out_dir = run.state, run.out_dir.path
+    folder = shlex.quote(f"--out_dir={run.settings.out_dir}")
     if stopped:
-        again = f"python train.py --resume {shlex.quote(f'--out_dir={settings.out_dir}')}"
         print_line(
-            f"stopped by {signal.Signals(stopped).name} after step {state.step:,}; everything is saved. Go on with\n  {again}"
+            f"stopped by {signal.Signals(stopped).name} after step {state.step:,};"
+            f" everything is saved. To continue:\n  python train.py --resume {folder}"
         )
         return
+    _log_end(run)
+    skipped = f" ({state.skipped:,} skipped)" if state.skipped else ""
     early = (
-        f", stopped early after {state.worse_evals} evaluations without a better one"
-        if out_of_patience
+        f", stopped early after {state.worse_evals} evaluations without a better model"
+        if is_out_of_patience
         else ""
     )
-    best = (
-        {}
-        if state.best is None
-        else {"best_rouge_l": -state.best}
-        if run.selects_by_answers
-        else {"best_loss": state.best}
+    print_line(
+        f"done       {state.step:,} steps{skipped}, {state.step / run.steps_per_epoch:.2f} epochs"
+        f" in {duration(state.seconds)}{early}"
     )
-    run.record(
+    if best := best_measure(state):
+        kept = "that model is"
+        if state.kept_step != state.best_step:
+            kept = f"the model of step {state.kept_step:,}, within noise of it, is"
+        print_line(
+            f"best       {best[0]} {best[1]:.4f} at step {state.best_step:,}:"
+            f" {kept} in {out_dir}, its curve in loss.png"
+        )
+    print_line(f'next       python sample.py {folder} --start="…"')
+
+
+def _log_end(run: Run) -> None:
+    state = run.state
+    best = {}
+    if state.has_best():
+        name = "best_loss" if state.best_rouge_l is None else "best_rouge_l"
+        best = {name: getattr(state, name)}
+    run.out_dir.record(
         "end",
         step=state.step,
         best_step=state.best_step,
@@ -121,54 +173,50 @@ def print_result(run: Run, stopped: int | None, out_of_patience: bool) -> None:
         kept_step=state.kept_step,
         seconds=round(state.seconds, 2),
     )
-    left_out = f", {state.skipped:,} of them left out" if state.skipped else ""
-    print_line(
-        f"done       {state.step:,} steps{left_out}, {state.step / run.steps_per_epoch:.2f} epochs in {duration(state.seconds)}{early}"
-    )
-    for name, value in best.items():
-        what = name.removeprefix("best_").replace("rouge_l", "ROUGE-L")
-        kept = (
-            "that model"
-            if state.kept_step == state.best_step
-            else f"that of step {state.kept_step:,}, as good but for chance,"
-        )
-        print_line(
-            f"best       val {what} {value:.4f} at step {state.best_step:,}: {kept} is in {run.out_dir}, its curve in loss.png"
-        )
-    print_line(
-        f'next       python sample.py {shlex.quote(f"--out_dir={settings.out_dir}")} --start="…"'
-    )
+
+
+# ---------------------------------------------------------------- dry run
 
 
 def dry_run(run: Run) -> int:
-    """Size, memory, time and disk, measured on a few real steps; writes nothing."""
-    run.raw.train()
+    """Prints size, memory, time and disk, measured on a few real steps; writes no files."""
+    trainer, data = run.trainer, run.data
+    trainer.raw.train()
+    skips = SkippedSteps(trainer, data, run.state, run.out_dir)
     seconds = []
-    for _ in range(8):
-        began = time.perf_counter()
-        train_step(run)
-        synchronize(run.device)
-        seconds.append(time.perf_counter() - began)
-    per_step = sorted(seconds[3:])[2]
-    steps = RunClock(run.settings, run.steps_per_epoch, run.processes, run.device).steps_at(
-        per_step
-    )
-    total, inner = run.raw.count_parameters()
+    for _ in range(DRY_RUN_STEPS):
+        start = time.perf_counter()
+        train_step(trainer, data, run.state, skips)
+        synchronize(trainer.device)
+        seconds.append(time.perf_counter() - start)
+    measured = sorted(seconds[DRY_RUN_WARM_UP:])
+    step_seconds = measured[len(measured) // 2]
     if run.processes.is_rank_zero:
-        rows = f"{run.rows_per_step} rows, {run.tokens_per_step:,.0f} trained tokens"
-        print(
-            f"parameters   {total:,}, {inner:,} of them outside embedding and head; vocabulary {run.raw.config.vocab_size:,}"
-        )
-        print(
-            f"step         {rows} in {per_step:.3f} s, {run.tokens_per_step / per_step:,.0f} tokens/s"
-        )
-        print(
-            f"run          {steps:,} steps, {steps / run.steps_per_epoch:.2f} epochs, {duration(steps * per_step)} and the evaluations"
-        )
-        print(
-            f"memory       {format_bytes(peak_memory(run.device))} at the peak, on {run.device} in {run.settings.dtype}"
-        )
-        print(
-            f"disk         {format_bytes(run.bytes_per_checkpoint())} a checkpoint, {checkpoints.KEPT_CHECKPOINTS} are kept; {format_bytes(4 * total)} the model"
-        )
+        _print_dry_run(run, step_seconds)
     return 0
+
+
+def _print_dry_run(run: Run, step_seconds: float) -> None:
+    trainer = run.trainer
+    steps = RunLength(run.settings, run.steps_per_epoch).steps_at(step_seconds)
+    tokens = run.tokens_per_step
+    total, inner = trainer.raw.count_parameters()
+    print(
+        f"parameters   {total:,}, {inner:,} without embedding and head;"
+        f" vocabulary {trainer.raw.config.vocab_size:,}"
+    )
+    print(
+        f"step         {run.data.rows_per_step} rows, {tokens:,.0f} trained tokens"
+        f" in {step_seconds:.3f} s, {tokens / step_seconds:,.0f} tokens/s"
+    )
+    print(
+        f"run          {steps:,} steps, {steps / run.steps_per_epoch:.2f} epochs,"
+        f" {duration(steps * step_seconds)} plus the evaluations"
+    )
+    memory = format_bytes(peak_memory(trainer.device))
+    print(f"memory       {memory} at the peak, on {trainer.device} in {run.settings.dtype}")
+    checkpoint = format_bytes(trainer.bytes_per_checkpoint())
+    print(
+        f"disk         {checkpoint} per checkpoint, {KEPT_CHECKPOINTS} are kept;"
+        f" {format_bytes(4 * total)} for the model"
+    )

@@ -1,10 +1,12 @@
-"""The training loop: batches in order, one step after another, evaluated and saved on the way."""
+"""The training loop: steps, evaluations and checkpoints until the run ends."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from shuoshu.core.device import pick_device, tune_malloc
 from shuoshu.core.distributed import Processes, StopFlag
@@ -15,146 +17,180 @@ from shuoshu.core.terminal import Progress
 from shuoshu.training.console import (
     dry_run,
     log_progress,
-    out_of_memory,
+    out_of_memory_message,
     print_result,
     print_run_summary,
 )
-from shuoshu.training.run import Run
-from shuoshu.training.schedule import RunClock
-from shuoshu.training.step import CHECK_EVERY, train_step
+from shuoshu.training.run import Run, build_run
+from shuoshu.training.schedule import RunClock, RunLength
+from shuoshu.training.step import CHECK_EVERY, SkippedSteps, train_step
 from shuoshu.training.validate import evaluate
 
 
-def train(settings: TrainSettings) -> int:
-    """Trains as the settings say; the exit code."""
+def train(settings: TrainSettings, draws: bool = True) -> int:
+    """Trains as the settings say and returns the exit code. `draws=False`: no loss.png."""
     tune_malloc()
     processes = Processes()
     device = pick_device(settings.device, processes.local_rank)
     start_processes(processes, device)
     if device.type == "cuda":
-        torch.set_float32_matmul_precision("high")  # TF32 for what stays in fp32
+        torch.set_float32_matmul_precision("high")  # TF32 for products that stay in fp32
     run, failed = None, True
     try:
         if settings.threads:
             torch.set_num_threads(settings.threads)
         with Lock(Path(settings.out_dir)) as lock:
-            run = Run(settings, processes, device, lock)
-            code = dry_run(run) if settings.dry_run else loop(run)
+            run = build_run(settings, processes, device, lock, draws)
+            code = dry_run(run) if settings.dry_run else training_loop(run)
         failed = False
         return code
     except torch.OutOfMemoryError as error:
-        raise UserError(
-            out_of_memory(settings, processes, run.micro_rows if run else settings.batch_size)
-        ) from error
-    except BrokenPipeError:  # who read what we print is gone
-        if run and run.saved is not None:
-            save_or_end(run)
+        rows = run.trainer.micro_rows if run else settings.batch_size
+        raise UserError(out_of_memory_message(settings, processes, rows)) from error
+    except BrokenPipeError:  # the reader of our output closed the pipe
+        if run and run.out_dir.saved_step is not None:
+            save_or_fail(run)
         raise
     except RuntimeError as error:
         if not processes.is_lost_peer(error):
             raise
-        told = "another process of this run is gone: its own message says why. The same command with --resume goes on from the newest checkpoint"
-        raise UserError(f"process {processes.rank}: {told}") from error
+        raise UserError(
+            f"process {processes.rank}: another process of this run ended; see its own message."
+            " The same command with --resume continues from the newest checkpoint"
+        ) from error
     finally:
-        del run  # and with it the last hold on the processes' group
+        del run  # the model refers to the process group, which must be free before it is stopped
         processes.stop(failed)
 
 
 def start_processes(processes: Processes, device: torch.device) -> None:
+    """Joins the process group; UserError if the processes can't find each other."""
     try:
         processes.start(device)
     except (ValueError, RuntimeError) as error:
         raise UserError(
-            f"the {processes.world} processes of this run don't find each other ({error}): start them with torchrun, as README shows"
+            f"the {processes.world} processes of this run can't find each other ({error}):"
+            " start them with torchrun, as README shows"
         ) from None
 
 
-def loop(run: Run) -> int:
-    """Steps until the plan, the user or the patience ends it; the exit code."""
-    state, settings = run.state, run.settings
-    pace = RunClock(settings, run.steps_per_epoch, run.processes, run.device)
-    run.processes.on_rank_zero(run.open_out_dir)
-    if run.processes.is_rank_zero:
-        print_run_summary(run, pace)
-    pace.begin(state)
-    loss_sum, loss_steps = torch.zeros((), device=run.device), 0
-    bar = Progress(
-        state.plan.max_iters if state.plan else 0, state.step, show=run.processes.is_rank_zero
-    )
-    run.raw.train()
+class RecentLoss:
+    """The mean loss since the last log line. It stays on the device until it is read."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._sum = torch.zeros((), device=device)
+        self._steps = 0
+
+    def add(self, loss: Tensor) -> None:
+        self._sum, self._steps = self._sum + loss, self._steps + 1
+
+    def drop(self, skipped: int) -> None:
+        """Skipped steps added a loss of 0 and don't count."""
+        self._steps -= skipped
+
+    def take(self) -> float | None:
+        """The mean, and starts again; None if there was no step."""
+        mean = self._sum.item() / self._steps if self._steps else None
+        self._sum, self._steps = torch.zeros_like(self._sum), 0
+        return mean
+
+
+def training_loop(run: Run) -> int:
+    """Trains until the plan, a signal or the patience ends the run; returns the exit code."""
+    state, trainer, processes = run.state, run.trainer, run.processes
+    length = RunLength(run.settings, run.steps_per_epoch)
+    processes.on_rank_zero(lambda: run.out_dir.open(trainer, run.data, state))
+    if processes.is_rank_zero:
+        print_run_summary(run, length)
+    clock = RunClock(run.settings, length, state, processes, trainer.device)
+    state.plan = clock.initial_plan(state)
+    skips = SkippedSteps(trainer, run.data, state, run.out_dir)
+    recent = RecentLoss(trainer.device)
+    planned_steps = state.plan.max_iters if state.plan else 0
+    bar = Progress(planned_steps, state.step, show=processes.is_rank_zero)
+    trainer.raw.train()
     with StopFlag() as stop:
-
-        def asked_to_stop() -> int | None:
-            return run.processes.any_signal(stop.raised)
-
         while True:
-            plan = state.plan
-            is_last = plan is not None and state.step >= plan.max_iters
-            evaluating = (
-                is_last
-                or state.step == 0
-                or (plan is not None and state.step % plan.eval_interval == 0)
-            )
-            evaluating = (
-                evaluating and state.evaluated != state.step
-            )  # a resumed run may begin at a step that is evaluated and saved already
-            saving = is_last or (
-                plan is not None and state.step > 0 and state.step % plan.save_interval == 0
-            )
-            saving = saving and (evaluating or run.saved != state.step)
-            if evaluating or saving:
-                loss_steps -= run.skips.collect(bar.say)
-                with pace.pause():
-                    if state.step == 0 and run.saved is None:
-                        save_or_end(run)  # so that a run killed at any moment can be resumed
-                    if evaluating:
-                        evaluate(run, pace, bar, stop, asked_to_stop)
-                    if (
-                        saving and not state.skipped_in_row
-                    ):  # weights that lead to nothing shall not push out those that did
-                        pace.note(state)
-                        with run.warn_on_write_error(
-                            f"the checkpoint of step {state.step:,}", bar.say
-                        ):
-                            run.save()
-            stopped = asked_to_stop()
+            is_last = state.plan is not None and state.step >= state.plan.max_iters
+            evaluates, saves = due_work(run, is_last)
+            if evaluates or saves:
+                recent.drop(skips.collect(bar.say))
+                with clock.pause():
+                    pause_for_evaluation(run, clock, bar.say, stop, evaluates, saves)
+            signal = processes.any_signal(stop.raised)
             if is_last and state.evaluated == state.step:
-                stopped = None  # too late: it is finished
-            out_of_patience = (
-                settings.patience is not None and state.worse_evals >= settings.patience
-            )
-            if is_last or stopped or out_of_patience:
+                signal = None  # the signal came too late: the run is finished
+            patience = run.settings.patience
+            is_out_of_patience = patience is not None and state.worse_evals >= patience
+            if is_last or signal or is_out_of_patience:
                 break
-            loss_sum, loss_steps = loss_sum + train_step(run), loss_steps + 1
+            recent.add(train_step(trainer, run.data, state, skips))
             state.step += 1
-            state.plan = pace.plan_after(state)
-            is_told = state.step % settings.log_interval == 0
-            if is_told or run.device.type == "cpu" or state.step % CHECK_EVERY == 0:
-                loss_steps -= run.skips.collect(bar.say)
-            if is_told:
-                if loss_steps:
-                    log_progress(run, pace, bar, loss_sum.item() / loss_steps)
-                loss_sum, loss_steps = torch.zeros_like(loss_sum), 0
-        run.skips.collect(bar.say)
-        if run.saved != state.step:
-            pace.note(state)
-            save_or_end(run)
+            state.plan = clock.plan_after(state)
+            logs = state.step % run.settings.log_interval == 0
+            if logs or trainer.device.type == "cpu" or state.step % CHECK_EVERY == 0:
+                recent.drop(skips.collect(bar.say))
+            if logs and (loss := recent.take()) is not None:
+                log_progress(run, clock, bar, loss)
+        skips.collect(bar.say)
+        if run.out_dir.saved_step != state.step:
+            clock.update_state(state)
+            save_or_fail(run)
     bar.close()
-    if run.processes.is_rank_zero:
-        print_result(run, stopped, out_of_patience)
-    return 128 + stopped if stopped else 0
+    if processes.is_rank_zero:
+        run.out_dir.finish_pictures()
+        print_result(run, signal, is_out_of_patience)
+    return 128 + signal if signal else 0
 
 
-def save_or_end(run: Run) -> None:
-    """A checkpoint without which there is no going on."""
+def due_work(run: Run, is_last: bool) -> tuple[bool, bool]:
+    """Whether an evaluation and whether a checkpoint is due before the next step."""
+    state, plan = run.state, run.state.plan
+    evaluates = (
+        is_last or state.step == 0 or (plan is not None and state.step % plan.eval_interval == 0)
+    )
+    # A resumed run may begin at a step that is already evaluated and saved.
+    evaluates = evaluates and state.evaluated != state.step
+    saves = is_last or (
+        plan is not None and state.step > 0 and state.step % plan.save_interval == 0
+    )
+    saves = saves and (evaluates or run.out_dir.saved_step != state.step)
+    return evaluates, saves
+
+
+def pause_for_evaluation(
+    run: Run,
+    clock: RunClock,
+    say: Callable[[str], None],
+    stop: StopFlag,
+    evaluates: bool,
+    saves: bool,
+) -> None:
+    """Evaluates and saves what is due."""
+    if run.state.step == 0 and run.out_dir.saved_step is None:
+        save_or_fail(run)  # from now on, a run killed at any moment can be resumed
+    if evaluates:
+        evaluate(run, clock, say, stop)
+    # Weights whose last step was skipped may be bad: they must not replace good checkpoints.
+    if saves and not run.state.skipped_in_row:
+        clock.update_state(run.state)
+        with run.out_dir.warn_on_write_error(f"the checkpoint of step {run.state.step:,}", say):
+            run.save()
+
+
+def save_or_fail(run: Run) -> None:
+    """Saves a checkpoint that the run can't continue without; UserError if it can't be written."""
     try:
         run.save()
     except OSError as error:
+        saved_step = run.out_dir.saved_step
         intact = (
             ""
-            if run.saved is None
-            else f"; the checkpoint of step {run.saved:,} is intact, --resume goes on from it once the disk can be written again"
+            if saved_step is None
+            else f"; the checkpoint of step {saved_step:,} is intact,"
+            " --resume continues from it once the disk can be written again"
         )
         raise UserError(
-            f"step {run.state.step:,} can't be saved in {run.out_dir}: {error_reason(error)}{intact}"
+            f"step {run.state.step:,} can't be saved in {run.out_dir.path}:"
+            f" {error_reason(error)}{intact}"
         ) from None

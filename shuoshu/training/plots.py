@@ -1,15 +1,47 @@
-"""loss.png and samples.md, drawn from the log."""
+"""loss.png and samples.md, made from the log."""
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from shuoshu.core.files import write_atomically, write_synced_text
 from shuoshu.core.run_log import RunLog
 
+if TYPE_CHECKING:  # matplotlib takes a second to import
+    from matplotlib.axes import Axes
+
+GREY, RED, BLUE, GREEN = "#9aa7b5", "#b3362c", "#2c6db3", "#7aa874"
+DRAW_INTERVAL = 10.0  # seconds between pictures; one takes a third of a second
+
+
+class CurvePlotter:
+    """Redraws a run's loss.png: at the first evaluation, then every `interval` seconds, and at
+    the end."""
+
+    def __init__(self, log: RunLog, path: Path, interval: float = DRAW_INTERVAL) -> None:
+        self._log = log
+        self._path = path
+        self._interval = interval
+        self._drawn_at: float | None = None  # time of the last picture
+        self._is_stale = False  # the log has evaluations that the picture lacks
+
+    def update(self) -> None:
+        """Draws the picture if it is due. Called after each evaluation."""
+        self._is_stale = True
+        if self._drawn_at is None or time.monotonic() - self._drawn_at >= self._interval:
+            self.finish()
+
+    def finish(self) -> None:
+        """Draws the picture if it is out of date."""
+        if self._is_stale:
+            draw_curves(self._log, self._path)
+            self._drawn_at, self._is_stale = time.monotonic(), False
+
 
 def write_samples(log: RunLog, path: Path) -> None:
-    """samples.md: what each evaluation's model made of one prompt, or answered to a few questions."""
+    """Writes samples.md: each evaluation's sample text, or its answers to a few questions."""
     parts, title = ["# Samples\n"], None
     for record in log.read("sample"):
         if not {"title", "prompt", "text"} <= record.keys():
@@ -17,18 +49,17 @@ def write_samples(log: RunLog, path: Path) -> None:
         if record["title"] != title:
             title = record["title"]
             parts.append(f"## {title}\n")
-        asked = "reference" in record  # a question
-        text = (
-            f"{record['prompt']}\n▸ {record['text']}\n✓ {record['reference']}"
-            if asked
-            else record["prompt"] + "▸" + record["text"]
-        )
+        if "reference" in record:  # a question
+            text = f"{record['prompt']}\n▸ {record['text']}\n✓ {record['reference']}"
+        else:
+            text = f"{record['prompt']}▸{record['text']}"
         parts.append("  \n".join(f"> {line}" for line in text.splitlines()) + "\n")
     write_atomically(path, lambda aside: write_synced_text(aside, "\n".join(parts)))
 
 
 def draw_curves(log: RunLog, path: Path) -> None:
-    """loss.png: training and validation loss over the steps, the answers' ROUGE-L where questions are asked, the rate below."""
+    """Writes loss.png: losses over the steps, the answers' ROUGE-L if there is one, and the
+    learning rate. Writes nothing if the log holds no losses."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -38,73 +69,63 @@ def draw_curves(log: RunLog, path: Path) -> None:
     evals = [r for r in log.read("eval") if r.get("val_loss") is not None and "step" in r]
     if not steps and not evals:
         return
+    answers = [r for r in evals if r.get("val_rouge_l") is not None]
     figure = Figure(figsize=(8, 5), layout="constrained")
     FigureCanvasAgg(figure)
-    asked = [r for r in evals if r.get("val_rouge_l") is not None]
-    panels = figure.subplots(
-        3 if asked else 2, 1, sharex=True, height_ratios=(5, 3, 1) if asked else (5, 1)
-    )
-    losses, rates = panels[0], panels[-1]
-    if steps:
-        losses.plot(
-            [r["step"] for r in steps],
-            [r["loss"] for r in steps],
-            color="#9aa7b5",
-            linewidth=0.8,
-            label="training loss",
-        )
-        rates.plot(
-            [r["step"] for r in steps], [r["lr"] for r in steps], color="#9aa7b5", linewidth=1
-        )
-    if evals:
-        best = min(evals, key=lambda r: r["val_loss"])
-        losses.plot(
-            [r["step"] for r in evals],
-            [r["val_loss"] for r in evals],
-            color="#b3362c",
-            marker="o",
-            markersize=3,
-            label="validation loss",
-        )
-        losses.annotate(
-            f"best {best['val_loss']:.3f}",
-            (best["step"], best["val_loss"]),
-            textcoords="offset points",
-            xytext=(0, 8),
-            ha="right",
-            color="#b3362c",
-        )
-    if asked:
-        answers, best = panels[1], max(asked, key=lambda r: r["val_rouge_l"])
-        for name, label, colour in (
-            ("val_rouge_l", "ROUGE-L of the answers", "#2c6db3"),
-            ("val_exact_match", "exact answers", "#7aa874"),
-        ):
-            answers.plot(
-                [r["step"] for r in asked],
-                [r.get(name) for r in asked],
-                color=colour,
-                marker="o",
-                markersize=3,
-                label=label,
-            )
-        answers.annotate(
-            f"best {best['val_rouge_l']:.3f}",
-            (best["step"], best["val_rouge_l"]),
-            textcoords="offset points",
-            xytext=(0, 8),
-            ha="right",
-            color="#2c6db3",
-        )
-        answers.set_ylim(0, 1.05)
-        losses.set_yscale("log")  # from a few nats down to hundredths
-        answers.legend(frameon=False)
-        answers.grid(alpha=0.25)
-    losses.set_ylabel("nats per token")
-    losses.legend(frameon=False)
-    losses.grid(alpha=0.25)
-    rates.set_ylabel("rate")
-    rates.set_ylim(bottom=0)
-    rates.set_xlabel("step")
-    rates.grid(alpha=0.25)
+    heights = (5, 3, 1) if answers else (5, 1)
+    panels = figure.subplots(len(heights), 1, sharex=True, height_ratios=heights)
+    _draw_losses(panels[0], steps, evals)
+    if answers:
+        panels[0].set_yscale("log")  # fine-tuning goes from a few nats to hundredths
+        _draw_answers(panels[1], answers)
+    _draw_rates(panels[-1], steps)
     write_atomically(path, lambda aside: figure.savefig(aside, dpi=110, format="png"))
+
+
+def _draw_losses(axes: Axes, steps: list[dict], evals: list[dict]) -> None:
+    if steps:
+        axes.plot(*_series(steps, "loss"), color=GREY, linewidth=0.8, label="training loss")
+    if evals:
+        style = {"color": RED, "marker": "o", "markersize": 3}
+        axes.plot(*_series(evals, "val_loss"), label="validation loss", **style)
+        _mark_best(axes, min(evals, key=lambda r: r["val_loss"]), "val_loss", RED)
+    axes.set_ylabel("nats per token")
+    axes.legend(frameon=False)
+    axes.grid(alpha=0.25)
+
+
+def _draw_answers(axes: Axes, answers: list[dict]) -> None:
+    for name, label, colour in (
+        ("val_rouge_l", "ROUGE-L of the answers", BLUE),
+        ("val_exact_match", "exact answers", GREEN),
+    ):
+        axes.plot(*_series(answers, name), color=colour, marker="o", markersize=3, label=label)
+    _mark_best(axes, max(answers, key=lambda r: r["val_rouge_l"]), "val_rouge_l", BLUE)
+    axes.set_ylim(0, 1.05)
+    axes.legend(frameon=False)
+    axes.grid(alpha=0.25)
+
+
+def _draw_rates(axes: Axes, steps: list[dict]) -> None:
+    if steps:
+        axes.plot(*_series(steps, "lr"), color=GREY, linewidth=1)
+    axes.set_ylabel("rate")
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("step")
+    axes.grid(alpha=0.25)
+
+
+def _series(records: list[dict], name: str) -> tuple[list, list]:
+    """(x, y) of a curve over the steps."""
+    return [r["step"] for r in records], [r.get(name) for r in records]
+
+
+def _mark_best(axes: Axes, record: dict, name: str, colour: str) -> None:
+    axes.annotate(
+        f"best {record[name]:.3f}",
+        (record["step"], record[name]),
+        textcoords="offset points",
+        xytext=(0, 8),
+        ha="right",
+        color=colour,
+    )

@@ -1,4 +1,8 @@
-"""How long a run is: steps, epochs, or a time budget that is measured once, turned into steps, and kept to."""
+"""The learning-rate schedule, and the length of a run: steps, epochs or a time budget.
+
+A time budget becomes a number of steps once the step time is measured. The plan is corrected if
+the machine becomes much slower or faster.
+"""
 
 from __future__ import annotations
 
@@ -14,184 +18,209 @@ from shuoshu.core.distributed import Processes
 from shuoshu.core.settings import OptimSettings, TrainSettings
 from shuoshu.training.state import Plan, RunState
 
+DEFAULT_MINUTES = 10.0  # of a run without a length
+DEFAULT_EVALUATIONS = 10  # of a run without eval_interval
+MIN_EVALUATIONS = 2
+MAX_EVALUATION_SHARE = 0.15  # of a time budget; costly evaluations become rarer
+WARM_UP_STEPS = 3  # not measured: compilation and cold caches make them slow
+STEPS_PER_MEASUREMENT = 10  # processes communicate about the step time only this often
+MIN_MEASURED_SHARE = 0.03  # of a time budget, before its first plan is made
+# A plan stays while the run would end between these shares of its budget: a new plan for every
+# small change would move the decay again and again.
+EARLIEST_END, LATEST_END = 0.90, 1.03
+CORRECTIONS = 100  # chances to correct the plan over a run,
+MIN_CORRECTION_INTERVAL = 5  # at least this many steps apart
+EPSILON_SECONDS = 1e-9  # avoids a division by zero
+
 
 def rate_factor(step: int, plan: Plan | None, settings: OptimSettings) -> float:
-    """The share of the full rates that step `step` (from 0) uses; without a plan the end is far."""
-    warm = min(1.0, (step + 1) / (settings.warmup_iters + 1))
+    """The learning rate of step `step` (from 0) as a share of the full one.
+
+    Without a plan the length is not known yet, so there is no decay.
+    """
+    warmup = min(1.0, (step + 1) / (settings.warmup_iters + 1))
     low = settings.min_lr_fraction
     if settings.schedule == "constant" or plan is None:
-        return warm
+        return warmup
     if settings.schedule == "cosine":
-        done = min(1.0, (step + 1) / plan.max_iters)
-        return warm * (low + (1 - low) * 0.5 * (1 + math.cos(math.pi * done)))
+        progress = min(1.0, (step + 1) / plan.max_iters)
+        return warmup * (low + (1 - low) * 0.5 * (1 + math.cos(math.pi * progress)))
+    # wsd: warmup, stable, linear decay; the last step has the lowest rate
     if step < plan.decay_start:
-        return warm
-    done = min(
-        1.0, (step + 1 - plan.decay_start) / max(1, plan.max_iters - plan.decay_start)
-    )  # the last step has the lowest rate
-    return warm * (plan.decay_from + (min(low, plan.decay_from) - plan.decay_from) * done)
+        return warmup
+    decay_steps = max(1, plan.max_iters - plan.decay_start)
+    progress = min(1.0, (step + 1 - plan.decay_start) / decay_steps)
+    return warmup * (plan.decay_from + (min(low, plan.decay_from) - plan.decay_from) * progress)
 
 
-DEFAULT_MINUTES = 10.0  # where no length is set
-EVALUATIONS = 10  # in a run whose eval_interval is not set,
-EVALUATION_SHARE = 0.15  # or as many as this share of a time budget pays for
-UNMEASURED = 3  # first steps that don't count: compilation, cold caches
-MEASURED = 10  # steps at least that the rate is taken from
-MEASURED_SHARE = 0.03  # of the budget that the measuring lasts at least
-LATE, EARLY = 1.03, 0.90  # a plan is made anew when it would take this much of the budget
+class RunLength:
+    """The length that the settings ask for: `steps`, or `budget` in seconds; the other is None."""
+
+    def __init__(self, settings: TrainSettings, steps_per_epoch: float) -> None:
+        self.steps = settings.max_iters
+        if settings.max_epochs is not None:
+            epoch_steps = math.ceil(settings.max_epochs * steps_per_epoch)
+            self.steps = max(epoch_steps, settings.min_iters or 1)
+        minutes = DEFAULT_MINUTES if settings.max_minutes is None else settings.max_minutes
+        self.budget = 60 * minutes if self.steps is None else None
+
+    def steps_at(self, step_seconds: float) -> int:
+        """The number of steps if each takes this long."""
+        return self.steps if self.steps is not None else max(1, int(self.budget / step_seconds))
 
 
 class RunClock:
-    """The clock of a run and the plan that follows from it. Only the first process's clock counts."""
+    """Measures a run's time and plans its remaining steps. Starts when it is made.
+
+    Only the first process's measurements count; it broadcasts its plans.
+    """
 
     def __init__(
         self,
         settings: TrainSettings,
-        steps_per_epoch: float,
+        length: RunLength,
+        state: RunState,
         processes: Processes,
         device: torch.device,
     ) -> None:
-        self.settings, self.processes, self.device = settings, processes, device
-        self.steps = settings.max_iters
-        if settings.max_epochs is not None:
-            self.steps = max(
-                math.ceil(settings.max_epochs * steps_per_epoch), settings.min_iters or 1
-            )
-        has_length = self.steps is not None or settings.max_minutes is not None
-        self.budget = (
-            60 * (settings.max_minutes if has_length else DEFAULT_MINUTES)
-            if self.steps is None
-            else None
-        )
-        self.paused = 0.0  # all of them together
-
-    def begin(self, state: RunState) -> None:
-        self.pause_seconds = (
-            state.pause_seconds
-        )  # of one evaluation and what comes with it, on average
+        self.settings = settings
+        self.length = length
+        self.processes = processes
+        self.device = device
+        self.paused_seconds = 0.0  # evaluations and saves, since this start
+        self.pause_seconds = state.pause_seconds  # running average of one pause
         self._origin = time.perf_counter() - state.seconds
-        self._first_step, self._began = state.step, self.elapsed()
-        self._window = self._told = (state.step, self.working())
-        if state.plan is None and self.steps is not None:
-            state.plan = self._plan(state.step, self.steps)
+        self.first_step = state.step
+        self._first_elapsed = self.elapsed()
+        # (step, step_time()) at the last measurement: one for planning, one for the progress line
+        self._measured = self._shown = (state.step, self.step_time())
 
     def elapsed(self) -> float:
+        """Seconds of training so far, over all resumptions."""
         return time.perf_counter() - self._origin
 
-    def note(self, state: RunState) -> None:
-        """What the state must remember of the clock, before it is saved."""
-        state.seconds, state.pause_seconds = self.elapsed(), self.pause_seconds
+    def step_time(self) -> float:
+        """Seconds without evaluations and saves."""
+        return self.elapsed() - self.paused_seconds
 
-    def working(self) -> float:
-        """The clock of the steps alone."""
-        return self.elapsed() - self.paused
+    def update_state(self, state: RunState) -> None:
+        """Copies the times into the state, before a checkpoint is saved."""
+        state.seconds, state.pause_seconds = self.elapsed(), self.pause_seconds
 
     @contextmanager
     def pause(self) -> Iterator[None]:
-        """Around evaluating and saving: time that isn't the steps'."""
+        """Excludes evaluating and saving from the step time."""
         synchronize(self.device)
-        began = self.elapsed()
+        start = self.elapsed()
         yield
-        last = self.elapsed() - began
-        self.paused += last
-        self.pause_seconds = last if self.pause_seconds == 0 else 0.5 * (self.pause_seconds + last)
+        seconds = self.elapsed() - start
+        self.paused_seconds += seconds
+        is_first = self.pause_seconds == 0
+        self.pause_seconds = seconds if is_first else 0.5 * (self.pause_seconds + seconds)
+
+    # ---------------------------------------------------------------- planning
+
+    def initial_plan(self, state: RunState) -> Plan | None:
+        """The state's plan or a new one; None for a time budget, which is measured first."""
+        if state.plan is None and self.length.steps is not None:
+            return self._make_plan(state.step, self.length.steps)
+        return state.plan
 
     def plan_after(self, state: RunState) -> Plan | None:
-        """The plan to follow from here: the same, or in a time budget a first or a mended one."""
-        if self.budget is None:
+        """The plan for the next step: unchanged, or a time budget's first or corrected one."""
+        if self.length.budget is None:
             return state.plan
-        done = state.step - self._first_step - UNMEASURED
-        if done == 0:
+        measured_steps = state.step - self.first_step - WARM_UP_STEPS
+        if measured_steps == 0:
             synchronize(self.device)
-            self._window = (state.step, self.working())
-        if done <= 0:
+            self._measured = (state.step, self.step_time())
+        if measured_steps <= 0:
             return state.plan
         if state.plan is None:
-            return self._first_plan(state, done)
-        every = max(5, state.plan.max_iters // 100)
-        if state.step % every or state.step >= state.plan.max_iters:
+            return self._first_plan(state, measured_steps)
+        interval = max(MIN_CORRECTION_INTERVAL, state.plan.max_iters // CORRECTIONS)
+        if state.step % interval or state.step >= state.plan.max_iters:
             return state.plan
-        return self.processes.broadcast(
-            self._mended(state) if self.processes.is_rank_zero else None
-        )
+        plan = self._corrected_plan(state) if self.processes.is_rank_zero else None
+        return self.processes.broadcast(plan)
 
-    def _first_plan(self, state: RunState, measured: int) -> Plan | None:
-        """None until enough steps are measured."""
-        if measured % MEASURED:  # the processes talk only now and then
+    def _first_plan(self, state: RunState, measured_steps: int) -> Plan | None:
+        """A plan from the measured step time; None until enough time was measured."""
+        if measured_steps % STEPS_PER_MEASUREMENT:
             return None
         plan = None
         if self.processes.is_rank_zero:
             synchronize(self.device)
-            if self.working() - self._window[1] >= MEASURED_SHARE * self.budget:
-                plan = self._fit(state.step, self._step_seconds(state.step))
+            measured_seconds = self.step_time() - self._measured[1]
+            if measured_seconds >= MIN_MEASURED_SHARE * self.length.budget:
+                plan = self._plan_for_budget(state.step, self._measure_step_seconds(state.step))
         return self.processes.broadcast(plan)
 
-    def _step_seconds(self, step: int) -> float:
-        """How long a step took since this was last asked."""
-        before, clock = self._window
-        self._window = (step, self.working())
-        return (self._window[1] - clock) / (step - before)
+    def _measure_step_seconds(self, step: int) -> float:
+        """Seconds per step since the last measurement."""
+        last_step, last_time = self._measured
+        self._measured = (step, self.step_time())
+        return (self._measured[1] - last_time) / (step - last_step)
 
-    def _fit(self, step: int, step_seconds: float) -> Plan:
-        """A plan that ends with the budget, if steps go on taking this long."""
+    def _plan_for_budget(self, step: int, step_seconds: float) -> Plan:
+        """A plan that ends with the budget if steps keep taking this long."""
         if self.settings.eval_interval:
             step_seconds += self.pause_seconds / self.settings.eval_interval
             pauses = 0
         else:
-            pauses = max(
-                2,
-                min(
-                    EVALUATIONS, int(EVALUATION_SHARE * self.budget / max(1e-9, self.pause_seconds))
-                ),
+            affordable = int(
+                MAX_EVALUATION_SHARE * self.length.budget / max(EPSILON_SECONDS, self.pause_seconds)
             )
-        left = self.budget - self.elapsed() - pauses * self.pause_seconds
+            pauses = max(MIN_EVALUATIONS, min(DEFAULT_EVALUATIONS, affordable))
+        left = self.length.budget - self.elapsed() - pauses * self.pause_seconds
         last = step + max(1, int(left / step_seconds))
-        return self._plan(step, last, math.ceil(last / pauses) if pauses else None)
+        return self._make_plan(step, last, math.ceil(last / pauses) if pauses else None)
 
-    def _mended(self, state: RunState) -> Plan:
-        """The plan, shortened or lengthened where the machine no longer keeps the pace that it was made for."""
+    def _corrected_plan(self, state: RunState) -> Plan:
+        """The same plan, or one with another length if this one would miss the budget."""
         plan = state.plan
         synchronize(self.device)
-        if state.step == self._window[0]:
+        if state.step == self._measured[0]:
             return plan
-        step_seconds = self._step_seconds(state.step)
-        left = (
-            self.budget
-            - self.elapsed()
-            - self.pause_seconds * (1 + (plan.max_iters - state.step) // plan.eval_interval)
-        )
-        needed = (plan.max_iters - state.step) * step_seconds
-        if left - (1 - EARLY) * self.budget <= needed <= left + (LATE - 1) * self.budget:
+        step_seconds = self._measure_step_seconds(state.step)
+        steps_left = plan.max_iters - state.step
+        pauses_left = 1 + steps_left // plan.eval_interval
+        budget = self.length.budget
+        left = budget - self.elapsed() - self.pause_seconds * pauses_left
+        needed = steps_left * step_seconds
+        if left - (1 - EARLIEST_END) * budget <= needed <= left + (LATEST_END - 1) * budget:
             return plan
         last = state.step + max(1, int(left / step_seconds))
         if state.step <= plan.decay_start:
-            return self._plan(state.step, last, plan.eval_interval)
-        done = (state.step - plan.decay_start) / max(1, plan.max_iters - plan.decay_start)
+            return self._make_plan(state.step, last, plan.eval_interval)
+        # The decay has begun: it continues from the present factor to the new end, so that the
+        # rate never rises again.
+        progress = (state.step - plan.decay_start) / max(1, plan.max_iters - plan.decay_start)
         low = min(self.settings.min_lr_fraction, plan.decay_from)
-        factor = (
-            plan.decay_from + (low - plan.decay_from) * done
-        )  # from where the rate is now down to the new end
+        factor = plan.decay_from + (low - plan.decay_from) * progress
         return Plan(last, state.step, factor, plan.eval_interval, plan.save_interval)
 
-    def _plan(self, step: int, last: int, eval_interval: int | None = None) -> Plan:
-        every = self.settings.eval_interval or eval_interval or math.ceil(last / EVALUATIONS)
-        start = max(step, last - round(self.settings.decay_fraction * last))
-        return Plan(last, start, 1.0, every, self.settings.save_interval or every)
+    def _make_plan(self, step: int, last: int, eval_interval: int | None = None) -> Plan:
+        """A plan that ends with step `last`; its decay begins after `step` at the earliest."""
+        default_interval = eval_interval or math.ceil(last / DEFAULT_EVALUATIONS)
+        interval = self.settings.eval_interval or default_interval
+        decay_start = max(step, last - round(self.settings.decay_fraction * last))
+        return Plan(last, decay_start, 1.0, interval, self.settings.save_interval or interval)
 
-    # -------------------------------------------------------- for the reader
-
-    def steps_at(self, step_seconds: float) -> int:
-        """The run's length if a step takes this long."""
-        return self.steps if self.steps is not None else max(1, int(self.budget / step_seconds))
+    # ---------------------------------------------------------------- for the progress line
 
     def recent_steps_per_second(self, step: int) -> float:
-        """Since this was last asked, pauses left out."""
-        before, clock = self._told
-        self._told = (step, self.working())
-        return (step - before) / max(1e-9, self._told[1] - clock)
+        """Steps per second since the last call, without pauses."""
+        last_step, last_time = self._shown
+        self._shown = (step, self.step_time())
+        return (step - last_step) / max(EPSILON_SECONDS, self._shown[1] - last_time)
 
     def seconds_left(self, state: RunState) -> float | None:
-        if self.budget is not None:
-            return max(0.0, self.budget - self.elapsed())
-        done = state.step - self._first_step
-        return (self.steps - state.step) * (self.elapsed() - self._began) / done if done else None
+        """Estimated seconds to the end of the run; None before the first step."""
+        if self.length.budget is not None:
+            return max(0.0, self.length.budget - self.elapsed())
+        done = state.step - self.first_step
+        if not done:
+            return None
+        seconds = self.elapsed() - self._first_elapsed
+        return (self.length.steps - state.step) * seconds / done

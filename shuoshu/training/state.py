@@ -1,39 +1,74 @@
-"""What a checkpoint remembers: the state of a run and its plan."""
+"""What a checkpoint stores besides weights and optimizer tensors: the run's state and its plan."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
 
+from shuoshu.core.files import dataclass_from_json
+
 
 @dataclass
 class Plan:
-    """How long a run is and when its rates fall: settled once, saved with every checkpoint."""
+    """The length of a run and its learning-rate decay; saved with every checkpoint."""
 
     max_iters: int
     decay_start: int  # wsd: the step at which the decay begins
-    decay_from: float  # wsd: the factor it begins with
+    decay_from: float  # wsd: the rate factor at decay_start
     eval_interval: int
     save_interval: int
 
 
 @dataclass
 class RunState:
-    """What a checkpoint remembers beside weights and optimiser."""
+    """The numbers that a resumed run needs."""
 
-    step: int = 0
-    seconds: float = 0.0  # of training so far, evaluation and saving included
-    best: float | None = None  # validation loss, or ROUGE-L of the answers
+    step: int = 0  # steps done
+    seconds: float = 0.0  # training time so far, including evaluations and saves
+    best_loss: float | None = None  # validation loss of the best model
+    best_rouge_l: float | None = None  # its ROUGE-L; None if the loss selects the model
     best_step: int = 0
-    best_scores: list[float] = field(default_factory=list)  # the ROUGE-L of each answer then
-    loss_at_best: float = (
-        math.inf
-    )  # breaks ties: before a model answers anything, all ROUGE-L are the same
-    kept_step: int = 0  # of the model in the folder: the best one's, or a later one's that is as good but for chance
-    worse_evals: int = 0  # since the best one
-    evaluated: int | None = None  # the last step that was, from beginning to end
-    skipped: int = 0  # steps that didn't count
+    best_scores: list[float] = field(default_factory=list)  # ROUGE-L per answer at best_step
+    kept_step: int = 0  # step of the model in out_dir: the best one, or a later one within noise
+    worse_evals: int = 0  # evaluations since the best one
+    evaluated: int | None = None  # step of the last complete evaluation
+    skipped: int = 0  # steps with a non-finite loss or gradient
     skipped_in_row: int = 0
-    pause_seconds: float = 0.0  # that an evaluation takes
-    scale: float = 65536.0  # of the loss in fp16
-    plan: Plan | None = None  # none: a time budget that is still measuring
+    pause_seconds: float = 0.0  # average duration of one evaluation and save
+    scale: float = 65536.0  # GradScaler's loss scale (fp16)
+    plan: Plan | None = None  # None while a time budget is still measuring the step time
+
+    def has_best(self) -> bool:
+        return self.best_loss is not None
+
+    def forget_best(self) -> None:
+        """The next evaluation becomes the best one; used when the selection measure changed."""
+        self.best_loss = self.best_rouge_l = None
+
+
+def state_from_json(values: dict, step: int) -> RunState:
+    """The state in a checkpoint of `step`; ValueError, KeyError or TypeError if it is damaged."""
+    # Defaults for fields that some checkpoints of this format lack.
+    values = {"evaluated": step, "kept_step": values["best_step"], **values}
+    if "best" in values:
+        values |= _split_best(values.pop("best"), values.pop("loss_at_best", math.inf))
+    plan = values.pop("plan")
+    scores = [float(score) for score in values.pop("best_scores", [])]
+    state = dataclass_from_json(RunState, values)
+    state.best_scores = scores
+    state.plan = dataclass_from_json(Plan, plan) if plan else None
+    intervals = (
+        [state.plan.max_iters, state.plan.eval_interval, state.plan.save_interval]
+        if state.plan
+        else []
+    )
+    if state.step != step or min(intervals, default=1) < 1 or not 0 < state.scale < math.inf:
+        raise ValueError("its step, intervals or loss scale are out of range")
+    return state
+
+
+def _split_best(best: float | None, loss: float) -> dict[str, float | None]:
+    """`best` holds a validation loss (positive) or a negated ROUGE-L (at most zero)."""
+    if best is not None and best <= 0:
+        return {"best_rouge_l": -best, "best_loss": loss}
+    return {"best_rouge_l": None, "best_loss": best}

@@ -1,143 +1,170 @@
-"""One optimiser step: its micro-batches, its gradients, and whether it counts."""
+"""One optimizer step: its micro-batches, its gradients, and whether it is skipped."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from shuoshu.training.run import Run
 from shuoshu.core.device import autocast, seed_step
 from shuoshu.core.errors import UserError
 from shuoshu.core.terminal import print_line
+from shuoshu.training.data import RunData
 from shuoshu.training.optimizers import set_rates, step_unless
+from shuoshu.training.out_dir import OutDir
 from shuoshu.training.schedule import rate_factor
+from shuoshu.training.state import RunState
+from shuoshu.training.trainer import Trainer
 
 Result = TypeVar("Result")
 
-MAX_SKIPPED_IN_A_ROW = 10  # steps that don't count, one after another, end the run
-FREE_FP16_SKIPS = 16  # of fp16's that are nobody's fault: halved at each, the loss scale comes down from 65536 to 1
-CHECK_EVERY = 10  # steps, at most, between asking a GPU which of them counted: the answer makes the host wait for it
+MAX_SKIPPED_IN_A_ROW = 10  # more consecutive non-finite steps end the run
+# Non-finite fp16 steps to ignore while GradScaler halves its scale from 65536 to 1.
+FREE_FP16_SKIPS = 16
+# Steps between reads of the skip flags from a GPU: each read makes the host wait for the device.
+CHECK_EVERY = 10
+ROWS_IN_MESSAGE = 4  # row numbers that a message about a skipped step names
 
 
-def train_step(run: Run) -> Tensor:
-    """One optimiser step; the mean loss over all processes, 0 if the step doesn't count, left on the device."""
-    step, processes = run.state.step, run.processes
-    set_rates(run.optimizers, rate_factor(step, run.state.plan, run.settings), step)
-    total = halve_batch_on_oom(run, lambda: gradients(run))
-    for optimizer in run.optimizers:
-        run.scaler.unscale_(optimizer)
-    norm = torch.nn.utils.clip_grad_norm_(run.raw.parameters(), run.settings.grad_clip or math.inf)
-    processes.sum_(total)
-    is_bad = ~torch.isfinite(
-        norm + total
-    )  # the same on all processes: they share gradients and losses
-    step_unless(is_bad, run.optimizers)
-    run.scaler.update()
-    run.skips.record(step, is_bad)
-    return total.masked_fill(is_bad, 0)
+def train_step(trainer: Trainer, data: RunData, state: RunState, skips: SkippedSteps) -> Tensor:
+    """Does one optimizer step. Returns the mean loss over all processes, left on the device;
+    0 if the step is skipped."""
+    step = state.step
+    set_rates(trainer.optimizers, rate_factor(step, state.plan, trainer.settings), step)
+    loss = halve_batch_on_oom(trainer, step, lambda: accumulate_gradients(trainer, data, step))
+    for optimizer in trainer.optimizers:
+        trainer.scaler.unscale_(optimizer)
+    max_norm = trainer.settings.grad_clip or math.inf
+    norm = torch.nn.utils.clip_grad_norm_(trainer.raw.parameters(), max_norm)
+    trainer.processes.sum_(loss)
+    # All processes agree on this, because they share the gradients and the loss.
+    is_bad = ~torch.isfinite(norm + loss)
+    step_unless(is_bad, trainer.optimizers)
+    trainer.scaler.update()
+    skips.record(step, is_bad)
+    return loss.masked_fill(is_bad, 0)
 
 
-def halve_batch_on_oom(run: Run, work: Callable[[], Result]) -> Result:
-    """What `work` gives. Micro-batches that don't fit into a GPU are halved for good."""
+def halve_batch_on_oom(trainer: Trainer, step: int, work: Callable[[], Result]) -> Result:
+    """Returns work(); halves the micro-batches permanently while they don't fit on the GPU."""
     while True:
         try:
             return work()
         except torch.OutOfMemoryError:
-            if run.processes.world > 1 or run.micro_rows == 1:
+            if trainer.processes.world > 1 or trainer.micro_rows == 1:
                 raise
-        run.raw.zero_grad(set_to_none=True)
-        if run.device.type == "cuda":
+        # Outside the except block, where the exception no longer holds the failed tensors.
+        trainer.raw.zero_grad(set_to_none=True)
+        if trainer.device.type == "cuda":
             torch.cuda.empty_cache()
-        run.micro_rows = (run.micro_rows + 1) // 2
+        trainer.micro_rows = (trainer.micro_rows + 1) // 2
         print_line(
-            f"out of memory: from step {run.state.step:,} on, {run.micro_rows} rows at a time, and as many a step as before: the same training"
+            f"out of memory: from step {step:,} on, each forward pass takes"
+            f" {trainer.micro_rows} rows; the rows per step and the result stay the same"
         )
 
 
-def gradients(run: Run) -> Tensor:
-    """Leaves this step's gradients in the model; this process's part of the mean loss."""
-    processes = run.processes
-    seed_step(run.settings.seed, run.state.step, processes.rank)
-    total = torch.zeros((), device=run.device)
-    for ids, targets, count, is_last in micro_batches(run):
-        is_quiet = processes.world > 1 and not is_last  # gradients travel once a step
-        with run.forward.no_sync() if is_quiet else nullcontext():
-            with autocast(run.device, run.dtype):
-                loss = run.forward(ids, targets, reduction="sum") / count
-            run.scaler.scale(
-                loss * processes.world
-            ).backward()  # DDP takes the mean of the processes, we want their sum
+def accumulate_gradients(trainer: Trainer, data: RunData, step: int) -> Tensor:
+    """Leaves the step's gradients in the model; returns this process's share of the mean loss."""
+    processes = trainer.processes
+    seed_step(trainer.settings.seed, step, processes.rank)
+    total = torch.zeros((), device=trainer.device)
+    for ids, targets, count, is_last in micro_batches(trainer, data, step):
+        # DDP all-reduces the gradients once per step, with the last micro-batch.
+        skips_sync = processes.world > 1 and not is_last
+        with trainer.forward.no_sync() if skips_sync else nullcontext():
+            with autocast(trainer.device, trainer.dtype):
+                loss = trainer.forward(ids, targets, reduction="sum") / count
+            # DDP averages over the processes; the product makes it a sum.
+            trainer.scaler.scale(loss * processes.world).backward()
         total += loss.detach()
     return total
 
 
-def micro_batches(run: Run) -> Iterator[tuple[Tensor, Tensor, int, bool]]:
-    """This process's part of the step, on its way to the device: ids, targets, the number of targets in the whole step, whether it is the last."""
-    mine, size, seed = run.rows_per_step // run.processes.world, run.micro_rows, run.settings.seed
-    first = run.state.step * run.rows_per_step
-    count = run.data.count_targets(first, run.rows_per_step, run.block, seed)
-    first += run.processes.rank * mine
-    pinned = run.device.type == "cuda"
-    for start in range(0, mine, size):
-        rows = run.data.rows(first + start, min(size, mine - start), run.block, seed)
-        ids, targets = (torch.from_numpy(part) for part in rows)
-        if pinned:
+def micro_batches(
+    trainer: Trainer, data: RunData, step: int
+) -> Iterator[tuple[Tensor, Tensor, int, bool]]:
+    """This process's rows of a step as (ids (B, T), targets (B, T), count, is_last).
+
+    `count` is the number of targets in the whole step, over all processes.
+    """
+    rows_per_step, block_size = data.rows_per_step, trainer.block_size
+    rows_here = rows_per_step // trainer.processes.world
+    size, seed = trainer.micro_rows, trainer.settings.seed
+    first = step * rows_per_step
+    count = data.train.count_targets(first, rows_per_step, block_size, seed)
+    first += trainer.processes.rank * rows_here
+    is_pinned = trainer.device.type == "cuda"  # so that the copy overlaps with computation
+    for start in range(0, rows_here, size):
+        rows = data.train.rows(first + start, min(size, rows_here - start), block_size, seed)
+        ids, targets = (torch.from_numpy(array) for array in rows)
+        if is_pinned:
             ids, targets = ids.pin_memory(), targets.pin_memory()
         yield (
-            ids.to(run.device, non_blocking=pinned),
-            targets.to(run.device, non_blocking=pinned),
+            ids.to(trainer.device, non_blocking=is_pinned),
+            targets.to(trainer.device, non_blocking=is_pinned),
             count,
-            start + size >= mine,
+            start + size >= rows_here,
         )
 
 
 class SkippedSteps:
-    """The steps that don't count, since their loss or gradient was not finite: weights and optimisers stayed as they were."""
+    """Counts and logs the steps that changed nothing, because their loss or gradient was not
+    finite."""
 
-    def __init__(self, run: Run) -> None:
-        self.run = run
-        self._pending: list[tuple[int, Tensor]] = []
+    def __init__(self, trainer: Trainer, data: RunData, state: RunState, out_dir: OutDir) -> None:
+        self._trainer = trainer
+        self._data = data
+        self._state = state
+        self._out_dir = out_dir
+        self._free = FREE_FP16_SKIPS if trainer.scaler.is_enabled() else 0
+        self._pending: list[tuple[int, Tensor]] = []  # flags still on the device
 
     def record(self, step: int, is_bad: Tensor) -> None:
+        """Remembers a step's flag without waiting for the device."""
         self._pending.append((step, is_bad))
 
     def collect(self, say: Callable[[str], None]) -> int:
-        """Asks the device about the steps noted since this was last called, tells of those that don't count and returns their number; UserError
-        if there are too many in a row."""
+        """Reads the recorded flags, reports skipped steps and returns their number.
+
+        UserError if too many consecutive steps were skipped.
+        """
         if not self._pending:
             return 0
-        state, free = self.run.state, FREE_FP16_SKIPS if self.run.scaler.is_enabled() else 0
+        state = self._state
         flags = torch.stack([flag for _, flag in self._pending]).tolist()
         steps = [step for step, _ in self._pending]
         self._pending.clear()
         for step, is_bad in zip(steps, flags, strict=True):
             state.skipped_in_row = state.skipped_in_row + 1 if is_bad else 0
-            if state.skipped_in_row > free:
+            if state.skipped_in_row > self._free:
                 state.skipped += 1
-                self._tell(step, say)
-            if state.skipped_in_row >= free + MAX_SKIPPED_IN_A_ROW:
+                self._report(step, say)
+            if state.skipped_in_row >= self._free + MAX_SKIPPED_IN_A_ROW:
                 raise UserError(
-                    f"{state.skipped_in_row} steps in a row had a loss or a gradient that is not finite, the last one step {step:,}: lower --learning_rate "
-                    f"(it is {self.run.rate:g}), or look at the rows that log.jsonl names; earlier checkpoints are intact, --resume uses them"
+                    f"{state.skipped_in_row} steps in a row had a loss or a gradient that is not"
+                    f" finite, the last one step {step:,}: lower --learning_rate (it is"
+                    f" {self._trainer.learning_rate:g}), or look at the rows that log.jsonl names;"
+                    " earlier checkpoints are intact, --resume uses them"
                 )
         return sum(flags)
 
-    def _tell(self, step: int, say: Callable[[str], None]) -> None:
-        run = self.run
-        if not run.processes.is_rank_zero:
+    def _report(self, step: int, say: Callable[[str], None]) -> None:
+        """Prints and logs which rows a skipped step had."""
+        if not self._trainer.processes.is_rank_zero:
             return
-        places = run.data.row_ids(
-            step * run.rows_per_step, run.rows_per_step, run.block, run.settings.seed
-        ).tolist()
-        what = "rows" if run.task == "questions" else "tokens from"
-        few = ", ".join(f"{place:,}" for place in places[:4]) + (" …" if len(places) > 4 else "")
+        data, block_size = self._data, self._trainer.block_size
+        first, count = step * data.rows_per_step, data.rows_per_step
+        rows = data.train.row_ids(first, count, block_size, self._trainer.settings.seed).tolist()
+        what = "rows" if data.task == "questions" else "rows from token"
+        examples = ", ".join(f"{row:,}" for row in rows[:ROWS_IN_MESSAGE])
+        examples += " …" if len(rows) > ROWS_IN_MESSAGE else ""
         say(
-            f"step {step:,} left out: its loss or gradient is not finite ({what} {few} of {run.data.folder}; all in log.jsonl)"
+            f"step {step:,} skipped: its loss or gradient is not finite"
+            f" ({what} {examples} of {data.folder}; log.jsonl lists all)"
         )
-        run.record("skip", step=step, rows=places)
+        self._out_dir.record("skip", step=step, rows=rows)

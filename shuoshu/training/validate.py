@@ -1,159 +1,240 @@
-"""Evaluation during training, and which model is kept."""
+"""Evaluation during training: losses, answers, samples, and the choice of the model to keep."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from shuoshu.core.device import autocast
 from shuoshu.core.distributed import StopFlag
 from shuoshu.core.errors import UserError
-from shuoshu.core.terminal import Progress
-from shuoshu.evaluation.loss import score
+from shuoshu.core.terminal import print_line
+from shuoshu.evaluation.loss import Score, score
 from shuoshu.evaluation.metrics import exact_match, rouge_l
 from shuoshu.generation.answers import answer
 from shuoshu.generation.sampling import SamplingParams, TextGenerator
-from shuoshu.training.plots import draw_curves, write_samples
 from shuoshu.training.run import Run
 from shuoshu.training.schedule import RunClock
 from shuoshu.training.step import halve_batch_on_oom
 
-EVALUATION_ROWS = 64  # questions answered side by side
-SAMPLES = 4  # of their answers in samples.md
+ANSWER_BATCH_SIZE = 64
+SAMPLE_ANSWERS = 4  # in samples.md
+SAMPLE_PROMPT_TOKENS = 64  # start of the data, from whose first line the prompt is taken,
+SAMPLE_PROMPT_CHARACTERS = 24  # at most this many
+ROUNDING = 1e-9  # lets a difference in one answer count as exactly one standard error
 
 
-def evaluate(
-    run: Run, pace: RunClock, bar: Progress, stop: StopFlag, asked_to_stop: Callable[[], object]
-) -> None:
-    """Scores the validation data, keeps the model if it is the best so far or as good but for chance, samples, redraws the curves.
-    Of one that is stopped in between nothing is kept: it is done again when the run is resumed."""
-    state, settings = run.state, run.settings
-    facts: dict[str, float] = {}
-    told, is_best, scores, samples = "", True, [], []
-    if len(run.val):
-        parts = run.model, run.raw
-        result = halve_batch_on_oom(
-            run,
-            lambda: score(
-                *parts,
-                run.val_batches(),
-                run.tokenizer.end,
-                run.dtype,
-                run.processes,
-                asked_to_stop,
-            ),
-        )
-        if result is None:
-            return
-        facts["val_loss"] = require_finite(run, result.loss)
-        told = f": val loss {result.loss:.4f}"
-        if run.val.characters and (run.task == "questions" or settings.eval_tokens is None):
-            facts["bits_per_char"] = result.bits_per(run.val.characters)
-            told += f", {facts['bits_per_char']:.3f} bits per character"
-        if run.questions:
-            measures, scores, samples = answer_questions(run, stop)
-            if asked_to_stop():
-                return
-            facts |= measures
-            told += f", ROUGE-L {facts['val_rouge_l']:.3f}, {facts['val_exact_match']:.0%} of the answers exact"
-        now = -facts["val_rouge_l"] if run.selects_by_answers else result.loss
-        is_best = state.best is None or (now, result.loss) < (state.best, state.loss_at_best)
-        state.worse_evals = 0 if is_best else state.worse_evals + 1
-    is_kept = (is_best or is_within_noise_of_best(run, scores)) and run.keep_model(bar.say)
-    if is_kept:
-        state.kept_step = state.step
-    if is_kept and len(run.val):
-        told += ", the best so far" if is_best else ", kept: as good as the best but for chance"
-        if is_best:
-            state.best, state.best_step, state.best_scores, state.loss_at_best = (
-                now,
-                state.step,
-                scores,
-                result.loss,
-            )
+@dataclass
+class Evaluation:
+    """What one evaluation measured."""
+
+    values: dict[str, float] = field(default_factory=dict)  # under their names in log.jsonl
+    scores: list[float] = field(default_factory=list)  # ROUGE-L per answer
+    samples: list[dict[str, str]] = field(default_factory=list)
+
+    def summary(self) -> str:
+        """The measures as printed after "step N"; empty without validation data."""
+        if not self.values:
+            return ""
+        parts = [f"val loss {self.values['val_loss']:.4f}"]
+        if "bits_per_char" in self.values:
+            parts.append(f"{self.values['bits_per_char']:.3f} bits per character")
+        if "val_rouge_l" in self.values:
+            parts.append(f"ROUGE-L {self.values['val_rouge_l']:.3f}")
+            parts.append(f"{self.values['val_exact_match']:.0%} of the answers exact")
+        return ": " + ", ".join(parts)
+
+
+def evaluate(run: Run, clock: RunClock, say: Callable[[str], None], stop: StopFlag) -> None:
+    """Scores the validation data, keeps the model if it is good enough, logs and samples.
+
+    An evaluation that a signal stops leaves nothing behind; the resumed run repeats it.
+    """
+    result = measure(run, stop)
+    if result is None:
+        return
+    state = run.state
+    is_kept, verdict = keep_if_best(run, result, say)
     state.evaluated = state.step
     if not run.processes.is_rank_zero:
         return
-    told = f"step {state.step:,}{told}"
-    bar.say(told)
-    run.record("eval", step=state.step, **facts, kept=is_kept, seconds=round(pace.elapsed(), 2))
-    if settings.sample_tokens:
-        samples = samples or [continue_prompt(run, stop)]
-        for sample in () if stop.raised else samples:  # a text that was cut short is none
-            run.record("sample", step=state.step, title=told, **sample)
-    with run.warn_on_write_error("curves and samples", bar.say):
-        if settings.sample_tokens:
-            write_samples(run.log, run.out_dir / "samples.md")
-        draw_curves(run.log, run.out_dir / "loss.png")
+    title = f"step {state.step:,}{result.summary()}{verdict}"
+    say(title)
+    seconds = round(clock.elapsed(), 2)
+    run.out_dir.record("eval", step=state.step, **result.values, kept=is_kept, seconds=seconds)
+    if run.settings.sample_tokens:
+        samples = result.samples or [continue_prompt(run, stop)]
+        if not stop.raised:  # else the sample may be cut short
+            for sample in samples:
+                run.out_dir.record("sample", step=state.step, title=title, **sample)
+    run.out_dir.update_pictures(bool(run.settings.sample_tokens), say)
 
 
-def is_within_noise_of_best(run: Run, scores: list[float]) -> bool:
-    """Whether these answers are worse than the best by no more than chance, one standard error: then what was trained for longer knows its own
-    questions better. Of labels nobody asks for those; and while no answer is any good, the lowest loss is better."""
-    if (
-        not run.selects_by_answers
-        or run.data.meta.get("labels")
-        or not run.state.best
-        or not 1 < len(scores) == len(run.state.best_scores)
-    ):
-        return False
-    lost = np.subtract(run.state.best_scores, scores)
-    return bool(
-        lost.mean() <= lost.std(ddof=1) / math.sqrt(len(lost)) + 1e-9
-    )  # one answer alone makes them equal
+# ---------------------------------------------------------------- measuring
+
+
+def measure(run: Run, stop: StopFlag) -> Evaluation | None:
+    """The measures of the model on the validation data; None if a signal stopped it."""
+    result = Evaluation()
+    if not len(run.data.val):
+        return result
+    loss = halve_batch_on_oom(run.trainer, run.state.step, lambda: score_val(run, stop))
+    if loss is None:
+        return None
+    result.values["val_loss"] = require_finite(run, loss.loss)
+    if run.data.val.characters and run.data.val_is_complete:
+        result.values["bits_per_char"] = loss.bits_per(run.data.val.characters)
+    if run.data.questions:
+        values, result.scores, result.samples = answer_questions(run, stop)
+        if run.processes.any_signal(stop.raised):
+            return None
+        result.values |= values
+    return result
+
+
+def score_val(run: Run, stop: StopFlag) -> Score | None:
+    """The loss on the validation data; None if a signal stopped it."""
+    trainer = run.trainer
+    return score(
+        trainer.model,
+        trainer.raw,
+        run.data.val_batches(trainer.block_size, trainer.micro_rows),
+        run.data.tokenizer.end,
+        trainer.dtype,
+        run.processes,
+        lambda: run.processes.any_signal(stop.raised),
+    )
+
+
+def require_finite(run: Run, loss: float) -> float:
+    """The loss; UserError if it is infinite or NaN."""
+    if not math.isfinite(loss):
+        raise UserError(
+            f"the validation loss became {loss} at step {run.state.step:,}:"
+            f" lower --learning_rate (it is {run.trainer.learning_rate:g});"
+            " earlier checkpoints are intact, --resume uses them"
+        )
+    return loss
 
 
 def answer_questions(
     run: Run, stop: StopFlag
 ) -> tuple[dict[str, float], list[float], list[dict[str, str]]]:
-    """(measures of the answers to the validation questions, the ROUGE-L of each, the first few of them); the processes share the questions."""
-    mine = run.questions[run.processes.rank :: run.processes.world]
-    run.raw.eval()
-    with autocast(run.device, run.dtype):
-        generator = TextGenerator(run.raw, run.tokenizer)
-        answers = answer(generator, mine, EVALUATION_ROWS, lambda: stop.raised)
-    run.raw.train()
-    done = [(q, f) for q, f in zip(mine, answers, strict=True) if f]
-    own = [0.0] * len(run.questions)
-    own[run.processes.rank :: run.processes.world] = [
-        rouge_l(f.text, q.reference)[2] if f else 0.0 for q, f in zip(mine, answers, strict=True)
+    """(measures, ROUGE-L per answer, a few samples) of the answers to the validation questions.
+
+    The processes share the questions.
+    """
+    rank, world = run.processes.rank, run.processes.world
+    questions = run.data.questions[rank::world]
+    model = run.trainer.raw
+    model.eval()
+    with autocast(run.trainer.device, run.trainer.dtype):
+        generator = TextGenerator(model, run.data.tokenizer)
+        answers = answer(generator, questions, ANSWER_BATCH_SIZE, lambda: stop.raised)
+    model.train()
+    pairs = list(zip(questions, answers, strict=True))
+    done = [(question, found) for question, found in pairs if found]  # all, unless stopped
+    scores = [0.0] * len(run.data.questions)
+    scores[rank::world] = [
+        rouge_l(found.text, question.reference)[2] if found else 0.0 for question, found in pairs
     ]
-    sums = [
-        len(done),
-        sum(exact_match(f.text, q.reference) for q, f in done),
-        sum(f.reason == "end" for _, f in done),
-    ]
-    count, exact, ended, *scores = run.processes.sum([*map(float, sums), *own])
-    values = {"val_rouge_l": sum(scores), "val_exact_match": exact, "val_stop_rate": ended}
+    exact = sum(exact_match(found.text, question.reference) for question, found in done)
+    ended = sum(found.reason == "end" for _, found in done)
+    sums = [float(len(done)), float(exact), float(ended), *scores]
+    count, exact, ended, *scores = run.processes.sum(sums)
+    totals = {"val_rouge_l": sum(scores), "val_exact_match": exact, "val_stop_rate": ended}
+    values = {name: total / max(1, count) for name, total in totals.items()}
     samples = [
-        {"prompt": q.text, "text": f.text, "reference": q.reference} for q, f in done[:SAMPLES]
+        {"prompt": question.text, "text": found.text, "reference": question.reference}
+        for question, found in done[:SAMPLE_ANSWERS]
     ]
-    return {name: value / max(1, count) for name, value in values.items()}, scores, samples
+    return values, scores, samples
 
 
 def continue_prompt(run: Run, stop: StopFlag) -> dict[str, str]:
-    """What the model makes of the run's prompt, the same each time."""
+    """The model's continuation of the run's prompt, which is the same at every evaluation."""
+    data, trainer = run.data, run.trainer
     prompt = run.settings.sample_prompt
     if prompt is None:
-        source = run.data if run.task == "questions" or not len(run.val) else run.val
-        first = source.row(0)[0] if run.task == "questions" else source.tokens[:64]
-        prompt = run.tokenizer.decode(first.tolist()).lstrip().partition("\n")[0][:24].rstrip("�")
-    ids = run.tokenizer.encode(prompt)[-run.block // 2 :]
+        if data.task == "questions":
+            first = data.train.row(0)[0]
+        else:
+            first = (data.val if len(data.val) else data.train).tokens[:SAMPLE_PROMPT_TOKENS]
+        line = data.tokenizer.decode(first.tolist()).lstrip().partition("\n")[0]
+        prompt = line[:SAMPLE_PROMPT_CHARACTERS].rstrip("�")  # a cut character decodes to �
+    ids = data.tokenizer.encode(prompt)[-trainer.block_size // 2 :]
     sampling = SamplingParams(max_new_tokens=run.settings.sample_tokens)
-    run.raw.eval()
-    with autocast(run.device, run.dtype):
-        generator = TextGenerator(run.raw, run.tokenizer)
+    trainer.raw.eval()
+    with autocast(trainer.device, trainer.dtype):
+        generator = TextGenerator(trainer.raw, data.tokenizer)
         seeds = [run.settings.seed]
         [completion] = generator.complete([ids], sampling, seeds, lambda: stop.raised)
-    run.raw.train()
+    trainer.raw.train()
     return {"prompt": prompt, "text": completion.text}
 
 
-def require_finite(run: Run, loss: float) -> float:
-    """The loss; UserError if there is none any more."""
-    if not math.isfinite(loss):
-        advice = f"lower --learning_rate (it is {run.rate:g}); earlier checkpoints are intact, --resume uses them"
-        raise UserError(f"the validation loss became {loss} at step {run.state.step:,}: {advice}")
-    return loss
+# ---------------------------------------------------------------- choosing the model
+
+
+def keep_if_best(
+    run: Run, result: Evaluation, say: Callable[[str], None] = print_line
+) -> tuple[bool, str]:
+    """Saves the model if it is the best one or within noise of it.
+
+    Returns whether it was saved, and the words for it in the evaluation's line.
+    """
+    state = run.state
+    if not result.values:  # without validation data every evaluation replaces the model
+        is_kept = run.out_dir.keep_model(run.trainer, run.data, state.step, say)
+        state.kept_step = state.step if is_kept else state.kept_step
+        return is_kept, ""
+    loss = result.values["val_loss"]
+    rouge = result.values["val_rouge_l"] if run.data.selects_by_answers else None
+    is_best = _is_better(run, loss, rouge)
+    state.worse_evals = 0 if is_best else state.worse_evals + 1
+    is_kept = is_best or _is_as_good(run, result.scores)
+    is_kept = is_kept and run.out_dir.keep_model(run.trainer, run.data, state.step, say)
+    if not is_kept:
+        return False, ""
+    state.kept_step = state.step
+    if not is_best:
+        return True, ", kept: within noise of the best"
+    state.best_loss, state.best_rouge_l, state.best_step = loss, rouge, state.step
+    state.best_scores = result.scores
+    return True, ", the best so far"
+
+
+def _is_better(run: Run, loss: float, rouge: float | None) -> bool:
+    """Whether the model beats the best one so far.
+
+    The loss decides between equal ROUGE-Ls: at first no model answers anything right.
+    """
+    state = run.state
+    if not state.has_best():
+        return True
+    if rouge is None:
+        return loss < state.best_loss
+    return (-rouge, loss) < (-state.best_rouge_l, state.best_loss)
+
+
+def _is_as_good(run: Run, scores: list[float]) -> bool:
+    """Whether a later model replaces the best one, because its answers are as good.
+
+    It was trained for longer, so it knows the training questions better. Not for labels:
+    nobody asks their training questions again. Not while no answer is any good.
+    """
+    state = run.state
+    if not run.data.selects_by_answers or run.data.has_labels or not state.best_rouge_l:
+        return False
+    return is_within_noise(state.best_scores, scores)
+
+
+def is_within_noise(best: list[float], scores: list[float]) -> bool:
+    """Whether paired scores are worse than the best ones by at most one standard error."""
+    if not 1 < len(scores) == len(best):
+        return False
+    lost = np.subtract(best, scores)
+    return bool(lost.mean() <= lost.std(ddof=1) / math.sqrt(len(lost)) + ROUNDING)

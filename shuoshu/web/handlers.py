@@ -40,7 +40,7 @@ class GeneratedText:
     model: str
     asked: str = ""
     prompt: list[int] = field(default_factory=list)
-    escape_html: str = ""
+    text: str = ""
     ids: list[int] = field(
         default_factory=list
     )  # none where it was stopped: it is cut into tokens anew then

@@ -23,7 +23,7 @@ CHUNK = 64  # positions whose whole vocabulary is looked at together, at most
 class Piece:
     """A token, or as many as make a whole character."""
 
-    escape_html: str
+    text: str
     probability: float  # before temperature and top-k
     others: list[tuple[str | None, float]]  # the likeliest at its place, None: the end of the text
 

@@ -13,8 +13,9 @@ import torch
 from shuoshu.core import files
 from shuoshu.core.errors import UserError
 from shuoshu.models import weights
-from shuoshu.training import checkpoints, console, loop, run, validate
+from shuoshu.training import checkpoints, data, loop, out_dir
 from shuoshu.training import step as training_step
+from shuoshu.training.state import RunState
 from tests.faults.board import BEGUN, CHECKPOINT, EVALUATION, MODEL, STEP, Board
 
 
@@ -33,27 +34,28 @@ def board(path: str) -> None:
         def inner(*args):
             before, shown["phase"] = shown["phase"], phase
             shown[BEGUN[phase]] += 1
+            state = next((arg for arg in args if isinstance(arg, RunState)), None)
             if phase == STEP:
-                shown["step"] = args[0].state.step
+                shown["step"] = state.step
             result = function(*args)
             if phase == CHECKPOINT:
-                shown["saved"] = args[0].state.step
+                shown["saved"] = state.step
             shown["phase"] = before
             return result
 
         return inner
 
-    real_conclude = console.print_result
+    real_conclude = loop.print_result
 
     def conclude(*args):
         real_conclude(*args)
         shown["ended"] = 1
 
-    console.print_result = conclude
+    loop.print_result = conclude
     loop.train_step = during(STEP, loop.train_step)
-    validate.evaluate = during(EVALUATION, validate.evaluate)
-    run.Run.save = during(CHECKPOINT, run.Run.save)
-    run.Run._write_model = during(MODEL, run.Run._write_model)
+    loop.evaluate = during(EVALUATION, loop.evaluate)
+    out_dir.OutDir.save = during(CHECKPOINT, out_dir.OutDir.save)
+    out_dir.OutDir.write_model = during(MODEL, out_dir.OutDir.write_model)
 
 
 def dies_at_point(where: list) -> None:
@@ -118,7 +120,7 @@ def saves_in_place(_: bool) -> None:
 
 def draws_nothing(_: bool) -> None:
     """Pictures take a third of a second each."""
-    validate.draw_curves = lambda *args: None
+    out_dir.CurvePlotter.finish = lambda self: None
 
 
 # ---------------------------------------------------------------- slowness, failures, counts
@@ -126,55 +128,55 @@ def draws_nothing(_: bool) -> None:
 
 def slow(seconds: dict[str, float]) -> None:
     """Each batch that is evaluated, each step, takes longer."""
-    real_step, real_batches = loop.train_step, run.Run.val_batches
+    real_step, real_batches = loop.train_step, data.RunData.val_batches
 
-    def slow_step(this):
+    def slow_step(*args):
         time.sleep(seconds.get("step", 0))
-        return real_step(this)
+        return real_step(*args)
 
-    def slow_batches(this):
-        for batch in real_batches(this):
+    def slow_batches(*args):
+        for batch in real_batches(*args):
             time.sleep(seconds.get("batch", 0))
             yield batch
 
-    loop.train_step, run.Run.val_batches = slow_step, slow_batches
+    loop.train_step, data.RunData.val_batches = slow_step, slow_batches
 
 
 def fails_at(what: list) -> None:
     """[step, how]: this process dies, raises an error of its own, or a mistake of the user's."""
     real = loop.train_step
 
-    def failing(this):
-        if this.state.step == what[0]:
+    def failing(trainer, rows, state, skips):
+        if state.step == what[0]:
             if what[1] == "killed":
                 die()
             raise UserError("only here") if what[1] == "mistake" else ValueError("only here")
-        return real(this)
+        return real(trainer, rows, state, skips)
 
     loop.train_step = failing
 
 
 def largest_file(size: int) -> None:
     """The system refuses to let any file grow beyond this."""
-    real = validate.evaluate
+    real = loop.evaluate
 
     def then(*args):
         result = real(*args)
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
         return result
 
-    validate.evaluate = then
+    loop.evaluate = then
 
 
 def counts_messages(path: str) -> None:
     """Writes how often gloo did what in the third step: in the second DDP builds its buckets anew."""
     real = loop.train_step
 
-    def counted(this):
-        if this.state.step != 2:
-            return real(this)
+    def counted(trainer, rows, state, skips):
+        if state.step != 2:
+            return real(trainer, rows, state, skips)
         with torch.autograd.profiler.profile() as profile:
-            result = real(this)
+            result = real(trainer, rows, state, skips)
         names = Counter(
             event.name for event in profile.function_events if event.name.startswith("gloo:")
         )
@@ -191,8 +193,8 @@ def without(names: list[str]) -> None:
     if "global count" in names:
         real = training_step.micro_batches
 
-        def counted_here(this):
-            for ids, targets, _, is_last in real(this):
-                yield ids, targets, int((targets >= 0).sum()) * this.processes.world, is_last
+        def counted_here(trainer, rows, step):
+            for ids, targets, _, is_last in real(trainer, rows, step):
+                yield ids, targets, int((targets >= 0).sum()) * trainer.processes.world, is_last
 
         training_step.micro_batches = counted_here

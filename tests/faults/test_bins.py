@@ -386,14 +386,14 @@ def test_a_run_does_not_feel_what_happens_to_files_that_fit_into_memory(
 MAPPED = """
 import os, sys
 from pathlib import Path
-from shuoshu import batches
-batches.IN_MEMORY = 0
-file = batches.TokenFile(Path(sys.argv[1]), "train")
-before = file.rows(0, 200, 64, 1)[0]
-os.truncate(file.path, 0) if sys.argv[2] == "cut" else file.path.unlink()
+from shuoshu.text import dataset
+dataset.MAX_IN_MEMORY_BYTES = 0
+data = dataset.TextDataset(Path(sys.argv[1]), "train")
+before = data.rows(0, 200, 64, 1)[0]
+os.truncate(data.path, 0) if sys.argv[2] == "cut" else data.path.unlink()
 try:
-    print((file.rows(0, 200, 64, 1)[0] == before).all())
-except batches.UserError as error:
+    print((data.rows(0, 200, 64, 1)[0] == before).all())
+except dataset.UserError as error:
     print(error)
 """
 

@@ -16,6 +16,7 @@ from shuoshu.core.errors import UserError
 from shuoshu.core.run_log import RunLog
 from shuoshu.models import weights
 from shuoshu.training import checkpoints, loop
+from shuoshu.training.data import RunData
 
 RUN = [
     "--max_iters=20",
@@ -30,9 +31,9 @@ def during_steps(monkeypatch, happen):
     """Calls happen(step) before each step."""
     real = loop.train_step
 
-    def step(run):
-        happen(run.state.step)
-        return real(run)
+    def step(trainer, data, state, skips):
+        happen(state.step)
+        return real(trainer, data, state, skips)
 
     monkeypatch.setattr(loop, "train_step", step)
 
@@ -194,7 +195,7 @@ def test_a_disk_that_gives_back_other_bytes_is_noticed_before_the_old_goes(
                 file.write(b"\xff")
         return digest
 
-    monkeypatch.setattr(weights, "write_tensors", flipped)
+    monkeypatch.setattr(checkpoints, "write_tensors", flipped)
     assert train.main([*tiny, *RUN, "--max_iters=12", f"--out_dir={tmp_path / 'out'}"]) == 0
     assert "step 10 to" in (told := capsys.readouterr().out) and "does not read back" in told
     assert [path.name for path in checkpoints.list_checkpoints(tmp_path / "out")] == [
@@ -292,15 +293,16 @@ def test_an_evaluation_that_is_cut_short_is_done_again(tiny, tmp_path, monkeypat
     """Stopped in the evaluation of step 10: nothing of it is recorded, and the resumed run's log is that of a run never stopped."""
     command = [*tiny, *RUN, "--dropout=0.1"]
     assert train.main([*command, f"--out_dir={tmp_path / 'whole'}"]) == 0
-    real = loop.Run.val_batches
+    real, evaluations = RunData.val_batches, []
 
-    def interrupted(run):
-        for number, batch in enumerate(real(run)):
-            if run.state.step == 10 and number == 2:
+    def interrupted(*args):
+        evaluations.append(None)  # of steps 0 and 10
+        for number, batch in enumerate(real(*args)):
+            if len(evaluations) == 2 and number == 2:
                 signal.raise_signal(signal.SIGTERM)
             yield batch
 
-    monkeypatch.setattr(loop.Run, "val_batches", interrupted)
+    monkeypatch.setattr(RunData, "val_batches", interrupted)
     assert train.main([*command, f"--out_dir={tmp_path / 'cut'}"]) == 143
     assert [r["step"] for r in RunLog(tmp_path / "cut" / "log.jsonl").read("eval")] == [
         0

@@ -16,7 +16,7 @@ import train
 from shuoshu.core import distributed
 from shuoshu.core.files import sha256_of
 from shuoshu.models import weights
-from shuoshu.training import checkpoints, run
+from shuoshu.training import checkpoints, trainer
 
 SHORT = ["--max_iters=4", "--eval_interval=2", "--save_interval=2", "--sample_tokens=0"]
 
@@ -44,13 +44,13 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_a_run_that_came_and_went_meanwhile_is_not_mixed_with(
     tiny, begun, tmp_path, monkeypatch, capsys
 ):
-    built = run.Run._build_model
+    built = trainer.build_model
 
-    def slowly(self, **more):
+    def slowly(*args, **more):
         shutil.copytree(begun, tmp_path / "out")  # another run, from beginning to end
-        return built(self, **more)
+        return built(*args, **more)
 
-    monkeypatch.setattr(run.Run, "_build_model", slowly)
+    monkeypatch.setattr(trainer, "build_model", slowly)
     assert train.main([*tiny, *SHORT, f"--out_dir={tmp_path / 'out'}"]) == 2
     assert "is not empty" in capsys.readouterr().err and contents(tmp_path / "out") == contents(
         begun

@@ -51,7 +51,7 @@ def made_of(tokenizer: Tokenizer, *pairs: tuple[str, str], width: int = 64) -> P
 def asked_by(
     rewording: Paraphraser, numbers: list[int], draws: list[np.random.Generator]
 ) -> list[str]:
-    return rewording.asked(numbers, [rewording.telling[number] for number in numbers], draws)
+    return rewording.paraphrases(numbers, [rewording.telling[number] for number in numbers], draws)
 
 
 def said(ids: np.ndarray, targets: np.ndarray, tokenizer: Tokenizer) -> tuple[str, str]:
@@ -145,7 +145,9 @@ def test_most_of_a_made_up_question_is_from_questions_with_its_answer_and_some_f
 def test_pieces_come_from_several_questions_with_one_answer(tokenizer) -> None:
     """None but them are there: nothing foreign can come between."""
     rewording = made_of(tokenizer, ("甲" * 12, "油灯。"), ("乙" * 12, "油灯。"))
-    made = [rewording.question(seed % 2, np.random.default_rng(seed))[0] for seed in range(100)]
+    made = [
+        rewording.draw_paraphrase(seed % 2, np.random.default_rng(seed))[0] for seed in range(100)
+    ]
     assert sum({"甲", "乙"} <= set(text) for text in made) > 20
 
 
@@ -157,7 +159,7 @@ def test_the_answers_words_are_no_reason_to_be_sure(tokenizer) -> None:
         rewording, list(range(8)) * 5, [np.random.default_rng(seed) for seed in range(40)]
     )
     assert asked == list(rewording.questions.values()) * 5
-    made = [rewording.question(0, np.random.default_rng(seed)) for seed in range(100)]
+    made = [rewording.draw_paraphrase(0, np.random.default_rng(seed)) for seed in range(100)]
     assert any("正" in whole for _, whole in made) and not any(
         "正" in without for without, _ in made
     )
@@ -166,7 +168,7 @@ def test_the_answers_words_are_no_reason_to_be_sure(tokenizer) -> None:
 def test_a_question_counts_only_if_a_look_up_is_sure_of_its_answer_without_the_answers_words(
     own, qa: Path, monkeypatch
 ) -> None:
-    rewording, tried, question = own[0].paraphraser, defaultdict(set), Paraphraser.question
+    rewording, tried, question = own[0].paraphraser, defaultdict(set), Paraphraser.draw_paraphrase
     asked_for: dict[str, list[str]] = defaultdict(list)
     for record in read_pairs(qa, "train"):
         asked_for[record["answer"]].append(record["question"])
@@ -177,7 +179,7 @@ def test_a_question_counts_only_if_a_look_up_is_sure_of_its_answer_without_the_a
         tried[number, whole].add(without)
         return without, whole
 
-    monkeypatch.setattr(Paraphraser, "question", recorded)
+    monkeypatch.setattr(Paraphraser, "draw_paraphrase", recorded)
     first = [alike[0] for alike in rewording.alike] * 5
     asked = asked_by(rewording, first, [np.random.default_rng(seed) for seed in range(len(first))])
     taken = [(row, text) for row, text in zip(first, asked, strict=True) if (row, text) in tried]
@@ -186,7 +188,7 @@ def test_a_question_counts_only_if_a_look_up_is_sure_of_its_answer_without_the_a
         and sum(tried[one] != {one[1]} for one in taken) > len(taken) / 3
     )
     for row, text in taken:
-        assert rewording.answer[row] in look_up.nearness([*tried[row, text]]).argmax(axis=1)
+        assert rewording.answer[row] in look_up.similarities([*tried[row, text]]).argmax(axis=1)
 
 
 def test_where_no_look_up_could_be_sure_the_question_stays_as_it_was_written(tokenizer) -> None:
@@ -204,7 +206,9 @@ def test_the_look_up_is_sure_where_the_next_answer_is_a_twentieth_less_near(
     rewording = made_of(
         tokenizer, ("点起油灯的是谁？", "沈砚。"), ("昨天夜里雨停了没有？", "没有停。")
     )
-    rewording.index = SimpleNamespace(nearness=lambda texts: np.array([[0.5, second]] * len(texts)))
+    rewording.index = SimpleNamespace(
+        similarities=lambda texts: np.array([[0.5, second]] * len(texts))
+    )
     asked = asked_by(rewording, [0] * 50, [np.random.default_rng(seed) for seed in range(50)])
     assert (len(set(asked)) > 20) == is_sure and (set(asked) == {"点起油灯的是谁？"}) != is_sure
 
@@ -288,7 +292,7 @@ def test_each_row_has_room_for_what_it_trains_itself(tokenizer) -> None:
     for full in (0, 1):
         counts, draws = [1, 1], [np.random.default_rng(seed) for seed in range(40)]
         counts[full] = rewording.room[full]
-        asked = rewording.asked([0, 1] * 20, counts * 20, draws)
+        asked = rewording.paraphrases([0, 1] * 20, counts * 20, draws)
         assert set(asked[full::2]) == {pairs[full][0]} and len(set(asked[1 - full :: 2])) > 10
 
 

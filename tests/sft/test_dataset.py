@@ -320,19 +320,18 @@ def fed(
 ) -> list[list[list[int]]]:
     """What one of `world` processes trains in the first 40 steps of 8 rows, row by row."""
     settings = SimpleNamespace(seed=3)
-    run = SimpleNamespace(
-        data=QuestionDataset(mixed, "train", 8, noise),
+    data = SimpleNamespace(train=QuestionDataset(mixed, "train", 8, noise), rows_per_step=8)
+    trainer = SimpleNamespace(
         settings=settings,
-        rows_per_step=8,
-        block=64,
+        processes=SimpleNamespace(rank=rank, world=world),
+        micro_rows=batch_size,
+        block_size=64,
         device=torch.device("cpu"),
     )
-    run.processes, run.micro_rows = SimpleNamespace(rank=rank, world=world), batch_size
     steps = []
     for step in range(40):
-        run.state = SimpleNamespace(step=step)
         rows: list[list[int]] = []
-        for ids, targets, count, _ in micro_batches(run):
+        for ids, targets, count, _ in micro_batches(trainer, data, step):
             for row_ids, row in zip(ids.numpy(), targets.numpy(), strict=True):
                 length = np.flatnonzero(row != IGNORE)[-1] + 1  # what follows is padding
                 rows.append([count, *row_ids[:length].tolist(), *row[:length].tolist()])

@@ -142,7 +142,7 @@ def test_sections_join_to_the_text(
 ) -> None:
     path = write(tmp_path_factory.getbasetemp() / "joined.txt", text)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(text_books, "BLOCK", block)
+        patch.setattr(text_books, "BLOCK_CHARACTERS", block)
         found = list(sections(path))
     assert "".join(section.text for section in found) == text
     assert all(section.text for section in found)
@@ -156,7 +156,7 @@ def test_characters_cut_by_a_block_stay_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int
 ) -> None:
     text = "é雨𠮷👩‍👧\r\n" * 20
-    monkeypatch.setattr(text_books, "BLOCK", block)
+    monkeypatch.setattr(text_books, "BLOCK_CHARACTERS", block)
     assert "".join(s.text for s in sections(write(tmp_path / "book.txt", text))) == text
 
 
@@ -166,7 +166,7 @@ def test_chapters_are_found_wherever_the_blocks_end(
 ) -> None:
     path = write(tmp_path / "book.txt", text)
     whole = titles(path)
-    monkeypatch.setattr(text_books, "BLOCK", block)
+    monkeypatch.setattr(text_books, "BLOCK_CHARACTERS", block)
     assert titles(path) == whole and len(whole) == 10
 
 
@@ -174,7 +174,7 @@ def test_chapters_are_found_wherever_the_blocks_end(
 def test_a_section_begins_at_a_line_that_is_not_blank(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int
 ) -> None:
-    monkeypatch.setattr(text_books, "BLOCK", block)
+    monkeypatch.setattr(text_books, "BLOCK_CHARACTERS", block)
     found = list(sections(write(tmp_path / "book.txt", "一行文字。\n\n \n另一行文字。\n\n\n" * 20)))
     assert len(found) > 5
     assert not any(section.text[:1].isspace() for section in found)
@@ -183,7 +183,7 @@ def test_a_section_begins_at_a_line_that_is_not_blank(
 def test_a_novel_with_indented_paragraphs_is_cut_at_lines_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(text_books, "BLOCK", 300)
+    monkeypatch.setattr(text_books, "BLOCK_CHARACTERS", 300)
     found = list(
         sections(write(tmp_path / "book.txt", "　　沈砚点起一盏油灯，望着河面出神。\n" * 200))
     )
@@ -194,7 +194,7 @@ def test_a_novel_with_indented_paragraphs_is_cut_at_lines_too(
 def test_only_a_few_blocks_of_an_endless_line_are_held(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(text_books, "BLOCK", 100)
+    monkeypatch.setattr(text_books, "BLOCK_CHARACTERS", 100)
     assert max(len(s.text) for s in sections(write(tmp_path / "book.txt", "a" * 5000))) <= 500
 
 
@@ -392,7 +392,7 @@ def test_the_splits_join_to_the_text(
 ) -> None:
     assume(text.strip() and "\0" not in text)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(text_books, "BLOCK", block)
+        patch.setattr(text_books, "BLOCK_CHARACTERS", block)
         found = parts(read(tmp_path_factory.getbasetemp() / "split.txt", text, val_fraction))
     assert found["train"] + found["val"] == clean_text(text.removeprefix("\ufeff"))[0]
 

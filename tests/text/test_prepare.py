@@ -198,7 +198,7 @@ def test_a_line_of_a_million_spaces_is_text_too(text: str) -> None:
 
 def test_the_same_books_give_the_same_bytes(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        books, "BLOCK", 2000
+        books, "BLOCK_CHARACTERS", 2000
     )  # many sections, so that the order of the threads could matter
     book("a.txt", text.replace("　　", "") * 3)
     for out, threads in (("one", 1), ("two", 2), ("again", 2)):
@@ -333,7 +333,7 @@ def test_bad_files_are_left_out_where_that_is_asked_for_and_that_is_told(
 ) -> None:
     assert made("shelf", "--skip_bad", "--val_fraction=0") == 0
     told = capsys.readouterr().out
-    assert re.findall(r"left out +shelf.(\d\d\.\w+): .", told) == sorted(BAD)
+    assert re.findall(r"skipped +shelf.(\d\d\.\w+): .", told) == sorted(BAD)
     titles = [b["title"] for b in meta_of("data/shelf")["books"]]
     assert dict(zip(titles, documents("data/shelf", "train"), strict=True)) == shelf
     assert sorted(contents("data/shelf")) == FILES
@@ -344,7 +344,7 @@ def test_if_all_files_are_bad_there_is_nothing_to_skip_to(
 ) -> None:
     book("shelf/a.txt", "")
     assert made("shelf", "--skip_bad") == 2
-    assert "nothing is left to read" in capsys.readouterr().err
+    assert "no readable file is left" in capsys.readouterr().err
 
 
 def test_encodings_are_told_and_can_be_forced(
@@ -638,8 +638,8 @@ def test_the_summary_tells_the_counts(text: str, capsys: pytest.CaptureFixture[s
         ]
     told = "\n".join(lines)
     tokens = sum(part["tokens"] for part in meta["splits"].values())
-    assert "vocabulary   300 (bpe; as asked)" in told
-    assert f"a token is   {len(laid_out(text)) / tokens:.2f} characters" in told
+    assert "vocabulary   300 (bpe; set by --vocab_size)" in told
+    assert f"compression  {len(laid_out(text)) / tokens:.2f} characters per token" in told
     assert shlex.split(lines[-1]) == ["next", "python", "train.py", "--dataset=雨夜"]
 
 

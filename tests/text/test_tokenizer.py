@@ -183,7 +183,7 @@ def test_sections_are_encoded_as_the_whole_is(
     path = tmp_path_factory.getbasetemp() / "cut.txt"
     path.write_bytes(written.encode("utf-8"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(books, "BLOCK", block)
+        patch.setattr(books, "BLOCK_CHARACTERS", block)
         pieces = [section.text for section in sections(path)]
     if all(piece.endswith("\n") for piece in pieces[:-1]):  # not so in an endless line
         assert [i for piece in pieces for i in greedy.encode(piece)] == greedy.encode(
@@ -196,7 +196,7 @@ def test_a_novel_is_encoded_in_sections_as_the_whole_is(
 ) -> None:
     text = text.replace("　　", "")
     (tmp_path / "book.txt").write_text(text, encoding="utf-8", newline="\n")
-    monkeypatch.setattr(books, "BLOCK", 1000)
+    monkeypatch.setattr(books, "BLOCK_CHARACTERS", 1000)
     pieces = [section.text for section in sections(tmp_path / "book.txt")]
     assert len(pieces) > 30
     assert [i for piece in pieces for i in ours.encode(piece)] == ours.encode(text)

@@ -1,4 +1,7 @@
-"""A run that was stopped and went on ends with the same bytes as one that was not, whatever it trains and with what; each claim fails when its ground goes."""
+"""A resumed run ends with the same bytes as an uninterrupted one.
+
+Each claim is checked by removing what it depends on.
+"""
 
 from pathlib import Path
 
@@ -7,7 +10,7 @@ import pytest
 import train
 from shuoshu.core.files import sha256_of
 from shuoshu.core.run_log import RunLog
-from shuoshu.training import checkpoints, loop, run, schedule, step
+from shuoshu.training import checkpoints, loop, resume, schedule, step, trainer
 
 LENGTH = [
     "--dropout=0.1",
@@ -22,7 +25,7 @@ LENGTH += ["--gradient_accumulation_steps=1", "--eval_questions=2"]
 
 
 def end(out_dir: Path) -> tuple[str, list]:
-    """The bytes of the last weights, and every loss on the way to them."""
+    """The hash of the last weights, and every logged loss."""
     newest, _ = checkpoints.newest_checkpoint(out_dir)
     return sha256_of(newest / "model.safetensors"), [
         (r["step"], r.get("loss"), r.get("val_loss"))
@@ -34,17 +37,17 @@ def end(out_dir: Path) -> tuple[str, list]:
 def killed_at(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     real = loop.train_step
 
-    def killed(this):
-        if this.state.step == number:
+    def killed(trainer, data, state, skips):
+        if state.step == number:
             raise KeyboardInterrupt
-        return real(this)
+        return real(trainer, data, state, skips)
 
     monkeypatch.setattr(loop, "train_step", killed)
 
 
 @pytest.fixture(scope="module")
 def whole(request: pytest.FixtureRequest, tiny, sft, tmp_path_factory) -> dict:
-    """The uninterrupted runs, each made once."""
+    """The uninterrupted runs, each trained once."""
     made: dict = {}
 
     def of(task: str, optimizer: str) -> tuple[list[str], Path]:
@@ -65,7 +68,7 @@ def whole(request: pytest.FixtureRequest, tiny, sft, tmp_path_factory) -> dict:
 
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])
 @pytest.mark.parametrize("task", ["text", "questions"])
-def test_gone_on_with_it_is_the_same_run(whole, tmp_path, monkeypatch, task, optimizer):
+def test_a_resumed_run_equals_an_uninterrupted_one(whole, tmp_path, monkeypatch, task, optimizer):
     command, uninterrupted = whole(task, optimizer)
     killed_at(monkeypatch, 13)  # 12.75 or 39 steps make an epoch: neither 10 nor 13 ends one
     assert train.main([*command, f"--out_dir={tmp_path / 'out'}"]) == 130
@@ -75,7 +78,7 @@ def test_gone_on_with_it_is_the_same_run(whole, tmp_path, monkeypatch, task, opt
 
 
 def without_moments(monkeypatch):
-    monkeypatch.setattr(run, "load_state_tensors", lambda *args: None)
+    monkeypatch.setattr(resume, "load_state_tensors", lambda *args: None)
 
 
 def without_seed(monkeypatch):
@@ -85,25 +88,21 @@ def without_seed(monkeypatch):
 def without_place(monkeypatch):
     real = step.micro_batches
 
-    def from_the_start(this):
-        this.state.step -= 10
-        try:
-            yield from real(this)
-        finally:
-            this.state.step += 10
+    def ten_steps_back(trainer, data, number):
+        return real(trainer, data, number - 10)
 
-    monkeypatch.setattr(step, "micro_batches", from_the_start)
+    monkeypatch.setattr(step, "micro_batches", ten_steps_back)
 
 
 def without_plan(monkeypatch):
-    monkeypatch.setattr(run, "REPLANS", {*run.REPLANS, "max_epochs"})
-    real = run.Run._restore
+    real = trainer.restore
 
-    def forgetting(this, folder):
-        real(this, folder)
-        this.state.plan = None
+    def without(*args):
+        state, changed = real(*args)
+        state.plan = None
+        return state, changed
 
-    monkeypatch.setattr(run.Run, "_restore", forgetting)
+    monkeypatch.setattr(trainer, "restore", without)
 
 
 @pytest.mark.parametrize(
@@ -115,7 +114,9 @@ def without_plan(monkeypatch):
         ("adamw", without_place),
     ],
 )
-def test_it_needs_all_that_is_kept(whole, tmp_path, monkeypatch, optimizer, take_out):
+def test_resuming_exactly_needs_every_part_of_the_checkpoint(
+    whole, tmp_path, monkeypatch, optimizer, take_out
+):
     command, uninterrupted = whole("text", optimizer)
     killed_at(monkeypatch, 13)
     assert train.main([*command, f"--out_dir={tmp_path / 'out'}"]) == 130
@@ -126,18 +127,17 @@ def test_it_needs_all_that_is_kept(whole, tmp_path, monkeypatch, optimizer, take
 
 
 @pytest.mark.parametrize("take_out", [None, without_plan])
-def test_a_time_budgets_plan_is_kept_to(tiny, tmp_path, monkeypatch, take_out):
-    """The clock is the test's: a second passes with each step, and faster after the resumption, as on another machine. The plan says how the rates fall."""
+def test_a_resumed_run_keeps_the_plan_of_its_time_budget(tiny, tmp_path, monkeypatch, take_out):
+    """With a fake clock: a step takes 1 s, and 0.4 s after resuming, as on a faster machine."""
     clock = {"now": 0.0, "step": 1.0}
     monkeypatch.setattr(schedule.time, "perf_counter", lambda: clock["now"])
-    monkeypatch.setattr(
-        schedule.RunClock, "_mended", lambda self, state: state.plan
-    )  # what a slower machine would change is another test's
+    # Corrections for a machine of another speed are test_schedule.py's.
+    monkeypatch.setattr(schedule.RunClock, "_corrected_plan", lambda self, state: state.plan)
     real = loop.train_step
 
-    def ticking(this):
+    def ticking(*args):
         clock["now"] += clock["step"]
-        return real(this)
+        return real(*args)
 
     monkeypatch.setattr(loop, "train_step", ticking)
     command = [

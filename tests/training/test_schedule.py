@@ -1,4 +1,4 @@
-"""shuoshu/pace.py: a run's length, and a time budget that is kept on a machine of any and of changing speed."""
+"""shuoshu/training/schedule.py: a run's length, and keeping a time budget at any speed."""
 
 from itertools import pairwise
 
@@ -8,7 +8,7 @@ import torch
 from shuoshu.core.distributed import Processes
 from shuoshu.core.settings import TrainSettings
 from shuoshu.training import schedule
-from shuoshu.training.schedule import RunClock, rate_factor
+from shuoshu.training.schedule import RunClock, RunLength, rate_factor
 from shuoshu.training.state import RunState
 
 
@@ -27,30 +27,34 @@ def clock(monkeypatch):
 
 
 def simulate(clock, settings, step_seconds, pause_seconds=0.5, state=None, until=None):
-    """Runs the plan on a machine whose step takes step_seconds(now); (state, rates, evaluations)."""
-    pace, state = RunClock(settings, 100.0, Processes(), torch.device("cpu")), state or RunState()
-    pace.begin(state)
+    """Runs the plan on a machine whose step takes step_seconds(now).
+
+    Returns (state, rates, evaluations).
+    """
+    state = state or RunState()
+    length = RunLength(settings, 100.0)
+    run_clock = RunClock(settings, length, state, Processes(), torch.device("cpu"))
+    state.plan = run_clock.initial_plan(state)
     rates, evaluations = [], 0
     while True:
         plan = state.plan
         done = plan is not None and state.step >= plan.max_iters
         if done or state.step == 0 or (plan and state.step % plan.eval_interval == 0):
-            with pace.pause():
+            with run_clock.pause():
                 clock.now += pause_seconds
             evaluations += 1
         if done or state.step == until:
-            pace.note(state)
+            run_clock.update_state(state)
             return state, rates, evaluations
         rates.append(rate_factor(state.step, state.plan, settings))
-        clock.now += step_seconds(clock.now) * (
-            20 if state.step - pace._first_step < 2 else 1
-        )  # the first steps compile
+        is_compiling = state.step - run_clock.first_step < 2
+        clock.now += step_seconds(clock.now) * (20 if is_compiling else 1)
         state.step += 1
-        state.plan = pace.plan_after(state)
+        state.plan = run_clock.plan_after(state)
 
 
 @pytest.mark.parametrize("seconds", [0.002, 0.05, 0.7])
-def test_a_time_budget_is_kept_and_the_rates_end_decayed(clock, seconds):
+def test_a_time_budget_is_kept_and_the_rate_decays_to_its_end(clock, seconds):
     settings = TrainSettings(max_minutes=2)
     state, rates, evaluations = simulate(clock, settings, lambda now: seconds)
     assert 0.85 * 120 <= state.seconds <= 1.05 * 120
@@ -97,7 +101,7 @@ def test_a_resumed_run_keeps_its_plan_and_its_budget(clock, until, pause):
     assert 0.85 * 120 <= state.seconds <= 1.1 * 120 and rates[-1] == pytest.approx(0.02)
 
 
-def test_costly_evaluations_are_made_rarer(clock):
+def test_costly_evaluations_become_rarer(clock):
     state, _, evaluations = simulate(clock, TrainSettings(max_minutes=2), lambda now: 0.05, 8)
     assert evaluations <= 5 and state.seconds <= 1.1 * 120
 

@@ -1,4 +1,4 @@
-"""shuoshu/step.py: steps that are not finite don't count, too many end the run; what doesn't fit into memory is halved."""
+"""shuoshu/training/step.py: non-finite steps are skipped; batches are halved when out of memory."""
 
 import json
 import math
@@ -27,23 +27,23 @@ SHORT = [
 
 
 def poison(monkeypatch, steps, value=math.nan):
-    """The gradient of these steps is not finite."""
-    real = step.gradients
+    """Makes the gradient of these steps non-finite."""
+    real = step.accumulate_gradients
 
-    def poisoned(run):
-        loss = real(run)
-        if run.state.step in steps:
-            next(run.raw.parameters()).grad[0, 0] = value
+    def poisoned(trainer, data, number):
+        loss = real(trainer, data, number)
+        if number in steps:
+            next(trainer.raw.parameters()).grad[0, 0] = value
         return loss
 
-    monkeypatch.setattr(step, "gradients", poisoned)
+    monkeypatch.setattr(step, "accumulate_gradients", poisoned)
 
 
 # ---------------------------------------------------------------- not finite
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.1])
-def test_a_bad_step_changes_neither_weights_nor_optimisers(decay):
+def test_a_skipped_step_changes_neither_weights_nor_optimizers(decay):
     torch.manual_seed(0)
     model = GPT(GPTConfig(vocab_size=64, block_size=16, n_layer=2, n_head=2, n_embd=32))
     optimizers = training_optimizers.build_optimizers(
@@ -72,7 +72,7 @@ def test_a_bad_step_changes_neither_weights_nor_optimisers(decay):
 
 
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])
-def test_a_step_that_is_not_finite_is_left_out_and_told_with_its_rows(
+def test_a_non_finite_step_is_skipped_and_logged_with_its_rows(
     tiny, tmp_path, monkeypatch, capsys, dataset, optimizer
 ):
     poison(monkeypatch, {5, 6})
@@ -80,10 +80,10 @@ def test_a_step_that_is_not_finite_is_left_out_and_told_with_its_rows(
         train.main([*tiny, *SHORT, f"--optimizer={optimizer}", f"--out_dir={tmp_path / 'out'}"])
         == 0
     )
-    told = capsys.readouterr().out
+    out = capsys.readouterr().out
     assert (
-        told.count("left out: its loss or gradient is not finite") == 2
-        and "12 steps, 2 of them left out" in told
+        out.count("skipped: its loss or gradient is not finite") == 2
+        and "12 steps (2 skipped)" in out
     )
     log = RunLog(tmp_path / "out" / "log.jsonl")
     data = TextDataset(dataset, "train")
@@ -110,7 +110,7 @@ def test_rows_of_questions_are_named_by_their_number(qa):
         assert ids[: file.lengths[number] - 1].tolist() == file.row(number)[0][:-1].tolist()
 
 
-def test_ten_in_a_row_end_the_run_with_advice(tiny, tmp_path, monkeypatch, capsys):
+def test_ten_skipped_steps_in_a_row_end_the_run_with_advice(tiny, tmp_path, monkeypatch, capsys):
     poison(monkeypatch, {*range(2, 11), *range(12, 40)}, math.inf)  # nine, then one that counts
     command = [
         *tiny,
@@ -134,7 +134,9 @@ def test_ten_in_a_row_end_the_run_with_advice(tiny, tmp_path, monkeypatch, capsy
     assert "10 steps in a row" in (err := capsys.readouterr().err) and "step 21" in err
 
 
-def test_in_fp16_the_loss_scale_has_its_own_tries(tiny, tmp_path, monkeypatch, capsys):
+def test_fp16_steps_that_only_lower_the_loss_scale_are_not_counted(
+    tiny, tmp_path, monkeypatch, capsys
+):
     poison(monkeypatch, set(range(14)), math.inf)
     command = [
         *tiny,
@@ -145,7 +147,7 @@ def test_in_fp16_the_loss_scale_has_its_own_tries(tiny, tmp_path, monkeypatch, c
         f"--out_dir={tmp_path / 'out'}",
     ]
     assert train.main(command) == 0
-    assert "left out" not in capsys.readouterr().out
+    assert "skipped" not in capsys.readouterr().out
     poison(monkeypatch, set(range(40)), math.inf)
     assert train.main([*command, "--overwrite", "--max_iters=40"]) == 2
     assert "26 steps in a row" in capsys.readouterr().err
@@ -155,7 +157,7 @@ def test_in_fp16_the_loss_scale_has_its_own_tries(tiny, tmp_path, monkeypatch, c
 
 
 def small_memory(monkeypatch, rows):
-    """A forward of more rows than these doesn't fit."""
+    """Makes a forward pass of more rows than these run out of memory."""
     real, seen = GPT.forward, []
 
     def forward(self, ids, *args, **kwargs):
@@ -169,7 +171,7 @@ def small_memory(monkeypatch, rows):
     return seen
 
 
-def test_what_does_not_fit_is_halved_and_trains_the_same(tiny, tmp_path, monkeypatch, capsys):
+def test_halved_micro_batches_train_the_same(tiny, tmp_path, monkeypatch, capsys):
     command = [*tiny, *SHORT, "--batch_size=8", "--optimizer=adamw", "--eval_tokens=60"]
     assert train.main([*command, f"--out_dir={tmp_path / 'whole'}"]) == 0
     seen = small_memory(monkeypatch, 3)
@@ -184,7 +186,7 @@ def test_what_does_not_fit_is_halved_and_trains_the_same(tiny, tmp_path, monkeyp
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
-def test_where_one_row_does_not_fit_the_message_names_the_levers(
+def test_if_one_row_does_not_fit_the_message_names_the_settings(
     tiny, tmp_path, monkeypatch, capsys
 ):
     small_memory(monkeypatch, 0)
@@ -199,14 +201,14 @@ def test_where_one_row_does_not_fit_the_message_names_the_levers(
     )
 
 
-def test_several_processes_are_told_what_to_turn():
-    told = console.out_of_memory(
+def test_the_message_for_several_processes_names_the_settings():
+    message = console.out_of_memory_message(
         SimpleNamespace(batch_size=16, gradient_accumulation_steps=3),
         SimpleNamespace(world=2, rank=1),
         16,
     )
     assert (
-        "process 1" in told
-        and "--batch_size=8 --gradient_accumulation_steps=6" in told
-        and "--block_size" in told
+        "process 1" in message
+        and "--batch_size=8 --gradient_accumulation_steps=6" in message
+        and "--block_size" in message
     )

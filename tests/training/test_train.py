@@ -1,4 +1,4 @@
-"""train.py and the loop: it learns, it keeps the best, it stops and goes on exactly."""
+"""train.py and the loop: learning, keeping the best model, stopping and resuming exactly."""
 
 import json
 import math
@@ -23,7 +23,8 @@ from shuoshu.core.run_log import RunLog
 from shuoshu.evaluation.loss import Score
 from shuoshu.models import weights as models_weights
 from shuoshu.text.dataset import TextDataset
-from shuoshu.training import checkpoints, loop, run, step, validate
+from shuoshu.training import checkpoints, loop, resume, step, validate
+from shuoshu.training.out_dir import OWN_FILES
 
 EXACT = [
     "--dropout=0.1",
@@ -53,7 +54,8 @@ def uninterrupted(tiny, tmp_path_factory):
 
 
 def test_training_beats_what_no_knowledge_of_order_can_reach(pretrained, dataset):
-    """The bound is the best that an untrained, shuffled or wrongly shifted model could do: the tokens' frequencies alone."""
+    """The bound is the loss of the token frequencies alone: an untrained, shuffled or wrongly
+    shifted model can't do better."""
     train_file, val_file = TextDataset(dataset, "train"), TextDataset(dataset, "val")
     counts = np.bincount(train_file.tokens, minlength=512) + 1
     by_frequency = -np.log(counts / counts.sum())[val_file.tokens].mean()
@@ -61,9 +63,9 @@ def test_training_beats_what_no_knowledge_of_order_can_reach(pretrained, dataset
     assert evals(pretrained)[0]["val_loss"] == pytest.approx(math.log(512), rel=0.05)
 
 
-def test_a_run_leaves_all_that_a_reader_wants(pretrained):
+def test_a_run_writes_all_its_files(pretrained):
     names = {path.name for path in pretrained.iterdir()}
-    assert names == {*run.OWN_FILES, ".lock"} - {
+    assert names == {*OWN_FILES, ".lock"} - {
         "eval.json",
         "eval_answers.jsonl",
         "report.html",
@@ -104,9 +106,9 @@ def test_the_folder_holds_the_best_model_and_patience_ends_the_run(
     )
     assert models_weights.read_metadata(tmp_path / "out" / "model.safetensors")["step"] == "10"
     assert (
-        "25 steps" in (told := capsys.readouterr().out)
-        and "stopped early" in told
-        and "at step 10" in told
+        "25 steps" in (output := capsys.readouterr().out)
+        and "stopped early" in output
+        and "at step 10" in output
     )
     newest, _ = checkpoints.newest_checkpoint(tmp_path / "out")
     assert newest.name == "step-000025"
@@ -144,7 +146,7 @@ def test_adamw_and_cosine_learn(tiny, tmp_path):
     assert log.read("eval")[-1]["val_loss"] < log.read("eval")[0]["val_loss"] - 1
 
 
-def test_in_a_time_budget_the_rate_falls_to_its_end_on_a_busy_machine_too(tiny, tmp_path):
+def test_in_a_time_budget_the_rate_decays_to_its_end(tiny, tmp_path):
     settings = ["--optimizer=adamw", "--schedule=cosine", "--max_minutes=0.05", "--log_interval=1"]
     assert train.main([*tiny, *settings, f"--out_dir={tmp_path / 'out'}", "--sample_tokens=0"]) == 0
     rates = [record["lr"] for record in RunLog(tmp_path / "out" / "log.jsonl").read("step")]
@@ -179,7 +181,7 @@ def test_without_validation_text_the_last_model_is_kept(text, tmp_path, tiny):
     assert models_weights.read_metadata(tmp_path / "out" / "model.safetensors")["step"] == "20"
 
 
-def test_init_from_begins_with_that_model(tiny, pretrained, tmp_path, text, capsys):
+def test_init_from_starts_with_that_model(tiny, pretrained, tmp_path, text, capsys):
     assert (
         train.main(
             [
@@ -211,7 +213,7 @@ def test_init_from_begins_with_that_model(tiny, pretrained, tmp_path, text, caps
     assert "another tokenizer" in capsys.readouterr().err and not (tmp_path / "out2").exists()
 
 
-# ---------------------------------------------------------------- stopping and going on
+# ---------------------------------------------------------------- stopping and resuming
 
 
 def start(arguments):
@@ -232,7 +234,7 @@ def wait_for(path, process):
         time.sleep(0.002)
 
 
-def test_killed_in_mid_epoch_and_resumed_it_ends_with_the_same_bytes(
+def test_a_run_killed_in_mid_epoch_and_resumed_ends_with_the_same_bytes(
     tiny, uninterrupted, tmp_path, dataset
 ):
     out_dir = tmp_path / "out"
@@ -258,22 +260,22 @@ def test_a_resumed_run_needs_the_optimisers_state_and_the_step(
 ):
     out_dir = tmp_path / "out"
     command = [*tiny, *EXACT, f"--out_dir={out_dir}"]
-    real_step, real_load = loop.train_step, run.load_state_tensors
+    real_step, real_load = loop.train_step, resume.load_state_tensors
 
-    def killed(this):
-        if this.state.step == 25:
+    def killed(trainer, data, state, skips):
+        if state.step == 25:
             raise KeyboardInterrupt
-        return real_step(this)
+        return real_step(trainer, data, state, skips)
 
     monkeypatch.setattr(loop, "train_step", killed)
     assert train.main(command) == 130
     monkeypatch.setattr(loop, "train_step", real_step)
     if left_out == "optimiser":
-        monkeypatch.setattr(run, "load_state_tensors", lambda *args: None)
+        monkeypatch.setattr(resume, "load_state_tensors", lambda *args: None)
     if left_out == "step":
         monkeypatch.setattr(step, "seed_step", lambda seed, step, rank: torch.manual_seed(seed))
     assert train.main([*command, "--resume"]) == 0
-    monkeypatch.setattr(run, "load_state_tensors", real_load)
+    monkeypatch.setattr(resume, "load_state_tensors", real_load)
     assert (weights(out_dir) == weights(uninterrupted)) == (left_out == "nothing")
 
 
@@ -282,7 +284,7 @@ def test_a_resumed_run_needs_the_optimisers_state_and_the_step(
     "number, code",
     [(signal.SIGINT, 130), (signal.SIGTERM, 143), (getattr(signal, "SIGHUP", None), 129)],
 )  # none on Windows
-def test_a_signal_saves_says_how_to_go_on_and_loses_no_step(
+def test_a_signal_saves_and_prints_how_to_resume_and_loses_no_step(
     tiny, uninterrupted, tmp_path, number, code
 ):
     out_dir = tmp_path / "out put 书"
@@ -290,11 +292,11 @@ def test_a_signal_saves_says_how_to_go_on_and_loses_no_step(
     process = start(command)
     wait_for(out_dir / "loss.png", process)
     process.send_signal(number)
-    told = process.communicate(timeout=60)[0]
-    assert process.returncode == code, told
-    step = int(re.search(r"after step (\d+)", told)[1])
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode == code, output
+    step = int(re.search(r"after step (\d+)", output)[1])
     assert checkpoints.newest_checkpoint(out_dir)[0].name == f"step-{step:06d}"
-    (again,) = [line for line in told.splitlines() if line.startswith("  python train.py")]
+    (again,) = [line for line in output.splitlines() if line.startswith("  python train.py")]
     assert train.main(shlex.split(again)[2:]) == 0  # just as it was printed
     assert weights(out_dir) == weights(uninterrupted)
 
@@ -322,20 +324,20 @@ def test_a_run_killed_before_its_first_step_is_resumed(tiny, uninterrupted, tmp_
     assert sorted(path.name for path in out_dir.rglob(".*")) == [
         ".lock",
         ".mine.json.1",
-    ]  # what the kill left is swept away, and nothing else
+    ]  # only what the kill left is removed
 
 
-def test_resuming_where_nothing_is_says_so_and_begins(tiny, tmp_path, capsys):
+def test_resuming_an_empty_folder_starts_a_new_run(tiny, tmp_path, capsys):
     assert (
         train.main(
             [*tiny, f"--out_dir={tmp_path}", "--resume", "--max_iters=1", "--sample_tokens=0"]
         )
         == 0
     )
-    assert "starting anew" in capsys.readouterr().out
+    assert "starting a new run" in capsys.readouterr().out
 
 
-def test_a_run_from_another_model_is_resumed_without_it(tiny, pretrained, tmp_path):
+def test_a_run_with_init_from_is_resumed_without_that_model(tiny, pretrained, tmp_path):
     source = shutil.copytree(pretrained, tmp_path / "source")
     command = [
         *tiny,
@@ -350,16 +352,14 @@ def test_a_run_from_another_model_is_resumed_without_it(tiny, pretrained, tmp_pa
     assert train.main([f"--out_dir={tmp_path / 'out'}", "--resume", "--max_iters=6"]) == 0
 
 
-def test_a_finished_run_resumes_to_nothing_or_to_a_longer_run(
-    uninterrupted, tmp_path, tiny, capsys
-):
+def test_a_finished_run_resumes_unchanged_or_longer(uninterrupted, tmp_path, tiny, capsys):
     out_dir = shutil.copytree(uninterrupted, tmp_path / "out")
     before = weights(out_dir)
     assert train.main([f"--out_dir={out_dir}", "--resume"]) == 0  # the settings are the saved ones
     assert weights(out_dir) == before
     assert train.main([f"--out_dir={out_dir}", "--resume", "--max_epochs=3"]) == 0
-    told = capsys.readouterr().out
-    assert "changed: max_epochs, max_iters" in told
+    output = capsys.readouterr().out
+    assert "changed: max_epochs, max_iters" in output
     assert evals(out_dir)[-1]["step"] > 60
 
 
@@ -382,19 +382,19 @@ def test_a_resumed_run_keeps_its_shape_and_its_data(uninterrupted, capsys):
     )
 
 
-def test_a_damaged_newest_checkpoint_is_passed_over(uninterrupted, tmp_path, capsys):
+def test_a_damaged_newest_checkpoint_is_skipped(uninterrupted, tmp_path, capsys):
     out_dir = shutil.copytree(uninterrupted, tmp_path / "out")
     (out_dir / "checkpoints" / "step-000060" / "model.safetensors").write_bytes(b"")
     assert train.main([f"--out_dir={out_dir}", "--resume"]) == 0
-    told = capsys.readouterr().out
-    assert "step-000060: model.safetensors is damaged" in told and "step-000050" in told
+    output = capsys.readouterr().out
+    assert "step-000060: model.safetensors is damaged" in output and "step-000050" in output
     assert weights(out_dir) == weights(uninterrupted)
 
 
 # ---------------------------------------------------------------- the user's mistakes
 
 
-def test_an_earlier_run_is_never_written_over_unasked(tiny, uninterrupted, tmp_path, capsys):
+def test_an_earlier_run_is_overwritten_only_with_overwrite(tiny, uninterrupted, tmp_path, capsys):
     out_dir = shutil.copytree(uninterrupted, tmp_path / "out")
     (out_dir / "notes.txt").write_text("mine", encoding="utf-8")
     before = weights(out_dir)
@@ -418,7 +418,7 @@ def test_an_earlier_run_is_never_written_over_unasked(tiny, uninterrupted, tmp_p
 
 
 @pytest.mark.parametrize(
-    "arguments, told",
+    "arguments, message",
     [
         (["--dataset=nowhere"], "python prepare.py"),
         (["--block_size=100000"], "set --block_size="),
@@ -430,10 +430,12 @@ def test_an_earlier_run_is_never_written_over_unasked(tiny, uninterrupted, tmp_p
         (["--lr_decay_iters=5"], "--decay_fraction"),
     ],
 )
-def test_a_mistake_is_one_message_and_nothing_is_written(tiny, tmp_path, capsys, arguments, told):
+def test_a_mistake_is_one_message_and_nothing_is_written(
+    tiny, tmp_path, capsys, arguments, message
+):
     assert train.main([*tiny, f"--out_dir={tmp_path / 'out'}", *arguments]) == 2
     err = capsys.readouterr().err
-    assert told in err and "Traceback" not in err and not (tmp_path / "out").exists()
+    assert message in err and "Traceback" not in err and not (tmp_path / "out").exists()
 
 
 def test_a_loss_that_explodes_stops_with_advice(tiny, tmp_path, capsys):
@@ -453,10 +455,10 @@ def test_a_loss_that_explodes_stops_with_advice(tiny, tmp_path, capsys):
 def test_a_model_that_is_no_longer_finite_is_never_saved(tiny, tmp_path, monkeypatch, capsys):
     real_step = loop.train_step
 
-    def poisoned(this):
-        loss = real_step(this)
-        if this.state.step == 5:
-            next(this.raw.parameters()).data[0, 0] = math.nan
+    def poisoned(trainer, data, state, skips):
+        loss = real_step(trainer, data, state, skips)
+        if state.step == 5:
+            next(trainer.raw.parameters()).data[0, 0] = math.nan
         return loss * 0 + 1
 
     monkeypatch.setattr(loop, "train_step", poisoned)
@@ -482,17 +484,17 @@ def test_a_model_that_is_no_longer_finite_is_never_saved(tiny, tmp_path, monkeyp
 
 def test_without_a_config_it_does_what_config_pretrain_says(monkeypatch):
     given = []
-    monkeypatch.setattr(loop, "train", lambda settings: given.append(settings) or 0)
+    monkeypatch.setattr(loop, "train", lambda settings, *args: given.append(settings) or 0)
     assert train.main([]) == train.main(["config/pretrain.py"]) == train.main(["--seed=5"]) == 0
     assert given[0] == given[1] and given[0].dataset == "novella" and given[0].max_epochs
     assert given[2].seed == 5 and given[2].n_embd == given[0].n_embd
 
 
-def test_a_dry_run_tells_the_size_and_writes_nothing(tiny, tmp_path, capsys):
+def test_a_dry_run_prints_the_size_and_writes_nothing(tiny, tmp_path, capsys):
     assert train.main([*tiny, f"--out_dir={tmp_path / 'out'}", "--max_iters=100", "--dry_run"]) == 0
-    told = capsys.readouterr().out
+    output = capsys.readouterr().out
     assert not (tmp_path / "out").exists()
-    for fact in (
+    for word in (
         "parameters",
         "4 rows, 256 trained tokens",
         "100 steps",
@@ -500,4 +502,4 @@ def test_a_dry_run_tells_the_size_and_writes_nothing(tiny, tmp_path, capsys):
         "memory",
         "disk",
     ):
-        assert fact in told
+        assert word in output

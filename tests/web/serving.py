@@ -28,9 +28,9 @@ def until(holds: Callable[[], object], what: str, seconds: float = PATIENCE) -> 
 SLOWLY = """
 import runpy, sys, time
 sys.path.insert(0, sys.argv[1].removesuffix("app.py"))
-from shuoshu import generate
-advance = generate.advance
-generate.advance = lambda *given: time.sleep(0.02) or advance(*given)
+from shuoshu.generation import sampling
+advance = sampling.advance
+sampling.advance = lambda *given: time.sleep(0.02) or advance(*given)
 del sys.argv[0]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """

@@ -159,8 +159,8 @@ def test_each_label_is_used_and_each_used_label_is_there(page):
 
 def test_each_message_is_used_and_each_used_message_is_there():
     rooms = [
-        ast.parse((REPO_ROOT / "shuoshu" / f"{room}.py").read_text(encoding="utf-8"))
-        for room in ("page", "layout", "wishes", "desk")
+        ast.parse((REPO_ROOT / "shuoshu" / "web" / f"{room}.py").read_text(encoding="utf-8"))
+        for room in ("handlers", "server", "tabs", "validation", "model_server")
     ]
     nodes = [node for room in rooms for node in ast.walk(room)]
     strings = {
@@ -173,7 +173,7 @@ def test_each_message_is_used_and_each_used_message_is_there():
         for node in nodes
         if isinstance(node, ast.Call)
         and isinstance(node.func, ast.Name)
-        and node.func.id in ("said", "note")
+        and node.func.id in ("bilingual_message", "status_html")
     ]
     asked = {call.args[0].value for call in calls if isinstance(call.args[0], ast.Constant)}
     assert asked <= set(SAID) <= strings
@@ -289,7 +289,7 @@ def test_retry_takes_another_seed_and_at_temperature_0_it_says_so(
 ):
     seen, real = [], validation.parse_settings
     monkeypatch.setattr(
-        "shuoshu.web.handlers.settings_of",
+        "shuoshu.web.handlers.parse_settings",
         lambda given, longest: seen.append(real(given, longest)) or seen[-1],
     )
     talk = [GeneratedText(sft_name, next(iter(known)), text="甲")]

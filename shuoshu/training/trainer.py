@@ -1,0 +1,169 @@
+"""What one optimizer step works on: model, optimizers, loss scaler, device and precision."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields, replace
+from inspect import signature
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from model import GPT, GPTConfig
+from shuoshu.core.device import can_compile, describe_machine, pick_dtype
+from shuoshu.core.distributed import Processes
+from shuoshu.core.errors import UserError
+from shuoshu.core.files import same_path
+from shuoshu.core.settings import ModelSettings, TrainSettings
+from shuoshu.models.weights import load_model, tensor_bytes
+from shuoshu.text.tokenizer import Tokenizer
+from shuoshu.training.data import RunData
+from shuoshu.training.optimizers import Muon, build_optimizers
+from shuoshu.training.resume import restore
+from shuoshu.training.state import RunState
+
+VOCAB_MULTIPLE = 64  # matrix units prefer round sizes; sampling masks the padding entries
+
+
+@dataclass
+class Trainer:
+    """The parts of a run that a step uses, without the data and the run's state."""
+
+    settings: TrainSettings  # resolved: dtype is a torch dtype, the shape is the model's
+    processes: Processes
+    device: torch.device
+    dtype: torch.dtype  # of autocast
+    raw: GPT  # the plain model: parameters, sampling, saving
+    model: nn.Module  # raw, or raw compiled
+    forward: nn.Module  # model, or model in DistributedDataParallel
+    optimizers: list[torch.optim.Optimizer]
+    scaler: torch.amp.GradScaler  # enabled in fp16 only
+    learning_rate: float  # the full rate of the first parameter group, for messages
+    micro_rows: int  # rows per forward pass; halved when the GPU runs out of memory
+
+    @property
+    def block_size(self) -> int:
+        return self.raw.config.block_size
+
+    @property
+    def is_compiled(self) -> bool:
+        return self.model is not self.raw
+
+    def machine(self) -> dict[str, object]:
+        """Versions, hardware and precision, for settings.json and the log."""
+        return describe_machine(self.device) | {
+            "device": str(self.device),
+            "dtype": self.settings.dtype,
+            "compiled": self.is_compiled,
+        }
+
+    def bytes_per_checkpoint(self) -> int:
+        """Size of weights and optimizer state (Muon: one tensor per weight, AdamW: two)."""
+        optimizer_bytes = sum(
+            p.numel() * p.element_size() * (1 if isinstance(optimizer, Muon) else 2)
+            for optimizer in self.optimizers
+            for group in optimizer.param_groups
+            for p in group["params"]
+        )
+        return tensor_bytes(self.raw.tensors().values()) + optimizer_bytes
+
+    def check_weights(self, step: int) -> None:
+        """UserError if a weight is not finite; called before every save."""
+        finite = [torch.isfinite(parameter).all() for parameter in self.raw.parameters()]
+        if not torch.stack(finite).all():
+            raise UserError(
+                f"the weights are no longer finite after step {step:,}: lower --learning_rate;"
+                " earlier checkpoints are intact"
+            )
+
+
+def build_trainer(
+    settings: TrainSettings,
+    data: RunData,
+    processes: Processes,
+    device: torch.device,
+    checkpoint: Path | None,
+) -> tuple[Trainer, RunState]:
+    """A new trainer, or one restored from a checkpoint, and the state to continue from."""
+    dtype_name = str(pick_dtype(settings.dtype, device)).removeprefix("torch.")
+    dtype_name = processes.broadcast(dtype_name)
+    dtype = getattr(torch, dtype_name)
+    model, settings = build_model(settings, data.tokenizer, is_resumed=checkpoint is not None)
+    settings = replace(settings, dtype=dtype_name)
+    model = model.to(device)
+    data.check_sizes(model.config.block_size, processes.world)
+    muon_dtype = torch.float32 if dtype == torch.float32 else torch.bfloat16
+    optimizers = build_optimizers(model, settings, device, muon_dtype)
+    learning_rate = optimizers[0].param_groups[0]["full_lr"]
+    state = RunState()
+    if checkpoint:
+        state, changed = restore(checkpoint, settings, data, model, optimizers)
+        if processes.is_rank_zero:
+            changes = f"; changed: {', '.join(changed)}" if changed else ""
+            print(f"resuming from {checkpoint}{changes}")
+    scaler = torch.amp.GradScaler(
+        device.type, init_scale=state.scale, enabled=dtype == torch.float16
+    )
+    # auto: batches of questions have many widths, each of which would be compiled
+    compiles = settings.compile == "true" or (
+        settings.compile == "auto" and data.task == "text" and can_compile(device)
+    )
+    compiled = torch.compile(model) if compiles else model
+    trainer = Trainer(
+        settings=settings,
+        processes=processes,
+        device=device,
+        dtype=dtype,
+        raw=model,
+        model=compiled,
+        forward=wrap_in_ddp(compiled) if processes.world > 1 else compiled,
+        optimizers=optimizers,
+        scaler=scaler,
+        learning_rate=learning_rate,
+        micro_rows=min(settings.batch_size, data.rows_per_step // processes.world),
+    )
+    return trainer, state
+
+
+def build_model(
+    settings: TrainSettings, tokenizer: Tokenizer, is_resumed: bool
+) -> tuple[GPT, TrainSettings]:
+    """The model, and the settings with its shape. A resumed run's weights are loaded later."""
+    if (
+        settings.overwrite
+        and settings.init_from != "scratch"
+        and same_path(settings.init_from, settings.out_dir)
+    ):
+        raise UserError(
+            f"init_from={settings.init_from} would be overwritten: choose another --out_dir"
+        )
+    torch.manual_seed(settings.seed)
+    shape = {field.name: getattr(settings, field.name) for field in fields(ModelSettings)}
+    if settings.init_from == "scratch" or is_resumed:
+        vocab_size = math.ceil(tokenizer.n_vocab / VOCAB_MULTIPLE) * VOCAB_MULTIPLE
+        return GPT(GPTConfig(vocab_size=vocab_size, **shape)), settings
+    changes = {name: shape[name] for name in ("dropout", "block_size") if name in settings.given}
+    model, model_tokenizer, *_ = load_model(settings.init_from, **changes)
+    if model_tokenizer.hash != tokenizer.hash:
+        raise UserError(
+            f"{settings.init_from} has another tokenizer than {settings.dataset}:"
+            f" prepare the data with --tokenizer={settings.init_from}"
+        )
+    model_shape = {name: getattr(model.config, name) for name in shape}
+    for name, size in model_shape.items():
+        if name in settings.given and shape[name] not in (None, size):
+            raise UserError(
+                f"{name}={shape[name]}: the model in {settings.init_from} has {size};"
+                " leave it out, or choose another --init_from"
+            )
+    return model.train(), replace(settings, **model_shape)
+
+
+def wrap_in_ddp(model: nn.Module) -> DistributedDataParallel:
+    """DistributedDataParallel without broadcasting buffers: position tables never change."""
+    names = signature(DistributedDataParallel).parameters
+    # torch renamed the parameter
+    option = "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"
+    return DistributedDataParallel(model, **{option: False})
