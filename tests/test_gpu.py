@@ -10,7 +10,7 @@ import torch
 import train
 from shuoshu.core.errors import REPO_ROOT
 from shuoshu.core.run_log import RunLog
-from shuoshu.generation.sampling import SamplingParams, complete
+from shuoshu.generation.sampling import SamplingParams, TextGenerator
 from shuoshu.models import weights
 from shuoshu.training.optimizers import orthogonalize
 
@@ -83,7 +83,9 @@ def test_greedy_text_is_the_cpus(pretrained):
         texts.append(
             [
                 result.text
-                for result in complete(model, tokenizer, prompts, SamplingParams(90, 0.0), [0, 1])
+                for result in TextGenerator(model, tokenizer).complete(
+                    prompts, SamplingParams(90, 0.0), [0, 1]
+                )
             ]
         )
     assert texts[0] == texts[1]

@@ -25,7 +25,7 @@ from shuoshu.core.distributed import Processes
 from shuoshu.core.files import Lock
 from shuoshu.core.settings import ModelSettings, TrainSettings
 from shuoshu.generation.chat_model import ChatModel
-from shuoshu.generation.sampling import SamplingParams, complete
+from shuoshu.generation.sampling import SamplingParams
 from shuoshu.models.cpu_kernels import MAX_CONTEXT
 from shuoshu.models.weights import LoadedModel
 from shuoshu.text.dataset import find_dataset, read_meta
@@ -209,15 +209,8 @@ def sampling(
     prompt = (tokenizer.encode("话") * config.block_size)[: config.block_size // 2]
 
     def texts(rows: int, count: int) -> float:
-        done = complete(
-            voice.model,
-            tokenizer,
-            [prompt] * rows,
-            SamplingParams(max_new_tokens=count),
-            range(rows),
-            mask=voice.mask,
-            reader=voice.reader,
-        )
+        params = SamplingParams(max_new_tokens=count)
+        done = voice.complete([prompt] * rows, params, range(rows))
         return sum(len(text.ids) for text in done)
 
     texts(1, WARM_UP)

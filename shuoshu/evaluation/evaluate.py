@@ -26,7 +26,7 @@ from shuoshu.evaluation.html_report import report_html
 from shuoshu.evaluation.intervals import MeasureSet
 from shuoshu.evaluation.loss import score
 from shuoshu.generation.answers import Question, answer, label_scores, read_questions
-from shuoshu.generation.sampling import SamplingParams, complete_many
+from shuoshu.generation.sampling import SamplingParams, TextGenerator
 from shuoshu.models.weights import load_model
 from shuoshu.sft.dataset import QuestionDataset, answer_batches
 from shuoshu.text import dataset
@@ -227,14 +227,9 @@ def continuations(
     sampling = SamplingParams(max_new_tokens=length)
     seeds = [settings.seed + n for n in range(count)]
     ids = [subject.tokenizer.encode(prompt) for prompt in prompts]
-    written = complete_many(
-        subject.model,
-        subject.tokenizer,
-        ids,
-        sampling,
-        seeds,
-        settings.batch_size,
-        tell=progress_printer(count),
+    generator = TextGenerator(subject.model, subject.tokenizer)
+    written = generator.complete_many(
+        ids, sampling, seeds, settings.batch_size, progress=progress_printer(count)
     )
     return [
         (prompt, w.text, subject.tokenizer.decode(ids[head:]).strip("�"))
@@ -301,14 +296,12 @@ def measure_answers(
         chosen = answer_batches(file, settings.batch_size, (n for q in asked for n in q.rows))
         scored = score(subject.model, subject.model, chosen, tokenizer.end, torch.float32)
         mine.perplexities(scored, sum(map(len, spoken)), sum(len(text.encode()) for text in spoken))
-        longest = settings.max_new_tokens
         finished = answer(
-            subject.model,
-            tokenizer,
+            TextGenerator(subject.model, tokenizer),
             asked,
             settings.batch_size,
-            tell=progress_printer(len(asked), split),
-            longest=longest,
+            progress=progress_printer(len(asked), split),
+            max_new_tokens=settings.max_new_tokens,
         )
         texts = [f.text for f in finished]
         rouge = [
@@ -372,7 +365,8 @@ def classify(
     result: SplitResult | None,
 ) -> np.ndarray:
     """Accuracy and F1 where the answers are a closed set: the likeliest label counts. The labels' probabilities by question."""
-    scores = label_scores(subject.model, subject.tokenizer, asked, labels, rows)
+    generator = TextGenerator(subject.model, subject.tokenizer)
+    scores = label_scores(generator, asked, labels, rows)
     chances = np.exp(scores - scores.max(axis=1, keepdims=True))
     chances /= chances.sum(axis=1, keepdims=True)
     predicted = np.array([labels[best] for best in scores.argmax(axis=1)])

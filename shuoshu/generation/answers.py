@@ -10,8 +10,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from model import GPT, KVCache
-from shuoshu.generation.sampling import Completion, SamplingParams, complete_many, prefill
+from model import KVCache
+from shuoshu.generation.sampling import (
+    Completion,
+    SamplingParams,
+    TextGenerator,
+    never_stop,
+    prefill,
+)
 from shuoshu.sft.dataset import read_pairs
 from shuoshu.text.tokenizer import Tokenizer
 
@@ -53,59 +59,53 @@ def read_questions(folder: Path, split: str, tokenizer: Tokenizer) -> list[Quest
 
 
 def answer(
-    model: GPT,
-    tokenizer: Tokenizer,
+    generator: TextGenerator,
     questions: Sequence[Question],
     rows: int,
-    should_stop: Callable[[], object] = lambda: False,
-    tell: Callable[[int], None] = lambda done: None,
-    longest: int | None = None,
+    should_stop: Callable[[], object] = never_stop,
+    progress: Callable[[int], None] = lambda done: None,
+    max_new_tokens: int | None = None,
 ) -> list[Completion | None]:
-    """The likeliest answer to each, cut off at `longest` tokens (none: twice the longest reference)."""
-    longest = longest or 2 * max((question.length for question in questions), default=0) + 8
-    sampling = SamplingParams(max_new_tokens=longest, temperature=0.0, keeps_prompt=True)
-    return complete_many(
-        model,
-        tokenizer,
-        [question.ids for question in questions],
-        sampling,
-        [0] * len(questions),
-        rows,
-        should_stop,
-        tell,
+    """The greedy answer to each question, in batches of `rows`; None for those after a stop.
+
+    An answer is cut at `max_new_tokens`, by default a little over twice the longest reference.
+    """
+    longest = max((question.length for question in questions), default=0)
+    params = SamplingParams(
+        max_new_tokens=max_new_tokens or 2 * longest + 8, temperature=0.0, keeps_prompt=True
     )
+    prompts, seeds = [question.ids for question in questions], [0] * len(questions)
+    return generator.complete_many(prompts, params, seeds, rows, should_stop, progress)
 
 
 @torch.inference_mode()
 def label_scores(
-    model: GPT,
-    tokenizer: Tokenizer,
-    questions: Sequence[Question],
-    labels: Sequence[str],
-    rows: int,
+    generator: TextGenerator, questions: Sequence[Question], labels: Sequence[str], rows: int
 ) -> np.ndarray:
-    """(questions, labels): the log-likelihood of each label, end token included, as the answer. The questions are read once for all labels."""
+    """(questions, labels): the log-likelihood of each label as the answer, end token included.
+
+    Questions are read in batches of `rows`, once for all labels. A question that leaves no room in
+    the block for the longest label loses its beginning, so that all labels see the same context.
+    """
+    model, tokenizer = generator.model, generator.tokenizer
     device, dtype = model.lm_head.weight.device, model.lm_head.weight.dtype
-    spelt = [[*tokenizer.encode(label), tokenizer.end] for label in labels]
-    room = max(
-        1, model.config.block_size - max(map(len, spelt)) + 1
-    )  # of a question that fits beside its own label alone, the end is read
+    label_ids = [[*tokenizer.encode(label), tokenizer.end] for label in labels]
+    # The last id of a label is predicted but not read.
+    room = max(1, generator.block - max(map(len, label_ids)) + 1)
     scores = np.zeros((len(questions), len(labels)))
     order = sorted(range(len(questions)), key=lambda n: len(questions[n].ids))
     for start in range(0, len(order), rows):
-        part = order[start : start + rows]
-        cache = KVCache(model.config, len(part), device, dtype)
-        first = (
-            prefill(model, cache, [questions[n].ids[-room:] for n in part]).double().log_softmax(-1)
-        )
+        batch = order[start : start + rows]
+        cache = KVCache(model.config, len(batch), device, dtype)
+        logits = prefill(model, cache, [questions[n].ids[-room:] for n in batch])
+        first = logits.double().log_softmax(-1)
         lengths = list(cache.lengths)
-        for column, ids in enumerate(spelt):
-            cache.lengths = list(lengths)  # what the label before wrote is written over
-            total, logits = first[:, ids[0]].clone(), None
+        for column, ids in enumerate(label_ids):
+            cache.lengths = list(lengths)  # forget the previous label; it is overwritten
+            total = first[:, ids[0]].clone()
             for token, following in pairwise(ids):
-                logits = model.next_logits(
-                    torch.full((len(part), 1), token, device=device), [0] * len(part), cache
-                )
+                tokens = torch.full((len(batch), 1), token, device=device)
+                logits = model.next_logits(tokens, [0] * len(batch), cache)
                 total += logits.double().log_softmax(-1)[:, following]
-            scores[part, column] = total.cpu().numpy()
+            scores[batch, column] = total.cpu().numpy()
     return scores

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
 
 import torch
 
@@ -12,31 +11,17 @@ from shuoshu.core.errors import UserError
 from shuoshu.core.settings import SampleSettings
 from shuoshu.core.terminal import shorten
 from shuoshu.generation.answers import render_question
-from shuoshu.generation.cpu_decoder import NextTokenFn, next_token_fn
-from shuoshu.generation.sampling import SamplingParams
-from shuoshu.generation.utf8 import Utf8Mask
+from shuoshu.generation.sampling import SamplingParams, TextGenerator
 from shuoshu.models.weights import LoadedModel
 
 
-class ChatModel:
+class ChatModel(TextGenerator):
     def __init__(self, loaded: LoadedModel, device: torch.device, dtype: str = "auto") -> None:
         wanted = "float32" if dtype == "auto" and device.type != "cuda" else dtype
-        self.model = loaded.model.to(pick_dtype(wanted, device))
-        self.tokenizer, self.step, self.task, self.turns = (
-            loaded.tokenizer,
-            loaded.step,
-            loaded.task,
-            loaded.turns,
-        )
-        self.block = self.model.config.block_size
-        self.mask = Utf8Mask(self.tokenizer, self.model.config.vocab_size, device)
+        super().__init__(loaded.model.to(pick_dtype(wanted, device)), loaded.tokenizer)
+        self.step, self.task, self.turns = loaded.step, loaded.task, loaded.turns
 
-    @cached_property
-    def reader(self) -> NextTokenFn:
-        """Made when it is first asked for: what is never read token by token takes no memory for it."""
-        return next_token_fn(self.model)
-
-    def question(self, text: str, before: Sequence[dict[str, str]] = ()) -> list[int]:
+    def question_ids(self, text: str, before: Sequence[dict[str, str]] = ()) -> list[int]:
         """A question's ids; of the conversation before it as much as the model learned to follow and half its block holds."""
         asked = {"role": "user", "content": text.strip()}
         if not asked["content"]:
@@ -53,7 +38,7 @@ class ChatModel:
             )
         return ids
 
-    def sampling_by(self, settings: SampleSettings, answers: bool) -> SamplingParams:
+    def sampling_params(self, settings: SampleSettings, answers: bool) -> SamplingParams:
         """How it is to choose its words."""
         chosen = {
             name: getattr(settings, name)

@@ -19,7 +19,6 @@ from shuoshu.core.errors import UserError
 from shuoshu.core.files import error_reason, read_text, write_atomically, write_synced_text
 from shuoshu.core.settings import SampleSettings
 from shuoshu.generation.chat_model import ChatModel
-from shuoshu.generation.sampling import complete_many, stream
 from shuoshu.models.weights import LoadedModel, load_model
 from shuoshu.sft.question_files import loads
 
@@ -63,32 +62,22 @@ class TerminalChat(ChatModel):
             raise UserError(
                 "this model continues text and answers no questions: fine-tune it (python train.py config/sft.py), or use --start"
             )
-        self.sampling = self.sampling_by(settings, self.answers)
+        self.params = self.sampling_params(settings, self.answers)
 
     def ids(self, text: str) -> list[int]:
         """A prompt as the model reads it."""
-        return self.question(text) if self.answers else self.tokenizer.encode(text)
+        return self.question_ids(text) if self.answers else self.tokenizer.encode(text)
 
     def say(self, ids: list[int], seed: int, stop: StopFlag) -> str:
         """Streams one text to the terminal; returns it."""
         said = ""
-        for news in stream(
-            self.model,
-            self.tokenizer,
-            [ids],
-            self.sampling,
-            [seed],
-            self.mask,
-            lambda: stop.raised,
-            self.reader,
-        ):
-            if isinstance(news[0], str):
-                print(news[0], end="", flush=True)
-                said += news[0]
+        for [event] in self.stream([ids], self.params, [seed], lambda: stop.raised):
+            print(event.new_text, end="", flush=True)
+            said += event.new_text
         print(flush=True)
-        if self.answers and news[0].reason == "length":
+        if self.answers and event.finished.reason == "length":
             print(
-                f"(cut at --max_new_tokens={self.sampling.max_new_tokens})",
+                f"(cut at --max_new_tokens={self.params.max_new_tokens})",
                 file=sys.stderr,
                 flush=True,
             )
@@ -158,7 +147,7 @@ def chat(speaker: TerminalChat) -> int:
             history = []
             continue
         try:
-            ids = speaker.question(question, history)
+            ids = speaker.question_ids(question, history)
         except UserError as error:
             print(error)
             continue
@@ -196,11 +185,9 @@ def write_answers(speaker: TerminalChat, rows: list[dict], prompts: list[str]) -
     texts = [speaker.ids(prompt) for prompt in prompts for _ in range(settings.num_samples)]
     seeds = [seed_of(settings, number) for number in range(len(texts))]
     with StopFlag() as stop:
-        results = complete_many(
-            speaker.model,
-            speaker.tokenizer,
+        results = speaker.complete_many(
             texts,
-            speaker.sampling,
+            speaker.params,
             seeds,
             settings.batch_size,
             lambda: stop.raised,

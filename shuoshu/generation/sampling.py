@@ -1,9 +1,15 @@
-"""Sampling: KV-cached, batched, streaming; always valid UTF-8, and the same text alone or in a batch."""
+"""Batched, streaming sampling with a KV cache. A text is the same alone and in a batch.
+
+Read first: `TextGenerator.stream` (the loop), `GrowingText.add` (where a text ends) and
+`TokenSampler.draw` (how a token is chosen).
+"""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -14,6 +20,9 @@ from shuoshu.generation.cpu_decoder import NextTokenFn, next_token_fn
 from shuoshu.generation.utf8 import WHOLE, TextStream, Utf8Mask
 from shuoshu.text.tokenizer import Tokenizer
 
+MAX_KEPT_PROMPT = 3 / 4  # of the block; a longer prompt is not kept when the block is full
+MIN_TOP_P = 1e-9  # top_p=0 means the most probable token
+
 
 @dataclass
 class SamplingParams:
@@ -23,266 +32,346 @@ class SamplingParams:
     top_p: float = 1.0
     min_p: float = 0.0
     repetition_penalty: float = 1.0
-    stop: tuple[str, ...] = ()
-    keeps_prompt: bool = False  # when the block is full, the prompt is read again before the last half of what followed it
+    stop: tuple[str, ...] = ()  # the text ends before the first of these strings
+    keeps_prompt: bool = False  # when the block is full, keep the prompt in the context
 
 
 @dataclass
 class Completion:
     text: str
-    ids: list[int]  # the end token left out
-    reason: str  # "end": the model's own end, "stop": a stop string, "length", "interrupted"
-
-
-class StopStringStream:
-    """The text of one row as it grows: decodes, watches for stop strings, holds back what may be the start of one."""
-
-    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str]) -> None:
-        self._stream, self._stop = TextStream(tokenizer), [s for s in stop if s]
-        self.text, self.told, self.ids, self.reason = "", 0, [], ""
-
-    def push(self, token: int) -> str:
-        """Takes a token, returns the new text that is certain to stay."""
-        self.ids.append(token)
-        self.text += self._stream.push(token)
-        found = [
-            at for s in self._stop if (at := self.text.find(s, max(0, self.told - len(s)))) >= 0
-        ]
-        if found:
-            self.text, self.reason = self.text[: min(found)], "stop"
-        return self._tell(0 if found else self._held_back())
-
-    def finish(self, reason: str) -> str:
-        self.reason = self.reason or reason
-        return self._tell(0)
-
-    def _tell(self, held: int) -> str:
-        upto = max(self.told, len(self.text) - held)
-        new, self.told = self.text[self.told : upto], upto
-        return new
-
-    def _held_back(self) -> int:
-        """The longest end of the text that begins a stop string."""
-        return max(
-            (n for s in self._stop for n in range(1, len(s)) if self.text.endswith(s[:n])),
-            default=0,
-        )
+    ids: list[int]  # without the end token
+    reason: str  # "end": the end token, "stop": a stop string, "length" or "interrupted"
 
 
 @dataclass
-class Context:
-    """All ids of a row so far, of which the first `kept` are read again whenever the block is full."""
+class TextEvent:
+    """What one step did to one row."""
 
-    ids: list[int]
-    kept: int
-
-    def fitting(self, block: int) -> list[int]:
-        """All of it, or what of it is read again: its last half block, or the kept ones and the last half of the room beside them."""
-        if len(self.ids) < block:
-            return self.ids
-        kept = self.kept if self.kept <= block * 3 // 4 else 0
-        return self.ids[:kept] + self.ids[max(kept, len(self.ids) - (block - kept) // 2) :]
+    new_text: str
+    finished: Completion | None = None  # set from the row's last step on
 
 
-@torch.inference_mode()
-def stream(
-    model: GPT,
-    tokenizer: Tokenizer,
-    prompts: Sequence[Sequence[int]],
-    sampling: SamplingParams,
-    seeds: Sequence[int],
-    mask: Utf8Mask | None = None,
-    should_stop: Callable[[], object] = lambda: False,
-    reader: NextTokenFn | None = None,
-) -> Iterator[list[str] | list[Completion]]:
-    """Continues each prompt (ids of whole characters); yields the rows' new texts step by step, at last a list of Finished.
+def never_stop() -> bool:
+    return False
 
-    Row i draws from a generator seeded with seeds[i]: its text doesn't depend on the other rows. A reader reads for the model as it is now.
+
+class TextGenerator:
+    """A model with its current weights, its tokenizer and the UTF-8 mask.
+
+    During training the weights change: make a new one for each evaluation.
     """
-    device, dtype, block = (
-        model.lm_head.weight.device,
-        model.lm_head.weight.dtype,
-        model.config.block_size,
-    )
-    mask = mask or Utf8Mask(tokenizer, model.config.vocab_size, device)
-    rows = range(len(prompts))
-    histories = [
-        Context(list(prompt) or [tokenizer.end], len(prompt) if sampling.keeps_prompt else 0)
-        for prompt in prompts
-    ]
-    writers = [StopStringStream(tokenizer, sampling.stop) for _ in rows]
-    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    state = torch.full((len(prompts),), WHOLE, device=device)
-    seen = None
-    if sampling.repetition_penalty != 1:
-        seen = torch.zeros(len(prompts), model.config.vocab_size, dtype=torch.bool, device=device)
-        for row in rows:
-            seen[row, histories[row].ids] = True
-    cache = KVCache(
-        model.config, len(prompts), device, torch.float32 if device.type == "cpu" else dtype
-    )
-    logits = prefill(model, cache, [history.fitting(block) for history in histories])
-    reader = reader or next_token_fn(model)
 
-    step, interrupted = 0, False
-    while not all(writer.reason for writer in writers):
-        draws = torch.stack([torch.rand((), generator=g) for g in generators]).to(device)
-        if seen is not None:
-            logits = penalise(logits, seen, sampling.repetition_penalty)
-        allowed = logits.masked_fill(mask.forbidden[state], -torch.inf)
-        if step >= sampling.max_new_tokens or interrupted:  # only to let a character finish
-            allowed = allowed.masked_fill(
-                mask.may_not_finish[state] & (state != WHOLE)[:, None], -torch.inf
+    def __init__(self, model: GPT, tokenizer: Tokenizer) -> None:
+        self.model, self.tokenizer = model, tokenizer
+        self.block = model.config.block_size
+        self.mask = Utf8Mask(tokenizer, model.config.vocab_size, model.lm_head.weight.device)
+
+    @cached_property
+    def next_token(self) -> NextTokenFn:
+        """Tokens (B, 1) → logits (B, V). Made at first use, because it may copy the weights."""
+        return next_token_fn(self.model)
+
+    @torch.inference_mode()
+    def stream(
+        self,
+        prompts: Sequence[Sequence[int]],
+        params: SamplingParams,
+        seeds: Sequence[int],
+        should_stop: Callable[[], object] = never_stop,
+    ) -> Iterator[list[TextEvent]]:
+        """Continues each prompt (ids of whole characters); yields one event per row and step.
+
+        Row i draws its random numbers from seeds[i], so its text doesn't depend on the other rows.
+        `should_stop` is called once per step. When it is true, each row ends with its current
+        character.
+        """
+        rows = [GrowingText(self.tokenizer, prompt, params) for prompt in prompts]
+        contexts = [row.context for row in rows]
+        sampler = TokenSampler(self.mask, params, seeds, contexts)
+        weight = self.model.lm_head.weight
+        dtype = torch.float32 if weight.device.type == "cpu" else weight.dtype
+        cache = KVCache(self.model.config, len(rows), weight.device, dtype)
+        logits = prefill(self.model, cache, [context.fitting(self.block) for context in contexts])
+        limit = None  # why texts have to end now
+        for count in itertools.count(1):  # tokens per row, the next one included
+            # Past the limit, only rows inside a character go on, and only to complete it.
+            tokens, is_whole = sampler.draw(logits, only_finish=limit is not None)
+            if limit == "interrupted" or should_stop():
+                limit = "interrupted"
+            elif count >= params.max_new_tokens:
+                limit = "length"
+            yield [
+                row.add(token, limit if whole else None)
+                for row, token, whole in zip(rows, tokens.tolist(), is_whole, strict=True)
+            ]
+            if all(row.finished for row in rows):
+                return
+            logits = self.decode_one_token(tokens, cache, contexts)
+
+    def complete(
+        self,
+        prompts: Sequence[Sequence[int]],
+        params: SamplingParams,
+        seeds: Sequence[int],
+        should_stop: Callable[[], object] = never_stop,
+    ) -> list[Completion]:
+        """The finished texts of `stream`."""
+        *_, last = self.stream(prompts, params, seeds, should_stop)
+        return [event.finished for event in last]
+
+    def complete_many(
+        self,
+        prompts: Sequence[Sequence[int]],
+        params: SamplingParams,
+        seeds: Sequence[int],
+        rows: int,
+        should_stop: Callable[[], object] = never_stop,
+        progress: Callable[[int], None] = lambda done: None,
+    ) -> list[Completion | None]:
+        """The finished texts of any number of prompts, in batches of `rows` of similar length.
+
+        `progress` gets the number of prompts done after each batch. A batch that `should_stop`
+        interrupts and those after it are None.
+        """
+        results: list[Completion | None] = [None] * len(prompts)
+        order = sorted(range(len(prompts)), key=lambda n: len(prompts[n]))
+        for start in range(0, len(order), rows):
+            batch = order[start : start + rows]
+            completions = self.complete(
+                [prompts[n] for n in batch], params, [seeds[n] for n in batch], should_stop
             )
-        tokens = pick(allowed, sampling, draws)
-        state = mask.after[state, tokens]
-        if seen is not None:
-            seen.scatter_(1, tokens[:, None], True)
-        news, whole = [""] * len(prompts), (state == WHOLE).tolist()
-        interrupted = interrupted or bool(should_stop())
-        for row, token in enumerate(tokens.tolist()):
-            if writers[row].reason:
-                continue
-            histories[row].ids.append(token)
-            if token == tokenizer.end:
-                news[row] = writers[row].finish("end")
-                continue
-            news[row] = writers[row].push(token)
-            if (
-                whole[row]
-                and (step + 1 >= sampling.max_new_tokens or interrupted)
-                and not writers[row].reason
-            ):
-                news[row] += writers[row].finish("interrupted" if interrupted else "length")
-        yield news
-        step += 1
-        if not all(writer.reason for writer in writers):
-            logits = advance(model, reader, cache, tokens, histories)
-    yield [Completion(writer.text, writer.ids, writer.reason) for writer in writers]
+            if should_stop():
+                break
+            for n, completion in zip(batch, completions, strict=True):
+                results[n] = completion
+            progress(start + len(batch))
+        return results
 
+    def decode_one_token(
+        self, tokens: Tensor, cache: KVCache, contexts: Sequence[Context]
+    ) -> Tensor:
+        """Reads one token per row, which its context holds already; returns logits (B, V).
 
-def complete(
-    model: GPT,
-    tokenizer: Tokenizer,
-    prompts: Sequence[Sequence[int]],
-    sampling: SamplingParams,
-    seeds: Sequence[int],
-    **more: object,
-) -> list[Completion]:
-    """The finished texts alone."""
-    *_, finished = stream(model, tokenizer, prompts, sampling, seeds, **more)
-    return finished
-
-
-def complete_many(
-    model: GPT,
-    tokenizer: Tokenizer,
-    prompts: Sequence[Sequence[int]],
-    sampling: SamplingParams,
-    seeds: Sequence[int],
-    rows: int,
-    should_stop: Callable[[], object] = lambda: False,
-    tell: Callable[[int], None] = lambda done: None,
-) -> list[Completion | None]:
-    """The finished texts of many prompts, `rows` of like length side by side; None for what a stop left undone."""
-    mask, reader = (
-        Utf8Mask(tokenizer, model.config.vocab_size, model.lm_head.weight.device),
-        next_token_fn(model),
-    )
-    results: list[Completion | None] = [None] * len(prompts)
-    order = sorted(range(len(prompts)), key=lambda n: len(prompts[n]))
-    for start in range(0, len(order), rows):
-        part = order[start : start + rows]
-        texts, own = [prompts[n] for n in part], [seeds[n] for n in part]
-        finished = complete(
-            model,
-            tokenizer,
-            texts,
-            sampling,
-            own,
-            mask=mask,
-            should_stop=should_stop,
-            reader=reader,
-        )
-        if should_stop():
-            break
-        for n, result in zip(part, finished, strict=True):
-            results[n] = result
-        tell(start + len(part))
-    return results
+        A row whose block is full is prefilled again with the part of its context that `fitting`
+        selects, which makes room for new tokens.
+        """
+        full = [row for row, length in enumerate(cache.lengths) if length == self.block]
+        if not full:
+            return self.next_token(tokens[:, None], cache)
+        logits = torch.empty(len(tokens), self.model.config.vocab_size, device=cache.k.device)
+        if len(full) < len(tokens):
+            # All rows are read together. A full row has no room for the token, so it pretends to
+            # be empty; what it writes at position 0 is overwritten below.
+            for row in full:
+                cache.lengths[row] = 0
+            logits = self.next_token(tokens[:, None], cache)
+        refilled = KVCache(self.model.config, len(full), cache.k.device, cache.k.dtype)
+        prompts = [contexts[row].fitting(self.block) for row in full]
+        logits[full] = prefill(self.model, refilled, prompts)
+        cache.k[:, full], cache.v[:, full] = refilled.k, refilled.v
+        for row, length in zip(full, refilled.lengths, strict=True):
+            cache.lengths[row] = length
+        return logits
 
 
 def prefill(model: GPT, cache: KVCache, prompts: Sequence[Sequence[int]]) -> Tensor:
-    """Reads ragged prompts, padded on the right; logits (B, V) after each one's last token."""
+    """Reads prompts of any lengths into an empty cache; logits (B, V) after each one's last token.
+
+    Prompts are padded on the right. Causal attention keeps the padding from the prompt, and later
+    tokens overwrite its keys and values.
+    """
     lengths = [len(prompt) for prompt in prompts]
     ids = torch.zeros(len(prompts), max(lengths), dtype=torch.long)
     for row, prompt in enumerate(prompts):
         ids[row, : len(prompt)] = torch.as_tensor(prompt)
     logits = model.next_logits(ids.to(cache.k.device), [length - 1 for length in lengths], cache)
-    cache.lengths = lengths  # what the padding wrote lies beyond and is written over
+    cache.lengths = lengths
     return logits
 
 
-def advance(
-    model: GPT, reader: NextTokenFn, cache: KVCache, tokens: Tensor, histories: Sequence[Context]
-) -> Tensor:
-    """One token a row → logits (B, V). Rows whose block is full read the last half of it again first."""
-    block = model.config.block_size
-    full = [row for row, length in enumerate(cache.lengths) if length == block]
-    if not full:
-        return reader(tokens[:, None], cache)
-    logits = torch.empty(len(tokens), model.config.vocab_size, device=cache.k.device)
-    if len(full) < len(tokens):
-        for row in full:
-            cache.lengths[row] = (
-                0  # so that the others can go on; its own position 0 is written over below
-            )
-        logits = reader(tokens[:, None], cache)
-    aside = KVCache(model.config, len(full), cache.k.device, cache.k.dtype)
-    logits[full] = prefill(model, aside, [histories[row].fitting(block) for row in full])
-    cache.k[:, full], cache.v[:, full] = aside.k, aside.v
-    for row, length in zip(full, aside.lengths, strict=True):
-        cache.lengths[row] = length
-    return logits
+# ---------------------------------------------------------------- one text
 
 
-def penalise(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
-    """The logits with what stands in the context made less likely, whatever their sign."""
+@dataclass
+class Context:
+    """The ids of a row so far, prompt and new tokens."""
+
+    ids: list[int]
+    kept: int  # the first `kept` ids, the prompt, stay in the context when the block is full
+
+    def fitting(self, block: int) -> list[int]:
+        """The ids to prefill: all if they leave room in the block, else a shorter context.
+
+        The shorter context is the kept prompt and, of the ids after it, as many of the last as
+        fill half of the remaining block. A prompt of more than three quarters of the block is
+        not kept.
+        """
+        if len(self.ids) < block:
+            return self.ids
+        kept = self.kept if self.kept <= block * MAX_KEPT_PROMPT else 0
+        return self.ids[:kept] + self.ids[max(kept, len(self.ids) - (block - kept) // 2) :]
+
+
+class GrowingText:
+    """One row of a batch: its context, its new tokens, its text, and how it ended."""
+
+    def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int], params: SamplingParams) -> None:
+        kept = len(prompt) if params.keeps_prompt else 0
+        self.context = Context(list(prompt) or [tokenizer.end], kept)
+        self.end, self.ids = tokenizer.end, []
+        self.stream = StopStringStream(tokenizer, params.stop)
+        self.finished: Completion | None = None
+
+    def add(self, token: int, limit: str | None) -> TextEvent:
+        """Adds the next token. Every text ends here: by end token, stop string or limit.
+
+        limit: None, or the reason why the text must not grow further ("length", "interrupted").
+        """
+        if self.finished:  # its batch goes on for other rows
+            return TextEvent("", self.finished)
+        self.context.ids.append(token)
+        if token == self.end:
+            return self._finish("", "end")
+        self.ids.append(token)
+        new_text = self.stream.push(token)
+        if self.stream.is_stopped:
+            return self._finish(new_text, "stop")
+        if limit:
+            return self._finish(new_text, limit)
+        return TextEvent(new_text)
+
+    def _finish(self, new_text: str, reason: str) -> TextEvent:
+        new_text += self.stream.flush()
+        self.finished = Completion(self.stream.text, self.ids, reason)
+        return TextEvent(new_text, self.finished)
+
+
+class StopStringStream:
+    """Decodes the tokens of one text and cuts it before the first stop string.
+
+    Text that may be the beginning of a stop string is withheld until the next tokens decide.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str]) -> None:
+        self._decoder, self._stop = TextStream(tokenizer), [string for string in stop if string]
+        self.text, self.is_stopped = "", False
+        self._emitted = 0  # characters of the text that were returned
+
+    def push(self, token: int) -> str:
+        """Adds a token; returns the new text that is certain to stay."""
+        self.text += self._decoder.push(token)
+        matches = [
+            at
+            for string in self._stop
+            if (at := self.text.find(string, max(0, self._emitted - len(string)))) >= 0
+        ]
+        if matches:
+            self.text, self.is_stopped = self.text[: min(matches)], True
+            return self.flush()
+        return self._emit(len(self.text) - self._stop_prefix())
+
+    def flush(self) -> str:
+        """The text that was withheld."""
+        return self._emit(len(self.text))
+
+    def _emit(self, end: int) -> str:
+        end = max(self._emitted, end)
+        new, self._emitted = self.text[self._emitted : end], end
+        return new
+
+    def _stop_prefix(self) -> int:
+        """Length of the longest suffix of the text that is a prefix of a stop string."""
+        return max(
+            (
+                length
+                for string in self._stop
+                for length in range(1, len(string))
+                if self.text.endswith(string[:length])
+            ),
+            default=0,
+        )
+
+
+# ---------------------------------------------------------------- choosing a token
+
+
+class TokenSampler:
+    """Chooses the next token of each row; keeps its random numbers and UTF-8 state."""
+
+    def __init__(
+        self,
+        mask: Utf8Mask,
+        params: SamplingParams,
+        seeds: Sequence[int],
+        contexts: Sequence[Context],
+    ) -> None:
+        device, rows = mask.after.device, len(contexts)
+        self.mask, self.params = mask, params
+        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        self.state = torch.full((rows,), WHOLE, device=device)  # (B,) of the UTF-8 automaton
+        self.seen = None  # (B, V): the tokens in the row's prompt and text
+        if params.repetition_penalty != 1:
+            self.seen = torch.zeros(rows, mask.after.shape[1], dtype=torch.bool, device=device)
+            for row, context in enumerate(contexts):
+                self.seen[row, context.ids] = True
+
+    def draw(self, logits: Tensor, only_finish: bool) -> tuple[Tensor, list[bool]]:
+        """Logits (B, V) → tokens (B,), and for each row whether its last character is whole now.
+
+        only_finish: a row inside a character gets a token that completes it and adds nothing.
+        """
+        draws = torch.stack([torch.rand((), generator=g) for g in self.generators])
+        if self.seen is not None:
+            logits = penalise_repetition(logits, self.seen, self.params.repetition_penalty)
+        logits = self.mask.apply(logits, self.state, only_finish)
+        tokens = pick(logits, self.params, draws.to(logits.device))
+        self.state = self.mask.after[self.state, tokens]
+        if self.seen is not None:
+            self.seen.scatter_(1, tokens[:, None], True)
+        return tokens, (self.state == WHOLE).tolist()
+
+
+def penalise_repetition(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
+    """The logits with every seen token made less likely (CTRL, arXiv 1909.05858).
+
+    A positive logit is divided by the penalty and a negative one multiplied: both get smaller.
+    """
     return torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
 
 
-def pick(logits: Tensor, sampling: SamplingParams, draws: Tensor) -> Tensor:
-    """One token a row: temperature, then top-k, top-p and min-p, then the token at which the probabilities pass draws[b]."""
-    if sampling.temperature == 0 or sampling.top_k == 1:
+def pick(logits: Tensor, params: SamplingParams, draws: Tensor) -> Tensor:
+    """One token per row by inverse transform sampling with draws (B,) from [0, 1).
+
+    Temperature comes first, then top-k, top-p and min-p.
+    """
+    if params.temperature == 0 or params.top_k == 1:
         return logits.argmax(dim=-1)
-    logits = (
-        logits - logits.amax(dim=-1, keepdim=True)
-    ) / sampling.temperature  # first the maximum: a tiny temperature can't overflow
-    order = None
-    if sampling.top_k and sampling.top_k < logits.shape[-1]:
-        logits, order = largest(logits, sampling.top_k)
-    elif sampling.top_p < 1:
+    # Without the maximum, a tiny temperature can't overflow.
+    logits = (logits - logits.amax(dim=-1, keepdim=True)) / params.temperature
+    order = None  # (B, k): the token at each place of the sorted logits
+    if params.top_k and params.top_k < logits.shape[-1]:
+        logits, order = largest(logits, params.top_k)
+    elif params.top_p < 1:
         logits, order = logits.sort(descending=True)
     p = logits.softmax(dim=-1)
-    if sampling.top_p < 1:
-        p = p.masked_fill(
-            p.cumsum(dim=-1) - p >= max(sampling.top_p, 1e-9), 0
-        )  # the first one always stays
-    if sampling.min_p > 0:
-        p = p.masked_fill(p < sampling.min_p * p.amax(dim=-1, keepdim=True), 0)
+    if params.top_p < 1:  # drop what follows once top_p is reached; the first always remains
+        p = p.masked_fill(p.cumsum(dim=-1) - p >= max(params.top_p, MIN_TOP_P), 0)
+    if params.min_p > 0:
+        p = p.masked_fill(p < params.min_p * p.amax(dim=-1, keepdim=True), 0)
     sums = p.cumsum(dim=-1)
     total = sums[:, -1:]
-    threshold = torch.minimum(
-        draws[:, None] * total, torch.nextafter(total, torch.zeros_like(total))
-    )
+    # Rounding must not lift the threshold to the total: no token lies beyond it.
+    below_total = torch.nextafter(total, torch.zeros_like(total))
+    threshold = torch.minimum(draws[:, None] * total, below_total)
     at = torch.searchsorted(sums, threshold, right=True)
     return (order.gather(1, at) if order is not None else at)[:, 0]
 
 
 def largest(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The `count` largest of each row, in order, and where they stand; on a CPU NumPy finds them in a third of the time."""
+    """The `count` largest logits of each row in descending order, and their positions."""
     if logits.device.type != "cpu":
         return logits.topk(count)
+    # On a CPU, NumPy's partition takes a third of the time of topk.
     at = torch.from_numpy(np.argpartition(logits.numpy(), -count)[:, -count:])
     values, order = logits.gather(1, at).sort(descending=True)
     return values, at.gather(1, order)

@@ -6,6 +6,7 @@ import codecs
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from shuoshu.text.tokenizer import Tokenizer
 
@@ -17,7 +18,14 @@ class Utf8Mask:
         after, finishes = utf8_transitions(tokenizer, vocab_size)
         self.after = torch.from_numpy(after).to(device).long()  # (states, V)
         self.forbidden = self.after < 0
-        self.may_not_finish = ~torch.from_numpy(finishes).to(device)
+        self.unfinishing = ~torch.from_numpy(finishes).to(device)
+        self.unfinishing[WHOLE] = False  # nothing to finish
+
+    def apply(self, logits: Tensor, state: Tensor, only_finish: bool) -> Tensor:
+        logits = logits.masked_fill(self.forbidden[state], -torch.inf)
+        if only_finish:
+            logits = logits.masked_fill(self.unfinishing[state], -torch.inf)
+        return logits
 
 
 # ---------------------------------------------------------------- text out of tokens, whole characters only

@@ -15,7 +15,7 @@ from shuoshu.core.terminal import print_line
 from shuoshu.evaluation.loss import Score, score
 from shuoshu.evaluation.metrics import exact_match, rouge_l
 from shuoshu.generation.answers import answer
-from shuoshu.generation.sampling import SamplingParams, complete
+from shuoshu.generation.sampling import SamplingParams, TextGenerator
 from shuoshu.training.run import Run
 from shuoshu.training.schedule import RunClock
 from shuoshu.training.step import halve_batch_on_oom
@@ -132,9 +132,8 @@ def answer_questions(
     model = run.trainer.raw
     model.eval()
     with autocast(run.trainer.device, run.trainer.dtype):
-        answers = answer(
-            model, run.data.tokenizer, questions, ANSWER_BATCH_SIZE, lambda: stop.raised
-        )
+        generator = TextGenerator(model, run.data.tokenizer)
+        answers = answer(generator, questions, ANSWER_BATCH_SIZE, lambda: stop.raised)
     model.train()
     pairs = list(zip(questions, answers, strict=True))
     done = [(question, found) for question, found in pairs if found]  # all, unless stopped
@@ -170,16 +169,11 @@ def continue_prompt(run: Run, stop: StopFlag) -> dict[str, str]:
     sampling = SamplingParams(max_new_tokens=run.settings.sample_tokens)
     trainer.raw.eval()
     with autocast(trainer.device, trainer.dtype):
-        text = complete(
-            trainer.raw,
-            data.tokenizer,
-            [ids],
-            sampling,
-            [run.settings.seed],
-            should_stop=lambda: stop.raised,
-        )[0].text
+        generator = TextGenerator(trainer.raw, data.tokenizer)
+        seeds = [run.settings.seed]
+        [completion] = generator.complete([ids], sampling, seeds, lambda: stop.raised)
     trainer.raw.train()
-    return {"prompt": prompt, "text": text}
+    return {"prompt": prompt, "text": completion.text}
 
 
 # ---------------------------------------------------------------- choosing the model

@@ -15,7 +15,7 @@ from shuoshu.core.run_log import read_settings
 from shuoshu.core.settings import AppSettings
 from shuoshu.evaluation.copies import TrainingText
 from shuoshu.generation.chat_model import ChatModel
-from shuoshu.generation.sampling import Completion, SamplingParams, stream
+from shuoshu.generation.sampling import SamplingParams
 from shuoshu.models.weights import load_model, read_metadata
 
 PAUSE = 0.04  # seconds between two states of a growing text: an eye sees no more
@@ -166,32 +166,24 @@ class ModelServer:
             return now > deadline or now - job.fetched > LEASE or self._is_closed
 
         texts = [""] * len(seeds)
-        for news in stream(
-            voice.model,
-            voice.tokenizer,
-            [prompt] * len(seeds),
-            sampling,
-            seeds,
-            voice.mask,
-            should_stop,
-            voice.reader,
-        ):
-            if isinstance(news[0], Completion):
-                reasons = {row.reason for row in news}
+        for events in voice.stream([prompt] * len(seeds), sampling, seeds, should_stop):
+            if all(event.finished for event in events):
+                completions = [event.finished for event in events]
+                reasons = {row.reason for row in completions}
                 reason = next(
                     told for told in ("interrupted", "length", "stop", "end") if told in reasons
                 )
                 job.put(
                     GenerationState(
                         prompt,
-                        [row.text for row in news],
-                        [row.ids for row in news],
+                        [row.text for row in completions],
+                        [row.ids for row in completions],
                         maker,
                         "time" if reason == "interrupted" else reason,
                     )
                 )
             else:
-                texts = [text + new for text, new in zip(texts, news, strict=True)]
+                texts = [text + row.new_text for text, row in zip(texts, events, strict=True)]
                 job.put(GenerationState(prompt, texts, [], maker))
 
     def _voice(self, name: str) -> ChatModel:

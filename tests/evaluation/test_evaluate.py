@@ -24,6 +24,7 @@ from shuoshu.evaluation import intervals, metrics
 from shuoshu.evaluation.copies import MIN_COPIED, MIN_MARKED, TrainingText
 from shuoshu.evaluation.evaluate import MAX_COLUMNS, format_results
 from shuoshu.generation.answers import Question, label_scores, read_questions, render_question
+from shuoshu.generation.sampling import TextGenerator
 from shuoshu.models import weights
 from shuoshu.sft.dataset import QuestionDataset
 from shuoshu.text.dataset import TextDataset, read_meta
@@ -478,7 +479,7 @@ def test_labels_score_as_their_whole_rows_do(pretrained_model, rows: int) -> Non
         len({len(ids) for ids in asked}) > 4
         and len({len(tokenizer.encode(label)) for label in labels}) >= 4
     )
-    scores = label_scores(model, tokenizer, questions, labels, rows)
+    scores = label_scores(TextGenerator(model, tokenizer), questions, labels, rows)
     expected = [[by_the_row(model, tokenizer, ids, label) for label in labels] for ids in asked]
     np.testing.assert_allclose(scores, expected, atol=1e-4)
 
@@ -491,7 +492,8 @@ def test_a_question_that_only_its_own_short_label_leaves_room_for_is_scored_for_
     ids = [ids[0], *ids[-(model.config.block_size - 2) :]]
     room = model.config.block_size - len(tokenizer.encode(LABELS[1]))
     assert room < len(ids) < model.config.block_size
-    scores = label_scores(model, tokenizer, [Question([], "", ids, 0, range(0))], LABELS, 4)
+    generator = TextGenerator(model, tokenizer)
+    scores = label_scores(generator, [Question([], "", ids, 0, range(0))], LABELS, 4)
     np.testing.assert_allclose(
         scores, [[by_the_row(model, tokenizer, ids[-room:], label) for label in LABELS]], atol=1e-4
     )

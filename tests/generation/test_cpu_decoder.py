@@ -9,7 +9,7 @@ from model import GPT, GPTConfig, KVCache
 from shuoshu.generation import cpu_decoder, sampling
 from shuoshu.generation.chat_model import ChatModel
 from shuoshu.generation.cpu_decoder import CpuDecoder
-from shuoshu.generation.sampling import SamplingParams, complete, largest
+from shuoshu.generation.sampling import SamplingParams, TextGenerator, largest
 from shuoshu.models.weights import LoadedModel
 
 SHAPE = GPTConfig(
@@ -133,12 +133,12 @@ def test_a_model_in_training_decodes_with_the_weights_of_its_last_step(tokenizer
     prompt = tokenizer.encode("清晨，沈砚在渡口")
     said = []
     for _ in range(3):
-        said.append(
-            complete(model.eval(), tokenizer, [prompt], SamplingParams(20, 0.0), [0])[0].ids
-        )
+        generator = TextGenerator(model.eval(), tokenizer)
+        said.append(generator.complete([prompt], SamplingParams(20, 0.0), [0])[0].ids)
         fresh = GPT(model.config).eval()
         fresh.load_tensors(model.tensors())
-        assert said[-1] == complete(fresh, tokenizer, [prompt], SamplingParams(20, 0.0), [0])[0].ids
+        generator = TextGenerator(fresh, tokenizer)
+        assert said[-1] == generator.complete([prompt], SamplingParams(20, 0.0), [0])[0].ids
         ids = torch.randint(
             0, tokenizer.n_vocab, (4, 33), generator=torch.Generator().manual_seed(len(said))
         )
@@ -157,16 +157,14 @@ def test_a_chat_model_packs_its_weights_once(pretrained_model, monkeypatch):
         lambda self, *given, real=CpuDecoder.__call__: calls.append(self) or real(self, *given),
     )
     voice = ChatModel(LoadedModel(model, tokenizer, 0, "text", 0), torch.device("cpu"))
-    expected = complete(model, tokenizer, [[tokenizer.end]], SamplingParams(20), [1])[0].ids
+    prompts = [[tokenizer.end]]
+    expected = TextGenerator(model, tokenizer).complete(prompts, SamplingParams(20), [1])
     calls.clear()
-    monkeypatch.setattr(sampling, "next_token_fn", lambda model: pytest.fail("packed again"))
-    assert (
-        complete(model, tokenizer, [[tokenizer.end]], SamplingParams(20), [1], reader=voice.reader)[
-            0
-        ].ids
-        == expected
-    )
-    assert calls == [voice.reader] * (len(expected) - 1)
+    for _ in range(2):
+        [completion] = voice.complete(prompts, SamplingParams(20), [1])
+        assert [completion] == expected
+        assert calls == [voice.next_token] * (len(completion.ids) - 1)
+        calls.clear()
 
 
 @pytest.mark.parametrize("rows, count", [(1, 1), (3, 200), (2, 4095)])
@@ -181,13 +179,9 @@ def test_largest_agrees_with_topk(rows, count):
 def test_the_repetition_penalty_covers_the_prompt_and_the_answer(pretrained_model):
     model, tokenizer = pretrained_model
     prompts = [tokenizer.encode("清晨，沈砚在渡口"), tokenizer.encode("赵铁匠说：")]
-    for prompt, result in zip(
-        prompts,
-        complete(
-            model, tokenizer, prompts, SamplingParams(12, 0.0, repetition_penalty=1e6), [0, 0]
-        ),
-        strict=True,
-    ):
+    params = SamplingParams(12, 0.0, repetition_penalty=1e6)
+    results = TextGenerator(model, tokenizer).complete(prompts, params, [0, 0])
+    for prompt, result in zip(prompts, results, strict=True):
         assert (
             len(result.ids) >= 10
             and len({*result.ids}) == len(result.ids)

@@ -11,8 +11,9 @@ from types import SimpleNamespace
 import pytest
 
 import sample
-from shuoshu.generation import sample_command, sampling
+from shuoshu.generation import sample_command
 from shuoshu.generation.chat_model import ChatModel
+from shuoshu.generation.sampling import TextGenerator
 from shuoshu.sft.dataset import read_pairs
 
 QUICK = ["--max_new_tokens=12", "--threads=1", "--device=cpu"]
@@ -91,15 +92,15 @@ def test_a_file_of_prompts_becomes_a_file_of_answers(ask, tmp_path, suffix):
 
 def test_interrupted_it_writes_what_is_done(ask, tmp_path, monkeypatch, capsys, pretrained):
     (tmp_path / "in.txt").write_text("\n".join("清晨黄昏"), encoding="utf-8")
-    real, calls = sampling.complete, []
+    real, calls = TextGenerator.complete, []
 
-    def interrupted(*args, should_stop, **more):
+    def interrupted(*arguments):
         calls.append(1)
         if len(calls) == 2:
             signal.raise_signal(signal.SIGINT)
-        return real(*args, should_stop=should_stop, **more)
+        return real(*arguments)
 
-    monkeypatch.setattr(sampling, "complete", interrupted)
+    monkeypatch.setattr(TextGenerator, "complete", interrupted)
     target = tmp_path / "o.jsonl"
     assert (
         sample.main(

@@ -22,7 +22,7 @@ from shuoshu.core.run_log import RunLog
 from shuoshu.core.settings import ModelSettings, TrainSettings
 from shuoshu.evaluation.loss import Score
 from shuoshu.generation.answers import answer, read_questions, render_question
-from shuoshu.generation.sampling import SamplingParams, complete
+from shuoshu.generation.sampling import SamplingParams, TextGenerator
 from shuoshu.models import weights as models_weights
 from shuoshu.sft.dataset import QuestionDataset, pad_batch, read_pairs
 from shuoshu.text.dataset import IGNORE
@@ -357,7 +357,7 @@ def test_the_log_and_the_samples_show_how_it_answers(tuned: Path, qa: Path) -> N
 def test_the_measures_are_those_of_the_answers(tuned: Path, qa: Path) -> None:
     model, tokenizer, step, *_ = models_weights.load_model(tuned)
     questions = read_questions(qa, "val", tokenizer)
-    found = answer(model, tokenizer, questions, 5)
+    found = answer(TextGenerator(model, tokenizer), questions, 5)
     (record,) = [record for record in records(tuned, "eval") if record["step"] == step]
     assert record["val_exact_match"] == pytest.approx(
         np.mean([f.text == q.reference for f, q in zip(found, questions, strict=True)])
@@ -593,7 +593,7 @@ def test_every_training_question_is_answered_word_for_word(tuned: Path, qa: Path
     model, tokenizer, _, _, turns = models_weights.load_model(tuned)
     assert turns == 1
     questions = read_questions(qa, "train", tokenizer)
-    found = answer(model, tokenizer, questions, 16)
+    found = answer(TextGenerator(model, tokenizer), questions, 16)
     assert [(f.text, f.reason) for f in found] == [(q.reference, "end") for q in questions]
 
 
@@ -601,9 +601,10 @@ def test_answers_do_not_depend_on_the_batch_size(pretrained: Path, qa: Path) -> 
     model, tokenizer, *_ = models_weights.load_model(pretrained)  # one that rambles
     questions = read_questions(qa, "val", tokenizer)[:7]
     counts: list[int] = []
-    batches = answer(model, tokenizer, questions, 3, tell=counts.append)
+    generator = TextGenerator(model, tokenizer)
+    batches = answer(generator, questions, 3, progress=counts.append)
     assert counts == [3, 6, 7]
-    assert [f.text for f in batches] == [f.text for f in answer(model, tokenizer, questions, 1)]
+    assert [f.text for f in batches] == [f.text for f in answer(generator, questions, 1)]
     longest = max(question.length for question in questions)
     assert all(len(f.ids) <= 2 * longest + 8 + 3 for f in batches) and {
         f.reason for f in batches
@@ -712,5 +713,6 @@ def test_a_long_answer_trained_in_several_rows_is_generated_past_the_block(
     model.load_tensors(checkpoints.load_checkpoint(newest)[0])
     ids = render_question(tokenizer, [{"role": "user", "content": "天天？"}])
     assert len(tokenizer.encode(long)) > model.config.block_size
-    found = complete(model, tokenizer, [ids], SamplingParams(200, 0.0, keeps_prompt=True), [0])[0]
+    params = SamplingParams(200, 0.0, keeps_prompt=True)
+    [found] = TextGenerator(model, tokenizer).complete([ids], params, [0])
     assert found.reason == "end" and found.text == long

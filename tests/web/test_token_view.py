@@ -11,7 +11,7 @@ import torch
 
 from shuoshu.evaluation.copies import MIN_MARKED, TrainingText
 from shuoshu.generation.chat_model import ChatModel
-from shuoshu.generation.sampling import SamplingParams, complete
+from shuoshu.generation.sampling import SamplingParams
 from shuoshu.generation.utf8 import WHOLE, TextStream, Utf8Mask
 from shuoshu.models import weights
 from shuoshu.web import token_view
@@ -82,13 +82,8 @@ def is_seen_after_half_a_block(
 
 def test_beyond_a_block_a_piece_is_seen_after_half_a_block_at_least(voice):
     prompt = voice.tokenizer.encode("清晨，沈砚")
-    [written] = complete(
-        voice.model,
-        voice.tokenizer,
-        [prompt],
-        SamplingParams(max_new_tokens=2 * voice.block + 20),
-        [1],
-    )
+    params = SamplingParams(max_new_tokens=2 * voice.block + 20)
+    [written] = voice.complete([prompt], params, [1])
     pieces, spelling, single, state = (
         iter(token_view.token_probabilities(voice, prompt, written.ids)),
         TextStream(voice.tokenizer),
@@ -110,13 +105,8 @@ def test_beyond_a_block_a_piece_is_seen_after_half_a_block_at_least(voice):
 
 
 def test_alternatives_are_sorted_likely_and_hold_the_choice_of_a_greedy_text(voice):
-    [greedy] = complete(
-        voice.model,
-        voice.tokenizer,
-        [[voice.tokenizer.end]],
-        SamplingParams(max_new_tokens=40, temperature=0),
-        [1],
-    )
+    params = SamplingParams(max_new_tokens=40, temperature=0)
+    [greedy] = voice.complete([[voice.tokenizer.end]], params, [1])
     for piece in token_view.token_probabilities(voice, [], greedy.ids):
         chances = [p for _, p in piece.others]
         assert (
