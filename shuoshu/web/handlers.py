@@ -125,7 +125,9 @@ class Page:
 
         def ask(voice: ChatModel) -> tuple[list[int], SamplingParams]:
             try:
-                ids = voice.question_ids(asked, before) if answers else voice.tokenizer.encode(asked)
+                ids = (
+                    voice.question_ids(asked, before) if answers else voice.tokenizer.encode(asked)
+                )
             except UserError:
                 raise UserError(bilingual_message("too_many_tokens", voice.block)) from None
             return ids, voice.sampling_params(wanted, answers)

@@ -221,7 +221,9 @@ def test_a_tokenizer_that_is_not_the_datas_is_told(
 
 
 def test_text_shorter_than_a_block_is_told(book: Path, refused: Callable) -> None:
-    refused(train.main, training(book, "--block_size=50000"), "more than one block of 50,000 is needed")
+    refused(
+        train.main, training(book, "--block_size=50000"), "more than one block of 50,000 is needed"
+    )
 
 
 # ---------------------------------------------------------------- meta.json

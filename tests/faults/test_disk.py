@@ -85,14 +85,16 @@ def test_a_disk_that_stays_full_is_an_honest_end(tiny, small_disk, monkeypatch, 
     def happen(step):
         if step == 7:
             (small_disk / "ballast").write_bytes(bytes(shutil.disk_usage(small_disk).free - 4096))
-            monkeypatch.setattr(
-                files, "require_disk_space", lambda *args: None
-            )  # full to the last byte, and nobody foresaw it
+            for module in (checkpoints, weights):  # full to the last byte, and nobody foresaw it
+                monkeypatch.setattr(module, "require_disk_space", lambda *args: None)
 
     during_steps(monkeypatch, happen)
     assert train.main([*tiny, *RUN, f"--out_dir={small_disk / 'out'}"]) == 2
     told = capsys.readouterr()
-    assert "No space left on device; the files already written are intact, training continues" in told.out
+    assert (
+        "No space left on device; the files already written are intact, training continues"
+        in told.out
+    )
     assert (
         "step 20 can't be saved" in told.err
         and "the checkpoint of step 5 is intact" in told.err
