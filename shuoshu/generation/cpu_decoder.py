@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model import GPT, Block, KVCache, RMSNorm
+from model import GPT, Block, CacheSlots, KVCache, RMSNorm
 
 NextTokenFn = Callable[[Tensor, KVCache], Tensor]
 
@@ -22,36 +22,33 @@ class CpuDecoder:
 
     @torch.inference_mode()
     def __init__(self, model: GPT) -> None:
-        trunk = model.model
+        layers, embedding = model.model.layers, model.model.embed_tokens
         self.dtype = (
             torch.get_autocast_dtype("cpu")
             if torch.is_autocast_enabled("cpu")
             else model.lm_head.weight.dtype
         )
-        self.embedding = trunk.embed_tokens.weight.to(self.dtype)
-        self.layers = [Layer(block, self.dtype) for block in trunk.layers]
-        self.norm, self.head = Norm(trunk.norm), fused_linear(self.dtype, model.lm_head)
-        left, right = trunk.sin.chunk(2, dim=-1)
-        self.cos, self.sin = trunk.cos, torch.cat((-left, right), dim=-1)
+        self.embedding = embedding.weight.to(self.dtype)
+        self.layers = [Layer(block, self.dtype) for block in layers]
+        self.norm, self.head = Norm(model.model.norm), fused_linear(self.dtype, model.lm_head)
+        left, right = model.sin.chunk(2, dim=-1)
+        self.cos, self.sin = model.cos, torch.cat((-left, right), dim=-1)
 
     def __call__(self, ids: Tensor, cache: KVCache) -> Tensor:
         """ids (B, 1) → logits (B, V) in float32."""
-        positions = cache.positions(1)
-        cos, sin = self.cos[positions.index], self.sin[positions.index]  # (1 or B, 1, D)
+        slots = cache.reserve(1)
+        cos, sin = self.cos[slots.index], self.sin[slots.index]  # (1 or B, 1, D)
         x = self.embedding[ids[:, 0]].float()  # (B, C)
         with torch.autocast("cpu", enabled=False):
-            for number, layer in enumerate(self.layers):
-                x = layer(
-                    x, cos, sin, partial(cache.update, number, positions=positions), positions.mask
-                )
-            cache.lengths = [length + 1 for length in cache.lengths]
+            for layer in self.layers:
+                x = layer(x, cos, sin, slots)
             return self.head(self.norm(x).to(self.dtype)).float()
 
 
 class Layer:
     def __init__(self, block: Block, dtype: torch.dtype) -> None:
         attention, mlp = block.self_attn, block.mlp
-        self.dtype, self.width = dtype, attention.head_dim
+        self.number, self.dtype, self.width = attention.layer, dtype, attention.head_dim
         self.H, self.G = (
             projection.out_features // self.width
             for projection in (attention.q_proj, attention.k_proj)
@@ -65,23 +62,16 @@ class Layer:
         self.norm, self.mlp_norm = Norm(block.input_layernorm), Norm(block.post_attention_layernorm)
         self.qk_norm = Norm(*[attention.q_norm] * self.H, *[attention.k_norm] * self.G)
 
-    def __call__(
-        self,
-        x: Tensor,
-        cos: Tensor,
-        sin: Tensor,
-        update: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
-        mask: Tensor | None,
-    ) -> Tensor:
+    def __call__(self, x: Tensor, cos: Tensor, sin: Tensor, slots: CacheSlots) -> Tensor:
         B, H, G, D = len(x), self.H, self.G, self.width
         heads = self.qkv(self.norm(x).to(self.dtype)).view(B, H + 2 * G, D)
         qk = self.qk_norm(heads[:, : H + G])  # in float32, as keys and values are kept
         qk = torch.addcmul(qk * cos, qk.roll(D // 2, -1), sin)
-        k, v = update(qk[:, H:, None], heads[:, H + G :, None])  # (B, G, T, D)
+        k, v = slots.store(self.number, qk[:, H:, None], heads[:, H + G :, None])  # (B, G, T, D)
         q = qk[:, :H].view(B, G, H // G, D) * D**-0.5
         scores = (k @ q.mT).mT  # (B, G, H / G, T); q @ k.mT would copy the keys
-        if mask is not None:
-            scores = scores.masked_fill(~mask, -torch.inf)
+        if slots.mask is not None:
+            scores = scores.masked_fill(~slots.mask, -torch.inf)
         y = scores.softmax(dim=-1) @ v
         x = x + self.o(y.view(B, H * D).to(self.dtype))
         gate, up = self.gate_up(self.mlp_norm(x).to(self.dtype)).chunk(2, dim=-1)

@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from model import GPT, GPTConfig
+from model import GPT, GPTConfig, config_from_hf, config_to_hf
 from shuoshu.core.errors import UserError
 from shuoshu.core.files import (
     error_reason,
@@ -118,7 +118,7 @@ def write_model_folder(out_dir: Path, config: GPTConfig, tokenizer: Tokenizer) -
     """Writes all files of a Hugging Face model folder but the weights."""
     ids = {"eos_token_id": tokenizer.end, "pad_token_id": tokenizer.pad, "bos_token_id": None}
     files = {
-        "config.json": json.dumps({**config.to_hf(), **ids}, indent=1),
+        "config.json": json.dumps({**config_to_hf(config), **ids}, indent=1),
         "generation_config.json": json.dumps(
             {**ids, "do_sample": True, "temperature": 0.8, "top_k": 200}, indent=1
         ),
@@ -186,7 +186,7 @@ def load_model(
     metadata = read_metadata(folder / "model.safetensors")
     tokenizer = Tokenizer.load(folder)
     try:
-        config = GPTConfig.from_hf(read_json(folder / "config.json"))
+        config = config_from_hf(read_json(folder / "config.json"))
         check_shapes(folder / "model.safetensors", config)
         model = GPT.from_pretrained(folder, **changes)
         if not all(torch.isfinite(parameter).all() for parameter in model.parameters()):
