@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import torch
 
+from shuoshu.core.command_settings import SampleSettings
 from shuoshu.core.device import pick_dtype
 from shuoshu.core.errors import UserError
-from shuoshu.core.settings import SampleSettings
 from shuoshu.core.terminal import shorten
 from shuoshu.generation.answers import render_question
 from shuoshu.generation.sampling import SamplingParams, TextGenerator

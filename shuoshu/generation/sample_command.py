@@ -8,11 +8,11 @@ from pathlib import Path
 
 import torch
 
+from shuoshu.core.command_settings import SampleSettings
 from shuoshu.core.device import setup_process
 from shuoshu.core.distributed import StopFlag
 from shuoshu.core.errors import UserError
 from shuoshu.core.files import error_reason, read_text
-from shuoshu.core.settings import SampleSettings
 from shuoshu.generation.chat_model import ChatModel
 from shuoshu.generation.prompt_files import read_prompts, require_writable, write_rows
 from shuoshu.models.weights import LoadedModel, load_model

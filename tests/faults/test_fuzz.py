@@ -20,15 +20,15 @@ from hypothesis import strategies as st
 
 from shuoshu.core import run_log
 from shuoshu.core.cli import parse
-from shuoshu.core.errors import UserError
-from shuoshu.core.run_log import read_settings
-from shuoshu.core.settings import (
+from shuoshu.core.command_settings import (
     EvalSettings,
     PrepareSettings,
     PrepareSftSettings,
     SampleSettings,
-    TrainSettings,
 )
+from shuoshu.core.errors import UserError
+from shuoshu.core.run_log import read_settings
+from shuoshu.core.settings import TrainSettings
 from shuoshu.evaluation.copies import TrainingText
 from shuoshu.generation import prompt_files
 from shuoshu.generation.answers import read_questions
