@@ -16,7 +16,7 @@ from shuoshu.core.schema import (
     Settings,
     count,
     number,
-    seed,
+    random_seed,
     setting,
 )
 
@@ -50,7 +50,7 @@ class PrepareSettings(Settings):
     val_fraction: float = number(
         0.05, "fraction of each book, at its end, for validation; cut at a chapter", high=0.9
     )
-    seed: int = seed("seed that selects the text on which the tokenizer is trained")
+    seed: int = random_seed("seed that selects the text on which the tokenizer is trained")
     threads: int | None = count(None, THREADS_HELP, high=1024)
 
 
@@ -97,7 +97,7 @@ class PrepareSftSettings(Settings):
     show: int = setting(
         0, "number of training rows to print, with the trained part marked", low=0, high=MAX_COUNT
     )
-    seed: int = seed("seed that assigns pairs to splits")
+    seed: int = random_seed("seed that assigns pairs to splits")
 
     def problems(self) -> list[str]:
         if self.val_fraction + self.test_fraction >= 1:
@@ -142,7 +142,7 @@ class SampleSettings(Settings):
         1.0, "above 1, makes tokens less likely that the text already has", low=0.01, high=100.0
     )
     stop: tuple[str, ...] = setting((), "end a text before this string; repeatable")
-    seed: int = seed("seed of the random numbers; the same seed gives the same text")
+    seed: int = random_seed("seed of the random numbers; the same seed gives the same text")
     infile: str | None = setting(
         None, "file of prompts: .csv, .jsonl, or .txt with one per line; needs --out", alias="in"
     )
@@ -181,8 +181,8 @@ class EvalSettings(Settings):
     )
     rouge: str = setting(
         "units",
-        "what ROUGE-L compares; units: Chinese characters, Latin words and numbers; chars:"
-        " all characters",
+        "what ROUGE-L compares; units: single characters, but whole Latin words and numbers;"
+        " chars: all characters, spaces included",
         choices=("units", "chars"),
     )
     stride: int | None = count(None, "on text, tokens between two windows (none: half a block)")
@@ -190,7 +190,7 @@ class EvalSettings(Settings):
         None, "maximum length of a text in tokens (none: twice the longest reference; on text 100)"
     )
     batch_size: int = count(64, "number of texts to process in parallel", high=1_000_000)
-    seed: int = seed("seed of the intervals, the continuations and the report's examples")
+    seed: int = random_seed("seed of the intervals, the continuations and the report's examples")
     device: str = setting("auto", DEVICE_HELP)
     dtype: str = setting(
         "float32",

@@ -42,7 +42,7 @@ def number(default: float | None, help: str, low: float = 0.0, **checks: float) 
     return setting(default, help, low=low, **checks)
 
 
-def seed(help: str) -> typing.Any:
+def random_seed(help: str) -> typing.Any:
     """The seed of a command; the default is nanoGPT's."""
     return setting(1337, help, low=0, high=MAX_SEED)
 

@@ -17,7 +17,7 @@ from shuoshu.core.schema import (
     Settings,
     count,
     number,
-    seed,
+    random_seed,
     setting,
 )
 
@@ -129,7 +129,7 @@ class DataSettings(Settings):
     gradient_accumulation_steps: int = count(
         1, "batches per step, summed over all processes", high=1_000_000
     )
-    seed: int = seed("seed of the data order, the initial weights and dropout")
+    seed: int = random_seed("seed of the data order, the initial weights and dropout")
     question_drop: float = number(
         0.0, "probability that a character of a training question is dropped", high=0.9
     )
