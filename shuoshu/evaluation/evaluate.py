@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from shuoshu.core.command_settings import EvalSettings
 from shuoshu.core.device import describe_machine, setup_process
 from shuoshu.core.errors import UserError
 from shuoshu.core.files import write_atomically, write_synced_text
 from shuoshu.core.run_log import RunLog, read_settings
-from shuoshu.core.settings import EvalSettings
 from shuoshu.core.terminal import display_width, duration, table
 from shuoshu.evaluation import intervals, metrics
 from shuoshu.evaluation.copies import MIN_COPIED, TrainingText

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from shuoshu.core import terminal
+from shuoshu.core.command_settings import PrepareSftSettings
 from shuoshu.core.errors import REPO_ROOT, UserError
 from shuoshu.core.files import error_reason, is_count, read_json, same_path
-from shuoshu.core.settings import PrepareSftSettings
 from shuoshu.core.terminal import duration, shorten
 from shuoshu.sft import pairs, question_files
 from shuoshu.sft.dataset import QuestionDataset, Row, cut_question, split_long_answer, write_rows

@@ -313,13 +313,13 @@ def test_settings_named_in_the_readmes_and_formats_exist():
     from dataclasses import fields
 
     from shuoshu.bench.settings import BenchSettings
-    from shuoshu.core.settings import (
+    from shuoshu.core.command_settings import (
         AppSettings,
         PrepareSettings,
         PrepareSftSettings,
         SampleSettings,
-        TrainSettings,
     )
+    from shuoshu.core.settings import TrainSettings
 
     commands_settings = (
         AppSettings,
