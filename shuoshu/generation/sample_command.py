@@ -20,7 +20,7 @@ from shuoshu.core.files import error_reason, read_text, write_atomically, write_
 from shuoshu.core.settings import SampleSettings
 from shuoshu.generation.chat_model import ChatModel
 from shuoshu.models.weights import LoadedModel, load_model
-from shuoshu.sft.question_files import loads
+from shuoshu.sft.question_files import parse_json
 
 COLUMNS = (
     "prompt",
@@ -238,7 +238,7 @@ def read_file(path: Path) -> tuple[list[dict], list[str]]:
         rows = []
         for number, line in enumerate(text.split("\n"), 1):
             try:
-                row = loads(line, number) if line.strip() else None
+                row = parse_json(line, number) if line.strip() else None
             except UserError as error:
                 raise UserError(f"{path}, {error}") from None
             if isinstance(row, dict):

@@ -166,7 +166,7 @@ def record_of(pair: Pair) -> dict:
         if is_plain
         else {"messages": pair.messages}
     )
-    return {**pair.facts, **said, "split": pair.split, "source": pair.source}
+    return {**pair.extra, **said, "split": pair.split, "source": pair.source}
 
 
 def read_pairs(folder: Path, split: str) -> list[dict]:

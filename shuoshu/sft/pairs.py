@@ -36,7 +36,7 @@ class Pair:
     source: str  # "file.json, row 17"
     split: str | None = None
     group: str | None = None
-    facts: dict = field(default_factory=dict)  # the record's further scalars
+    extra: dict = field(default_factory=dict)  # other fields of the record: text, numbers, booleans
 
     @property
     def question(self) -> str:
@@ -61,17 +61,17 @@ class RejectedRecords:
         self.counts[reason] += 1
         if self.counts[reason] <= 3:
             self.examples.setdefault(reason, []).append(
-                f"{source}: {brief(text)}" if text else source
+                f"{source}: {preview(text)}" if text else source
             )
 
 
-def clean_pair(text: str) -> str:
+def clean_field(text: str) -> str:
     """Valid Unicode with plain line ends and no blanks around it."""
     text = text.replace("\r\n", "\n").replace("\r", "\n").replace("\0", "").replace("\ufeff", "")
     return re.sub("[\ud800-\udfff]", "�", text).strip()
 
 
-def brief(value: object, columns: int = 70) -> str:
+def preview(value: object, columns: int = 70) -> str:
     """What a field holds, on one line."""
     if not isinstance(value, str):
         return (
@@ -81,7 +81,7 @@ def brief(value: object, columns: int = 70) -> str:
             if isinstance(value, dict)
             else json.dumps(value)[:columns]
         )
-    return shorten(" ".join(clean_pair(value[: 4 * columns]).split()), columns)
+    return shorten(" ".join(clean_field(value[: 4 * columns]).split()), columns)
 
 
 # ---------------------------------------------------------------- repeats, closed sets, splits
@@ -100,7 +100,7 @@ def drop_repeats(pairs: list[Pair], dropped: RejectedRecords) -> list[Pair]:
         if known is not pair:
             reason = "duplicate" if normal(known.answer) == normal(pair.answer) else "contradictory"
             dropped.add(
-                reason, pair.source, f"{brief(pair.question, 40)} → {brief(pair.answer, 25)}"
+                reason, pair.source, f"{preview(pair.question, 40)} → {preview(pair.answer, 25)}"
             )
     return list(first.values())
 

@@ -17,6 +17,7 @@ from shuoshu.core.files import error_reason, is_count, read_json, same_path
 from shuoshu.core.settings import PrepareSftSettings
 from shuoshu.core.terminal import duration, shorten
 from shuoshu.sft import pairs, question_files
+from shuoshu.sft.conversations import parse_pairs
 from shuoshu.sft.dataset import QuestionDataset, Row, cut_question, split_long_answer, write_rows
 from shuoshu.sft.pairs import QUESTION_SPLITS, Pair, RejectedRecords
 from shuoshu.text.dataset import read_meta
@@ -41,7 +42,7 @@ def prepare_sft(settings: PrepareSftSettings) -> None:
     tokenizer, block = load_tokenizer(settings)
     check_target(folder, files)
 
-    found, dropped = question_files.parse_pairs(files, settings)
+    found, dropped = parse_pairs(files, settings)
     cut = (
         cut_questions(found, tokenizer, block + 1) if settings.too_long == "cut_question" else 0
     )  # before questions are compared
