@@ -19,6 +19,7 @@ from shuoshu.core.terminal import duration, shorten
 from shuoshu.sft import pairs, question_files
 from shuoshu.sft.conversations import parse_pairs
 from shuoshu.sft.dataset import QuestionDataset, Row, cut_question, split_long_answer, write_rows
+from shuoshu.sft.leaks import find_leaks
 from shuoshu.sft.pairs import QUESTION_SPLITS, Pair, RejectedRecords
 from shuoshu.text.dataset import read_meta
 from shuoshu.text.tokenizer import Tokenizer
@@ -56,7 +57,7 @@ def prepare_sft(settings: PrepareSftSettings) -> None:
             f"no pair is left to train on, of {dropped.read:,} rows read"
             + "".join(f"\n  {line}" for line in dropped_lines(dropped))
         )
-    labels = pairs.closed_answers(found) or (
+    labels = pairs.closed_set_labels(found) or (
         sorted({pair.answer for pair in found}) if settings.labels else None
     )
     facts = {
@@ -245,8 +246,12 @@ def dropped_lines(dropped: RejectedRecords) -> list[str]:
 
 def leak_lines(used: Sequence[Pair]) -> list[str]:
     """Held-out questions that the training questions give away."""
-    found = pairs.leaks(list(used))
-    lines = [f"leaks        {found.note}"] if found.note else []
+    report = find_leaks(list(used))
+    found, lines = report.leaks, []
+    if report.compared < report.candidates:
+        lines.append(
+            f"leaks        near duplicates were looked for of {report.compared:,} of {report.candidates:,} questions"
+        )
     for kind, what in (
         ("exact", "stand among the training questions too"),
         ("near", "are nearly the same as a training question"),

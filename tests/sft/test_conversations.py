@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from shuoshu.core.errors import UserError
 from shuoshu.sft import question_files
-from shuoshu.sft.pairs import Pair, drop_repeats, leaks, split_pairs
+from shuoshu.sft.leaks import find_leaks
+from shuoshu.sft.pairs import Pair, drop_repeats, split_pairs
 from tests.sft.helpers import ROWS, parse, texts
 
 TEMPLATES = {"question": "评论：{review} 是正面还是负面？", "answer": "{label}"}
@@ -335,7 +336,7 @@ def assert_pairs_or_user_error(path: Path, content: object, **settings: str) -> 
         assert len(pairs) + rejected.counts.total() == rejected.read
         pairs = drop_repeats(pairs, rejected)
         split_pairs(pairs, 0.2, 0.2, 1)
-        leaks(pairs)
+        find_leaks(pairs)
         json.dumps(
             [[vars(pair) for pair in pairs], rejected.examples], ensure_ascii=False, allow_nan=False
         ).encode("utf-8")

@@ -8,11 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shuoshu.sft import pairs as sft_pairs
-from shuoshu.sft.pairs import leaks
+from shuoshu.sft.leaks import MAX_CHARACTERS, NEAR_SIMILARITY, Leak, find_leaks
+from shuoshu.sft.pairs import Pair, normalized
 from tests.sft.helpers import make_pair
 
 LONG = "沈砚点起一盏油灯，望着河面出神，柳青禾在渡口等了一夜也没有等到船。"
+
+
+def leaks_in(pairs: list[Pair]) -> list[Leak]:
+    return find_leaks(pairs).leaks
 
 
 def test_exact_and_near_leaks_are_found_but_none_of_untaught_questions() -> None:
@@ -26,10 +30,10 @@ def test_exact_and_near_leaks_are_found_but_none_of_untaught_questions() -> None
         make_pair(LONG[::-1], split="test"),
         make_pair(LONG, split="untaught"),
     ]
-    exact, near = leaks([*held, *train])
+    exact, near = leaks_in([*held, *train])
     assert exact == ("exact", held[0], train[1], 1.0)
     assert near[:3] == ("near", held[1], train[0]) and 0.8 <= near.similarity < 1
-    assert leaks(train) == leaks(held) == leaks([]) == []
+    assert leaks_in(train) == leaks_in(held) == leaks_in([]) == []
 
 
 def test_near_leak_names_the_most_similar_training_question() -> None:
@@ -45,7 +49,7 @@ def test_near_leak_names_the_most_similar_training_question() -> None:
         make_pair(LONG.replace("河面出", "湖面出"), split="test"),
         make_pair(LONG + "！", split="val"),
     ]
-    first, second = leaks([*train, *held])
+    first, second = leaks_in([*train, *held])
     assert (
         first[1:3] == (held[1], train[1])
         and second[1:3] == (held[0], train[2])
@@ -55,18 +59,9 @@ def test_near_leak_names_the_most_similar_training_question() -> None:
 
 def test_only_the_ends_of_long_questions_are_compared() -> None:
     draw = random.Random(1)
-    ends = "".join(chr(draw.randrange(0x4E00, 0x9FA5)) for _ in range(sft_pairs.MAX_CHARACTERS))
-    assert (
-        len(
-            leaks(
-                [
-                    make_pair("".join(map(str, range(999))) + ends, split="train"),
-                    make_pair("丙" + ends, split="val"),
-                ]
-            )
-        )
-        == 1
-    )
+    ends = "".join(chr(draw.randrange(0x4E00, 0x9FA5)) for _ in range(MAX_CHARACTERS))
+    train = make_pair("".join(map(str, range(999))) + ends, split="train")
+    assert len(leaks_in([train, make_pair("丙" + ends, split="val")])) == 1
 
 
 def test_shared_template_alone_is_no_leak() -> None:
@@ -78,17 +73,16 @@ def test_shared_template_alone_is_no_leak() -> None:
 
     pairs = [make_pair(asked(3), split="test" if n < 10 else "train") for n in range(60)]
     assert (
-        overlap(pairs[0].question, pairs[-1].question) > sft_pairs.NEAR_SIMILARITY
-        and leaks(pairs) == []
+        overlap(pairs[0].question, pairs[-1].question) > NEAR_SIMILARITY and leaks_in(pairs) == []
     )
     long = asked(30)
     pairs += [make_pair(long, split="train"), make_pair(long.replace("。这", "！这"), split="val")]
-    assert [leak[:3] for leak in leaks(pairs)] == [("near", pairs[-1], pairs[-2])]
+    assert [leak[:3] for leak in leaks_in(pairs)] == [("near", pairs[-1], pairs[-2])]
 
 
 def overlap(a: str, b: str) -> float:
     first, second = (
-        {f" {sft_pairs.normal(text)} "[i : i + 3] for i in range(len(sft_pairs.normal(text)))}
+        {f" {normalized(text)} "[i : i + 3] for i in range(len(normalized(text)))}
         for text in (a, b)
     )
     return len(first & second) / len(first | second)
@@ -112,21 +106,20 @@ def test_near_leaks_equal_brute_force_comparison(base: str, edits: list, cut: in
         make_pair(f"问{text}", split="train" if n < cut else "val") for n, text in enumerate(texts)
     ]
     train = [pair for pair in pairs if pair.split == "train"]
-    same = {sft_pairs.normal(pair.question) for pair in train}
+    same = {normalized(pair.question) for pair in train}
     expected = {
         id(pair): best
         for pair in pairs
-        if pair.split == "val" and sft_pairs.normal(pair.question) not in same
+        if pair.split == "val" and normalized(pair.question) not in same
         if (best := max(overlap(pair.question, other.question) for other in train))
-        >= sft_pairs.NEAR_SIMILARITY
+        >= NEAR_SIMILARITY
     }
     assert {
-        id(leak.pair): leak.similarity for leak in leaks(pairs) if leak.kind == "near"
+        id(leak.pair): leak.similarity for leak in leaks_in(pairs) if leak.kind == "near"
     } == pytest.approx(expected)
 
 
-def test_of_many_held_out_questions_a_sample_is_compared(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sft_pairs, "COMPARED", 4)
+def test_of_many_held_out_questions_a_sample_is_compared() -> None:
     texts = [
         "".join(draw.sample("一二三四五六七八九十甲乙丙丁戊己庚辛壬癸", 18))
         for draw in map(random.Random, range(10))
@@ -136,5 +129,6 @@ def test_of_many_held_out_questions_a_sample_is_compared(monkeypatch: pytest.Mon
         for text in texts
         for end, split in (("？", "train"), ("", "test"))
     ]
-    assert len(leaks(pairs)) == 4 and "4 of 10" in leaks(pairs).note
-    assert len(leaks(pairs[:8])) == 4 and leaks(pairs[:8]).note == ""
+    many, few = find_leaks(pairs, max_compared=4), find_leaks(pairs[:8], max_compared=4)
+    assert (len(many.leaks), many.compared, many.candidates) == (4, 4, 10)
+    assert (len(few.leaks), few.compared, few.candidates) == (4, 4, 4)

@@ -11,9 +11,16 @@ from hypothesis import strategies as st
 
 from shuoshu.core.errors import REPO_ROOT, UserError
 from shuoshu.core.settings import PrepareSftSettings
-from shuoshu.sft import pairs as sft_pairs
 from shuoshu.sft.conversations import parse_pairs
-from shuoshu.sft.pairs import Pair, RejectedRecords, closed_answers, drop_repeats, split_pairs
+from shuoshu.sft.pairs import (
+    QUESTION_SPLITS,
+    Pair,
+    RejectedRecords,
+    closed_set_labels,
+    drop_repeats,
+    normalized,
+    split_pairs,
+)
 from shuoshu.sft.question_files import find_question_files
 from tests.sft.helpers import make_pair
 
@@ -36,16 +43,16 @@ def test_repeated_questions_are_dropped_within_a_split_only() -> None:
 
 def test_closed_set_has_few_short_answers_with_many_pairs_each() -> None:
     pairs = [make_pair(str(n), "好" if n % 3 else "坏") for n in range(30)]
-    assert closed_answers(pairs) == ["好", "坏"]
-    assert closed_answers(pairs[:19]) is None  # fewer than ten of a kind
-    assert closed_answers([pair for pair in pairs if pair.answer == "好"]) is None
-    assert closed_answers([make_pair(str(n), str(n % 21)) for n in range(2000)]) is None
+    assert closed_set_labels(pairs) == ["好", "坏"]
+    assert closed_set_labels(pairs[:19]) is None  # fewer than ten pairs per label
+    assert closed_set_labels([pair for pair in pairs if pair.answer == "好"]) is None
+    assert closed_set_labels([make_pair(str(n), str(n % 21)) for n in range(2000)]) is None
     assert (
-        closed_answers([make_pair(str(n), "很长的回答" * 5 + str(n % 2)) for n in range(2000)])
+        closed_set_labels([make_pair(str(n), "很长的回答" * 5 + str(n % 2)) for n in range(2000)])
         is None
     )
-    assert closed_answers([Pair(pair.messages + pair.messages, "") for pair in pairs]) is None
-    assert closed_answers([]) is None
+    assert closed_set_labels([Pair(pair.messages + pair.messages, "") for pair in pairs]) is None
+    assert closed_set_labels([]) is None
 
 
 # ---------------------------------------------------------------- splits
@@ -63,7 +70,7 @@ def test_split_sizes_match_the_fractions_and_the_seed_decides_the_rows() -> None
 
     assert Counter(drawn(1)) == {"train": 700, "val": 100, "test": 200}
     assert drawn(1) == drawn(1) != drawn(2)
-    assert len(set(drawn(1)[:50])) == 3  # they are mixed, not cut off at the end
+    assert len(set(drawn(1)[:50])) == 3  # mixed, not cut off at the end
 
 
 @given(
@@ -84,7 +91,7 @@ def test_equal_questions_and_equal_groups_share_a_split(
         for n, (question, group, answer) in enumerate(rows)
     ]
     split_pairs(pairs, val, test, seed)
-    for key in (lambda pair: sft_pairs.normal(pair.question), lambda pair: pair.group or id(pair)):
+    for key in (lambda pair: normalized(pair.question), lambda pair: pair.group or id(pair)):
         assert all(
             len({pair.split for pair in pairs if key(pair) == one}) == 1 for one in map(key, pairs)
         )
@@ -171,7 +178,7 @@ def test_all_bundled_questions_are_read() -> None:
         and not rejected.counts
         and not rejected.notes
     )
-    assert sizes(pairs).keys() == set(sft_pairs.QUESTION_SPLITS) and closed_answers(pairs) is None
+    assert sizes(pairs).keys() == set(QUESTION_SPLITS) and closed_set_labels(pairs) is None
     assert all(
         pair.extra["fact"] == pair.group and pair.extra["evidence"] is not None for pair in pairs
     )
