@@ -12,6 +12,7 @@ from shuoshu.core.errors import UserError
 from shuoshu.core.files import error_reason, read_text, sha256_of
 from shuoshu.sft.augment import Paraphraser, QuestionNoise
 from shuoshu.sft.pairs import QUESTION_SPLITS, Pair
+from shuoshu.sft.rendering import RenderedPair, Row
 from shuoshu.text.dataset import (
     IGNORE,
     PREPARE_AGAIN,
@@ -40,56 +41,13 @@ def answer_batches(
 PARAPHRASE_TRIALS = 100  # questions that are reworded before a training to see whether they can be
 SORTED_STEPS = 64  # steps whose rows are sorted by length together
 ROLES = ("system", "user", "assistant")
-MIN_ROOM = 16  # tokens of an answer that a row must have room for beside a long question; characters of a question that must stay
-Row = tuple[list[int], list[int]]  # ids and mask
-
-
-# ---------------------------------------------------------------- a conversation as rows
-
-
-def split_long_answer(ids: list[int], mask: list[int], width: int) -> list[Row] | None:
-    """A conversation too long for one row, as several: each has all up to the last answer, some of the answer so far,
-    and trains the next part. None where what stands before the answer leaves no room for that."""
-    start = len(ids) - mask[::-1].index(0)  # of the last answer
-    room = width - start
-    if room < max(MIN_ROOM, width // 8):
-        return None
-    rows, done = [(ids[:width], mask[:width])], width
-    while done < len(ids):
-        context = min(done - start, room // 2)
-        end = min(len(ids), done + room - context)
-        rows.append(
-            (ids[:start] + ids[done - context : end], [0] * (start + context) + [1] * (end - done))
-        )
-        done = end
-    return rows
-
-
-def cut_question(
-    tokenizer: Tokenizer, messages: list[dict[str, str]], width: int
-) -> list[dict[str, str]] | None:
-    """The conversation with the middle of its longest question left out, so that it fits; None where that is not enough."""
-    longest = max((m for m in messages if m["role"] == "user"), key=lambda m: len(m["content"]))
-    text, low, high = longest["content"], MIN_ROOM, len(longest["content"])
-    best = None
-    while (
-        low < high
-    ):  # the most characters that may stay; of fewer than SHORTEST none knows what was asked
-        keep = (low + high) // 2
-        short = text[: (keep + 1) // 2] + "…" + text[len(text) - keep // 2 :]
-        cut = [{**m, "content": short} if m is longest else m for m in messages]
-        if len(tokenizer.render(cut)[0]) <= width:
-            best, low = cut, keep + 1
-        else:
-            high = keep
-    return best
 
 
 # ---------------------------------------------------------------- files
 
 
 def write_rows(
-    folder: Path, tokenizer: Tokenizer, rendered: Sequence[tuple[Pair, list[Row]]], facts: dict
+    folder: Path, tokenizer: Tokenizer, rendered: Sequence[RenderedPair], facts: dict
 ) -> dict:
     """Writes each split's rows, masks and readable pairs, and meta.json; returns its content."""
     dtype, width = token_dtype(tokenizer), max(len(ids) for _, rows in rendered for ids, _ in rows)

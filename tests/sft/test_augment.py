@@ -22,8 +22,9 @@ from shuoshu.sft.augment import (
     split_into_pieces,
     split_words,
 )
-from shuoshu.sft.dataset import QuestionDataset, read_pairs, split_long_answer, write_rows
+from shuoshu.sft.dataset import QuestionDataset, read_pairs, write_rows
 from shuoshu.sft.pairs import Pair
+from shuoshu.sft.rendering import split_long_answer
 from shuoshu.sft.tfidf import TfidfIndex
 from shuoshu.text.dataset import IGNORE
 from shuoshu.text.tokenizer import Tokenizer

@@ -16,15 +16,9 @@ from hypothesis import strategies as st
 
 from shuoshu.core.errors import UserError
 from shuoshu.sft.augment import QuestionNoise
-from shuoshu.sft.dataset import (
-    QuestionDataset,
-    cut_question,
-    pad_batch,
-    read_pairs,
-    split_long_answer,
-    write_rows,
-)
+from shuoshu.sft.dataset import QuestionDataset, pad_batch, read_pairs, write_rows
 from shuoshu.sft.pairs import Pair
+from shuoshu.sft.rendering import cut_question, split_long_answer
 from shuoshu.text.dataset import IGNORE
 from shuoshu.text.tokenizer import Tokenizer
 from shuoshu.training.step import micro_batches
