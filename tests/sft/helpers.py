@@ -44,3 +44,8 @@ def make_pair(
 ) -> Pair:
     messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
     return Pair(messages, source, split, group)
+
+
+def conversation(*texts: str) -> list[dict[str, str]]:
+    """Messages of user and assistant in turn."""
+    return [{"role": ("user", "assistant")[n % 2], "content": text} for n, text in enumerate(texts)]

@@ -241,7 +241,7 @@ def test_failed_write_leaves_the_old_folder_unchanged(
     prepare(ROWS)
     before = bytes_in(tmp_path / "out")
     monkeypatch.setattr(
-        *{"writing": (sft_dataset, "record_of"), "meta": (Tokenizer, "to_json")}[moment], fail
+        *{"writing": (sft_dataset, "readable_record"), "meta": (Tokenizer, "to_json")}[moment], fail
     )
     assert "No space left" in prepare(ROWS[:20], "--test_fraction=0", code=2)
     assert bytes_in(tmp_path / "out") == before
