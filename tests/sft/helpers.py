@@ -1,9 +1,11 @@
-"""Question files and pairs for the tests of this folder."""
+"""Question files, pairs and conversations for the tests of this folder."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+
+import numpy as np
 
 from shuoshu.core.settings import PrepareSftSettings
 from shuoshu.sft.conversations import parse_pairs
@@ -13,6 +15,7 @@ ROWS = [
     {"question": "谁点起了油灯？", "answer": "沈砚。"},
     {"question": "雨停了吗？", "answer": "没有停。"},
 ]
+REVIEWS = [(f"味道{word}？", label) for word in "甲乙丙丁" for label in ("正面", "负面")]
 
 
 def write(path: Path, content: object) -> Path:
@@ -49,3 +52,7 @@ def make_pair(
 def conversation(*texts: str) -> list[dict[str, str]]:
     """Messages of user and assistant in turn."""
     return [{"role": ("user", "assistant")[n % 2], "content": text} for n, text in enumerate(texts)]
+
+
+def generators(count: int) -> list[np.random.Generator]:
+    return [np.random.default_rng(seed) for seed in range(count)]

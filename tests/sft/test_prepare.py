@@ -1,4 +1,4 @@
-"""prepare_sft.py: pairs that are too long, the files it writes, the summary it prints."""
+"""prepare_sft.py: pairs that are too long, and the files it writes and protects."""
 
 from __future__ import annotations
 
@@ -24,42 +24,19 @@ LONG_ANSWER = {
 }
 
 
-@pytest.fixture
-def prepare(pretrained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    """prepare(rows, *arguments) writes rows.json, prepares it into tmp_path / "out", and returns what was printed."""
-
-    def prepare(content: list[dict], *arguments: str, code: int = 0) -> str:
-        (tmp_path / "rows.json").write_text(json.dumps(content), encoding="utf-8")
-        exit_code = prepare_sft.main(
-            [
-                str(tmp_path / "rows.json"),
-                f"--out={tmp_path / 'out'}",
-                f"--tokenizer={pretrained}",
-                *arguments,
-            ]
-        )
-        output = capsys.readouterr()
-        assert exit_code == code, output.err
-        assert "Traceback" not in output.err
-        return output.err if code else output.out
-
-    return prepare
-
-
 def bytes_in(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 def trained(folder: Path) -> list[str]:
     """The text of each pair's trained tokens, its rows joined."""
-    file, tokenizer = QuestionDataset(folder, "train"), Tokenizer.load(folder)
-    made = []
+    dataset, tokenizer = QuestionDataset(folder, "train"), Tokenizer.load(folder)
+    texts = []
     for record in read_pairs(folder, "train"):
-        parts = [file.row(n) for n in range(record["row"], record["row"] + record["rows"])]
-        made.append(
-            tokenizer.decode([token for ids, mask in parts for token in ids[mask == 1].tolist()])
-        )
-    return made
+        rows = [dataset.row(n) for n in range(record["row"], record["row"] + record["rows"])]
+        ids = [token for ids, mask in rows for token in ids[mask == 1].tolist()]
+        texts.append(tokenizer.decode(ids))
+    return texts
 
 
 # ---------------------------------------------------------------- pairs that are too long
@@ -108,15 +85,12 @@ def test_long_answer_is_split_over_rows_without_loss(prepare, tmp_path: Path) ->
     )
     assert "1 answers are split over several rows" in printed
     folder = tmp_path / "out"
-    file, records = QuestionDataset(folder, "train"), read_pairs(folder, "train")
-    assert (
-        records[-1]["rows"] > 3
-        and records[-1]["row"] + records[-1]["rows"] == len(file)
-        and file.width <= 65
-    )
+    dataset, last = QuestionDataset(folder, "train"), read_pairs(folder, "train")[-1]
+    assert last["rows"] > 3 and last["row"] + last["rows"] == len(dataset)
+    assert dataset.width <= 65
     assert trained(folder) == [row["answer"] for row in [*ROWS, LONG_ANSWER]]
     end = Tokenizer.load(folder).end
-    ends = [int(file.row(n)[0][-1]) == end for n in range(records[-1]["row"], len(file))]
+    ends = [int(dataset.row(n)[0][-1]) == end for n in range(last["row"], len(dataset))]
     assert ends == [False] * (len(ends) - 1) + [True]
 
 
@@ -185,25 +159,20 @@ def test_files_match_the_hashes_and_counts_in_meta(prepare, tmp_path: Path) -> N
     prepare(ROWS)
     folder = tmp_path / "out"
     meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
-    assert sum(facts["pairs"] for facts in meta["splits"].values()) == 30 and set(
-        meta["splits"]
-    ) == {"train", "val", "test"}
-    for split, facts in meta["splits"].items():
+    assert sum(entry["pairs"] for entry in meta["splits"].values()) == 30
+    assert set(meta["splits"]) == {"train", "val", "test"}
+    for split, entry in meta["splits"].items():
         for key, name in (
             ("sha256", f"{split}.bin"),
             ("mask_sha256", f"{split}.mask.bin"),
             ("pairs_sha256", f"{split}.jsonl"),
         ):
-            assert facts[key] == files.sha256_of(folder / name)
-        file = QuestionDataset(folder, split)
-        assert (facts["rows"], facts["tokens"]) == (len(file), file.ids.size) and facts[
-            "answer_tokens"
-        ] == file.mask.sum()
-        answers = [record["answer"] for record in read_pairs(folder, split)]
-        assert (facts["characters"], facts["bytes"]) == (
-            len("".join(answers)),
-            len("".join(answers).encode()),
-        )
+            assert entry[key] == files.sha256_of(folder / name)
+        dataset = QuestionDataset(folder, split)
+        assert (entry["rows"], entry["tokens"]) == (len(dataset), dataset.ids.size)
+        assert entry["answer_tokens"] == dataset.mask.sum()
+        answers = "".join(record["answer"] for record in read_pairs(folder, split))
+        assert (entry["characters"], entry["bytes"]) == (len(answers), len(answers.encode()))
     assert set(bytes_in(folder)) == {
         "meta.json",
         "tokenizer.json",
@@ -300,130 +269,5 @@ def test_prepared_text_is_never_overwritten(
 
 
 def test_folder_that_can_not_be_created_is_an_error(prepare, tmp_path: Path) -> None:
-    (tmp_path / "out").write_text("a file stands in its place", encoding="utf-8")
+    (tmp_path / "out").write_text("a file with the folder's name", encoding="utf-8")
     assert "can't write" in prepare(ROWS, code=2)
-
-
-# ---------------------------------------------------------------- summary and messages
-
-
-def test_rejected_rows_are_counted_by_reason_with_examples(prepare) -> None:
-    bad = [
-        {"question": "第1问：谁在渡口？", "answer": "第1个人在渡口。"},
-        {"question": "第2问：谁在渡口？", "answer": "没有人。"},
-        {"question": "", "answer": "空。"},
-    ]
-    bad += [{"question": ["列"], "answer": "表。"}]
-    printed = prepare([*ROWS, *bad])
-    assert "34 rows, 30 used, 4 left out" in printed
-    for reason, row in (
-        ("duplicate", 31),
-        ("contradictory", 32),
-        ("empty", 33),
-        ("wrong type", 34),
-    ):
-        assert re.search(rf"1 {reason}, for example\n.*row {row}", printed), reason
-
-
-def test_leaks_between_splits_are_printed(prepare) -> None:
-    question = "清晨的时候，沈砚在城南的渡口到底做了什么事情呢？"
-    split = [
-        {"question": question, "answer": "等船。", "split": "train"},
-        {"question": question, "answer": "等船。", "split": "val"},
-    ]
-    printed = prepare([*split, {"question": "那" + question, "answer": "等船。", "split": "test"}])
-    assert (
-        "1 validation or test questions are also training questions" in printed
-        and "1 validation or test questions are nearly the same" in printed
-    )
-    assert "no questions are held out" in prepare(ROWS[:1])
-
-
-def test_templates_and_labels_make_a_closed_set(prepare, tmp_path: Path) -> None:
-    reviews = [
-        {"review": f"茶{'好' if n % 3 else '凉'}，第{n}回来", "label": int(n % 3 > 0)}
-        for n in range(60)
-    ]
-    printed = prepare(
-        reviews,
-        "--question=评论：{review} 是正面还是负面？",
-        "--answer={label}",
-        "--labels=1=正面,0=负面",
-    )
-    assert "a closed set of 2 answers" in printed and text_dataset.read_meta(tmp_path / "out")[
-        "labels"
-    ] == ["正面", "负面"]
-    for split in ("train", "val", "test"):  # a third of each is negative
-        answers = [pair["answer"] for pair in read_pairs(tmp_path / "out", split)]
-        assert abs(answers.count("负面") - len(answers) / 3) <= 1
-
-
-def test_shown_rows_mark_the_trained_tokens(prepare) -> None:
-    rows = [
-        {"question": "<|endoftext|>是🙂什么？", "answer": "“一个记号。”", "split": "train"},
-        {**ROWS[0], "split": "val"},
-    ]
-    assert prepare(rows, "--show=3").endswith(
-        "\nrow 0  <|user|><|endoftext|>是🙂什么？<|assistant|>⟦“一个记号。”<|endoftext|>⟧\n"
-    )
-
-
-def test_next_command_names_the_folder(prepare, tmp_path: Path) -> None:
-    assert f"python train.py config/sft.py --dataset={tmp_path / 'out'}" in prepare(ROWS)
-
-
-@pytest.mark.parametrize(
-    "arguments, message",
-    [
-        (["--tokenizer=nowhere"], "no tokenizer in nowhere"),
-        (["--val_fraction=0.5", "--test_fraction=0.5"], "leave nothing to train on"),
-        (["--question={question}"], "go together"),
-        (["--block_size=16", "--too_long=drop"], "no pair is left to train on, of 30 rows read"),
-        (["--too_long=cut"], "one of error, drop, cut_question, window"),
-    ],
-)
-def test_wrong_setting_is_one_message_and_nothing_is_written(
-    prepare, tmp_path: Path, arguments: list[str], message: str
-) -> None:
-    assert message in prepare(ROWS, *arguments, code=2) and not (tmp_path / "out").exists()
-
-
-def test_missing_model_error_names_the_commands_that_make_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert prepare_sft.main([]) == 2
-    assert "python prepare.py\n  python train.py" in capsys.readouterr().err
-
-
-def test_without_input_all_bundled_questions_are_prepared(
-    pretrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert prepare_sft.main([f"--tokenizer={pretrained}", "--block_size=512"]) == 0
-    printed = capsys.readouterr().out
-    assert "0 left out" in printed and "too long" not in printed and "leaks        none" in printed
-    assert (
-        "python train.py config/sft.py --init_from=" in printed
-        and printed.rstrip().endswith("--block_size=512")
-        and (tmp_path / "data" / "novella_qa" / "meta.json").is_file()
-    )
-
-
-def test_questions_that_cutting_makes_equal_are_dropped(prepare) -> None:
-    rows = [
-        {"question": "甲" * 100 + f"{n}" + "乙" * 100, "answer": f"第{n}个答案。"}
-        for n in range(10)
-    ]
-    printed = prepare([*rows, *ROWS], "--too_long=cut_question")
-    assert (
-        "9 contradictory" in printed
-        and "questions were shortened in the middle" in printed
-        and "leaks        none" in printed
-    )
-
-
-def test_labels_make_a_closed_set_even_of_few_rows(prepare, tmp_path: Path) -> None:
-    reviews = [{"review": f"第{n}间房", "label": n % 2} for n in range(14)]
-    prepare(reviews, "--question={review}", "--answer={label}", "--labels=1=正面,0=负面")
-    assert text_dataset.read_meta(tmp_path / "out")["labels"] == sorted(["正面", "负面"])
