@@ -23,8 +23,8 @@ from shuoshu.core.terminal import display_width, duration, table
 from shuoshu.evaluation import intervals, metrics
 from shuoshu.evaluation.copies import MIN_COPIED, TrainingText
 from shuoshu.evaluation.html_report import report_html
-from shuoshu.evaluation.intervals import MeasureSet
 from shuoshu.evaluation.loss import score
+from shuoshu.evaluation.measure_set import MeasureSet
 from shuoshu.generation.answers import Question, answer, label_scores, read_questions
 from shuoshu.generation.sampling import SamplingParams, TextGenerator
 from shuoshu.models.weights import load_model
@@ -190,7 +190,7 @@ def measure_text(
             windows = text_windows(
                 file.tokens, subject.tokenizer.end, block, settings.batch_size, step
             )
-            mine.perplexities(
+            mine.add_perplexities(
                 score(subject.model, subject.model, windows, subject.tokenizer.end, torch.float32),
                 file.characters,
                 file.bytes,
@@ -198,7 +198,7 @@ def measure_text(
             )
         texts = continuations(settings, subject, file, head)
         for prefix, column in (("", 1), ("reference_", 2)) if texts else ():
-            mine.texts(prefix, [row[column] for row in texts], sources)
+            mine.add_text_statistics(prefix, [row[column] for row in texts], sources)
         figures.append(mine)
         result.measures.append(mine.measures)
         if number == 0:
@@ -208,7 +208,7 @@ def measure_text(
                 for n, (prompt, written, reference) in enumerate(texts)
             ]
         else:
-            result.differences.append(figures[0].minus(mine))
+            result.differences.append(figures[0].paired_differences(mine))
             for row, (_, written, _) in zip(result.rows, texts, strict=True):
                 row.setdefault("others", {})[str(subject.folder)] = written
     return result
@@ -295,7 +295,9 @@ def measure_answers(
         mine = MeasureSet(settings.seed)
         chosen = answer_batches(file, settings.batch_size, (n for q in asked for n in q.rows))
         scored = score(subject.model, subject.model, chosen, tokenizer.end, torch.float32)
-        mine.perplexities(scored, sum(map(len, spoken)), sum(len(text.encode()) for text in spoken))
+        mine.add_perplexities(
+            scored, sum(map(len, spoken)), sum(len(text.encode()) for text in spoken)
+        )
         finished = answer(
             TextGenerator(subject.model, tokenizer),
             asked,
@@ -310,17 +312,17 @@ def measure_answers(
         ]
         closer = metrics.closer_references(texts, references, pool)
         for column, name in ((2, "rouge_l"), (0, "rouge_l_precision"), (1, "rouge_l_recall")):
-            mine.mean(name, [scores[column] for scores in rouge])
-        mine.mean(
+            mine.add_mean(name, [scores[column] for scores in rouge])
+        mine.add_mean(
             "exact_match",
             [metrics.exact_match(text, r) for text, r in zip(texts, references, strict=True)],
         )
-        mine.mean(
+        mine.add_mean(
             "char_f1", [metrics.char_f1(text, r) for text, r in zip(texts, references, strict=True)]
         )
-        mine.mean("stop_rate", [f.reason == "end" for f in finished])
-        mine.mean("wrong_question_rate", [other is not None for other in closer])
-        mine.texts("", texts, sources)
+        mine.add_mean("stop_rate", [f.reason == "end" for f in finished])
+        mine.add_mean("wrong_question_rate", [other is not None for other in closer])
+        mine.add_text_statistics("", texts, sources)
         chances = (
             classify(
                 mine, subject, asked, labels, settings.batch_size, result if number == 0 else None
@@ -331,7 +333,7 @@ def measure_answers(
         figures.append(mine)
         result.measures.append(mine.measures)
         if number == 0:
-            mine.texts("reference_", references, sources)
+            mine.add_text_statistics("reference_", references, sources)
             add_lookup_baselines(mine, settings, taught, asked, labels)
             for n, q in enumerate(asked):
                 row = text_row(split, q.rows[0], q.text, q.reference, texts[n], sources)
@@ -350,7 +352,7 @@ def measure_answers(
                     )
                 )
         else:
-            result.differences.append(figures[0].minus(mine))
+            result.differences.append(figures[0].paired_differences(mine))
             for row, text in zip(result.rows, texts, strict=True):
                 row.setdefault("others", {})[str(subject.folder)] = text
     return result
@@ -387,9 +389,9 @@ def add_classification(
     actual: Sequence[str],
     labels: Sequence[str],
 ) -> dict:
-    mine.mean(prefix + "accuracy", [p == a for p, a in zip(predicted, actual, strict=True)])
+    mine.add_mean(prefix + "accuracy", [p == a for p, a in zip(predicted, actual, strict=True)])
     truth = np.array(actual)
-    mine.of_all(
+    mine.add_aggregate(
         prefix + "macro_f1",
         truth,
         lambda chosen: metrics.classification(predicted[chosen], truth[chosen], labels)["macro_f1"],
@@ -422,9 +424,10 @@ def add_lookup_baselines(
             metrics.rouge_l(text, r, settings.beta, settings.rouge == "chars")[2]
             for text, r in zip(found, actual, strict=True)
         ]
-        mine.mean(name + "rouge_l", scores)
-        mine.put(
-            f"above_{name}rouge_l", intervals.paired(mine.by_row["rouge_l"], scores, mine.seed)
+        mine.add_mean(name + "rouge_l", scores)
+        mine.add_interval(
+            f"above_{name}rouge_l",
+            intervals.paired_difference(mine.by_row["rouge_l"], scores, mine.seed),
         )
     if labels:
         from sklearn.feature_extraction.text import TfidfVectorizer

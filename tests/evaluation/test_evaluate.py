@@ -298,7 +298,7 @@ def test_a_comparison_is_paired_over_the_same_rows(evaluated, pretrained: Path) 
             (row["rouge_l"], metrics.rouge_l(row["others"][str(pretrained)], row["reference"])[2])
             for row in these
         ]
-        mean, low, high = intervals.paired(
+        mean, low, high = intervals.paired_difference(
             *zip(*pairs, strict=True), evaluation["settings"]["seed"]
         )
         assert changes["rouge_l"] == pytest.approx({"value": mean, "low": low, "high": high})

@@ -353,11 +353,11 @@ def test_nothing_is_copied_from_or_into_nothing():
 
 def test_the_interval_is_repeatable_and_around_the_mean():
     values = np.random.default_rng(3).random(200).tolist()
-    mean, low, high = intervals.bootstrap(values, seed=5)
-    assert (mean, low, high) == intervals.bootstrap(values, seed=5) and (
+    mean, low, high = intervals.bootstrap_mean(values, seed=5)
+    assert (mean, low, high) == intervals.bootstrap_mean(values, seed=5) and (
         low,
         high,
-    ) != intervals.bootstrap(values, seed=6)[1:]
+    ) != intervals.bootstrap_mean(values, seed=6)[1:]
     assert mean == pytest.approx(np.mean(values)) and low < mean < high
     error = np.std(values) / len(values) ** 0.5
     assert high - low == pytest.approx(2 * 1.96 * error, rel=0.1)
@@ -368,18 +368,22 @@ def test_the_interval_covers_the_truth_nineteen_times_in_twenty():
     samples = [random.random(60) for _ in range(300)]
     covered = sum(
         low <= 0.5 <= high
-        for _, low, high in (intervals.bootstrap(sample, rounds=400) for sample in samples)
+        for _, low, high in (intervals.bootstrap_mean(sample, rounds=400) for sample in samples)
     )
     assert 0.90 * 300 <= covered <= 0.98 * 300
 
 
 def test_few_values_give_plain_numbers():
-    assert intervals.bootstrap([]) == (0.0, 0.0, 0.0) and intervals.bootstrap([0.25]) == (
+    assert intervals.bootstrap_mean([]) == (0.0, 0.0, 0.0) and intervals.bootstrap_mean([0.25]) == (
         0.25,
         0.25,
         0.25,
     )
-    assert intervals.bootstrap([True, True]) == (1.0, 1.0, 1.0) and intervals.paired([], []) == (
+    assert intervals.bootstrap_mean([True, True]) == (
+        1.0,
+        1.0,
+        1.0,
+    ) and intervals.paired_difference([], []) == (
         0.0,
         0.0,
         0.0,
@@ -390,12 +394,12 @@ def test_a_paired_difference_sees_what_two_intervals_hide():
     random = np.random.default_rng(4)
     hard = random.random(100)
     better = np.clip(hard + 0.05 + 0.01 * random.standard_normal(100), 0, 2)
-    (_, _, high), (_, low, _) = intervals.bootstrap(hard), intervals.bootstrap(better)
+    (_, _, high), (_, low, _) = intervals.bootstrap_mean(hard), intervals.bootstrap_mean(better)
     assert low < high
-    mean, low, high = intervals.paired(better, hard)
+    mean, low, high = intervals.paired_difference(better, hard)
     assert 0.04 < low < mean < high < 0.06
     with pytest.raises(ValueError):
-        intervals.paired([1.0], [1.0, 2.0])
+        intervals.paired_difference([1.0], [1.0, 2.0])
 
 
 def test_any_statistic_has_an_interval():
@@ -404,7 +408,7 @@ def test_any_statistic_has_an_interval():
     def macro_f1(rows):
         return metrics.classification(predicted[rows], actual[rows], "abc")["macro_f1"]
 
-    value, low, high = intervals.bootstrap_of(macro_f1, len(actual), rounds=200)
+    value, low, high = intervals.bootstrap_statistic(macro_f1, len(actual), rounds=200)
     assert (
         value == metrics.classification(predicted, actual, "abc")["macro_f1"] and low < value < high
     )
