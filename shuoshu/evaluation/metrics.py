@@ -8,8 +8,6 @@ from collections.abc import Callable, Hashable, Sequence
 
 import numpy as np
 
-from shuoshu.sft.tfidf import TfidfIndex
-
 _LATIN, _DIGITS = "A-Za-zªºÀ-ÖØ-öø-ɏ\u0300-\u036fḀ-ỿＡ-Ｚａ-ｚ", "0-9０-９"
 _UNIT, _RUN = re.compile(rf"[{_LATIN}]+|[{_DIGITS}]+|\S"), re.compile(f"[{_LATIN}{_DIGITS}]")
 MAX_CANDIDATES = 64  # texts that are tried for the closest one
@@ -152,40 +150,6 @@ def distinct(texts: Sequence[str], n: int) -> float:
 def repetition(text: str) -> float:
     """The share of a text's runs of four units that occurred in it before; 0 for a shorter text."""
     return 1 - distinct([text], 4) if len(units(text)) >= 4 else 0.0
-
-
-# ---------------------------------------------------------------- what to compare with, and closed sets
-
-
-def lookup_nearest(
-    train_questions: Sequence[str], train_answers: Sequence[str], questions: Sequence[str]
-) -> list[str]:
-    """The answer of the training question nearest by character 1–2-gram TF-IDF."""
-    return _look_up(train_questions, train_answers, questions, 2)
-
-
-def lookup_joined(
-    train_questions: Sequence[str], train_answers: Sequence[str], questions: Sequence[str]
-) -> list[str]:
-    """The answer whose training questions, joined into one document, are nearest by character TF-IDF."""
-    joined: dict[str, list[str]] = defaultdict(list)
-    for question, answer in zip(train_questions, train_answers, strict=True):
-        joined[answer].append(question)
-    return _look_up(["\n".join(group) for group in joined.values()], list(joined), questions, 1)
-
-
-def _look_up(
-    documents: Sequence[str], answers: Sequence[str], questions: Sequence[str], longest: int
-) -> list[str]:
-    """The answer of the document nearest to each question, the first of equals; "" where there is nothing to look in."""
-    if not any(documents) or not questions:
-        return [""] * len(questions)
-    index, rows = TfidfIndex(documents, (1, longest)), max(1, 2**22 // len(documents))
-    parts = (
-        index.similarities(questions[start : start + rows])
-        for start in range(0, len(questions), rows)
-    )
-    return [answers[i] for part in parts for i in part.argmax(axis=1)]
 
 
 def classification(

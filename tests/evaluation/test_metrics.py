@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shuoshu.core.errors import REPO_ROOT
+from shuoshu.evaluation import baselines, intervals, metrics
 from shuoshu.evaluation import copies as evaluation_copies
-from shuoshu.evaluation import intervals, metrics
 
 FEW = st.text(alphabet="甲乙丙，", max_size=24)  # small alphabets make much in common
 MIXED = st.text(alphabet="甲乙，。 \n　aBé7８", max_size=16)
@@ -426,7 +426,7 @@ ANSWERS = ["老船夫。", "老船夫。", "在城南。", "在城南。"]
 
 
 def test_looking_up_gives_the_answer_of_the_nearest_question():
-    for look_up in (metrics.lookup_nearest, metrics.lookup_joined):
+    for look_up in (baselines.lookup_nearest, baselines.lookup_joined):
         assert look_up(
             QUESTIONS, ANSWERS, ["谁在渡口等沈砚？", "顾三娘把药铺开在哪里？", *QUESTIONS]
         ) == ["老船夫。", "在城南。", *ANSWERS]
@@ -437,8 +437,8 @@ def test_looking_up_gives_the_answer_of_the_nearest_question():
 
 def test_joined_questions_of_an_answer_help_one_another():
     questions, answers = ["子丑寅", "卯辰巳", "子卯午未"], ["甲", "甲", "乙"]
-    assert metrics.lookup_nearest(questions, answers, ["卯子"]) == ["乙"]
-    assert metrics.lookup_joined(["子丑", "卯辰", "子午未申"], answers, ["卯子"]) == ["甲"]
+    assert baselines.lookup_nearest(questions, answers, ["卯子"]) == ["乙"]
+    assert baselines.lookup_joined(["子丑", "卯辰", "子午未申"], answers, ["卯子"]) == ["甲"]
 
 
 def test_large_sets_are_looked_up_in_blocks_with_the_same_result():
@@ -446,7 +446,7 @@ def test_large_sets_are_looked_up_in_blocks_with_the_same_result():
     words = ["".join(random.choice(list("子丑寅卯辰巳午未申酉戌亥"), 9)) for _ in range(3000)]
     answers = [str(number) for number in range(3000)]
     some = random.permutation(3000)[:2900]  # more than fit into one block
-    assert metrics.lookup_nearest(words, answers, [words[i] for i in some]) == [
+    assert baselines.lookup_nearest(words, answers, [words[i] for i in some]) == [
         answers[words.index(words[i])] for i in some
     ]
 
@@ -470,7 +470,7 @@ def test_the_lookups_are_as_strong_as_they_are_known_to_be():
         )
 
     # With plain counts instead of their logarithms: 0.623 and 0.740. A weaker baseline would flatter the model.
-    assert score(metrics.lookup_nearest) >= 0.62 and score(metrics.lookup_joined) >= 0.76
+    assert score(baselines.lookup_nearest) >= 0.62 and score(baselines.lookup_joined) >= 0.76
 
 
 def test_classification_equals_scikit_learn():
