@@ -176,11 +176,12 @@ def add_label_scores(
     probabilities = np.exp(scores - scores.max(axis=1, keepdims=True))
     probabilities /= probabilities.sum(axis=1, keepdims=True)
     predicted = [labels[best] for best in scores.argmax(axis=1)]
-    result = baselines.add_classification(measures, "", predicted, questions.references, labels)
+    references = questions.references
+    confusion = baselines.add_classification(measures, "", predicted, references, labels)
     classes = {
         "labels": labels,
-        "confusion": result["confusion"],
-        "per_class": result["labels"],
+        "confusion": confusion.tolist(),
+        "per_class": metrics.label_scores(confusion, labels),
     }
     return probabilities, classes
 

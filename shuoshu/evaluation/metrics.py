@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from rapidfuzz.distance import Indel, LCSseq
@@ -148,33 +148,28 @@ def repetition(text: str) -> float:
 # ---------------------------------------------------------------- closed sets of answers
 
 
-def classification(
-    predicted: Sequence[Hashable], actual: Sequence[Hashable], labels: Sequence[Hashable]
-) -> dict:
-    """Accuracy, macro-F1, each label's precision, recall, F1 and support, and the confusion matrix: a row an actual label, a column a predicted one.
+def confusion_matrix(predicted: np.ndarray, actual: np.ndarray, n_labels: int) -> np.ndarray:
+    """Counts of label numbers: a row per actual label, a column per predicted one."""
+    cells = np.bincount(actual * n_labels + predicted, minlength=n_labels**2)
+    return cells.reshape(n_labels, n_labels)
 
-    `other` counts by row what was predicted and is none of the labels. What is undefined is 0.
-    """
-    cells, taken, support = (
-        Counter(zip(actual, predicted, strict=True)),
-        Counter(predicted),
-        Counter(actual),
-    )
-    by_label = {}
-    for label in labels:
-        right = cells[label, label]
-        f1 = _ratio(2 * right, taken[label] + support[label])
-        by_label[label] = {
-            "precision": _ratio(right, taken[label]),
-            "recall": _ratio(right, support[label]),
-            "f1": f1,
-            "support": support[label],
-        }
-    confusion = [[cells[row, column] for column in labels] for row in labels]
+
+def label_f1(confusion: np.ndarray) -> np.ndarray:
+    """F1 of each label; 0 for a label that is neither predicted nor actual."""
+    right = confusion.diagonal()
+    return 2 * right / np.maximum(1, confusion.sum(axis=0) + confusion.sum(axis=1))
+
+
+def label_scores(confusion: np.ndarray, labels: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Each label's precision, recall, F1 and support; what is undefined is 0."""
+    right, support = confusion.diagonal(), confusion.sum(axis=1)
+    columns = {
+        "precision": right / np.maximum(1, confusion.sum(axis=0)),
+        "recall": right / np.maximum(1, support),
+        "f1": label_f1(confusion),
+        "support": support,
+    }
     return {
-        "accuracy": _ratio(sum(cells[label, label] for label in labels), len(actual)),
-        "macro_f1": sum(entry["f1"] for entry in by_label.values()) / max(1, len(labels)),
-        "labels": by_label,
-        "confusion": confusion,
-        "other": [support[label] - sum(row) for label, row in zip(labels, confusion, strict=True)],
+        label: {name: values[number].item() for name, values in columns.items()}
+        for number, label in enumerate(labels)
     }
