@@ -204,7 +204,7 @@ def test_if_one_row_does_not_fit_the_message_names_the_settings(
 def test_the_message_for_several_processes_names_the_settings():
     message = console.out_of_memory_message(
         SimpleNamespace(batch_size=16, gradient_accumulation_steps=3),
-        SimpleNamespace(world=2, rank=1),
+        SimpleNamespace(world_size=2, rank=1),
         16,
     )
     assert (
