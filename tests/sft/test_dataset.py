@@ -323,7 +323,7 @@ def fed(
     data = SimpleNamespace(train=QuestionDataset(mixed, "train", 8, noise), rows_per_step=8)
     trainer = SimpleNamespace(
         settings=settings,
-        processes=SimpleNamespace(rank=rank, world=world),
+        processes=SimpleNamespace(rank=rank, world_size=world),
         micro_rows=batch_size,
         block_size=64,
         device=torch.device("cpu"),
