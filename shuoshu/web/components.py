@@ -105,7 +105,7 @@ def errors_to_gradio(handler: Callable) -> Callable:
     """
 
     def gradio_error(error: UserError) -> gr.Error:
-        return gr.Error(escape(str(error)), print_exception=False, title="说书 · Shuoshu")
+        return gr.Error(escape(str(error)), print_exception=False)
 
     @functools.wraps(handler)
     def call(*args: object) -> object:

@@ -129,7 +129,7 @@ class ModelServer:
     def training_text(self, name: str) -> TrainingText | None:
         """The text that a model was pretrained on, or None where it isn't any more.
 
-        It is read again when the model was trained anew.
+        It is read again after the model was trained on something else.
         """
         saved = read_settings(self.folders[name])
         with self._training_texts_lock:

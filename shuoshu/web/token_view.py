@@ -57,7 +57,7 @@ def token_probabilities(model: ChatModel, prompt: list[int], ids: list[int]) -> 
             chances = row.masked_fill(model.mask.forbidden[state], -torch.inf).softmax(-1)
             others = others or alternatives(tokenizer, chances)
             probability *= chances[token].item()
-            # A reader's own text may hold bytes that form no character: there, start anew.
+            # A reader's own text may hold bytes that form no character. The state restarts there.
             state = max(WHOLE, int(model.mask.after[state, token]))
             if text := stream.push(token):
                 pieces.append(Piece(text, probability, others))
@@ -142,8 +142,11 @@ def copied_html(text: str, training_text: TrainingText | None) -> str:
         return f'<p class="soft">{text_html("no_copies", MIN_MARKED)}</p>'
     marked, places, end = [], [], 0
     for number, (start, stop, place) in enumerate(spans, 1):
+        copy = text[start:stop]
+        visible = copy.rstrip()  # the number comes before a line break, not on the next line
         marked.append(escape_html(text[end:start]))
-        marked.append(f"<mark>{escape_html(text[start:stop])}<sup>{number}</sup></mark>")
+        marked.append(f"<mark>{escape_html(visible)}<sup>{number}</sup></mark>")
+        marked.append(escape_html(copy[len(visible) :]))
         name = escape_html(place) if place else text_html("training_text")
         places.append(f"<li>{name} · {text_html('characters', stop - start)}</li>")
         end = stop

@@ -77,6 +77,18 @@ def test_an_empty_question_is_an_error(visit):
     expect(answers(page)).to_have_count(0)
 
 
+def test_an_error_does_not_cover_the_conversation(visit, known, question):
+    page = visit()
+    ask(page, question)
+    wait_until_answered(page, known[question])
+    ask(page, "好" * 200)
+    expect(page.get_by_text("问题太长", exact=False)).to_be_visible()
+    expect(page.locator("#question textarea")).to_have_value("好" * 200)
+    expect(page.locator("#conversation .error")).to_have_count(1)
+    expect(page.locator("#conversation .error")).to_be_hidden()
+    expect(answers(page)).to_have_text(known[question])
+
+
 def test_after_a_reload_the_page_is_empty_and_works(visit, known, question):
     page = visit()
     visit.allowed = "AbortError|Connection errored out"  # of the stream that the reload closes

@@ -150,6 +150,8 @@ def test_a_copied_span_has_its_book_and_chapter(training_text, line):
     html = token_view.copied_html(f"我说：{line[5:35]}！？", training_text)
     assert f"<mark>{line[5:35]}<sup>1</sup></mark>" in html
     assert re.search(r"<li>《book》第.回.*30 字", html)
+    broken = token_view.copied_html(line[-20:] + "\n", training_text)
+    assert f"{line[-20:]}<sup>1</sup></mark>" in broken  # not after the line break
     short = line[5 : 5 + MIN_MARKED - 1]
     assert "<mark>" not in token_view.copied_html(short, training_text)
 
