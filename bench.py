@@ -3,8 +3,8 @@
 python bench.py PART [FILE|FOLDER ...] [--vs=NANOGPT] [--json=FILE] [--key=value ...]
 PART is train (tokens/s), loss (time to nanoGPT's final loss), sample (tokens/s of text) or scale
 (how time and memory grow with model, context and batch).
-The input is novels or one folder that prepare.py made; default: the bundled novella.
-Without --vs, Shuoshu and the limit are measured alone. Only --json and --picture write files.
+The input is novels, or one folder written by prepare.py; default: the bundled novella.
+Without --vs, only Shuoshu and the limit are measured. Only --json and --picture write files.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ PARTS = ("train", "loss", "sample", "scale")
 @command
 def main(argv: Sequence[str]) -> None:
     settings = parse(BenchSettings, argv, __doc__)
-    if not settings.words or settings.words[0] not in PARTS:
+    part = settings.words[0] if settings.words else None
+    if part not in PARTS:
         raise UserError(f"name the part to measure: python bench.py {'|'.join(PARTS)}")
     for name in (settings.json, settings.picture):
         if name and not Path(name).absolute().parent.is_dir():
@@ -33,21 +34,21 @@ def main(argv: Sequence[str]) -> None:
     from shuoshu.bench import scale, throughput, time_to_loss
     from shuoshu.bench.measure import BenchReport
 
-    parts = {
+    measure = {
         "train": throughput.train,
         "sample": throughput.sample,
         "loss": time_to_loss.loss,
         "scale": scale.scale,
-    }
-    report = BenchReport(settings.words[0], settings)
+    }[part]
+    report = BenchReport(part, settings)
     with (
         tempfile.TemporaryDirectory(prefix="bench-", ignore_cleanup_errors=True) as folder,
         ExitStack() as stack,
     ):
         try:
-            parts[settings.words[0]](throughput.BenchContext(settings, report, Path(folder), stack))
+            measure(throughput.BenchContext(settings, report, Path(folder), stack))
             report.content["complete"] = True
-        finally:  # what was found stays, whatever ended it
+        finally:  # an interrupted run keeps the rounds that it has measured
             if settings.json:
                 report.write(Path(settings.json))
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from shuoshu.core.settings import EvalSettings
+from shuoshu.core.command_settings import EvalSettings
 from shuoshu.evaluation import metrics
 from shuoshu.evaluation.intervals import paired_difference
 from shuoshu.evaluation.measure_set import MeasureSet

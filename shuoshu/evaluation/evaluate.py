@@ -10,11 +10,11 @@ from pathlib import Path
 
 import torch
 
+from shuoshu.core.command_settings import EvalSettings
 from shuoshu.core.device import describe_machine, setup_process
 from shuoshu.core.errors import UserError
 from shuoshu.core.files import write_atomically, write_synced_text
 from shuoshu.core.run_log import RunLog, read_settings
-from shuoshu.core.settings import EvalSettings
 from shuoshu.evaluation import metrics
 from shuoshu.evaluation.copies import MIN_COPIED, TrainingText
 from shuoshu.evaluation.evaluated_model import EvaluatedModel, SplitResult

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch
 
+from shuoshu.core.command_settings import EvalSettings
 from shuoshu.core.errors import UserError
-from shuoshu.core.settings import EvalSettings
 from shuoshu.evaluation.copies import TrainingText
 from shuoshu.evaluation.measure_set import Measures, MeasureSet
 from shuoshu.models.weights import load_model

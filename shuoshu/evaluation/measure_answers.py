@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from shuoshu.core.command_settings import EvalSettings
 from shuoshu.core.errors import UserError
-from shuoshu.core.settings import EvalSettings
 from shuoshu.evaluation import baselines, metrics
 from shuoshu.evaluation.copies import TrainingText
 from shuoshu.evaluation.evaluated_model import (

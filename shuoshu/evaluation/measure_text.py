@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from shuoshu.core.settings import EvalSettings
+from shuoshu.core.command_settings import EvalSettings
 from shuoshu.evaluation.copies import TrainingText
 from shuoshu.evaluation.evaluated_model import (
     EvaluatedModel,
