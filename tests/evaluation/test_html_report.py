@@ -222,7 +222,7 @@ def test_the_verdict_admits_a_gap_within_the_interval() -> None:
     ("low", "high", "name", "told"),
     [
         (0.1, 0.2, "perplexity", "worse"),
-        (-0.1, 0.2, "perplexity", "not told apart"),
+        (-0.1, 0.2, "perplexity", "no clear difference"),
         (0.1, 0.2, "copy_rate", "differs"),
     ],
 )
