@@ -9,8 +9,8 @@ from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
 
-from shuoshu.core.errors import UserError
 from shuoshu.core.command_settings import PrepareSftSettings
+from shuoshu.core.errors import UserError
 from shuoshu.sft.layouts import Layout, Template, known_layout, parse_template
 from shuoshu.sft.pairs import QUESTION_SPLITS, Pair, RejectedRecords, clean_field, preview
 from shuoshu.sft.question_files import read_records

@@ -6,9 +6,9 @@ import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from shuoshu.core.command_settings import PrepareSftSettings
 from shuoshu.core.errors import REPO_ROOT, UserError
 from shuoshu.core.files import error_reason, is_count, read_json, same_path
-from shuoshu.core.command_settings import PrepareSftSettings
 from shuoshu.sft.conversations import parse_pairs
 from shuoshu.sft.dataset import write_rows
 from shuoshu.sft.pairs import QUESTION_SPLITS, closed_set_labels, drop_repeats, split_pairs

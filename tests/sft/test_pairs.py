@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shuoshu.core.errors import REPO_ROOT, UserError
 from shuoshu.core.command_settings import PrepareSftSettings
+from shuoshu.core.errors import REPO_ROOT, UserError
 from shuoshu.sft.conversations import parse_pairs
 from shuoshu.sft.pairs import (
     QUESTION_SPLITS,
