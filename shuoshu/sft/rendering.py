@@ -12,7 +12,7 @@ from shuoshu.text.tokenizer import Tokenizer
 
 MIN_ANSWER_TOKENS = 16  # room for the answer that a long question must leave in each row,
 MIN_ANSWER_SHARE = 1 / 8  # and as a share of the row; with less room, an answer makes too many rows
-MIN_QUESTION_CHARACTERS = 16  # of a shortened question; with fewer nobody knows what is asked
+MIN_QUESTION_CHARACTERS = 16  # of a shortened question; fewer don't say what is asked
 Row = tuple[list[int], list[int]]  # ids, and a mask that is 1 where the token is trained
 
 
