@@ -1,4 +1,4 @@
-"""Cleaning: what each rule takes, what it must leave, and that every character is accounted for."""
+"""Cleaning: what each rule removes, what it must keep, and the account of every character."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from shuoshu.text.cleaning import HEADING, Account, clean_text, heading_key
 
-# Paragraphs that have nothing to do with any rule; each stands for the story around what a test is about.
+# Paragraphs that match no rule: the story around the text of a test.
 STORY = [
     "沈砚把油灯拨亮了些，窗外的雨还没有停。",
     "柳青禾推门进来，抖了抖蓑衣上的水，说：“船是走不成了。”",
@@ -22,8 +22,8 @@ STORY = [
 ]
 
 
-def kept(line: str, **settings: bool) -> str:
-    """What remains of a line in the middle of the story; the story must remain whole."""
+def clean(line: str, **settings: bool) -> str:
+    """A line, cleaned in the middle of a story; the story must not change."""
     text, account = clean_text("\n".join([*STORY, line, *STORY]) + "\n", **settings)
     assert account.is_exact()
     lines = text.split("\n")
@@ -72,10 +72,10 @@ def chapter(heading: str, seed: int = 0) -> str:
         ("Chapter 3: The Quay", ("chapter", "3")),
     ],
 )
-def test_headings_are_found_in_all_their_forms(line: str, key: tuple[str, str] | None) -> None:
-    found = HEADING.search(f"序。\n{line}\n文。\n")
-    assert bool(found) == bool(key)
-    assert not found or heading_key(found[0]) == key
+def test_headings_of_all_forms_are_found(line: str, key: tuple[str, str] | None) -> None:
+    result = HEADING.search(f"序。\n{line}\n文。\n")
+    assert bool(result) == bool(key)
+    assert not result or heading_key(result[0]) == key
 
 
 @pytest.mark.parametrize(
@@ -97,13 +97,13 @@ def test_headings_are_found_in_all_their_forms(line: str, key: tuple[str, str] |
         "Chapters 1 to 3 were lost.",
     ],
 )
-def test_prose_that_begins_like_a_heading_is_none_and_stays(line: str) -> None:
+def test_prose_that_begins_like_a_heading_is_kept(line: str) -> None:
     assert not HEADING.search(f"序。\n{line}\n文。\n")
-    assert kept(line) == line
+    assert clean(line) == line
 
 
 @pytest.mark.parametrize("line", ["第　回 夜雨", "第 回", "第 \t 章\n第 \t 章"])
-def test_a_heading_without_its_number_is_no_fault(line: str) -> None:
+def test_a_heading_without_a_number_raises_nothing(line: str) -> None:
     text, account = clean_text("\n".join([*STORY, line, line, *STORY]))
     assert account.is_exact() and all(paragraph in text for paragraph in STORY)
 
@@ -135,50 +135,48 @@ def test_any_numeral_has_a_key(numeral: str) -> None:
 # ---------------------------------------------------------------- layout
 
 
-def test_every_kind_of_line_end_becomes_one() -> None:
+def test_every_kind_of_line_end_becomes_a_newline() -> None:
     text, account = clean_text("a\r\nb\rc\x0bd\x0ce\x85f\u2028g\u2029h\n\ri")
     assert text == "a\nb\nc\nd\ne\nf\ng\nh\n\ni\n"
     assert account.is_exact() and account.places["line ends"] == 9
 
 
-def test_invisible_characters_go() -> None:
+def test_invisible_characters_are_removed() -> None:
     text, account = clean_text("\ufeff雨\0夜\u200b归\u00ad人\u202e。\x1b\x7f\n")
     assert text == "雨夜归人。\n"
     assert account.removed["invisible characters"] == 7
 
 
-def test_joiners_in_emoji_and_private_use_characters_and_rare_ones_stay_apart_from_what_is_invisible() -> (
-    None
-):
+def test_emoji_joiners_and_private_use_and_rare_characters_are_kept() -> None:
     for line in ("\ue123\uf8ff", "\U00020bb7㐂", "𠮷", "〇々〆", "ｱｲｳ", "ＡＢＣ"):
-        assert kept(line) == line
+        assert clean(line) == line
 
 
-def test_indents_and_blanks_at_line_ends_go_and_many_blank_lines_become_one() -> None:
+def test_indents_and_trailing_spaces_are_removed_and_blank_lines_merged() -> None:
     text, account = clean_text("\n\n　　沈砚来了。 　\n \n　\n\n    柳青禾走了。\t\n\xa0\n\n")
     assert text == "沈砚来了。\n\n柳青禾走了。\n"
     assert account.is_exact()
 
 
 @pytest.mark.parametrize("first", ["沈", "“", "《", "…", "—", "〇", "\ue123", "𠮷", "Ａ"])
-def test_an_indent_goes_before_every_kind_of_chinese(first: str) -> None:
-    assert kept(f"　　{first}，那人说。") == f"{first}，那人说。"
+def test_an_indent_before_any_kind_of_chinese_is_removed(first: str) -> None:
+    assert clean(f"　　{first}，那人说。") == f"{first}，那人说。"
 
 
 @pytest.mark.parametrize(
     "line", ["    To the sea, to the sea,", "\tthe gulls cry,", "沈砚  柳青禾　赵铁匠", "a  b"]
 )
-def test_indents_of_english_verse_and_blanks_within_a_line_stay(line: str) -> None:
-    assert kept(line) == line
+def test_indents_of_english_verse_and_spaces_within_a_line_are_kept(line: str) -> None:
+    assert clean(line) == line
 
 
-def test_a_text_without_an_end_of_line_gets_one() -> None:
+def test_a_text_without_a_final_newline_gets_one() -> None:
     assert clean_text("雨")[0] == "雨\n"
     assert clean_text("雨\n")[0] == "雨\n"
 
 
 @pytest.mark.parametrize("text", ["", "\n", "  \n\t\n", "\ufeff", "\0"])
-def test_a_text_of_nothing_is_one_line_end(text: str) -> None:
+def test_an_empty_text_becomes_one_newline(text: str) -> None:
     cleaned, account = clean_text(text)
     assert cleaned == "\n" and account.is_exact() and account.read == len(text)
 
@@ -198,8 +196,8 @@ def test_a_text_of_nothing_is_one_line_end(text: str) -> None:
         ("&quot;Go,&quot; he said &amp; went.", '"Go," he said & went.'),
     ],
 )
-def test_markup_goes_and_entities_become_characters(line: str, rest: str) -> None:
-    assert "\n".join(part for part in kept(line).split("\n") if part) == rest
+def test_markup_is_removed_and_entities_are_decoded(line: str, rest: str) -> None:
+    assert "\n".join(part for part in clean(line).split("\n") if part) == rest
 
 
 @pytest.mark.parametrize(
@@ -216,8 +214,8 @@ def test_markup_goes_and_entities_become_characters(line: str, rest: str) -> Non
         "<!-- 没有结束",
     ],
 )
-def test_what_only_looks_like_markup_stays(line: str) -> None:
-    assert kept(line) == line
+def test_text_that_only_looks_like_markup_is_kept(line: str) -> None:
+    assert clean(line) == line
 
 
 @pytest.mark.parametrize(
@@ -239,9 +237,9 @@ def test_what_only_looks_like_markup_stays(line: str) -> None:
         "&#8232;",
     ],
 )
-def test_an_entity_of_no_character_is_no_fault(entity: str) -> None:
-    found = kept(f"沈砚{entity}走了。")
-    assert re.fullmatch("沈砚.?走了。", found) and "&" not in found
+def test_an_entity_without_a_character_raises_nothing(entity: str) -> None:
+    result = clean(f"沈砚{entity}走了。")
+    assert re.fullmatch("沈砚.?走了。", result) and "&" not in result
 
 
 @pytest.mark.parametrize(
@@ -254,13 +252,13 @@ def test_an_entity_of_no_character_is_no_fault(entity: str) -> None:
         "<p> 沈砚走了。 </p>",
     ],
 )
-def test_no_blanks_remain_at_line_ends_where_markup_was(line: str) -> None:
-    assert kept(line).strip("\n") == "沈砚走了。"
+def test_removed_markup_leaves_no_trailing_spaces(line: str) -> None:
+    assert clean(line).strip("\n") == "沈砚走了。"
 
 
 def test_blank_lines_made_by_markup_are_blank_lines() -> None:
     assert (
-        kept("沈砚走了。\n&nbsp;\n<p></p>\n&nbsp;\n柳青禾也走了。")
+        clean("沈砚走了。\n&nbsp;\n<p></p>\n&nbsp;\n柳青禾也走了。")
         == "沈砚走了。\n\n柳青禾也走了。"
     )
 
@@ -289,18 +287,18 @@ QUAY = "CHAPTER I. The Quay\n\nThe lamp was still lit.\n"
         ),
     ],
 )
-def test_gutenbergs_header_and_licence_go(start: str, end: str) -> None:
+def test_gutenbergs_header_and_licence_are_removed(start: str, end: str) -> None:
     text, account = clean_text(f"{BEFORE}{start}\n\n{QUAY}\n{end}\n{AFTER}")
     assert text == QUAY
     assert set(account.pieces) == {"licence"} and account.is_exact()
 
 
-def test_a_text_without_gutenbergs_lines_keeps_its_words() -> None:
+def test_a_mention_of_gutenberg_is_kept() -> None:
     line = "He said that the Project Gutenberg had START and END lines."
-    assert kept(line) == line
+    assert clean(line) == line
 
 
-def test_of_two_gutenberg_books_in_one_file_both_stay() -> None:
+def test_two_gutenberg_books_in_one_file_are_kept() -> None:
     one = f"{BEFORE}*** START OF THE PROJECT GUTENBERG EBOOK THE QUAY ***\n{QUAY}*** END OF THE PROJECT GUTENBERG EBOOK THE QUAY ***\n{AFTER}"
     text = clean_text(one + one.replace("Quay", "Ferry").replace("lamp", "torch"))[0]
     assert "The lamp was still lit." in text and "The torch was still lit." in text
@@ -315,9 +313,9 @@ RULER = "=" * 30
 @pytest.mark.parametrize(
     "ruler", ["========", "－－－－－－－－－－", "☆★☆★☆★☆★", "----------", "　　**********"]
 )
-def test_a_banner_between_rulers_goes_whole(ruler: str) -> None:
+def test_a_banner_between_rulers_is_removed(ruler: str) -> None:
     assert (
-        kept(
+        clean(
             f"{ruler}\n本书由雨夜社区：http://www.yuye.example.com/ 整理\n为每一位爱好文字的人服务，\n也为您的时尚阅读。\n{ruler}"
         )
         == ""
@@ -335,33 +333,33 @@ def test_a_banner_between_rulers_goes_whole(ruler: str) -> None:
         "------\n走吧。\n------",
     ],
 )
-def test_rulers_without_an_address_between_them_stay(lines: str) -> None:
-    assert kept(lines) == lines
+def test_rulers_without_an_address_between_them_are_kept(lines: str) -> None:
+    assert clean(lines) == lines
 
 
-def test_a_scene_between_two_rulers_stays_though_somebody_names_an_address() -> None:
+def test_a_scene_between_rulers_that_mentions_an_address_is_kept() -> None:
     scene = "\n".join([*STORY, "“你去www.yuye.com看看吧。”他说。", *STORY])
-    assert kept(f"{RULER}\n{scene}\n{RULER}") == f"{RULER}\n{scene}\n{RULER}"
+    assert clean(f"{RULER}\n{scene}\n{RULER}") == f"{RULER}\n{scene}\n{RULER}"
 
 
-def test_a_scene_between_two_rulers_stays_though_an_advertisement_stands_in_it() -> None:
-    found = kept(
+def test_a_scene_between_rulers_with_an_advertisement_in_it_is_kept() -> None:
+    result = clean(
         "\n".join([RULER, *STORY, "一秒记住雨夜书屋，为您提供精彩小说阅读。", *STORY, RULER])
     )
     assert (
-        "一秒记住" not in found
-        and [line for line in found.split("\n") if line in STORY] == STORY + STORY
+        "一秒记住" not in result
+        and [line for line in result.split("\n") if line in STORY] == STORY + STORY
     )
 
 
-def test_a_heading_between_rulers_stays() -> None:
-    found = kept(f"{RULER}\n第一章 渡口\n更新时间:2007-11-16 7:55:51 本章字数:4804\n{RULER}")
-    assert "第一章 渡口" in found and "更新" not in found
+def test_a_heading_between_rulers_is_kept() -> None:
+    result = clean(f"{RULER}\n第一章 渡口\n更新时间:2007-11-16 7:55:51 本章字数:4804\n{RULER}")
+    assert "第一章 渡口" in result and "更新" not in result
 
 
-def test_rulers_far_apart_are_no_banner() -> None:
+def test_rulers_far_apart_are_not_a_banner() -> None:
     lines = [f"第{n}盏灯灭了，河上又暗了一分。" for n in "一二三四五六七八九十"] * 2
-    assert kept("\n".join([RULER, "www.yuye.com", *lines, RULER])).split("\n") == [
+    assert clean("\n".join([RULER, "www.yuye.com", *lines, RULER])).split("\n") == [
         RULER,
         *lines,
         RULER,
@@ -385,8 +383,8 @@ def test_rulers_far_apart_are_no_banner() -> None:
         "雨夜书吧ｗｗｗ·yuye·ｎｅｔ整理",
     ],
 )
-def test_a_line_that_is_an_advertisement_with_an_address_goes(line: str) -> None:
-    assert kept(line) == ""
+def test_an_advertisement_line_with_an_address_is_removed(line: str) -> None:
+    assert clean(line) == ""
 
 
 @pytest.mark.parametrize(
@@ -404,8 +402,8 @@ def test_a_line_that_is_an_advertisement_with_an_address_goes(line: str) -> None
         "e.g. this, i.e. that, a.m. and p.m.",
     ],
 )
-def test_the_storys_own_addresses_stay(line: str) -> None:
-    assert kept(line) == line
+def test_addresses_in_the_story_are_kept(line: str) -> None:
+    assert clean(line) == line
 
 
 LONG = "沈砚沿着河堤走了很久，柳枝垂到水面上，渡船还系在老地方，船夫的女儿蹲在石阶上洗衣裳，见他来了，只抬头看了一眼，又低下头去，把一件青布衫翻过来，慢慢地搓。"
@@ -420,12 +418,12 @@ LONG = "沈砚沿着河堤走了很久，柳枝垂到水面上，渡船还系在
         "（本书由雨夜书屋http://www.yuye.com/整理提供）",
     ],
 )
-def test_an_advertisement_glued_to_a_paragraph_goes_and_the_paragraph_stays(watermark: str) -> None:
-    assert kept(LONG + watermark) == LONG
-    assert kept(LONG + watermark + "天快黑了。") == LONG + "天快黑了。"
+def test_an_advertisement_at_the_end_of_a_paragraph_is_removed_alone(watermark: str) -> None:
+    assert clean(LONG + watermark) == LONG
+    assert clean(LONG + watermark + "天快黑了。") == LONG + "天快黑了。"
 
 
-def test_a_watermark_with_signs_strewn_in_goes_and_the_words_around_it_stay():
+def test_a_watermark_with_inserted_signs_is_removed_alone():
     for mark in (
         "小^说^网ｗｗｗ．ａｂｃ．ｃｏｍ",
         "小*说*w*w*w.y*u*y*e.c*o*m",
@@ -451,9 +449,9 @@ def test_a_watermark_with_signs_strewn_in_goes_and_the_words_around_it_stay():
     ],
 )
 @pytest.mark.parametrize("around", ["", LONG])
-def test_of_a_sentence_with_a_watermark_in_it_the_rest_stays(watermark: str, around: str) -> None:
-    found = kept(f"{around}沈砚推开木门，{watermark}院子里空无一人。{around}")
-    assert found == f"{around}沈砚推开木门，院子里空无一人。{around}"
+def test_a_watermark_inside_a_sentence_is_removed_alone(watermark: str, around: str) -> None:
+    result = clean(f"{around}沈砚推开木门，{watermark}院子里空无一人。{around}")
+    assert result == f"{around}沈砚推开木门，院子里空无一人。{around}"
 
 
 # ---------------------------------------------------------------- notices
@@ -478,8 +476,8 @@ def test_of_a_sentence_with_a_watermark_in_it_the_rest_stays(watermark: str, aro
         "OCR：某某",
     ],
 )
-def test_a_sites_notice_goes(line: str) -> None:
-    assert kept(line) == ""
+def test_a_sites_notice_is_removed(line: str) -> None:
+    assert clean(line) == ""
 
 
 @pytest.mark.parametrize(
@@ -507,16 +505,16 @@ def test_a_sites_notice_goes(line: str) -> None:
         "他按住{髟的}[犭票]，叫了一声。",
     ],
 )
-def test_ordinary_words_that_sites_use_too_stay(line: str) -> None:
-    assert kept(line) == line
+def test_ordinary_words_that_sites_also_use_are_kept(line: str) -> None:
+    assert clean(line) == line
 
 
-def test_a_notices_words_in_a_long_paragraph_stay() -> None:
+def test_a_notices_words_in_a_long_paragraph_are_kept() -> None:
     line = LONG + "他后来在一本书的末尾读到，本书不得转载四个字，忽然想起这一天。"
-    assert kept(line) == line
+    assert clean(line) == line
 
 
-def test_repeated_formulae_verse_and_names_stay() -> None:
+def test_repeated_formulae_verse_and_names_are_kept() -> None:
     lines = [
         "诗曰：",
         "青灯照壁人初睡",
@@ -531,13 +529,13 @@ def test_repeated_formulae_verse_and_names_stay() -> None:
         "且听下回分解。",
         "沈砚",
     ]
-    assert kept("\n".join(lines)) == "\n".join(lines)
+    assert clean("\n".join(lines)) == "\n".join(lines)
 
 
 # ---------------------------------------------------------------- headings in the text
 
 
-def test_zhengwen_before_a_heading_goes_and_elsewhere_stays() -> None:
+def test_zhengwen_is_removed_only_before_a_heading() -> None:
     text, account = clean_text(
         chapter("正文 第一章 渡口") + "　　正文写到一半。\n" + chapter("　　正文　第二章 茶楼")
     )
@@ -556,7 +554,7 @@ BODY = "".join(
 @pytest.mark.parametrize(
     "form", ["第{n}章 {name}", "　第 {n} 章　　{name}", "第{n}章", "第{n}章 {name}……12"]
 )
-def test_a_table_of_contents_goes(form: str, gap: str) -> None:
+def test_a_table_of_contents_is_removed(form: str, gap: str) -> None:
     contents = gap.join(
         form.format(n=n, name=name) for n, name in zip(NUMERALS, NAMES, strict=True)
     )
@@ -566,11 +564,11 @@ def test_a_table_of_contents_goes(form: str, gap: str) -> None:
         assert len(account.pieces["contents"]) == 6 and account.is_exact()
 
 
-def test_a_table_of_contents_at_the_end_goes_too() -> None:
+def test_a_table_of_contents_at_the_end_is_removed() -> None:
     assert clean_text(BODY + "\n".join(re.findall("^第.*", BODY, re.M)) + "\n")[0] == BODY
 
 
-def test_headings_that_stand_close_together_but_once_stay() -> None:
+def test_headings_close_together_that_occur_once_are_kept() -> None:
     names = "".join(f"第{n}章 {name}\n" for n, name in zip(NUMERALS, NAMES, strict=True))
     assert clean_text(names + STORY[0] + "\n")[0] == names + STORY[0] + "\n"
 
@@ -582,14 +580,14 @@ VOLUMES = [
 ]  # fmt: skip
 
 
-def test_volumes_that_count_their_chapters_anew_stay() -> None:
+def test_volumes_that_restart_their_chapter_numbers_are_kept() -> None:
     text = "".join(
         line + "\n" if "卷" in line else chapter(line, i) for i, line in enumerate(VOLUMES)
     )
     assert clean_text(text)[0] == text
 
 
-def test_of_volumes_that_count_anew_the_contents_go_and_every_heading_stays() -> None:
+def test_contents_of_volumes_that_restart_their_numbers_are_removed_alone() -> None:
     text = "".join(
         line + "\n" if "卷" in line else chapter(line, i) for i, line in enumerate(VOLUMES)
     )
@@ -607,8 +605,8 @@ def test_of_volumes_that_count_anew_the_contents_go_and_every_heading_stays() ->
         (["第一章 渡口", "第一章", "第一章 渡口 夜雨"], "第一章 渡口 夜雨"),
     ],
 )
-def test_of_doubled_headings_the_longer_one_stays(lines: list[str], stays: str) -> None:
-    assert kept("\n".join(lines)).strip() == stays
+def test_the_longer_of_doubled_headings_is_kept(lines: list[str], stays: str) -> None:
+    assert clean("\n".join(lines)).strip() == stays
 
 
 @pytest.mark.parametrize(
@@ -620,8 +618,8 @@ def test_of_doubled_headings_the_longer_one_stays(lines: list[str], stays: str) 
         ["第一章 渡口", STORY[0], "第一章 渡口"],
     ],
 )
-def test_headings_that_are_not_doubled_stay(lines: list[str]) -> None:
-    assert kept("\n".join(lines)).split("\n") == lines
+def test_headings_that_are_not_doubled_are_kept(lines: list[str]) -> None:
+    assert clean("\n".join(lines)).split("\n") == lines
 
 
 # ---------------------------------------------------------------- front matter
@@ -636,7 +634,7 @@ def test_headings_that_are_not_doubled_stay(lines: list[str]) -> None:
         "渡口\n目　录\n",
     ],
 )
-def test_front_matter_goes(front: str) -> None:
+def test_front_matter_is_removed(front: str) -> None:
     text, account = clean_text(front + BODY)
     assert text == BODY and set(account.pieces) == {"front matter"} and account.is_exact()
 
@@ -655,11 +653,11 @@ def test_front_matter_goes(front: str) -> None:
         "这里没有标题，却是故事的开头。" + LONG * 8 + "\n简介贴在墙上。\n",
     ],
 )
-def test_a_prologue_stays(front: str) -> None:
+def test_a_prologue_is_kept(front: str) -> None:
     assert clean_text(front + BODY)[0] == front + BODY
 
 
-def test_what_precedes_the_prologue_goes_and_the_prologue_stays() -> None:
+def test_text_before_the_prologue_is_removed_alone() -> None:
     prologue = "楔子 那年冬天\n" + "".join(f"{line}\n" for line in STORY)
     assert (
         clean_text("作者：某某\n内容简介：一座渡口。\n\n" + prologue + BODY)[0] == prologue + BODY
@@ -671,7 +669,7 @@ def test_without_five_headings_nothing_is_front_matter() -> None:
     assert clean_text(text)[0] == text
 
 
-# ---------------------------------------------------------------- turned off
+# ---------------------------------------------------------------- without cleaning
 
 WRAPPED = [
     "　　他沿着河堤走了很久，柳枝垂到水面上，渡船还系在老地方，船",
@@ -736,7 +734,7 @@ LAYOUT_RULES = {
 
 
 def letters(text: str) -> str:
-    """What is left when layout is left out."""
+    """The text without its layout."""
     return re.sub(
         "[\\s\x00-\x1f\x7f-\x9f\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufeff]+", "", text
     )
@@ -744,7 +742,7 @@ def letters(text: str) -> str:
 
 @given(text=MIXTURE | st.text(max_size=60))
 @example(text="\n".join(HAZARDS))
-def test_turned_off_only_the_layout_changes(text: str) -> None:
+def test_without_cleaning_a_text_only_changes_its_layout(text: str) -> None:
     cleaned, account = clean_text(text, remove=False)
     assert letters(cleaned) == letters(text)
     assert not account.pieces and set(account.places) <= LAYOUT_RULES
@@ -755,7 +753,7 @@ def test_turned_off_only_the_layout_changes(text: str) -> None:
 
 
 def checked(text: str, remove: bool) -> str:
-    """The cleaned text, all that can be said of any text and its account having been asserted."""
+    """The cleaned text; asserts all that must hold for any text and its account."""
     cleaned, account = clean_text(text, remove)
     assert account.read == len(text) and account.kept == len(cleaned) and account.is_exact()
     assert (
@@ -785,7 +783,7 @@ def test_the_account_of_any_text_is_exact(text: str, remove: bool) -> None:
 @given(text=MIXTURE, remove=st.booleans())
 @example(text="\n".join(HAZARDS), remove=True)
 @example(text="\n".join(reversed(HAZARDS)), remove=True)
-def test_the_account_of_a_text_of_hazards_is_exact(text: str, remove: bool) -> None:
+def test_the_account_of_a_text_of_hard_cases_is_exact(text: str, remove: bool) -> None:
     checked(text, remove)
 
 
@@ -794,7 +792,7 @@ def test_cleaning_a_cleaned_text_changes_nothing(text: str, remove: bool) -> Non
     for line in (
         *WRAPPED,
         "&amp;",
-    ):  # what shows that lines are wrapped is partly the indentation; &amp;lt; is &lt; for a reason
+    ):  # wrapped lines are recognised by indents, too; &amp;lt; must become &lt; only
         text = text.replace(line, "")
     once = clean_text(text, remove)[0]
     assert clean_text(once, remove)[0] == once
@@ -807,10 +805,10 @@ def test_cleaning_any_cleaned_text_changes_nothing(text: str) -> None:
 
 
 @given(data=st.data())
-def test_no_paragraph_is_lost_whatever_stands_around_it(data: st.DataObject) -> None:
+def test_no_paragraph_is_lost_whatever_surrounds_it(data: st.DataObject) -> None:
     around = [
         h for h in HAZARDS if not re.search("GUTENBERG|简介|作者|^目录$|^正文$|^[=-]+$", h)
-    ]  # these take whole passages, as their own tests say
+    ]  # rules that remove whole passages have their own tests
     hazard = st.sampled_from(around)
     lines = data.draw(
         st.lists(
@@ -821,14 +819,14 @@ def test_no_paragraph_is_lost_whatever_stands_around_it(data: st.DataObject) -> 
     )
     end = data.draw(st.sampled_from(ENDS))
     text = clean_text("".join(indent + line + end for indent, line in lines))[0]
-    told = re.findall("|".join(map(re.escape, STORY)), text)
-    assert told == [line for _, line in lines if line in STORY]
+    story_lines = re.findall("|".join(map(re.escape, STORY)), text)
+    assert story_lines == [line for _, line in lines if line in STORY]
 
 
 @given(
     lines=st.lists(st.sampled_from([*STORY, LONG]), min_size=1, max_size=20), remove=st.booleans()
 )
-def test_a_story_without_hazards_is_left_to_the_character(lines: list[str], remove: bool) -> None:
+def test_a_story_without_hard_cases_is_not_changed(lines: list[str], remove: bool) -> None:
     text = "\n".join(lines) + "\n"
     cleaned, account = clean_text(text, remove)
     assert cleaned == text and not account.places
@@ -850,7 +848,7 @@ def test_accounts_add_up() -> None:
     )
 
 
-def test_an_account_with_a_lost_character_is_not_exact() -> None:
+def test_an_account_that_misses_a_character_is_not_exact() -> None:
     account = clean_text("雨\n夜\r\n")[1]
     account.kept -= 1
     assert not account.is_exact()
@@ -897,7 +895,7 @@ def test_an_account_with_a_lost_character_is_not_exact() -> None:
         "Chapter 1 ",
     ],
 )
-def test_no_line_takes_longer_than_its_length(piece: str) -> None:
+def test_the_time_for_a_line_is_proportional_to_its_length(piece: str) -> None:
     line = (piece * 20_000)[:20_000]
     for text in (
         f"雨{line}夜\n",

@@ -1,4 +1,4 @@
-"""prepare.py: every character of the books lands in its split once, in a folder that is whole or not there."""
+"""prepare.py: every character of the books is in one split, and the folder is complete or absent."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ FILES = ["meta.json", "tokenizer.json", "train.bin", "val.bin"]
 
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder to work in, which the commands also take for their own home."""
+    """An empty working folder, which is the repository for the commands, too."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(text_prepare, "REPO_ROOT", tmp_path)
     return tmp_path
@@ -71,7 +71,7 @@ def meta_of(folder: str) -> dict:
 
 
 def laid_out(text: str) -> str:
-    """The shared book as it stands in the data: without indentation."""
+    """The shared book as prepare.py writes it: without indents."""
     return text.replace("　　", "")
 
 
@@ -83,11 +83,11 @@ def documents(folder: str, split: str) -> list[str]:
     return [tokenizer.decode(tokens[a + 1 : b]) for a, b in pairwise(ends)]
 
 
-# ---------------------------------------------------------------- what is written
+# ---------------------------------------------------------------- content
 
 
 @pytest.mark.parametrize("kind", ["bpe", "chars"])
-def test_every_character_lands_in_its_split_once(text: str, kind: str) -> None:
+def test_every_character_is_in_one_split_once(text: str, kind: str) -> None:
     assert made(book("雨夜.txt", text), f"--tokenizer={kind}") == 0
     [train], [val] = documents("data/雨夜", "train"), documents("data/雨夜", "val")
     assert train + val == laid_out(text)
@@ -105,7 +105,7 @@ def test_each_book_is_a_document_and_its_end_is_validation_text(text: str) -> No
     assert [b["title"] for b in meta_of("data/shelf")["books"]] == ["a", "b"]
 
 
-def test_the_meta_counts_what_is_there(text: str) -> None:
+def test_the_counts_in_the_meta_are_right(text: str) -> None:
     book("shelf/a.txt", text)
     book("shelf/b.txt", "短篇🙂\n")
     assert made("shelf") == 0
@@ -137,7 +137,7 @@ def test_the_meta_counts_what_is_there(text: str) -> None:
     }
 
 
-def test_a_chapters_offset_leads_to_its_title(text: str) -> None:
+def test_a_chapters_offset_points_to_its_title(text: str) -> None:
     book("shelf/a.txt", "楔子。\n" + text)
     book("shelf/b.txt", text)
     assert made("shelf", "--val_fraction=0.2") == 0
@@ -153,13 +153,13 @@ def test_a_chapters_offset_leads_to_its_title(text: str) -> None:
         )
 
 
-def test_without_a_share_there_is_no_validation_text(text: str) -> None:
+def test_with_a_share_of_0_there_is_no_validation_text(text: str) -> None:
     assert made(book("a.txt", text), "--val_fraction=0") == 0
     assert documents("data/a", "train") == [laid_out(text)] and documents("data/a", "val") == []
     assert meta_of("data/a")["splits"]["val"]["documents"] == 0
 
 
-def test_a_vocabulary_over_65536_takes_four_bytes_a_token(here: Path) -> None:
+def test_a_vocabulary_over_65536_needs_four_bytes_per_token(here: Path) -> None:
     fake = SimpleNamespace(n_vocab=70_000, end=69_999, kind="fake", hash="", to_json=lambda: "{}")
     with DatasetWriter(here / "big") as writer:
         writer.open(fake)
@@ -170,13 +170,13 @@ def test_a_vocabulary_over_65536_takes_four_bytes_a_token(here: Path) -> None:
     assert TextDataset(here / "big", "train").tokens.tolist() == [65_536, 69_000, 69_999]
 
 
-def test_the_end_tokens_spelling_in_a_book_ends_nothing() -> None:
+def test_the_end_tokens_spelling_in_a_book_is_text() -> None:
     text = "他写道：<|endoftext|>\n" * 50
     assert made(book("a.txt", text), "--val_fraction=0") == 0
     assert documents("data/a", "train") == [text]
 
 
-def test_the_tokenizer_of_another_folder_is_taken_over(
+def test_the_tokenizer_of_another_folder_can_be_used(
     text: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert made(book("a.txt", text)) == 0
@@ -186,20 +186,20 @@ def test_the_tokenizer_of_another_folder_is_taken_over(
     assert "--vocab_size goes with" in capsys.readouterr().err
 
 
-def test_a_line_of_a_million_spaces_is_text_too(text: str) -> None:
+def test_a_line_of_a_million_spaces_is_prepared(text: str) -> None:
     blank = "雨。" + " " * 1_000_000 + "夜\n"
     assert made(book("a.txt", text)) == 0
     assert prepare.main([book("b.txt", blank), "--tokenizer=data/a", "--val_fraction=0"]) == 0
     assert documents("data/b", "train") == [blank]
 
 
-# ---------------------------------------------------------------- the same again
+# ---------------------------------------------------------------- repeated runs
 
 
 def test_the_same_books_give_the_same_bytes(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         books, "BLOCK_CHARACTERS", 2000
-    )  # many sections, so that the order of the threads could matter
+    )  # many sections, which threads could reorder
     book("a.txt", text.replace("　　", "") * 3)
     for out, threads in (("one", 1), ("two", 2), ("again", 2)):
         assert made("a.txt", f"--out={out}", f"--threads={threads}") == 0
@@ -210,7 +210,7 @@ def test_a_second_run_replaces_the_first(text: str) -> None:
     assert made(book("a.txt", text)) == 0
     assert (
         made(book("a.txt", text[:3000]), "--vocab_size=290") == 2
-    )  # a mistake leaves the first as it is
+    )  # an error does not change the first
     assert "".join(documents("data/a", "train") + documents("data/a", "val")) == laid_out(text)
     assert made("a.txt", "--vocab_size=310") == 0
     assert (
@@ -220,23 +220,23 @@ def test_a_second_run_replaces_the_first(text: str) -> None:
     assert sorted(contents("data/a")) == FILES
 
 
-# ---------------------------------------------------------------- nothing half-written
+# ---------------------------------------------------------------- failures
 
 
 @pytest.mark.parametrize("raw", [bytes(range(256)) * 50, b""], ids=["no text", "empty"])
-def test_a_bad_book_leaves_nothing_behind(
+def test_after_a_bad_book_no_files_are_left(
     text: str, raw: bytes, capsys: pytest.CaptureFixture[str]
 ) -> None:
     book("shelf/a.txt", text)
     Path("shelf/z.txt").write_bytes(raw)
     assert made("shelf") == 2
-    told = capsys.readouterr()
-    assert "z.txt" in told.err and "Traceback" not in told.err and told.out == ""
+    output = capsys.readouterr()
+    assert "z.txt" in output.err and "Traceback" not in output.err and output.out == ""
     assert not Path("data").exists()
 
 
 @pytest.mark.parametrize("when", ["add", "finish"])
-def test_a_disk_that_fills_up_leaves_the_earlier_data_alone(
+def test_a_full_disk_does_not_harm_earlier_data(
     text: str, when: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     book("shelf/a.txt", text)
@@ -249,8 +249,12 @@ def test_a_disk_that_fills_up_leaves_the_earlier_data_alone(
     monkeypatch.setattr(DatasetWriter, when, full)
     capsys.readouterr()
     assert made("shelf", "--tokenizer=chars") == 2
-    told = capsys.readouterr()
-    assert os.strerror(errno.ENOSPC) in told.err and "Traceback" not in told.err and told.out == ""
+    output = capsys.readouterr()
+    assert (
+        os.strerror(errno.ENOSPC) in output.err
+        and "Traceback" not in output.err
+        and output.out == ""
+    )
     assert contents("data/shelf") == before
     assert made("shelf", "--out=data/new") == 2
     assert not Path("data/new").exists()
@@ -273,14 +277,14 @@ def test_a_book_that_changes_after_it_was_read_changes_nothing(
     )
 
 
-# ---------------------------------------------------------------- files as they are found
+# ---------------------------------------------------------------- bad and damaged files
 
 BAD = {"07.txt": bytes(range(256)) * 40, "12.zip": b"PK\x03\x04" + b"torn" * 30, "18.txt": b""}
 
 
 @pytest.fixture
 def shelf(text: str) -> dict[str, str]:
-    """A folder of 20 files of many kinds, three of them bad; the titles of the good ones with their texts."""
+    """(a folder of 20 files of many kinds, three of them bad; {title: text} of the good ones)."""
     Path("shelf").mkdir()
     chapters = laid_out(text).split("\n第")
     codecs = ["utf-8", "utf-8-sig", "gb18030", "utf-16", "utf-16-le"]
@@ -308,17 +312,17 @@ def shelf(text: str) -> dict[str, str]:
     return good
 
 
-def test_bad_files_are_all_named_with_their_reasons_and_nothing_is_written(
+def test_all_bad_files_are_reported_and_nothing_is_written(
     shelf: dict[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert made("shelf") == 2
-    told = capsys.readouterr()
+    output = capsys.readouterr()
     assert (
-        told.out == ""
-        and told.err.startswith("error: 3 of 20 files can't be read:")
-        and "--skip_bad" in told.err
+        output.out == ""
+        and output.err.startswith("error: 3 of 20 files can't be read:")
+        and "--skip_bad" in output.err
     )
-    reasons = dict(re.findall(r"shelf.(\d\d\.\w+): (.+)", told.err))
+    reasons = dict(re.findall(r"shelf.(\d\d\.\w+): (.+)", output.err))
     assert reasons.keys() == BAD.keys()
     assert (
         "it is no text" in reasons["07.txt"]
@@ -328,18 +332,18 @@ def test_bad_files_are_all_named_with_their_reasons_and_nothing_is_written(
     assert sorted(path.name for path in Path().iterdir()) == ["shelf"]
 
 
-def test_bad_files_are_left_out_where_that_is_asked_for_and_that_is_told(
+def test_skip_bad_skips_bad_files_and_reports_them(
     shelf: dict[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert made("shelf", "--skip_bad", "--val_fraction=0") == 0
-    told = capsys.readouterr().out
-    assert re.findall(r"skipped +shelf.(\d\d\.\w+): .", told) == sorted(BAD)
+    output = capsys.readouterr().out
+    assert re.findall(r"skipped +shelf.(\d\d\.\w+): .", output) == sorted(BAD)
     titles = [b["title"] for b in meta_of("data/shelf")["books"]]
     assert dict(zip(titles, documents("data/shelf", "train"), strict=True)) == shelf
     assert sorted(contents("data/shelf")) == FILES
 
 
-def test_if_all_files_are_bad_there_is_nothing_to_skip_to(
+def test_skip_bad_needs_one_good_file(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     book("shelf/a.txt", "")
@@ -347,7 +351,7 @@ def test_if_all_files_are_bad_there_is_nothing_to_skip_to(
     assert "no readable file is left" in capsys.readouterr().err
 
 
-def test_encodings_are_told_and_can_be_forced(
+def test_encodings_are_reported_and_can_be_forced(
     text: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Path("a.txt").write_bytes(text.encode("gb18030"))
@@ -359,14 +363,16 @@ def test_encodings_are_told_and_can_be_forced(
     capsys.readouterr()
     for wrong in ("utf-8", "klingon", "hex", "\0"):
         assert made("a.txt", f"--encoding={wrong}", "--out=wrong") == 2
-        told = capsys.readouterr()
-        assert told.err.startswith("error: ") and "Traceback" not in told.err and told.out == ""
+        output = capsys.readouterr()
+        assert (
+            output.err.startswith("error: ") and "Traceback" not in output.err and output.out == ""
+        )
     assert not Path("wrong").exists()
 
 
 @pytest.mark.parametrize("name", ["a.gz", "a.txt.gz", "a.zip"])
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.9])
-def test_a_torn_archive_is_one_message_and_exit_code_2(
+def test_a_truncated_archive_is_one_message_and_exit_code_2(
     text: str, name: str, share: float, capsys: pytest.CaptureFixture[str]
 ) -> None:
     raw = io.BytesIO()
@@ -375,16 +381,16 @@ def test_a_torn_archive_is_one_message_and_exit_code_2(
     whole = raw.getvalue() if name.endswith("zip") else gzip.compress(text.encode())
     Path(name).write_bytes(whole[: int(share * len(whole))])
     assert made(name) == 2
-    told = capsys.readouterr()
+    output = capsys.readouterr()
     assert (
-        "can't be read" in told.err
-        and name in told.err
-        and "can't write" not in told.err
-        and "Traceback" not in told.err
+        "can't be read" in output.err
+        and name in output.err
+        and "can't write" not in output.err
+        and "Traceback" not in output.err
     )
 
 
-def test_the_same_book_twice_is_noticed(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_duplicate_books_are_reported(text: str, capsys: pytest.CaptureFixture[str]) -> None:
     book("shelf/旧本.txt", text)
     book(
         "shelf/别的.txt",
@@ -399,7 +405,7 @@ def test_the_same_book_twice_is_noticed(text: str, capsys: pytest.CaptureFixture
     assert len(notes) == 1 and "100%" in notes[0] and "旧本" in notes[0] and "新本" in notes[0]
 
 
-# What a site does to a novel; each kind of thing is taken out by one rule.
+# What a site adds to a novel; one rule removes each kind.
 DIRT = {
     "addresses": [
         "　　雨夜在线书库《www.yuye.com》",
@@ -433,7 +439,7 @@ def figures(line: str) -> list[int]:
     return [int(word.replace(",", "")) for word in line.split()[-2:]]
 
 
-def test_the_account_adds_up_in_the_summary_and_in_the_meta(
+def test_the_account_adds_up_in_summary_and_meta(
     text: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     book("shelf/a.txt", dirty(text))
@@ -477,11 +483,11 @@ def test_the_account_adds_up_in_the_summary_and_in_the_meta(
             )
             if rule in row
         )
-        found = [b["account"]["rules"].get(name, [0, 0, 0]) for b in meta["books"]]
-        assert figures(row) == [sum(r[0] for r in found), sum(r[2] - r[1] for r in found)]
+        result = [b["account"]["rules"].get(name, [0, 0, 0]) for b in meta["books"]]
+        assert figures(row) == [sum(r[0] for r in result), sum(r[2] - r[1] for r in result)]
 
 
-def test_what_went_is_listed_where_that_is_asked_for_and_sampled_otherwise(
+def test_show_removed_lists_all_removed_text_and_the_summary_a_sample(
     text: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     book("a.txt", dirty(text))
@@ -507,14 +513,14 @@ def test_without_cleaning_only_the_layout_changes(text: str) -> None:
     source = dirty(text)
     book("a.txt", source)
     assert made("a.txt", "--clean=false", "--val_fraction=0") == 0
-    [found] = documents("data/a", "train")
-    assert "".join(found.split()) == "".join(source.split())
+    [result] = documents("data/a", "train")
+    assert "".join(result.split()) == "".join(source.split())
     assert meta_of("data/a")["settings"]["clean"] is False
     assert made("a.txt", "--out=cleaned", "--val_fraction=0") == 0
     assert documents("cleaned", "train") == [laid_out(text)]
 
 
-def test_odd_characters_are_noted(capsys: pytest.CaptureFixture[str]) -> None:
+def test_rare_characters_are_reported(capsys: pytest.CaptureFixture[str]) -> None:
     book("a.txt", "他姓\ue123，字\U00020bb7。雨还在下，谁也没有说话。\n" * 20)
     assert made("a.txt", "--tokenizer=chars") == 0
     assert "a has odd characters: 20 private-use, 20 rare" in capsys.readouterr().out
@@ -553,7 +559,7 @@ PIECES = st.sampled_from(
     suffix=st.sampled_from([".txt", ".txt", ".gz", ".zip"]),
     clean=st.booleans(),
 )
-def test_any_bytes_are_prepared_with_an_exact_account_or_told(
+def test_any_bytes_are_prepared_with_an_exact_account_or_refused(
     tmp_path_factory: pytest.TempPathFactory, raw: bytes, suffix: str, clean: bool
 ) -> None:
     folder = tmp_path_factory.mktemp("fuzz")
@@ -583,8 +589,8 @@ def test_any_bytes_are_prepared_with_an_exact_account_or_told(
             == account["kept"]
             == one["characters"]
         )
-    told = "".join(documents(folder / "out", "train") + documents(folder / "out", "val"))
-    assert len(told) == sum(one["characters"] for one in meta_of(folder / "out")["books"])
+    prepared = "".join(documents(folder / "out", "train") + documents(folder / "out", "val"))
+    assert len(prepared) == sum(one["characters"] for one in meta_of(folder / "out")["books"])
 
 
 # ---------------------------------------------------------------- the bundled novella
@@ -600,7 +606,7 @@ def test_any_bytes_are_prepared_with_an_exact_account_or_told(
     ],
 )
 @pytest.mark.parametrize("linked", [False, True], ids=["plain", "data is a link"])
-def test_the_users_text_never_lands_on_the_novella(
+def test_the_users_text_never_overwrites_the_novella(
     text: str, argv: list[str], linked: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
     if linked:
@@ -621,10 +627,10 @@ def test_without_input_the_novella_is_prepared(text: str) -> None:
     assert made("data/novella") == 0
 
 
-# ---------------------------------------------------------------- what is told
+# ---------------------------------------------------------------- messages
 
 
-def test_the_summary_tells_the_counts(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_summary_shows_the_counts(text: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert made(book("雨夜.txt", text)) == 0
     lines, meta = capsys.readouterr().out.splitlines(), meta_of("data/雨夜")
     [row] = [line.split() for line in lines if line.startswith("  雨夜")]
@@ -636,10 +642,10 @@ def test_the_summary_tells_the_counts(text: str, capsys: pytest.CaptureFixture[s
             split,
             *(f"{meta['splits'][split][name]:,}" for name in ("characters", "tokens", "documents")),
         ]
-    told = "\n".join(lines)
+    summary = "\n".join(lines)
     tokens = sum(part["tokens"] for part in meta["splits"].values())
-    assert "vocabulary   300 (bpe; set by --vocab_size)" in told
-    assert f"compression  {len(laid_out(text)) / tokens:.2f} characters per token" in told
+    assert "vocabulary   300 (bpe; set by --vocab_size)" in summary
+    assert f"compression  {len(laid_out(text)) / tokens:.2f} characters per token" in summary
     assert shlex.split(lines[-1]) == ["next", "python", "train.py", "--dataset=雨夜"]
 
 
@@ -667,8 +673,8 @@ def test_a_mistake_is_one_message_and_exit_code_2(
 ) -> None:
     book("a.txt", text[:1000])
     assert made(*argv) == 2
-    told = capsys.readouterr()
-    assert told.err.startswith("error: ") and "Traceback" not in told.err
+    output = capsys.readouterr()
+    assert output.err.startswith("error: ") and "Traceback" not in output.err
     assert [path.name for path in Path().iterdir()] == ["a.txt"]
 
 
@@ -676,7 +682,7 @@ def test_a_mistake_is_one_message_and_exit_code_2(
 
 
 @pytest.mark.parametrize(("threads", "ahead"), [(1, 1), (2, 4), (3, 100)])
-def test_only_a_few_items_are_held_at_a_time(threads: int, ahead: int) -> None:
+def test_only_a_few_items_are_in_memory_at_a_time(threads: int, ahead: int) -> None:
     drawn = 0
 
     def items() -> Iterator[int]:

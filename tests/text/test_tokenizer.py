@@ -1,4 +1,4 @@
-"""Tokenizers: text and ids are the same thing, here and in Hugging Face's tools; only whole characters come out."""
+"""Tokenizers: lossless, equal in Hugging Face's tools, robust against damage, valid UTF-8."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ MIXED = [
     "\n",
     "",
 ]
-# Unassigned characters are left out: whether they are letters is a question of the Unicode version a tool was built with.
+# No unassigned characters: whether they are letters depends on a tool's Unicode version.
 ANY_TEXT = st.text(st.characters(exclude_categories=["Cs", "Cn"]), max_size=60) | st.lists(
     st.sampled_from([*"ab1 \n\t，。“雨夜'’", "  ", "\r\n", "　", "s", "🙂", "第一回"])
 ).map("".join)
@@ -95,7 +95,7 @@ def twin(each: Tokenizer) -> HFTokenizer:
 
 @pytest.fixture(scope="session")
 def folder(each: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What a model folder holds of the tokenizer."""
+    """A folder with the tokenizer's files of a model folder."""
     path = tmp_path_factory.mktemp(each.kind)
     for name, content in each.files(256).items():
         (path / name).write_text(content, encoding="utf-8", newline="\n")
@@ -117,7 +117,7 @@ def test_lists_and_arrays_hold_the_same_ids(each: Tokenizer, text: str) -> None:
 
 @given(text=ANY_TEXT)
 def test_hugging_face_gives_the_same_ids(each: Tokenizer, twin: HFTokenizer, text: str) -> None:
-    text = text.replace("<|", "<")  # theirs reads special tokens in a text, ours does not
+    text = text.replace("<|", "<")  # their tokenizer reads special tokens in a text, ours does not
     assert twin.encode(text).ids == each.encode(text)
 
 
@@ -130,7 +130,7 @@ def test_hugging_face_gives_the_same_ids_to_every_kind_of_text(
         assert each.decode(each.encode(piece)) == piece
 
 
-def test_training_made_words_of_the_text_shorter(tokenizer: Tokenizer, text: str) -> None:
+def test_trained_merges_shorten_the_words_of_the_text(tokenizer: Tokenizer, text: str) -> None:
     assert len(tokenizer.encode(text)) < 0.5 * len(text.encode("utf-8"))
 
 
@@ -164,7 +164,7 @@ SHARDS = [
 
 @pytest.fixture(scope="session", params=["bpe", "chars"])
 def greedy(request: pytest.FixtureRequest) -> Tokenizer:
-    """One that knows every word made of a few shards, blank ones too, so that a cut inside a word changes the ids."""
+    """A tokenizer with a token for every short combination of pieces: a cut in a word changes ids."""
     written = "".join(a + b + c for a in SHARDS for b in SHARDS for c in SHARDS)
     return (
         train_bpe([written], 900)
@@ -176,22 +176,22 @@ def greedy(request: pytest.FixtureRequest) -> Tokenizer:
 @given(
     written=st.lists(st.sampled_from(SHARDS), max_size=60).map("".join), block=st.integers(40, 80)
 )
-def test_sections_are_encoded_as_the_whole_is(
+def test_sections_are_encoded_like_the_whole_text(
     greedy: Tokenizer, written: str, block: int, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """What makes prepare.py's cutting harmless: no word reaches over a cut."""
+    """prepare.py may cut a text into sections because no word crosses a cut."""
     path = tmp_path_factory.getbasetemp() / "cut.txt"
     path.write_bytes(written.encode("utf-8"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(books, "BLOCK_CHARACTERS", block)
         pieces = [section.text for section in sections(path)]
-    if all(piece.endswith("\n") for piece in pieces[:-1]):  # not so in an endless line
+    if all(piece.endswith("\n") for piece in pieces[:-1]):  # not in an endless line
         assert [i for piece in pieces for i in greedy.encode(piece)] == greedy.encode(
             "".join(pieces)
         )
 
 
-def test_a_novel_is_encoded_in_sections_as_the_whole_is(
+def test_a_novel_in_sections_is_encoded_like_the_whole(
     ours: Tokenizer, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text = text.replace("　　", "")
@@ -206,7 +206,7 @@ def test_a_novel_is_encoded_in_sections_as_the_whole_is(
 
 
 @given(text=st.lists(st.sampled_from([*SPECIALS, "雨", "<|", "|>", " "])).map("".join))
-def test_special_tokens_in_a_text_are_letters(each: Tokenizer, text: str) -> None:
+def test_special_tokens_in_a_text_are_plain_characters(each: Tokenizer, text: str) -> None:
     assert max([*each.encode(text), *each.encode_to_numpy(text)], default=0) < len(each.ranks)
     assert each.decode(each.encode(text)) == text
 
@@ -217,7 +217,7 @@ def test_special_tokens_come_last_and_have_no_bytes(each: Tokenizer) -> None:
     assert each.decode(ids) == ""
 
 
-def test_the_mask_is_on_what_the_assistant_says(each: Tokenizer) -> None:
+def test_the_mask_covers_the_assistants_messages(each: Tokenizer) -> None:
     ids, mask = each.render(CHAT)
     first, second = each.encode(" 一个铁匠。\n"), each.encode("")
     spoken = [i for i, trained in zip(ids, mask, strict=True) if trained]
@@ -261,7 +261,7 @@ def test_transformers_reads_the_folder(each: Tokenizer, folder: Path, text: str)
     )
 
 
-def test_the_chat_template_renders_as_we_do(each: Tokenizer, folder: Path) -> None:
+def test_the_chat_template_renders_like_render(each: Tokenizer, folder: Path) -> None:
     other = AutoTokenizer.from_pretrained(folder)
     assert other.apply_chat_template(CHAT, return_dict=False) == each.render(CHAT)[0]
     open_chat = [*CHAT[:2], {"role": "assistant", "content": None}]
@@ -302,7 +302,7 @@ def test_other_tokenizers_have_other_hashes(
     assert train_bpe([text], 512).hash == tokenizer.hash
 
 
-def test_a_folder_without_tokenizer_is_told(tmp_path: Path) -> None:
+def test_a_folder_without_a_tokenizer_is_reported(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="there is no tokenizer in"):
         Tokenizer.load(tmp_path)
 
@@ -312,19 +312,19 @@ def test_a_folder_without_tokenizer_is_told(tmp_path: Path) -> None:
     ["", "{", "[]", "null", "[" * 100_000, '{"model": {}}'],
     ids=["empty", "torn", "list", "null", "deep", "foreign"],
 )
-def test_a_damaged_tokenizer_is_told(tmp_path: Path, content: str) -> None:
+def test_a_damaged_tokenizer_is_reported(tmp_path: Path, content: str) -> None:
     (tmp_path / "tokenizer.json").write_text(content, encoding="utf-8")
     with pytest.raises(UserError, match=r"tokenizer\.json"):
         Tokenizer.load(tmp_path)
 
 
-def test_a_tokenizer_that_is_no_utf8_is_told(tmp_path: Path) -> None:
+def test_a_tokenizer_file_that_is_not_utf_8_is_reported(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_bytes(b"\xff\xfe{}")
     with pytest.raises(UserError, match=r"tokenizer\.json is damaged"):
         Tokenizer.load(tmp_path)
 
 
-def test_a_foreign_tokenizer_is_told_what_it_lacks(tmp_path: Path) -> None:
+def test_an_unsupported_tokenizer_is_refused_with_the_reason(tmp_path: Path) -> None:
     from tokenizers import models, trainers
 
     foreign = HFTokenizer(models.BPE())
@@ -341,7 +341,7 @@ def small_document() -> dict:
 
 
 @given(data=st.data())
-def test_whatever_can_be_loaded_can_be_used(
+def test_every_tokenizer_that_loads_can_encode(
     data: st.DataObject, damage, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     """Loading a damaged file is a UserError or gives a tokenizer that encodes, decodes and can be saved."""
@@ -389,17 +389,17 @@ def test_a_tokenizer_that_would_lose_text_is_refused(tmp_path: Path, harm) -> No
         Tokenizer.load(tmp_path)
 
 
-# ---------------------------------------------------------------- making one
+# ---------------------------------------------------------------- training
 
 
 @pytest.mark.parametrize("vocab_size", [300, 333, 400, 512])
-def test_the_vocabulary_has_the_size_asked_for(text: str, vocab_size: int) -> None:
+def test_the_vocabulary_has_the_chosen_size(text: str, vocab_size: int) -> None:
     assert train_bpe([text], vocab_size).n_vocab == vocab_size
     assert vocab_size - 2 <= character_tokenizer(Counter(text), vocab_size).n_vocab <= vocab_size
 
 
 @given(written=ANY_TEXT, vocab_size=st.integers(300, 330))
-def test_no_vocabulary_is_larger_than_asked_for(written: str, vocab_size: int) -> None:
+def test_no_vocabulary_is_larger_than_chosen(written: str, vocab_size: int) -> None:
     for made in (
         train_bpe([written], vocab_size),
         character_tokenizer(Counter(written), vocab_size),
@@ -408,18 +408,18 @@ def test_no_vocabulary_is_larger_than_asked_for(written: str, vocab_size: int) -
         assert made.decode(made.encode(written)) == written
 
 
-def test_a_poor_text_gives_a_smaller_vocabulary() -> None:
+def test_a_text_of_few_words_gives_a_smaller_vocabulary() -> None:
     assert train_bpe(["ab"], 1000).n_vocab == 261
     assert train_bpe([], 1000).n_vocab == 261
 
 
-def test_a_ruler_across_the_page_makes_no_giant_tokens() -> None:
-    """Whose merges take minutes to find, and which no other text would use."""
+def test_long_rulers_make_no_long_tokens() -> None:
+    """Their merges would take minutes to train, and no other text would use them."""
     made = train_bpe(["第一回\n" + "=" * 4000 + "\n"] * 3, 300)
     assert max(len(token) for token in made.ranks) <= 128
 
 
-def test_the_commonest_characters_get_the_room() -> None:
+def test_the_most_frequent_characters_get_tokens() -> None:
     made = character_tokenizer(Counter("雨雨雨夜夜风"), 261 + 4)
     assert [len(made.encode(character)) for character in "雨夜风"] == [1, 1, 3]
 
@@ -439,7 +439,7 @@ def test_merges_build_every_token_from_earlier_ones(each: Tokenizer) -> None:
     assert sorted(made, key=made.get) == sorted(made, key=each.ranks.get)
 
 
-def test_gpt2_has_its_vocabulary_and_four_tokens_more(gpt2: Tokenizer) -> None:
+def test_gpt2_has_its_vocabulary_and_four_special_tokens(gpt2: Tokenizer) -> None:
     assert gpt2.n_vocab == 50_257 + 4
     assert gpt2.end == 50_256
     assert gpt2.encode("Hello world") == [15496, 995]
@@ -459,13 +459,11 @@ def test_gpt2_without_its_vocabulary_is_one_clear_error(
     assert "ConnectionError" in str(error.value) and error.value.__suppress_context__
 
 
-# ---------------------------------------------------------------- text out of tokens
+# ---------------------------------------------------------------- tokens to text
 
 
 @given(text=ANY_TEXT)
-def test_a_stream_shows_whole_characters_as_soon_as_they_are_whole(
-    each: Tokenizer, text: str
-) -> None:
+def test_a_stream_returns_characters_as_soon_as_they_are_whole(each: Tokenizer, text: str) -> None:
     text = text.replace("\ufffd", "")
     stream, shown, raw = TextStream(each), "", b""
     for token in each.encode(text):
@@ -476,7 +474,7 @@ def test_a_stream_shows_whole_characters_as_soon_as_they_are_whole(
 
 
 @given(text=ANY_TEXT)
-def test_a_stream_of_single_bytes_shows_no_replacement_character(
+def test_a_stream_of_single_bytes_returns_no_replacement_character(
     tokenizer: Tokenizer, text: str
 ) -> None:
     text = text.replace("\ufffd", "")
@@ -487,13 +485,13 @@ def test_a_stream_of_single_bytes_shows_no_replacement_character(
     )
 
 
-def test_special_tokens_show_nothing(each: Tokenizer) -> None:
+def test_special_tokens_have_no_text(each: Tokenizer) -> None:
     stream = TextStream(each)
     assert "".join(stream.push(i) for i in range(len(each.ranks), each.n_vocab)) == ""
 
 
 def is_beginning(raw: bytes) -> bool:
-    """Whether Python's strict decoder takes these bytes as the beginning of some text without a replacement character."""
+    """Whether strict UTF-8 decoding accepts these bytes as a prefix of a text without a �."""
     if "\ufffd".encode() in raw:
         return False
     try:
@@ -524,14 +522,14 @@ PREFIXES = [
     b"\xf4",
     b"\xef",
     b"\xef\xbf",
-]  # one way into every state, and one more
+]  # a path into every state, and one more
 
 
 def test_every_state_is_reached() -> None:
     assert {state_after(prefix) for prefix in PREFIXES} == set(range(STATES))
 
 
-def test_the_automaton_takes_what_pythons_decoder_takes() -> None:
+def test_the_automaton_accepts_what_pythons_decoder_accepts() -> None:
     for prefix in PREFIXES:
         for first in range(256):
             assert (state_after(prefix + bytes([first])) >= 0) == is_beginning(
@@ -573,7 +571,7 @@ def test_a_walk_along_allowed_tokens_is_text(
         state, raw = int(after[state, token]), raw + each.token_bytes[token]
         assert is_beginning(raw)
     assert (state == WHOLE) == (raw.decode("utf-8", errors="ignore").encode("utf-8") == raw)
-    while state != WHOLE:  # every character can be finished
+    while state != WHOLE:  # every character can be completed
         token = int(np.flatnonzero(walls[1][state])[0])
         state, raw = int(after[state, token]), raw + each.token_bytes[token]
     assert "\ufffd" not in raw.decode("utf-8")
@@ -584,7 +582,7 @@ def walls(each: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
     return utf8_transitions(each, each.n_vocab + 51)
 
 
-def test_chat_tokens_and_padding_may_never_come_and_the_end_only_between_characters(
+def test_chat_tokens_and_padding_are_forbidden_and_the_end_token_inside_characters(
     each: Tokenizer, walls: tuple[np.ndarray, np.ndarray]
 ) -> None:
     after, finishes = walls
@@ -601,7 +599,7 @@ def test_chat_tokens_and_padding_may_never_come_and_the_end_only_between_charact
     assert (after[WHOLE + 1 :, each.end] == -1).all() and not finishes[:, each.end].any()
 
 
-def test_words_are_cut_as_the_pattern_says(tokenizer: Tokenizer) -> None:
+def test_words_are_split_like_the_pattern(tokenizer: Tokenizer) -> None:
     assert tokenizer.pattern == WORDS
     pieces = tiktoken.Encoding(
         "bytes",
