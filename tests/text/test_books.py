@@ -55,7 +55,7 @@ def titles(path: Path) -> list[str]:
 
 def read(path: Path, text: str | bytes, val_fraction: float = 0.0, **settings: object) -> Book:
     """A text, written to a file and read as a book."""
-    staging = path.parent / "aside"
+    staging = path.parent / "staging"
     staging.mkdir(exist_ok=True)
     books, bad = read_books([write(path, text)], staging, **settings)
     assert bad == [] and len(books) == 1

@@ -153,13 +153,13 @@ def test_one_changed_bit_is_reported(copy: Path) -> None:
 def test_a_damaged_meta_is_reported(
     folder: Path, data: st.DataObject, damage: Callable, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    hurt = tmp_path_factory.getbasetemp() / "hurt-meta"
-    shutil.copytree(folder, hurt, dirs_exist_ok=True)
+    damaged = tmp_path_factory.getbasetemp() / "damaged-meta"
+    shutil.copytree(folder, damaged, dirs_exist_ok=True)
     document = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
-    (hurt / "meta.json").write_text(json.dumps(damage(data, document)), encoding="utf-8")
+    (damaged / "meta.json").write_text(json.dumps(damage(data, document)), encoding="utf-8")
     for split in TEXT_SPLITS:
         try:
-            assert len(TextDataset(hurt, split)) == TOKENS[split]
+            assert len(TextDataset(damaged, split)) == TOKENS[split]
         except UserError as error:
             assert "meta.json" in str(error) or f"{split}.bin" in str(error)
 

@@ -73,7 +73,7 @@ def refusal(raw: bytes, forced: str | None = None) -> str:
 def read(path: Path, raw: bytes) -> tuple[list[Book], list[str]]:
     """(books, reasons of rejection) for one file with these bytes."""
     path.write_bytes(raw)
-    staging = path.parent / "aside"
+    staging = path.parent / "staging"
     staging.mkdir(exist_ok=True)
     books, bad = read_books([path], staging)
     return books, [message for _, message in bad]
@@ -417,7 +417,7 @@ def test_member_names_cannot_leave_the_folder(tmp_path: Path) -> None:
         zipped({"../../out.txt": ENGLISH.encode(), "/etc/shuoshu-out.txt": SIMPLIFIED.encode()}),
     )
     assert not reasons and [book.title for book in books] == ["out", "shuoshu-out"]
-    assert all(book.file.parent == tmp_path / "in" / "aside" for book in books)
+    assert all(book.file.parent == tmp_path / "in" / "staging" for book in books)
     assert sorted(path.name for path in tmp_path.rglob("*.txt")) == ["000000.txt", "000001.txt"]
 
 
@@ -550,5 +550,5 @@ def test_a_damaged_archive_is_read_or_refused(
     raw = bytearray(whole)
     for _ in range(data.draw(st.integers(1, 3))):
         raw[data.draw(st.integers(0, len(raw) - 1))] = data.draw(st.integers(0, 255))
-    books, reasons = read(tmp_path_factory.getbasetemp() / f"hurt{suffix}", bytes(raw))
+    books, reasons = read(tmp_path_factory.getbasetemp() / f"damaged{suffix}", bytes(raw))
     assert bool(books) != bool(reasons)

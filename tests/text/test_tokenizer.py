@@ -345,7 +345,7 @@ def test_every_tokenizer_that_loads_can_encode(
     data: st.DataObject, damage, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     """Loading a damaged file is a UserError or gives a tokenizer that encodes, decodes and can be saved."""
-    path = tmp_path_factory.getbasetemp() / "hurt"
+    path = tmp_path_factory.getbasetemp() / "damaged"
     path.mkdir(exist_ok=True)
     (path / "tokenizer.json").write_text(
         json.dumps(damage(data, small_document())), encoding="utf-8"
