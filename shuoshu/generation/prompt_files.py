@@ -10,10 +10,11 @@ from pathlib import Path
 
 from shuoshu.core.errors import UserError
 from shuoshu.core.files import error_reason, read_text, write_atomically, write_synced_text
-from shuoshu.sft.question_files import loads
+from shuoshu.sft.question_files import parse_json
 
 # The column with the prompts is the first of these that the file has.
 PROMPT_COLUMNS = ("prompt", "question", "instruction", "start", "text", "问题")
+MAX_CELL_CHARACTERS = 1 << 17  # a longer cell is the sign of a missing quotation mark
 
 # ---------------------------------------------------------------- read
 
@@ -47,6 +48,7 @@ def _read_lines(path: Path, text: str) -> list[dict]:
 
 
 def _read_csv(path: Path, text: str) -> list[dict]:
+    csv.field_size_limit(MAX_CELL_CHARACTERS)  # the limit is one for the whole process
     source = io.StringIO(text, newline="")
     reader = csv.DictReader(source, restkey="more", restval="", strict=True)
     try:
@@ -64,7 +66,7 @@ def _read_jsonl(path: Path, text: str) -> list[dict]:
         if not line.strip():
             continue
         try:
-            row = loads(line, number)
+            row = parse_json(line, number)
         except UserError as error:
             raise UserError(f"{path}, {error}") from None
         if not isinstance(row, dict):

@@ -118,11 +118,6 @@ def saves_in_place(_: bool) -> None:
     checkpoints.save_checkpoint = save_checkpoint
 
 
-def draws_nothing(_: bool) -> None:
-    """Pictures take a third of a second each."""
-    out_dir.CurvePlotter.finish = lambda self: None
-
-
 # ---------------------------------------------------------------- slowness, failures, counts
 
 

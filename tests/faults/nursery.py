@@ -12,12 +12,10 @@ import time
 import traceback
 from contextlib import suppress
 
-import matplotlib.backends.backend_agg
-import matplotlib.figure  # noqa: F401
 import torch
 
-import train
 from tests.faults import injected
+from tests.in_process import train_model
 
 
 def start(argv: list[str], out: str, environment: dict[str, str], faults: dict[str, object]) -> int:
@@ -31,7 +29,7 @@ def start(argv: list[str], out: str, environment: dict[str, str], faults: dict[s
         os.environ.update(environment)
         for name, value in faults.items():
             getattr(injected, name)(value)
-        code = train.main(argv)
+        code = train_model(argv)
     except SystemExit as error:
         code = error.code
     except BaseException:

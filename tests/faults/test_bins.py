@@ -16,13 +16,13 @@ import pytest
 import eval_metrics
 import prepare
 import prepare_sft
-import train
 from shuoshu.core.errors import REPO_ROOT
 from shuoshu.core.files import sha256_of
 from shuoshu.evaluation.copies import TrainingText
 from shuoshu.text import dataset as text_dataset
 from shuoshu.training import loop
 from tests.conftest import QUIET, TINY
+from tests.in_process import train_model
 
 
 @pytest.fixture
@@ -115,7 +115,7 @@ def test_a_damaged_token_file_is_named(
     book: Path, refused: Callable, fault: str, split: str
 ) -> None:
     DAMAGE[fault](book / f"{split}.bin")
-    refused(train.main, training(book), book / f"{split}.bin", "prepare the data again")
+    refused(train_model, training(book), book / f"{split}.bin", "prepare the data again")
 
 
 @pytest.mark.parametrize("name", ["train.bin", "train.mask.bin", "val.mask.bin", "val.jsonl"])
@@ -126,7 +126,7 @@ def test_a_damaged_file_of_questions_is_named(
     if (fault, name) == ("an endless file", "val.jsonl"):
         return  # refused for its hash, which takes 10 s
     DAMAGE[fault](facts / name)
-    refused(train.main, tuning(facts, pretrained), facts / name, "prepare the data again")
+    refused(train_model, tuning(facts, pretrained), facts / name, "prepare the data again")
 
 
 @pytest.mark.parametrize("fault", ["cut at an odd byte", "gone", "a flipped byte"])
@@ -144,7 +144,7 @@ def test_swapped_files_are_named(book: Path, refused: Callable) -> None:
     (book / "train.bin").rename(book / "x")
     (book / "val.bin").rename(book / "train.bin")
     (book / "x").rename(book / "val.bin")
-    refused(train.main, training(book), book / "train.bin")
+    refused(train_model, training(book), book / "train.bin")
 
 
 def test_ids_beyond_the_vocabulary_are_told_though_the_hash_is_right(
@@ -154,7 +154,7 @@ def test_ids_beyond_the_vocabulary_are_told_though_the_hash_is_right(
     for wrong in (512, 65_535):
         ids[len(ids) // 2] = wrong
         forged(book, "train.bin", ids.tobytes())
-        refused(train.main, training(book), book / "train.bin", f"{wrong:,}", "smaller than 512")
+        refused(train_model, training(book), book / "train.bin", f"{wrong:,}", "smaller than 512")
 
 
 def test_a_vocabulary_that_meta_makes_larger_is_told(book: Path, refused: Callable) -> None:
@@ -164,7 +164,7 @@ def test_a_vocabulary_that_meta_makes_larger_is_told(book: Path, refused: Callab
         np.full(len(np.fromfile(book / "train.bin", "<u2")), 600, "<u2").tobytes(),
     )
     edited(book, lambda meta: meta.update(vocab_size=1000))
-    refused(train.main, training(book), book, "is not the tokenizer that made the data")
+    refused(train_model, training(book), book, "is not the tokenizer that made the data")
 
 
 def test_forged_questions_are_told(facts: Path, pretrained: Path, refused: Callable) -> None:
@@ -172,10 +172,10 @@ def test_forged_questions_are_told(facts: Path, pretrained: Path, refused: Calla
         (facts / f"val.{kind}").read_bytes() for kind in ("bin", "mask.bin", "jsonl")
     )
     forged(facts, "val.bin", b"\xff" * len(ids))
-    refused(train.main, tuning(facts, pretrained), facts / "val.bin", "65,535")
+    refused(train_model, tuning(facts, pretrained), facts / "val.bin", "65,535")
     forged(facts, "val.bin", ids)
     forged(facts, "val.mask.bin", b"\7" * len(mask))
-    refused(train.main, tuning(facts, pretrained), facts / "val.mask.bin")
+    refused(train_model, tuning(facts, pretrained), facts / "val.mask.bin")
     forged(facts, "val.mask.bin", mask)
     line = json.loads(jsonl.split(b"\n")[0])
     odd = [
@@ -203,7 +203,7 @@ def test_forged_questions_are_told(facts: Path, pretrained: Path, refused: Calla
     ]:
         forged(facts, "val.jsonl", raw)
         refused(
-            train.main, tuning(facts, pretrained), facts / "val.jsonl", "prepare the data again"
+            train_model, tuning(facts, pretrained), facts / "val.jsonl", "prepare the data again"
         )
 
 
@@ -217,12 +217,12 @@ def test_a_tokenizer_that_is_not_the_datas_is_told(
     )
     for folder, argv in ((book, training(book)), (facts, tuning(facts, pretrained))):
         shutil.copy(tmp_path / "other" / "tokenizer.json", folder)
-        refused(train.main, argv, folder, "is not the tokenizer that made the data")
+        refused(train_model, argv, folder, "is not the tokenizer that made the data")
 
 
 def test_text_shorter_than_a_block_is_told(book: Path, refused: Callable) -> None:
     refused(
-        train.main, training(book, "--block_size=50000"), "more than one block of 50,000 is needed"
+        train_model, training(book, "--block_size=50000"), "more than one block of 50,000 is needed"
     )
 
 
@@ -266,7 +266,7 @@ def test_a_wrong_meta_is_named(
     if (field == ("chapters",) and value in ([], {})) or (field == ("format",) and value is True):
         return  # a book without chapters; to Python, True is 1
     edited(book, put(*field, value=value))
-    refused(train.main, training(book), book)
+    refused(train_model, training(book), book)
 
 
 @pytest.mark.parametrize(
@@ -287,7 +287,7 @@ def test_a_wrong_meta_of_questions_is_named(
     if (field == ("labels",) and not value) or (field, value) == (("labels",), ...):
         return  # answers that are no closed set
     edited(facts, put(*field, value=value))
-    refused(train.main, tuning(facts, pretrained), facts)
+    refused(train_model, tuning(facts, pretrained), facts)
 
 
 RAW = {
@@ -308,18 +308,18 @@ def test_a_meta_that_cannot_be_read_is_named(
         (book / "meta.json").write_bytes(RAW[fault])
     else:
         DAMAGE[fault](book / "meta.json")
-    refused(train.main, training(book), book)
+    refused(train_model, training(book), book)
 
 
 def test_another_dtype_is_told(book: Path, refused: Callable) -> None:
     for dtype in ("uint32", "float64", "<u2", "object"):
         edited(book, put("dtype", value=dtype))
-        refused(train.main, training(book), book)
+        refused(train_model, training(book), book)
 
 
 def test_a_meta_of_the_future_is_told(book: Path, refused: Callable) -> None:
     edited(book, put("format", value=2))
-    refused(train.main, training(book), book / "meta.json", "has format 2, this version reads 1")
+    refused(train_model, training(book), book / "meta.json", "has format 2, this version reads 1")
 
 
 def test_a_byte_order_mark_does_no_harm(book: Path, tried: Callable) -> None:
@@ -381,7 +381,7 @@ def test_a_run_does_not_feel_what_happens_to_files_that_fit_into_memory(
         return step(*args)
 
     monkeypatch.setattr(loop, "train_step", harmed)
-    assert train.main([str(word) for word in argv]) == 0
+    assert train_model([str(word) for word in argv]) == 0
     tried("survived")
 
 

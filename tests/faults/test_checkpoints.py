@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-import train
 from shuoshu.core.files import sha256_of
 from shuoshu.training import checkpoints
 from tests.faults.test_models import HEADERS, PARTS, newest, resuming, taken_apart, written
+from tests.in_process import train_model
 
 DAMAGE: dict[str, Callable[[Path], object]] = {
     "gone": Path.unlink,
@@ -76,7 +76,7 @@ def test_the_run_goes_on_from_the_one_before_and_says_so(
     tried("tried")
     good, bad = checkpoints.list_checkpoints(run)
     flip(bad / "model.safetensors", 5000)
-    assert train.main([str(word) for word in resuming(run, dataset)]) == 0
+    assert train_model([str(word) for word in resuming(run, dataset)]) == 0
     out = capsys.readouterr().out
     assert f"skipped {bad}: model.safetensors is damaged" in out and f"resuming from {good}" in out
     tried("survived")
@@ -89,7 +89,7 @@ def test_a_run_without_a_valid_checkpoint_is_refused(
 ) -> None:
     for folder in checkpoints.list_checkpoints(run):
         DAMAGE[fault](folder / name)
-    refused(train.main, resuming(run, dataset), run, "holds no valid checkpoint")
+    refused(train_model, resuming(run, dataset), run, "holds no valid checkpoint")
 
 
 def test_odd_names_among_the_checkpoints_are_left_alone(
@@ -137,7 +137,7 @@ def test_forged_tensors_are_refused(
             body,
         ),
     )
-    refused(train.main, resuming(run, dataset), newest(run))
+    refused(train_model, resuming(run, dataset), newest(run))
 
 
 STATES: dict[str, Callable[[dict], object]] = {
@@ -169,7 +169,7 @@ def test_a_forged_state_is_refused(run: Path, dataset: Path, fault: str, refused
         )
 
     forged(newest(run), "state.json", change)
-    refused(train.main, resuming(run, dataset), newest(run))
+    refused(train_model, resuming(run, dataset), newest(run))
 
 
 SETTINGS: dict[str, object] = {
@@ -196,7 +196,7 @@ def test_damaged_settings_are_refused(
     run: Path, dataset: Path, fault: str, refused: Callable
 ) -> None:
     (run / "settings.json").write_bytes(SETTINGS[fault])
-    refused(train.main, resuming(run, dataset))
+    refused(train_model, resuming(run, dataset))
 
 
 @pytest.mark.parametrize(
@@ -216,5 +216,5 @@ def test_a_damaged_log_stops_nothing(
 ) -> None:
     tried("tried")
     (run / "log.jsonl").write_bytes(junk + b"\n" + (run / "log.jsonl").read_bytes())
-    assert train.main([str(word) for word in resuming(run, dataset)]) == 0
+    assert train_model([str(word) for word in resuming(run, dataset)]) == 0
     tried("survived")

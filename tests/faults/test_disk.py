@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-import train
 from shuoshu.core import files
 from shuoshu.core.errors import UserError
 from shuoshu.core.run_log import RunLog
 from shuoshu.models import weights
 from shuoshu.training import checkpoints, loop
 from shuoshu.training.data import RunData
+from tests.in_process import train_model
 
 RUN = [
     "--max_iters=20",
@@ -71,7 +71,7 @@ def test_a_disk_that_fills_up_is_told_and_tried_again(tiny, small_disk, monkeypa
             ballast.unlink()
 
     during_steps(monkeypatch, happen)
-    assert train.main([*tiny, *RUN, f"--out_dir={small_disk / 'out'}"]) == 0
+    assert train_model([*tiny, *RUN, f"--out_dir={small_disk / 'out'}"]) == 0
     told = capsys.readouterr().out
     for step in (10, 15):
         assert (
@@ -89,7 +89,7 @@ def test_a_disk_that_stays_full_is_an_honest_end(tiny, small_disk, monkeypatch, 
                 monkeypatch.setattr(module, "require_disk_space", lambda *args: None)
 
     during_steps(monkeypatch, happen)
-    assert train.main([*tiny, *RUN, f"--out_dir={small_disk / 'out'}"]) == 2
+    assert train_model([*tiny, *RUN, f"--out_dir={small_disk / 'out'}"]) == 2
     told = capsys.readouterr()
     assert (
         "No space left on device; the files already written are intact, training continues"
@@ -105,7 +105,7 @@ def test_a_disk_that_stays_full_is_an_honest_end(tiny, small_disk, monkeypatch, 
     ]
     (small_disk / "ballast").unlink()
     monkeypatch.undo()
-    assert train.main([*tiny, *RUN, f"--out_dir={small_disk / 'out'}", "--resume"]) == 0
+    assert train_model([*tiny, *RUN, f"--out_dir={small_disk / 'out'}", "--resume"]) == 0
 
 
 def test_a_disk_that_turns_read_only_is_told_and_leaves_all_intact(
@@ -122,7 +122,7 @@ def test_a_disk_that_turns_read_only_is_told_and_leaves_all_intact(
     during_steps(
         monkeypatch, lambda step: monkeypatch.setattr(Path, "open", refused) if step == 7 else None
     )
-    assert train.main([*tiny, *RUN, f"--out_dir={tmp_path / 'out'}"]) == 2
+    assert train_model([*tiny, *RUN, f"--out_dir={tmp_path / 'out'}"]) == 2
     monkeypatch.undo()
     told = capsys.readouterr()
     assert (
@@ -152,7 +152,7 @@ def test_too_little_room_is_told_before_anything_is_trained(tiny, tmp_path, monk
             (10**9, 10**9 - 10**6, 10**6) and type("usage", (), {"total": 10**9, "free": 10**6})
         ),
     )
-    assert train.main([*tiny, *RUN, f"--out_dir={tmp_path / 'out'}"]) == 2
+    assert train_model([*tiny, *RUN, f"--out_dir={tmp_path / 'out'}"]) == 2
     err = capsys.readouterr().err
     assert str(tmp_path / "out") in err and "are needed, 1.0 MB are free" in err
 
@@ -174,7 +174,7 @@ def test_a_write_that_stops_anywhere_leaves_the_old_state(nursery, tiny, tmp_pat
 
 def test_a_folder_that_vanishes_is_not_made_anew(tiny, tmp_path, monkeypatch, capsys):
     during_steps(monkeypatch, lambda step: shutil.rmtree(tmp_path / "out") if step == 7 else None)
-    assert train.main([*tiny, *RUN, f"--out_dir={tmp_path / 'out'}"]) == 2
+    assert train_model([*tiny, *RUN, f"--out_dir={tmp_path / 'out'}"]) == 2
     told = capsys.readouterr()
     assert (
         "can't write the checkpoint of step 10" in told.out
@@ -198,7 +198,7 @@ def test_a_disk_that_gives_back_other_bytes_is_noticed_before_the_old_goes(
         return digest
 
     monkeypatch.setattr(checkpoints, "write_tensors", flipped)
-    assert train.main([*tiny, *RUN, "--max_iters=12", f"--out_dir={tmp_path / 'out'}"]) == 0
+    assert train_model([*tiny, *RUN, "--max_iters=12", f"--out_dir={tmp_path / 'out'}"]) == 0
     assert "step 10 to" in (told := capsys.readouterr().out) and "does not read back" in told
     assert [path.name for path in checkpoints.list_checkpoints(tmp_path / "out")] == [
         "step-000005",
@@ -211,12 +211,12 @@ def test_a_disk_that_gives_back_other_bytes_is_noticed_before_the_old_goes(
 
 def test_a_run_resumed_past_damaged_checkpoints_keeps_what_it_saves(tiny, tmp_path):
     command = [*tiny, *RUN, f"--out_dir={tmp_path / 'out'}"]
-    assert train.main(command) == 0
+    assert train_model(command) == 0
     home = tmp_path / "out" / "checkpoints"
     shutil.copytree(home / "step-000015", home / "step-000018")
     for name in ("step-000018", "step-000020"):
         (home / name / "model.safetensors").write_bytes(b"")
-    assert train.main([*command, "--resume", "--max_iters=16"]) == 0
+    assert train_model([*command, "--resume", "--max_iters=16"]) == 0
     assert is_whole_but(tmp_path / "out", "step-000016", 2)
 
 
@@ -262,7 +262,7 @@ def test_a_second_run_is_sent_away_and_a_kill_lets_go(nursery, tiny, tmp_path, c
         time.sleep(0.02)
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.safetensors")}
     for how in ("--resume", "--overwrite"):
-        assert train.main([*command, how]) == 2
+        assert train_model([*command, how]) == 2
         err = capsys.readouterr().err
         assert f"in use by another training (process {first} on " in err and err.count("\n") == 1
     assert {
@@ -274,7 +274,7 @@ def test_a_second_run_is_sent_away_and_a_kill_lets_go(nursery, tiny, tmp_path, c
     ]  # all processes of a second run end
     os.kill(first, signal.SIGKILL)
     nursery.wait(first)
-    assert train.main([*command, "--resume"]) == 0
+    assert train_model([*command, "--resume"]) == 0
 
 
 def test_where_the_file_system_knows_no_locks_there_is_none(tmp_path, monkeypatch):
@@ -294,7 +294,7 @@ def test_where_the_file_system_knows_no_locks_there_is_none(tmp_path, monkeypatc
 def test_an_evaluation_that_is_cut_short_is_done_again(tiny, tmp_path, monkeypatch):
     """Stopped in the evaluation of step 10: nothing of it is recorded, and the resumed run's log is that of a run never stopped."""
     command = [*tiny, *RUN, "--dropout=0.1"]
-    assert train.main([*command, f"--out_dir={tmp_path / 'whole'}"]) == 0
+    assert train_model([*command, f"--out_dir={tmp_path / 'whole'}"]) == 0
     real, evaluations = RunData.val_batches, []
 
     def interrupted(*args):
@@ -305,12 +305,12 @@ def test_an_evaluation_that_is_cut_short_is_done_again(tiny, tmp_path, monkeypat
             yield batch
 
     monkeypatch.setattr(RunData, "val_batches", interrupted)
-    assert train.main([*command, f"--out_dir={tmp_path / 'cut'}"]) == 143
+    assert train_model([*command, f"--out_dir={tmp_path / 'cut'}"]) == 143
     assert [r["step"] for r in RunLog(tmp_path / "cut" / "log.jsonl").read("eval")] == [
         0
     ] and is_whole(tmp_path / "cut", 10)
     monkeypatch.undo()
-    assert train.main([f"--out_dir={tmp_path / 'cut'}", "--resume"]) == 0
+    assert train_model([f"--out_dir={tmp_path / 'cut'}", "--resume"]) == 0
     logs = [
         [(r["step"], r["val_loss"]) for r in RunLog(tmp_path / name / "log.jsonl").read("eval")]
         for name in ("whole", "cut")

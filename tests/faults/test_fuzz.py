@@ -33,9 +33,9 @@ from shuoshu.evaluation.copies import TrainingText
 from shuoshu.generation import prompt_files
 from shuoshu.generation.answers import read_questions
 from shuoshu.models import weights
+from shuoshu.sft.conversations import parse_pairs
 from shuoshu.sft.dataset import QuestionDataset
 from shuoshu.sft.pairs import Pair
-from shuoshu.sft.question_files import parse_pairs
 from shuoshu.text import dataset as text_dataset
 from shuoshu.text.books import read_books
 from shuoshu.text.tokenizer import Tokenizer
@@ -238,7 +238,7 @@ TABLE = 'question,answer,n\r\n谁？,我。,1\r\n"a\nb","c""d",2\r\n'
 def check_pairs(pairs: list[Pair], tokenizer: Tokenizer) -> None:
     for pair in pairs:
         json.dumps(
-            [pair.messages, pair.facts, pair.source, pair.group],
+            [pair.messages, pair.extra, pair.source, pair.group],
             ensure_ascii=False,
             allow_nan=False,
         ).encode()

@@ -111,10 +111,11 @@ class Harness:
         path = out_dir.with_suffix(".board")
         path.unlink(missing_ok=True)
         board, before = Board(path), newest_step(out_dir)
-        faults = {"draws_nothing": True} | ({"saves_in_place": True} if self.in_place else {})
-        faults |= {"board": str(path)} | (
-            {"dies_at_point": [str(path), aim.point]} if aim.point else {}
-        )
+        faults = {"board": str(path)}
+        if self.in_place:
+            faults["saves_in_place"] = True
+        if aim.point:
+            faults["dies_at_point"] = [str(path), aim.point]
         pid = self.nursery.start(
             [*self.command, f"--out_dir={out_dir}", "--resume"],
             out_dir.with_suffix(".told"),

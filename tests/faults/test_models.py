@@ -17,10 +17,10 @@ import eval_metrics
 import prepare
 import prepare_sft
 import sample
-import train
 from shuoshu.models import weights
 from shuoshu.training import checkpoints
 from tests.conftest import TINY
+from tests.in_process import train_model
 
 FILES = (
     "config.json",
@@ -333,9 +333,9 @@ def test_nothing_is_ever_unpickled(
                 [str(folder), f"--data={dataset}", "--limit=1", "--max_new_tokens=1", "--threads=1"]
             )
         ) if name in FILES else None
-        codes.append(train.main([str(word) for word in resuming(folder, dataset)]))
+        codes.append(train_model([str(word) for word in resuming(folder, dataset)]))
         codes.append(
-            train.main(
+            train_model(
                 [
                     f"--dataset={dataset}",
                     *TINY,
@@ -365,7 +365,7 @@ def test_every_command_that_reads_a_model_refuses_a_bad_one(
         for raw in (whole[: len(whole) // 2], b"[" * 100_000, b""):
             (model / name).write_bytes(raw)
             refused(
-                train.main,
+                train_model,
                 [
                     f"--dataset={dataset}",
                     *TINY,

@@ -26,7 +26,7 @@ STEADY = [
 
 @pytest.fixture(scope="module")
 def prose(tiny: list[str]) -> list[str]:
-    return [*tiny, *STEADY, "--max_iters=20", "--save_interval=10", "--eval_interval=10"]
+    return [*tiny, *STEADY, "--max_iters=12", "--save_interval=6", "--eval_interval=6"]
 
 
 @pytest.fixture(scope="module")
@@ -116,11 +116,11 @@ def test_a_run_goes_on_with_another_number_of_processes(
         command,
         tmp_path / "before",
         before,
-        {rank: {"fails_at": [13, "killed"]} for rank in range(before)},
+        {rank: {"fails_at": [8, "killed"]} for rank in range(before)},
     )
     assert codes == [-signal.SIGKILL] * before
     assert nursery.train([*command, "--resume"], tmp_path / "after", after) == [0] * after
-    assert "step-000010" in (tmp_path / "after.0").read_text(encoding="utf-8")
+    assert "step-000006" in (tmp_path / "after.0").read_text(encoding="utf-8")
     assert losses(tmp_path / "out") == pytest.approx(losses(alone["text"]), rel=1e-5)
 
 
@@ -186,7 +186,7 @@ def test_one_that_fails_ends_the_other_with_the_cause_told(
         [*prose, f"--out_dir={tmp_path / 'out'}"],
         tmp_path / "told",
         2,
-        {rank: {"fails_at": [11, how]}},
+        {rank: {"fails_at": [7, how]}},
     )
     codes = [nursery.wait(pid, 30) for pid in pids]
     assert codes[rank] == {"killed": -signal.SIGKILL, "error": 1, "mistake": 2}[how]
@@ -197,7 +197,7 @@ def test_one_that_fails_ends_the_other_with_the_cause_told(
         f"error: process {1 - rank}: another process of this run ended" in other
         and "Traceback" not in other
     )
-    assert checkpoints.newest_checkpoint(tmp_path / "out")[0].name == "step-000010"
+    assert checkpoints.newest_checkpoint(tmp_path / "out")[0].name == "step-000006"
 
 
 def test_a_mistake_that_only_the_first_sees_ends_all(nursery, prose, tmp_path):
@@ -210,53 +210,25 @@ def test_a_mistake_that_only_the_first_sees_ends_all(nursery, prose, tmp_path):
 
 
 @pytest.mark.slow
-def test_under_torchrun_an_interrupt_saves_and_a_lost_process_ends_the_others(prose, tmp_path):
-    """The real launcher, stopped by Ctrl-C; then again with one of its processes killed; then to the end."""
-    torchrun = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node=2",
-        "train.py",
-    ]
-    command = [
-        *torchrun,
-        *prose,
-        "--max_iters=400",
-        "--save_interval=20",
-        "--eval_interval=400",
-        f"--out_dir={tmp_path / 'out'}",
-        "--resume",
-    ]
-    options = {
-        "cwd": REPO_ROOT,
-        "env": {**os.environ, "OMP_NUM_THREADS": "1"},
-        "stdout": subprocess.PIPE,
-        "stderr": subprocess.STDOUT,
-        "text": True,
-    }
-
-    def start_and_wait(folder: str) -> subprocess.Popen:
-        process, until = subprocess.Popen(command, **options), time.monotonic() + 60
-        while not (tmp_path / "out" / "checkpoints" / folder).exists():
-            assert process.poll() is None and time.monotonic() < until
-            time.sleep(0.01)
-        return process
-
-    process = start_and_wait("step-000020")
-    process.send_signal(signal.SIGINT)
-    told = process.communicate(timeout=60)[0]
-    stopped = int(re.search(r"stopped by SIGINT after step (\d+)", told)[1])
-    assert (
-        checkpoints.newest_checkpoint(tmp_path / "out")[0].name == f"step-{stopped:06d}"
-        and process.returncode
+def test_ctrl_c_under_torchrun_saves_the_last_step(prose, tmp_path):
+    """The real launcher. The other ways to end a group are above, without its slow start."""
+    out_dir = tmp_path / "out"
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    length = ["--max_iters=4000", "--save_interval=20", "--eval_interval=4000"]
+    process = subprocess.Popen(
+        [*torchrun, "--nproc_per_node=2", "train.py", *prose, *length, f"--out_dir={out_dir}"],
+        cwd=REPO_ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
-
-    process = start_and_wait(f"step-{stopped // 20 * 20 + 40:06d}")
-    lock = (tmp_path / "out" / ".lock").read_text(encoding="utf-8")
-    os.kill(int(lock.split()[1]), signal.SIGKILL)  # the first process
-    told = process.communicate(timeout=60)[0]
-    assert process.returncode == 1 and re.search(
-        r"Root Cause(?s:.*)rank +: 0(?s:.*)Signal 9", told
-    ), told
+    until = time.monotonic() + 60
+    while not (out_dir / "checkpoints" / "step-000020").exists():
+        assert process.poll() is None and time.monotonic() < until
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    output = process.communicate(timeout=60)[0]
+    stopped = int(re.search(r"stopped by SIGINT after step (\d+)", output)[1])
+    assert process.returncode
+    assert checkpoints.newest_checkpoint(out_dir)[0].name == f"step-{stopped:06d}"
