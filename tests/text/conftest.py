@@ -1,0 +1,50 @@
+"""Folders with books, for the tests of prepare.py."""
+
+from __future__ import annotations
+
+import gzip
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from shuoshu.text import prepare as text_prepare
+from tests.text.prepare_helpers import BAD, laid_out
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working folder, which is the repository for the commands, too."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(text_prepare, "REPO_ROOT", tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def shelf(here: Path, text: str) -> dict[str, str]:
+    """Makes the folder shelf with 20 files, three of them bad; returns {title: text} of the good."""
+    Path("shelf").mkdir()
+    chapters = laid_out(text).split("\n第")
+    codecs = ["utf-8", "utf-8-sig", "gb18030", "utf-16", "utf-16-le"]
+    good = {}
+    for n in range(20):
+        name = f"{n:02}.txt"
+        if any(name[:2] == bad[:2] for bad in BAD):
+            continue
+        story = ("第" * (n % 10 > 0) + chapters[n % 10]).replace(
+            "沈砚", f"沈{chr(0x4E00 + 7 * n)}"
+        ) + "\n"
+        raw = story.replace("\n", "\r\n" if n % 2 else "\n").encode(codecs[n % 5])
+        if n == 3:
+            name = "03.txt.gz"
+            raw = gzip.compress(raw)
+        if n == 4:
+            name = "04.zip"
+            with zipfile.ZipFile("shelf/04.zip", "w") as archive:
+                archive.writestr("deep/04.txt", raw)
+        else:
+            (Path("shelf") / name).write_bytes(raw)
+        good[f"{n:02}"] = story.rstrip("\n") + "\n"
+    for name, raw in BAD.items():
+        (Path("shelf") / name).write_bytes(raw)
+    return good
