@@ -174,7 +174,7 @@ def test_a_bad_file_of_prompts_is_reported(tmp_path, name, content, message):
 
 @pytest.fixture
 def ask_tuned(tuned, capsys):
-    """Runs sample.py with the fine-tuned model; returns its output, or the error if code isn't 0."""
+    """Runs sample.py with the fine-tuned model; returns its output, or its error if code != 0."""
 
     def ask_tuned(*arguments, code=0):
         assert (

@@ -35,7 +35,7 @@ def random_ids(config: GPTConfig, rows: int, length: int, seed: int = 0) -> torc
 
 
 def model_of(config: GPTConfig, steps: int = 20) -> GPT:
-    """A model after a few steps, with perturbed norm weights: equal ones would hide swapped tensors."""
+    """A model after a few steps. Its norm weights differ: equal ones would hide swapped tensors."""
     torch.manual_seed(1)
     model = GPT(config)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)

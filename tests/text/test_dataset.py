@@ -1,4 +1,4 @@
-"""Token files: rows depend on (seed, number) alone, epochs cover every token, damage is reported."""
+"""Token files: rows depend on (seed, number), epochs cover every token, damage is reported."""
 
 from __future__ import annotations
 

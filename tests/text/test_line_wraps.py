@@ -48,7 +48,7 @@ SAID = [
 def prose(seed: int, paragraphs: int = 60) -> list[str]:
     """Chinese paragraphs of 20 to 250 characters."""
     draw = random.Random(seed)
-    made = []
+    texts = []
     for _ in range(paragraphs):
         sentences = []
         for _ in range(draw.randint(1, 6)):
@@ -62,12 +62,12 @@ def prose(seed: int, paragraphs: int = 60) -> list[str]:
                     ]
                 )
             )
-        made.append("".join(sentences))
-    return made
+        texts.append("".join(sentences))
+    return texts
 
 
 def wrap(paragraph: str, width: int) -> list[str]:
-    """Lines of at most `width` characters that begin with no closing and end with no opening sign."""
+    """Lines of up to `width` characters that start with no closing, end with no opening sign."""
     lines = []
     while len(paragraph) > width:
         cut = width
@@ -92,11 +92,8 @@ def wrapped(
 
 def ends(lines: list[str]) -> set[int]:
     """The positions where lines end, counted in characters that are not spaces."""
-    return set(
-        accumulate(
-            len(line) for line in (line.replace(" ", "").strip("　") for line in lines) if line
-        )
-    )
+    texts = [line.replace(" ", "").strip("　") for line in lines]
+    return set(accumulate(len(text) for text in texts if text))
 
 
 def outcome(source: str, paragraphs: list[str]) -> tuple[float, float]:
@@ -105,8 +102,8 @@ def outcome(source: str, paragraphs: list[str]) -> tuple[float, float]:
     assert account.is_exact() and clean_text(cleaned)[0] == cleaned
     lines = [line for line in cleaned.split("\n") if line]
     assert "".join(lines).replace(" ", "") == "".join(paragraphs).replace(" ", "")
-    true, made, now = ends(paragraphs), ends(source.split("\n")), ends(lines)
-    breaks = made - true
+    true, given, now = ends(paragraphs), ends(source.split("\n")), ends(lines)
+    breaks = given - true
     assert len(breaks) > 50
     return len(now & breaks) / len(breaks), len(true - now) / len(true)
 
@@ -220,9 +217,7 @@ def test_english_prose_is_rejoined_with_single_spaces(width: int, indent: str) -
 
 
 def test_a_word_broken_at_its_hyphen_gets_no_space() -> None:
-    source = (
-        "\n\n".join(textwrap.fill(p, 66) for p in ENGLISH) + "\n"
-    )  # may break tea-house at its hyphen
+    source = "\n\n".join(textwrap.fill(p, 66) for p in ENGLISH) + "\n"  # may break tea-house
     assert [line for line in clean_text(source)[0].split("\n") if line] == ENGLISH
 
 

@@ -1,4 +1,4 @@
-"""prepare.py: every character of the books is in one split, and the folder is complete or absent."""
+"""prepare.py: every character is in one split, and the folder is complete or absent."""
 
 from __future__ import annotations
 

@@ -92,7 +92,7 @@ SHARDS = [
 
 @pytest.fixture(scope="session", params=["bpe", "chars"])
 def greedy(request: pytest.FixtureRequest) -> Tokenizer:
-    """A tokenizer with a token for every short combination of pieces: a cut in a word changes ids."""
+    """A tokenizer with a token for every short row of pieces: a cut in a word changes the ids."""
     written = "".join(a + b + c for a in SHARDS for b in SHARDS for c in SHARDS)
     return (
         train_bpe([written], 900)

@@ -126,7 +126,7 @@ def small_document() -> dict:
 def test_every_tokenizer_that_loads_can_encode(
     data: st.DataObject, damage, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """Loading a damaged file is a UserError or gives a tokenizer that encodes, decodes and can be saved."""
+    """A damaged file raises a UserError, or is a tokenizer that encodes, decodes and can be saved."""
     path = tmp_path_factory.getbasetemp() / "damaged"
     path.mkdir(exist_ok=True)
     (path / "tokenizer.json").write_text(
