@@ -3,16 +3,15 @@
 python bench.py PART [FILE|FOLDER ...] [--vs=NANOGPT] [--json=FILE] [--key=value ...]
 PART is train (tokens/s), loss (time to nanoGPT's final loss), sample (tokens/s of text) or scale
 (how time and memory grow with model, context and batch).
-The input is novels, or one folder written by prepare.py; default: the bundled novella.
-Without --vs, only Shuoshu and the limit are measured. Only --json and --picture write files.
+The input is novels or one folder that prepare.py made; default: the bundled novella.
+Without --vs, Shuoshu and the limit are measured alone. Only --json and --picture write files.
 """
 
 from __future__ import annotations
 
 import sys
 import tempfile
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from shuoshu.bench.settings import BenchSettings
@@ -25,32 +24,36 @@ PARTS = ("train", "loss", "sample", "scale")
 @command
 def main(argv: Sequence[str]) -> None:
     settings = parse(BenchSettings, argv, __doc__)
-    part = settings.words[0] if settings.words else None
-    if part not in PARTS:
+    if not settings.words or settings.words[0] not in PARTS:
         raise UserError(f"name the part to measure: python bench.py {'|'.join(PARTS)}")
     for name in (settings.json, settings.picture):
         if name and not Path(name).absolute().parent.is_dir():
             raise UserError(f"can't write {name}: there is no folder {Path(name).parent}")
-    from shuoshu.bench import scale, throughput, time_to_loss
-    from shuoshu.bench.measure import BenchReport
+    from shuoshu.bench.context import run_command
 
-    measure = {
-        "train": throughput.train,
-        "sample": throughput.sample,
-        "loss": time_to_loss.loss,
-        "scale": scale.scale,
-    }[part]
-    report = BenchReport(part, settings)
-    with (
-        tempfile.TemporaryDirectory(prefix="bench-", ignore_cleanup_errors=True) as folder,
-        ExitStack() as stack,
-    ):
-        try:
-            measure(throughput.BenchContext(settings, report, Path(folder), stack))
-            report.content["complete"] = True
-        finally:  # an interrupted run keeps the rounds that it has measured
-            if settings.json:
-                report.write(Path(settings.json))
+    measure(settings, run_command)
+
+
+def measure(settings: BenchSettings, run: Callable[[list[str], dict, Path], str]) -> None:
+    """Measures the part that the settings name and writes --json, even after an error or Ctrl-C.
+
+    `run(command, environment, folder)` runs a measurement and returns its output.
+    """
+    from shuoshu.bench.context import BenchContext
+    from shuoshu.bench.measure import BenchReport
+    from shuoshu.bench.scale import scale
+    from shuoshu.bench.throughput import sample, train
+    from shuoshu.bench.time_to_loss import loss
+
+    parts = {"train": train, "loss": loss, "sample": sample, "scale": scale}
+    report = BenchReport(settings.words[0], settings)
+    try:
+        with tempfile.TemporaryDirectory(prefix="bench-", ignore_cleanup_errors=True) as folder:
+            parts[settings.words[0]](BenchContext(settings, report, Path(folder), run))
+        report.content["complete"] = True
+    finally:
+        if settings.json:
+            report.write(Path(settings.json))
 
 
 if __name__ == "__main__":

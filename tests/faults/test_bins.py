@@ -1,4 +1,4 @@
-"""Prepared data that is damaged, swapped, forged, or goes away while it is read."""
+"""Prepared data that is damaged, swapped, forged, or deleted while it is read."""
 
 from __future__ import annotations
 
@@ -57,14 +57,14 @@ def tuning(folder: Path, model: Path) -> list[object]:
 
 
 def edited(folder: Path, change: Callable[[dict], object]) -> None:
-    """meta.json, changed."""
+    """Changes meta.json."""
     meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
     change(meta)
     (folder / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
 
 
 def forged(folder: Path, name: str, raw: bytes) -> None:
-    """A file with other content, and meta.json made to vouch for it."""
+    """Replaces a file and updates its sha256 in meta.json."""
     (folder / name).write_bytes(raw)
     split, kind = name.split(".", 1)
     key = {"bin": "sha256", "mask.bin": "mask_sha256", "jsonl": "pairs_sha256"}[kind]
@@ -131,7 +131,7 @@ def test_a_damaged_file_of_questions_is_named(
 
 @pytest.mark.parametrize("fault", ["cut at an odd byte", "gone", "a flipped byte"])
 @pytest.mark.parametrize("name", ["test.bin", "test.mask.bin", "test.jsonl", "train.jsonl"])
-def test_evaluation_reads_nothing_damaged(
+def test_evaluation_refuses_damaged_data(
     facts: Path, tuned: Path, refused: Callable, fault: str, name: str
 ) -> None:
     DAMAGE[fault](facts / name)
@@ -147,7 +147,7 @@ def test_swapped_files_are_named(book: Path, refused: Callable) -> None:
     refused(train_model, training(book), book / "train.bin")
 
 
-def test_ids_beyond_the_vocabulary_are_told_though_the_hash_is_right(
+def test_ids_beyond_the_vocabulary_are_refused_despite_a_valid_hash(
     book: Path, refused: Callable
 ) -> None:
     ids = np.fromfile(book / "train.bin", "<u2")
@@ -157,7 +157,7 @@ def test_ids_beyond_the_vocabulary_are_told_though_the_hash_is_right(
         refused(train_model, training(book), book / "train.bin", f"{wrong:,}", "smaller than 512")
 
 
-def test_a_vocabulary_that_meta_makes_larger_is_told(book: Path, refused: Callable) -> None:
+def test_a_vocabulary_larger_than_the_tokenizers_is_refused(book: Path, refused: Callable) -> None:
     forged(
         book,
         "train.bin",
@@ -167,7 +167,7 @@ def test_a_vocabulary_that_meta_makes_larger_is_told(book: Path, refused: Callab
     refused(train_model, training(book), book, "is not the tokenizer that made the data")
 
 
-def test_forged_questions_are_told(facts: Path, pretrained: Path, refused: Callable) -> None:
+def test_forged_questions_are_refused(facts: Path, pretrained: Path, refused: Callable) -> None:
     ids, mask, jsonl = (
         (facts / f"val.{kind}").read_bytes() for kind in ("bin", "mask.bin", "jsonl")
     )
@@ -207,7 +207,7 @@ def test_forged_questions_are_told(facts: Path, pretrained: Path, refused: Calla
         )
 
 
-def test_a_tokenizer_that_is_not_the_datas_is_told(
+def test_another_tokenizer_is_refused(
     book: Path, facts: Path, pretrained: Path, text: str, tmp_path: Path, refused: Callable
 ) -> None:
     (tmp_path / "a.txt").write_text(text[:5000], encoding="utf-8")
@@ -220,7 +220,7 @@ def test_a_tokenizer_that_is_not_the_datas_is_told(
         refused(train_model, argv, folder, "is not the tokenizer that made the data")
 
 
-def test_text_shorter_than_a_block_is_told(book: Path, refused: Callable) -> None:
+def test_text_shorter_than_a_block_is_refused(book: Path, refused: Callable) -> None:
     refused(
         train_model, training(book, "--block_size=50000"), "more than one block of 50,000 is needed"
     )
@@ -230,11 +230,11 @@ def test_text_shorter_than_a_block_is_told(book: Path, refused: Callable) -> Non
 
 
 def put(*path: str, value: object) -> Callable[[dict], None]:
-    """A change of meta.json: this field becomes `value`, or is left out if that is `...`."""
+    """A change of meta.json: sets this field to `value`, or removes it if that is `...`."""
 
     def change(meta: dict) -> None:
-        *way, last = path
-        for step in way:
+        *parents, last = path
+        for step in parents:
             meta = meta[step]
         if value is ...:
             del meta[last]
@@ -311,25 +311,25 @@ def test_a_meta_that_cannot_be_read_is_named(
     refused(train_model, training(book), book)
 
 
-def test_another_dtype_is_told(book: Path, refused: Callable) -> None:
+def test_another_dtype_is_refused(book: Path, refused: Callable) -> None:
     for dtype in ("uint32", "float64", "<u2", "object"):
         edited(book, put("dtype", value=dtype))
         refused(train_model, training(book), book)
 
 
-def test_a_meta_of_the_future_is_told(book: Path, refused: Callable) -> None:
+def test_a_newer_format_is_refused(book: Path, refused: Callable) -> None:
     edited(book, put("format", value=2))
     refused(train_model, training(book), book / "meta.json", "has format 2, this version reads 1")
 
 
-def test_a_byte_order_mark_does_no_harm(book: Path, tried: Callable) -> None:
-    tried("tried")
+def test_a_byte_order_mark_does_no_harm(book: Path, count_fault: Callable) -> None:
+    count_fault("tried")
     (book / "meta.json").write_bytes(b"\xef\xbb\xbf" + (book / "meta.json").read_bytes())
     assert len(text_dataset.TextDataset(book, "train")) > 0
-    tried("survived")
+    count_fault("survived")
 
 
-def test_a_split_whose_name_is_a_path_leads_nowhere(
+def test_a_split_name_that_is_a_path_is_refused(
     facts: Path, pretrained: Path, tmp_path: Path, refused: Callable
 ) -> None:
     for name in ("../mine", str(tmp_path / "mine")):
@@ -361,16 +361,16 @@ def test_a_split_whose_name_is_a_path_leads_nowhere(
     "harm", [Path.unlink, lambda path: os.truncate(path, 0)], ids=["deleted", "cut"]
 )
 @pytest.mark.parametrize("kind", ["text", "questions"])
-def test_a_run_does_not_feel_what_happens_to_files_that_fit_into_memory(
+def test_a_run_survives_changes_to_files_that_fit_into_memory(
     book: Path,
     facts: Path,
     pretrained: Path,
     monkeypatch: pytest.MonkeyPatch,
-    tried: Callable,
+    count_fault: Callable,
     harm: Callable,
     kind: str,
 ) -> None:
-    tried("tried")
+    count_fault("tried")
     folder, argv = (book, training(book)) if kind == "text" else (facts, tuning(facts, pretrained))
     step = loop.train_step
 
@@ -382,7 +382,7 @@ def test_a_run_does_not_feel_what_happens_to_files_that_fit_into_memory(
 
     monkeypatch.setattr(loop, "train_step", harmed)
     assert train_model([str(word) for word in argv]) == 0
-    tried("survived")
+    count_fault("survived")
 
 
 MAPPED = """
@@ -401,23 +401,23 @@ except dataset.UserError as error:
 
 
 @pytest.mark.parametrize(
-    "harm, told", [("deleted", "True"), ("cut", "was cut while it was in use")]
+    "harm, expected", [("deleted", "True"), ("cut", "was cut while it was in use")]
 )
-def test_a_large_file_that_is_mapped_may_be_deleted_and_is_told_when_cut(
-    book: Path, tried: Callable, harm: str, told: str
+def test_a_mapped_file_may_be_deleted_but_truncation_is_an_error(
+    book: Path, count_fault: Callable, harm: str, expected: str
 ) -> None:
-    tried("tried")
+    count_fault("tried")
     done = subprocess.run(
         [sys.executable, "-c", MAPPED, book, harm], cwd=REPO_ROOT, capture_output=True, text=True
     )
-    assert done.returncode == 0 and told in done.stdout, done
-    tried("survived" if harm == "deleted" else "refused")
+    assert done.returncode == 0 and expected in done.stdout, done
+    count_fault("survived" if harm == "deleted" else "refused")
 
 
-def test_a_copy_is_not_looked_for_in_a_text_that_was_changed(
-    pretrained: Path, dataset: Path, tried: Callable
+def test_copies_are_not_searched_in_a_changed_text(
+    pretrained: Path, dataset: Path, count_fault: Callable
 ) -> None:
-    tried("tried")
+    count_fault("tried")
     path = dataset / "train.bin"
     whole = path.read_bytes()
     try:
@@ -426,4 +426,4 @@ def test_a_copy_is_not_looked_for_in_a_text_that_was_changed(
         assert TrainingText.find(pretrained) is None
     finally:
         path.write_bytes(whole)
-    tried("refused")
+    count_fault("refused")

@@ -37,7 +37,7 @@ def records(out_dir: Path, kind: str) -> list[dict]:
 
 
 def weights(out_dir: Path) -> str:
-    """Of the newest checkpoint."""
+    """Name and hashes of the newest checkpoint."""
     newest, _ = checkpoints.newest_checkpoint(out_dir)
     return (
         newest.name
@@ -88,7 +88,7 @@ def test_a_trimmed_batch_has_the_token_weighted_mean_of_its_single_rows(
     assert loss == pytest.approx(sum(sums) / sum(counts), rel=1e-5)
     assert loss != pytest.approx(
         np.mean([s / c for s, c in zip(sums, counts, strict=True)]), rel=1e-2
-    )  # which the rows' plain mean is not
+    )  # the mean over rows would differ
 
 
 @pytest.mark.parametrize("size, steps", [(16, 1), (4, 4), (2, 8), (5, 3)])
@@ -154,7 +154,7 @@ def test_accumulated_batches_of_uneven_answers_train_as_one_large_batch(
 
 
 def answering(monkeypatch: pytest.MonkeyPatch, *each: list[float]) -> None:
-    """Makes the evaluations measure these ROUGE-Ls."""
+    """Makes the evaluations measure these ROUGE-L scores."""
     left = iter(each)
 
     def one(*args):
@@ -247,29 +247,29 @@ def test_only_better_answers_reset_the_patience(
 
 NONE, BEST = [0.0] * 4, [1.0, 1.0, 1.0, 0.0]
 LATER = {
-    "in one alone": ([[0.7, 1.0, 1.0, 0.0]], 10),
-    "now this way, now that": ([[0.0, 1.0, 1.0, 0.8]], 10),
-    "in all of them": ([[0.9, 0.9, 0.9, 0.0]], 5),
-    "by little, and then by little again": ([[0.7, 1.0, 1.0, 0.0], [0.6, 0.9, 0.9, 0.0]], 10),
-    "by chance from a later one, not from the best": (
+    "worse in one": ([[0.7, 1.0, 1.0, 0.0]], 10),
+    "better in one, worse in another": ([[0.0, 1.0, 1.0, 0.8]], 10),
+    "worse in three": ([[0.9, 0.9, 0.9, 0.0]], 5),
+    "a little worse, twice": ([[0.7, 1.0, 1.0, 0.0], [0.6, 0.9, 0.9, 0.0]], 10),
+    "within noise of the later one, not of the best": (
         [[0.7, 1.0, 1.0, 0.0], [0.7, 0.8, 1.0, 0.0]],
         10,
     ),
-    "and once more not": ([[0.9, 0.9, 0.9, 0.0], [0.7, 1.0, 1.0, 0.0]], 15),
+    "within noise only later": ([[0.9, 0.9, 0.9, 0.0], [0.7, 1.0, 1.0, 0.0]], 15),
 }
 
 
-@pytest.mark.parametrize("way", LATER)
+@pytest.mark.parametrize("case", LATER)
 @pytest.mark.parametrize("is_resumed", [False, True])
 def test_a_later_model_within_noise_of_the_best_is_kept(
     sft,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-    way: str,
+    case: str,
     is_resumed: bool,
 ) -> None:
-    (later, kept), out_dir = LATER[way], tmp_path / "out"
+    (later, kept), out_dir = LATER[case], tmp_path / "out"
     answering(monkeypatch, NONE, BEST, *later)
     command, length = [*sft, f"--out_dir={out_dir}", "--eval_interval=5"], 5 * len(later) + 5
     if is_resumed:
@@ -357,12 +357,12 @@ def test_the_log_and_the_samples_show_how_it_answers(tuned: Path, qa: Path) -> N
 def test_the_measures_are_those_of_the_answers(tuned: Path, qa: Path) -> None:
     model, tokenizer, step, *_ = models_weights.load_model(tuned)
     questions = read_questions(qa, "val", tokenizer)
-    found = answer(TextGenerator(model, tokenizer), questions, 5)
+    answers = answer(TextGenerator(model, tokenizer), questions, 5)
     (record,) = [record for record in records(tuned, "eval") if record["step"] == step]
     assert record["val_exact_match"] == pytest.approx(
-        np.mean([f.text == q.reference for f, q in zip(found, questions, strict=True)])
+        np.mean([a.text == q.reference for a, q in zip(answers, questions, strict=True)])
     )
-    assert record["val_stop_rate"] == pytest.approx(np.mean([f.reason == "end" for f in found]))
+    assert record["val_stop_rate"] == pytest.approx(np.mean([a.reason == "end" for a in answers]))
 
 
 # ---------------------------------------------------------------- stopping and resuming
@@ -407,7 +407,7 @@ def test_resumed_in_mid_epoch_with_dropout_and_noise_it_ends_with_the_same_bytes
     assert train_model(clean) == 0 and weights(tmp_path / "clean") != weights(tmp_path / "whole")
 
 
-def test_another_preparation_is_not_resumed(
+def test_a_run_is_not_resumed_on_other_data(
     sft, qa: Path, pretrained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = shutil.copytree(qa, tmp_path / "data")
@@ -441,7 +441,7 @@ def refused(arguments: list[str], out_dir: Path, capsys: pytest.CaptureFixture[s
     return message
 
 
-def test_each_thing_that_does_not_fit_has_its_own_message(
+def test_each_kind_of_mismatch_has_its_own_message(
     sft, qa, dataset, text, pretrained, tmp_path: Path, capsys
 ) -> None:
     out_dir = tmp_path / "out"
@@ -593,12 +593,12 @@ def test_every_training_question_is_answered_word_for_word(tuned: Path, qa: Path
     model, tokenizer, _, _, turns = models_weights.load_model(tuned)
     assert turns == 1
     questions = read_questions(qa, "train", tokenizer)
-    found = answer(TextGenerator(model, tokenizer), questions, 16)
-    assert [(f.text, f.reason) for f in found] == [(q.reference, "end") for q in questions]
+    answers = answer(TextGenerator(model, tokenizer), questions, 16)
+    assert [(a.text, a.reason) for a in answers] == [(q.reference, "end") for q in questions]
 
 
 def test_answers_do_not_depend_on_the_batch_size(pretrained: Path, qa: Path) -> None:
-    model, tokenizer, *_ = models_weights.load_model(pretrained)  # one that rambles
+    model, tokenizer, *_ = models_weights.load_model(pretrained)  # its answers rarely end
     questions = read_questions(qa, "val", tokenizer)[:7]
     counts: list[int] = []
     generator = TextGenerator(model, tokenizer)
@@ -714,5 +714,5 @@ def test_a_long_answer_trained_in_several_rows_is_generated_past_the_block(
     ids = render_question(tokenizer, [{"role": "user", "content": "天天？"}])
     assert len(tokenizer.encode(long)) > model.config.block_size
     params = SamplingParams(200, 0.0, keeps_prompt=True)
-    [found] = TextGenerator(model, tokenizer).complete([ids], params, [0])
-    assert found.reason == "end" and found.text == long
+    [completion] = TextGenerator(model, tokenizer).complete([ids], params, [0])
+    assert completion.reason == "end" and completion.text == long

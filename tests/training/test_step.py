@@ -54,9 +54,8 @@ def test_a_skipped_step_changes_neither_weights_nor_optimizers(decay):
     def take(is_bad):
         model(ids[:, :-1], ids[:, 1:]).backward()
         if is_bad:
-            next(iter(model.model.layers.parameters())).grad.view(-1)[0] = (
-                math.inf
-            )  # one gradient of one optimiser
+            gradient = next(iter(model.model.layers.parameters())).grad
+            gradient.view(-1)[0] = math.inf  # one entry of one optimizer
         training_optimizers.step_unless(torch.tensor(is_bad), optimizers)
         return [
             t.clone()
@@ -111,7 +110,7 @@ def test_rows_of_questions_are_named_by_their_number(qa):
 
 
 def test_ten_skipped_steps_in_a_row_end_the_run_with_advice(tiny, tmp_path, monkeypatch, capsys):
-    poison(monkeypatch, {*range(2, 11), *range(12, 40)}, math.inf)  # nine, then one that counts
+    poison(monkeypatch, {*range(2, 11), *range(12, 40)}, math.inf)  # nine, then a finite one
     command = [
         *tiny,
         *SHORT,
@@ -129,7 +128,7 @@ def test_ten_skipped_steps_in_a_row_end_the_run_with_advice(tiny, tmp_path, monk
         and "Traceback" not in err
     )
     newest, wrong = checkpoints.newest_checkpoint(tmp_path / "out")
-    assert newest.name == "step-000000" and not wrong  # what led to bad steps pushes nothing out
+    assert newest.name == "step-000000" and not wrong  # bad steps don't replace it
     assert train_model([*command, "--resume"]) == 2
     assert "10 steps in a row" in (err := capsys.readouterr().err) and "step 21" in err
 

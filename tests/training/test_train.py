@@ -54,7 +54,7 @@ def uninterrupted(tiny, tmp_path_factory):
 # ---------------------------------------------------------------- learning
 
 
-def test_training_beats_what_no_knowledge_of_order_can_reach(pretrained, dataset):
+def test_training_beats_the_loss_of_token_frequencies(pretrained, dataset):
     """The bound is the loss of the token frequencies alone: an untrained, shuffled or wrongly
     shifted model can't do better."""
     train_file, val_file = TextDataset(dataset, "train"), TextDataset(dataset, "val")
@@ -70,7 +70,7 @@ def test_a_run_writes_all_its_files(pretrained):
         "eval.json",
         "eval_answers.jsonl",
         "report.html",
-    }  # these eval_metrics.py writes
+    }  # eval_metrics.py writes these
     head = json.loads((pretrained / "settings.json").read_text(encoding="utf-8"))
     assert (
         head["settings"]["n_embd"] == 64
@@ -260,8 +260,8 @@ def test_a_run_killed_in_mid_epoch_and_resumed_ends_with_the_same_bytes(
     ]
 
 
-@pytest.mark.parametrize("left_out", ["nothing", "optimiser", "step"])
-def test_a_resumed_run_needs_the_optimisers_state_and_the_step(
+@pytest.mark.parametrize("left_out", ["nothing", "optimizer", "step"])
+def test_a_resumed_run_needs_the_optimizer_state_and_the_step(
     tiny, uninterrupted, tmp_path, monkeypatch, left_out
 ):
     out_dir = tmp_path / "out"
@@ -276,7 +276,7 @@ def test_a_resumed_run_needs_the_optimisers_state_and_the_step(
     monkeypatch.setattr(loop, "train_step", killed)
     assert train_model(command) == 130
     monkeypatch.setattr(loop, "train_step", real_step)
-    if left_out == "optimiser":
+    if left_out == "optimizer":
         monkeypatch.setattr(resume, "load_state_tensors", lambda *args: None)
     if left_out == "step":
         monkeypatch.setattr(step, "seed_step", lambda seed, step, rank: torch.manual_seed(seed))
@@ -303,7 +303,7 @@ def test_a_signal_saves_and_prints_how_to_resume_and_loses_no_step(
     step = int(re.search(r"after step (\d+)", output)[1])
     assert checkpoints.newest_checkpoint(out_dir)[0].name == f"step-{step:06d}"
     (again,) = [line for line in output.splitlines() if line.startswith("  python train.py")]
-    assert train_model(shlex.split(again)[2:]) == 0  # just as it was printed
+    assert train_model(shlex.split(again)[2:]) == 0  # the printed command
     assert weights(out_dir) == weights(uninterrupted)
 
 
@@ -397,7 +397,7 @@ def test_a_damaged_newest_checkpoint_is_skipped(uninterrupted, tmp_path, capsys)
     assert weights(out_dir) == weights(uninterrupted)
 
 
-# ---------------------------------------------------------------- the user's mistakes
+# ---------------------------------------------------------------- user errors
 
 
 def test_an_earlier_run_is_overwritten_only_with_overwrite(tiny, uninterrupted, tmp_path, capsys):
