@@ -95,7 +95,7 @@ def score_checkpoints(device: torch.device, data: str, checkpoints: list[str]) -
             return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction=reduction)
 
         windows = text_windows(val.tokens, end, saved["model_args"]["block_size"], 16)
-        results.append(score(losses, model, windows, end, torch.float32).bits_per(val.bytes))
+        results.append(score(losses, model, windows, end).bits_per(val.bytes))
     return {"bits_per_byte": results}
 
 

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 
 from model import GPT
-from shuoshu.core.device import autocast
 from shuoshu.core.distributed import Processes
 from shuoshu.text.dataset import IGNORE, Batch
 
@@ -40,14 +39,14 @@ def score(
     raw: GPT,
     batches: Iterable[Batch],
     end: int,
-    dtype: torch.dtype,
     processes: Processes | None = None,
     should_stop: Callable[[], object] = lambda: False,
 ) -> Score | None:
     """Scores every target that is not IGNORE; the processes share the batches.
 
-    `model` is `raw` or its compiled form; `end` is the id of the end token. All processes call
-    `should_stop` equally often and must get the same result. Returns None if it returned true.
+    `model` is `raw` or its compiled form; `end` is the id of the end token. The caller sets the
+    precision by autocast. All processes call `should_stop` equally often and must get the same
+    result. Returns None if it returned true.
     """
     device, processes = raw.lm_head.weight.device, processes or Processes()
     rows = [np.zeros((0, 4))]
@@ -61,8 +60,7 @@ def score(
         if number % processes.world_size != processes.rank:
             continue
         y = torch.from_numpy(targets).to(device)
-        with autocast(device, dtype):
-            losses = model(torch.from_numpy(ids).to(device), y, reduction="none")
+        losses = model(torch.from_numpy(ids).to(device), y, reduction="none")
         losses = losses.view(targets.shape).cpu().double().numpy()
         is_scored = targets != IGNORE
         is_text = is_scored & (targets != end)

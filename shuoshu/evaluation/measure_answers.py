@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from shuoshu.core.command_settings import EvalSettings
 from shuoshu.core.errors import UserError
@@ -120,7 +119,7 @@ def add_reference_perplexities(
     measures: MeasureSet, settings: EvalSettings, model: EvaluatedModel, questions: QuestionSet
 ) -> None:
     batches = answer_batches(questions.data, settings.batch_size, questions.rows)
-    scored = score(model.model, model.model, batches, model.tokenizer.end, torch.float32)
+    scored = score(model.model, model.model, batches, model.tokenizer.end)
     texts = questions.scored_texts
     n_bytes = sum(len(text.encode()) for text in texts)
     measures.add_perplexities(scored, sum(map(len, texts)), n_bytes)

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import torch
 
 from shuoshu.core.command_settings import EvalSettings
 from shuoshu.evaluation.copies import TrainingText
@@ -52,7 +51,7 @@ def measure_text(
         for suffix, step in (("", stride), ("_disjoint", block)):
             end = model.tokenizer.end
             windows = text_windows(data.tokens, end, block, settings.batch_size, step)
-            scored = score(model.model, model.model, windows, end, torch.float32)
+            scored = score(model.model, model.model, windows, end)
             measures.add_perplexities(scored, data.characters, data.bytes, suffix)
         texts = continue_prompts(settings, model, data, prompt_tokens)
         if texts:

@@ -100,15 +100,15 @@ def measure(run: Run, stop: StopFlag) -> Evaluation | None:
 def score_val(run: Run, stop: StopFlag) -> Score | None:
     """The loss on the validation data; None if a signal stopped it."""
     trainer = run.trainer
-    return score(
-        trainer.model,
-        trainer.raw,
-        run.data.val_batches(trainer.block_size, trainer.micro_rows),
-        run.data.tokenizer.end,
-        trainer.dtype,
-        run.processes,
-        lambda: run.processes.any_signal(stop.raised),
-    )
+    with autocast(trainer.device, trainer.dtype):
+        return score(
+            trainer.model,
+            trainer.raw,
+            run.data.val_batches(trainer.block_size, trainer.micro_rows),
+            run.data.tokenizer.end,
+            run.processes,
+            lambda: run.processes.any_signal(stop.raised),
+        )
 
 
 def require_finite(run: Run, loss: float) -> float:

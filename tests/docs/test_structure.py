@@ -118,3 +118,20 @@ def test_the_scripts_parse_and_ci_runs_the_tests_alone():
     lines = (REPO_ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
     lines = [line for line in lines if not line.startswith("#")]
     assert len(lines) == 1 and "test.sh" in lines[0]
+
+
+MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_PARAMETERS = 400, 60, 6
+API_FUNCTIONS = {"ask", "continue_text"}  # their parameters are those of the page's API
+
+
+def test_files_and_functions_are_small():
+    for path in PRODUCT:
+        source = path.read_text(encoding="utf-8")
+        assert len(source.splitlines()) <= MAX_FILE_LINES, path
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                a = node.args
+                names = [arg.arg for arg in (*a.posonlyargs, *a.args, *a.kwonlyargs)]
+                count = len(set(names) - {"self", "cls"})
+                assert node.end_lineno - node.lineno < MAX_FUNCTION_LINES, (path, node.name)
+                assert count <= MAX_PARAMETERS or node.name in API_FUNCTIONS, (path, node.name)

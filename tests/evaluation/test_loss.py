@@ -33,7 +33,7 @@ def test_every_token_is_scored_once(pretrained_model, length):
     tokens = np.random.default_rng(0).integers(0, tokenizer.n_vocab - 5, length)
     tokens[length // 2] = tokenizer.end
     windows = text_windows(tokens.astype("<u2"), tokenizer.end, model.config.block_size, 3)
-    scored = score(model, model, windows, tokenizer.end, torch.float32)
+    scored = score(model, model, windows, tokenizer.end)
     nats, text = score_by_window(model, tokens.tolist(), tokenizer.end)
     assert scored.tokens == length
     assert scored.nats == pytest.approx(nats, rel=1e-5)
@@ -46,22 +46,20 @@ def test_processes_share_the_windows(pretrained_model):
     model, tokenizer = pretrained_model
     tokens = np.random.default_rng(0).integers(0, 500, 1000)
     windows = list(text_windows(tokens, tokenizer.end, model.config.block_size, 4))
-    whole = score(model, model, windows, tokenizer.end, torch.float32)
+    whole = score(model, model, windows, tokenizer.end)
     parts = []
     for rank in range(3):
         processes = Processes()
         processes.rank, processes.world_size = rank, 3
         processes.sum = lambda values: values
-        parts.append(score(model, model, windows, tokenizer.end, torch.float32, processes).nats)
+        parts.append(score(model, model, windows, tokenizer.end, processes).nats)
     assert sum(parts) == pytest.approx(whole.nats, rel=1e-6)
 
 
 def test_scoring_keeps_a_model_in_training_mode(pretrained_model):
     model, tokenizer = pretrained_model
     model.train()
-    score(
-        model, model, text_windows(np.arange(10), tokenizer.end, 8, 4), tokenizer.end, torch.float32
-    )
+    score(model, model, text_windows(np.arange(10), tokenizer.end, 8, 4), tokenizer.end)
     assert model.training
     model.eval()
 
@@ -111,11 +109,7 @@ def test_the_loss_with_a_stride_equals_a_computation_token_by_token(pretrained_m
         16,
     )
     scored = score(
-        model,
-        model,
-        text_windows(tokens, tokenizer.end, block, 4, stride),
-        tokenizer.end,
-        torch.float32,
+        model, model, text_windows(tokens, tokenizer.end, block, 4, stride), tokenizer.end
     )
     ids, nats = [tokenizer.end, *tokens.tolist()], 0.0
     for n, token in enumerate(tokens.tolist()):
@@ -124,9 +118,7 @@ def test_the_loss_with_a_stride_equals_a_computation_token_by_token(pretrained_m
             model(torch.tensor([ids[begin : n + 1]]))[0, -1].double().log_softmax(-1)[token].item()
         )
     assert scored.tokens == 200 and scored.nats == pytest.approx(nats, rel=1e-5)
-    disjoint = score(
-        model, model, text_windows(tokens, tokenizer.end, block, 4), tokenizer.end, torch.float32
-    )
+    disjoint = score(model, model, text_windows(tokens, tokenizer.end, block, 4), tokenizer.end)
     assert scored.nats < disjoint.nats  # this model uses its context
 
 
@@ -159,7 +151,7 @@ def test_the_loss_of_answers_counts_their_tokens_alone(pretrained_model, qa):
             nats += loss
             text += loss * (ids[place] != tokenizer.end)
             tokens += 1
-    scored = score(model, model, answer_batches(data, 5), tokenizer.end, torch.float32)
+    scored = score(model, model, answer_batches(data, 5), tokenizer.end)
     assert scored.tokens == tokens
     assert scored.nats == pytest.approx(nats, rel=1e-5)
     assert scored.text_nats == pytest.approx(text, rel=1e-5)
