@@ -395,5 +395,5 @@ def config_from_hf(content: dict) -> GPTConfig:
             raise ValueError(f"{hf_name} is {str(value)[:40]}")
     config = GPTConfig(**{name: content[hf_name] for name, (hf_name, *_) in HF_FIELDS.items()})
     if config.n_head % config.n_kv_head or config.head_dim % 2:
-        raise ValueError("n_head must be a multiple of n_kv_head, and head_dim even")
+        raise ValueError("query heads must be a multiple of key-value heads, and head_dim even")
     return config
