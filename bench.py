@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from shuoshu.bench.settings import BenchSettings
@@ -30,26 +29,31 @@ def main(argv: Sequence[str]) -> None:
     for name in (settings.json, settings.picture):
         if name and not Path(name).absolute().parent.is_dir():
             raise UserError(f"can't write {name}: there is no folder {Path(name).parent}")
-    from shuoshu.bench import scale, throughput, time_to_loss
-    from shuoshu.bench.measure import BenchReport
+    from shuoshu.bench.context import run_command
 
-    parts = {
-        "train": throughput.train,
-        "sample": throughput.sample,
-        "loss": time_to_loss.loss,
-        "scale": scale.scale,
-    }
+    measure(settings, run_command)
+
+
+def measure(settings: BenchSettings, run: Callable[[list[str], dict, Path], str]) -> None:
+    """Measures the part that the settings name and writes --json, even after an error or Ctrl-C.
+
+    `run(command, environment, folder)` runs a measurement and returns its output.
+    """
+    from shuoshu.bench.context import BenchContext
+    from shuoshu.bench.measure import BenchReport
+    from shuoshu.bench.scale import scale
+    from shuoshu.bench.throughput import sample, train
+    from shuoshu.bench.time_to_loss import loss
+
+    parts = {"train": train, "loss": loss, "sample": sample, "scale": scale}
     report = BenchReport(settings.words[0], settings)
-    with (
-        tempfile.TemporaryDirectory(prefix="bench-", ignore_cleanup_errors=True) as folder,
-        ExitStack() as stack,
-    ):
-        try:
-            parts[settings.words[0]](throughput.BenchContext(settings, report, Path(folder), stack))
-            report.content["complete"] = True
-        finally:  # what was found stays, whatever ended it
-            if settings.json:
-                report.write(Path(settings.json))
+    try:
+        with tempfile.TemporaryDirectory(prefix="bench-", ignore_cleanup_errors=True) as folder:
+            parts[settings.words[0]](BenchContext(settings, report, Path(folder), run))
+        report.content["complete"] = True
+    finally:
+        if settings.json:
+            report.write(Path(settings.json))
 
 
 if __name__ == "__main__":

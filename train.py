@@ -20,13 +20,19 @@ from shuoshu.core.settings import TrainSettings
 
 @command
 def main(argv: Sequence[str]) -> int:
+    settings = parse_settings(argv)
+    from shuoshu.training.loop import train
+
+    return train(settings)
+
+
+def parse_settings(argv: Sequence[str]) -> TrainSettings:
+    """The settings of the run that `argv` describes; UserError lists every mistake."""
     settings = parse(TrainSettings, argv, __doc__, default_config="config/pretrain.py")
     if settings.resume and (saved := saved_settings(Path(settings.out_dir))):
         # The saved settings replace the config files, which may have changed since the run began.
         settings = parse(TrainSettings, argv, __doc__, base=saved)
-    from shuoshu.training.loop import train
-
-    return train(settings)
+    return settings
 
 
 def saved_settings(out_dir: Path) -> dict | None:

@@ -29,17 +29,19 @@ torch.set_num_threads(
     1
 )  # exact results, and no two threads waiting for each other on a busy machine
 
-settings.register_profile(
-    "here", deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow]
-)
-settings.register_profile(
-    "ci", parent=settings.get_profile("here"), max_examples=25, derandomize=True
-)
-settings.load_profile("ci" if os.environ.get("CI") else "here")
+COMMON = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
+settings.register_profile("quick", max_examples=25, **COMMON)
+settings.register_profile("long", max_examples=50, **COMMON)
+settings.register_profile("ci", max_examples=50, derandomize=True, **COMMON)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--long", action="store_true", help="hundreds of kills, long fuzzing")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    default = "ci" if os.environ.get("CI") else "quick"
+    settings.load_profile("long" if config.getoption("--long") else default)
 
 
 PEOPLE = [

@@ -1,6 +1,4 @@
-"""Measures programs in alternating rounds, each in its own idle process; prints and stores every
-figure.
-"""
+"""Measures programs in alternating rounds; prints and stores every figure."""
 
 from __future__ import annotations
 
@@ -8,11 +6,6 @@ import json
 import math
 import shlex
 import statistics
-import subprocess
-import sys
-import tempfile
-import time
-import typing
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -20,29 +13,27 @@ from pathlib import Path
 from shuoshu.bench.settings import BenchSettings
 from shuoshu.core.errors import UserError
 
-Round = dict[str, float]
-Measure = Callable[..., float]
-WARM_UP = 3  # steps before the first measurement: compilation, cold caches
+Figures = dict[str, float]  # what one measurement found, by name
 
 
-def interleave(contenders: dict[str, Callable[[], float]], count: int) -> list[Round]:
-    """Measures every program once a round, in reversed order every second round (A B, B A, …).
+def interleave(contenders: Sequence[Callable[[], Figures]], count: int) -> list[Figures]:
+    """Measures every contender once per round, in reversed order every second round: A B, B A, …
 
-    A machine that slows down then slows all of them alike.
+    A machine that slows down slows all of them alike.
     """
     rounds = []
     for number in range(count):
-        order = list(contenders)[:: -1 if number % 2 else 1]
-        found = {name: contenders[name]() for name in order}
-        rounds.append({name: found[name] for name in contenders})
+        figures: Figures = {}
+        for measure in contenders[:: -1 if number % 2 else 1]:
+            figures |= measure()
+        rounds.append(figures)
     return rounds
 
 
 def exponent(sizes: Sequence[float], costs: Sequence[float]) -> float:
-    """Fits cost ~ size^k by least squares on the logarithms; returns k."""
-    return statistics.linear_regression(
-        list(map(math.log, sizes)), list(map(math.log, costs))
-    ).slope
+    """The k of cost ~ size^k, fitted by least squares on the logarithms."""
+    logs = [list(map(math.log, values)) for values in (sizes, costs)]
+    return statistics.linear_regression(*logs).slope
 
 
 def short(value: float) -> str:
@@ -54,149 +45,53 @@ class BenchReport:
     """What was run and measured: printed line by line, and stored for --json."""
 
     def __init__(self, part: str, settings: BenchSettings) -> None:
-        self.content: dict = {
-            "part": part,
-            "settings": asdict(settings),
-            "complete": False,
-            "facts": [],
-            "commands": [],
-            "rounds": {},
-            "figures": {},
-        }
-        self.facts(
-            "settings",
-            {
-                name: value
-                for name, value in asdict(settings).items()
-                if value not in (None, (), "")
-            },
-        )
+        self.content: dict = {"part": part, "settings": asdict(settings), "complete": False}
+        self.content |= {"notes": [], "commands": [], "rounds": {}, "figures": {}}
+        given = {name: v for name, v in asdict(settings).items() if v not in (None, (), "")}
+        self.note("settings", given)
 
-    def facts(self, name: str, facts: dict) -> None:
-        """Prints and stores facts that are needed to repeat the measurement."""
-        self.content["facts"].append({"of": name, **facts})
-        print(
-            f"{name:<10} " + ", ".join(f"{key} {value}" for key, value in facts.items()), flush=True
-        )
+    def note(self, about: str, values: dict) -> None:
+        """Prints and stores what is needed to repeat the measurement."""
+        self.content["notes"].append({"about": about, **values})
+        print(f"{about:<10} " + ", ".join(f"{k} {v}" for k, v in values.items()), flush=True)
 
-    def ran(self, command: Sequence[object], read: str = "") -> list[str]:
-        """Records a command and its standard input; returns its words."""
-        words = [str(word) for word in command]
-        self.content["commands"].append(
-            shlex.join(words) + (f" <<< {shlex.quote(read)}" if read else "")
-        )
-        print(f"$ {self.content['commands'][-1]}", flush=True)
-        return words
-
-    def measure(
-        self, title: str, contenders: dict[str, Callable[[], float]], count: int, unit: str
-    ) -> list[Round]:
-        """Runs the rounds, prints and stores the medians; returns the rounds."""
-        rounds = interleave(contenders, count)
-        self.content["rounds"][title] = {"unit": unit, "found": rounds}
-        for name in contenders:
-            self.median(f"{title}: {name}, {unit}", [found[name] for found in rounds])
-        return rounds
-
-    def compare(
-        self, title: str, contenders: dict[str, Callable[[], float]], count: int, unit: str
-    ) -> list[Round]:
-        """Like `measure`, with the median ratio of the first program to each other one."""
-        rounds = self.measure(title, contenders, count, unit)
-        first, *others = contenders
-        for name in others:
-            self.median(
-                f"{title}: {first} / {name}", [found[first] / found[name] for found in rounds]
-            )
-        return rounds
-
-    def median(self, name: str, values: Sequence[float]) -> None:
-        self.figure(name, statistics.median(values), f"  (rounds: {' '.join(map(short, values))})")
+    def command(self, words: Sequence[object]) -> bool:
+        """Prints and stores a command; False if it has been run before."""
+        line = shlex.join(map(str, words))
+        if line in self.content["commands"]:
+            return False
+        self.content["commands"].append(line)
+        print(f"$ {line}", flush=True)
+        return True
 
     def figure(self, name: str, value: float, note: str = "") -> None:
+        """Prints and stores a result."""
         self.content["figures"][name] = value
         print(f"= {name}: {short(value)}{note}", flush=True)
 
-    def grows(self, name: str, sizes: Sequence[float], costs: Sequence[float]) -> None:
-        """Stores the exponent of a cost; skipped with one size or a missing measurement."""
+    def median(self, name: str, values: Sequence[float]) -> None:
+        """The figure is the median of the rounds."""
+        self.figure(name, statistics.median(values), f"  (rounds: {' '.join(map(short, values))})")
+
+    def compare(self, title: str, rounds: list[Figures], unit: str) -> None:
+        """Stores the rounds, the medians, and the median ratios of the first name to the others."""
+        self.content["rounds"][title] = {"unit": unit, "figures": rounds}
+        first, *others = rounds[0]
+        for name in (first, *others):
+            self.median(f"{title}: {name}, {unit}", [figures[name] for figures in rounds])
+        for name in others:
+            ratios = [figures[first] / figures[name] for figures in rounds]
+            self.median(f"{title}: {first} / {name}", ratios)
+
+    def growth(self, name: str, sizes: Sequence[float], costs: Sequence[float]) -> None:
+        """The figure is the exponent of a cost; none with one size or a missing measurement."""
         if len(set(sizes)) > 1 and min(costs) > 0:
             self.figure(f"{name}, exponent", exponent(sizes, costs))
 
     def write(self, path: Path) -> None:
+        """Writes everything as JSON; UserError if that fails."""
+        text = json.dumps(self.content, ensure_ascii=False, indent=1) + "\n"
         try:
-            path.write_text(
-                json.dumps(self.content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8"
-            )
+            path.write_text(text, encoding="utf-8")
         except OSError as error:
             raise UserError(f"can't write {path}: {error.strerror}") from None
-
-
-# ---------------------------------------------------------------- processes
-# Requests and answers are JSON objects, one a line.
-
-
-class Worker:
-    """A worker process as its caller sees it. The first request is the job, its answer `facts`."""
-
-    def __init__(self, command: Sequence[str], job: dict, env: dict[str, str], cwd: Path) -> None:
-        self.command, pipe = command, subprocess.PIPE
-        self.errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
-        self.process = subprocess.Popen(
-            command,
-            stdin=pipe,
-            stdout=pipe,
-            stderr=self.errors,
-            env=env,
-            cwd=cwd,
-            text=True,
-            encoding="utf-8",
-        )
-        self.facts = self.ask(**job)
-
-    def ask(self, **request: object) -> typing.Any:
-        try:
-            print(json.dumps(request), file=self.process.stdin, flush=True)
-            line = self.process.stdout.readline()
-        except OSError:  # the process has ended
-            line = ""
-        if line:
-            return json.loads(line)
-        self.errors.seek(0)
-        told = self.errors.read().strip().splitlines() or ["no output"]
-        self.close()
-        raise UserError(
-            f"{' '.join(self.command)} ended with code {self.process.returncode}: {told[-1]}"
-        )
-
-    def close(self) -> None:
-        """Ends the process; kills it after 20 seconds."""
-        try:
-            self.process.communicate(timeout=20)
-        except (
-            OSError,
-            ValueError,
-            subprocess.TimeoutExpired,
-        ):  # closed already, or stuck
-            self.process.kill()
-            self.process.wait()
-        self.errors.close()
-
-
-def serve(begin: Callable[[dict], tuple[dict, Measure]]) -> None:
-    """The loop of a worker process: `begin(job)` returns its facts and the function that measures.
-
-    Standard output carries the answers, so print() is sent to standard error.
-    """
-    answers, sys.stdout = sys.stdout, sys.stderr
-    facts, measure = begin(json.loads(sys.stdin.readline()))
-    print(json.dumps(facts), file=answers, flush=True)
-    for line in sys.stdin:
-        print(json.dumps(measure(**json.loads(line))), file=answers, flush=True)
-
-
-def rate_of(step: Callable[[], float], seconds: float) -> float:
-    """Units per second of `step`, which returns the units it did; runs at least once."""
-    amount, began = 0.0, time.perf_counter()
-    while not amount or time.perf_counter() - began < seconds:
-        amount += step()
-    return amount / (time.perf_counter() - began)

@@ -1,6 +1,4 @@
-"""Runs the user's nanoGPT checkout: copies its scripts, writes our data in its format, reads the
-output of its train.py.
-"""
+"""A nanoGPT checkout: copies its scripts, converts our data, reads the output of its train.py."""
 
 from __future__ import annotations
 
@@ -10,116 +8,110 @@ import shutil
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from shuoshu.core.errors import UserError
 from shuoshu.text.dataset import TEXT_SPLITS, TextDataset
 
 NEEDED = ("train.py", "model.py", "configurator.py")
-SETTLED = 3  # skipped iterations: the first holds an evaluation, the others warm up
+WARM_UP = 3  # iterations: the first holds an evaluation, the others warm up
+MAX_VOCAB_SIZE = 1 << 16  # it reads 16-bit tokens
 ITERATION = re.compile(r"iter (\d+): loss ([\d.naif]+), time ([\d.]+)ms")
+RECENT = 20  # iterations whose median replaces the time of one with an evaluation
+LINE_INTERVAL = 30  # seconds of training between progress lines
 
 
 class NanoGPT:
-    """A copy of the checkout's scripts; the user's folder is only read."""
+    """A copy of the checkout's scripts. The user's folder is only read."""
 
     def __init__(self, checkout: Path, folder: Path, env: dict[str, str]) -> None:
-        missing = [name for name in NEEDED if not (checkout / name).is_file()]
-        if missing:
+        if missing := [name for name in NEEDED if not (checkout / name).is_file()]:
             raise UserError(
-                f"--vs={checkout} is not a nanoGPT checkout; missing: {', '.join(missing)}: "
-                "git clone https://github.com/karpathy/nanoGPT"
+                f"--vs={checkout} is not a nanoGPT checkout; missing: {', '.join(missing)}:"
+                " git clone https://github.com/karpathy/nanoGPT"
             )
         self.folder = folder
-        self.env = {
-            name: value for name, value in env.items() if name != "GOMP_SPINCOUNT"
-        }  # set by our commands, not by nanoGPT's
+        # Our commands set GOMP_SPINCOUNT, nanoGPT's don't.
+        self.env = {name: value for name, value in env.items() if name != "GOMP_SPINCOUNT"}
         folder.mkdir()
         for path in checkout.glob("*.py"):
             shutil.copyfile(path, folder / path.name)
 
-    def take_data(self, data: Path, vocab_size: int) -> None:
-        """Writes the same tokens in the format of its train.py."""
-        place = self.folder / "data" / "bench"
-        if vocab_size > 1 << 16:
+    def write_data(self, data: Path, vocab_size: int) -> None:
+        """Writes our tokens in the format of its train.py; UserError if they don't fit."""
+        if vocab_size > MAX_VOCAB_SIZE:
             raise UserError(
                 f"nanoGPT reads 16-bit tokens: a vocabulary of {vocab_size:,} is too large for it"
             )
-        place.mkdir(parents=True, exist_ok=True)
+        folder = self.folder / "data" / "bench"
+        folder.mkdir(parents=True, exist_ok=True)
         for split in TEXT_SPLITS:
-            TextDataset(data, split).tokens.astype("<u2").tofile(place / f"{split}.bin")
-        (place / "meta.pkl").write_bytes(pickle.dumps({"vocab_size": vocab_size}))
+            TextDataset(data, split).tokens.astype("<u2").tofile(folder / f"{split}.bin")
+        (folder / "meta.pkl").write_bytes(pickle.dumps({"vocab_size": vocab_size}))
 
     def command(self, **settings: object) -> list[str]:
         """The command line of its train.py on our data."""
-        return [
-            sys.executable,
-            "-u",
-            "train.py",
-            "--dataset=bench",
-            "--log_interval=1",
-            *(f"--{name}={value}" for name, value in settings.items()),
-        ]
+        given = [f"--{name}={value}" for name, value in settings.items()]
+        return [sys.executable, "-u", "train.py", "--dataset=bench", "--log_interval=1", *given]
 
     def iterations(self, command: list[str]) -> Iterator[tuple[int, float, bool]]:
-        """Runs its train.py; yields (number, seconds, has an evaluation). Closing it ends the run."""
-        errors = (self.folder / "errors.txt").open("w+", encoding="utf-8", errors="replace")
-        child = subprocess.Popen(
-            command,
-            cwd=self.folder,
-            env=self.env,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            text=True,
-            encoding="utf-8",
-        )
+        """Runs its train.py; yields (number, seconds, has an evaluation). Stops it when closed."""
+        path = self.folder / "errors.txt"
+        with path.open("w", encoding="utf-8") as errors:
+            child = subprocess.Popen(
+                command,
+                cwd=self.folder,
+                env=self.env,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+                encoding="utf-8",
+            )
         evaluated = False
         try:
             for line in child.stdout:
                 evaluated = evaluated or line.startswith("step ")
-                if found := ITERATION.match(line):
-                    yield int(found[1]), float(found[3]) / 1000, evaluated
+                if match := ITERATION.match(line):
+                    yield int(match[1]), float(match[3]) / 1000, evaluated
                     evaluated = False
-            if child.wait() != 0:
-                errors.seek(0)
-                last = (errors.read().strip().splitlines() or ["no output"])[-1]
+            if child.wait():
+                lines = path.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+                last = lines[-1] if lines else "no output"
                 raise UserError(f"{' '.join(command)} ended with code {child.returncode}: {last}")
         finally:
             child.terminate()
             child.wait()
             child.stdout.close()
-            errors.close()
 
-    def lap(self, command: list[str], seconds: float) -> float:
+    def seconds_per_step(self, command: list[str], seconds: float) -> float:
         """Seconds per iteration after warm-up, measured for `seconds`; then the run is stopped."""
-        found, going = [], self.iterations(command)
-        for number, passed, _ in going:
-            found += [passed] if number >= SETTLED else []
-            if sum(found) >= seconds:
+        times: list[float] = []
+        run = self.iterations(command)
+        for number, passed, _ in run:
+            times += [passed] if number >= WARM_UP else []
+            if sum(times) >= seconds:
                 break
-        going.close()
-        if not found:
-            raise UserError(f"{' '.join(command)} printed no iteration after the first {SETTLED}")
-        return sum(found) / len(found)
+        run.close()
+        if not times:
+            raise UserError(f"{' '.join(command)} printed no iteration after the first {WARM_UP}")
+        return sum(times) / len(times)
 
-    def train(
-        self, command: list[str], keep: Path, tell: Callable[[str], None]
-    ) -> list[tuple[float, Path]]:
-        """A whole training run; returns (seconds without evaluations, checkpoint) pairs.
+    def train(self, command: list[str], out: Path) -> list[tuple[float, Path]]:
+        """A whole training; returns (seconds without evaluations, checkpoint) pairs.
 
-        Each checkpoint is moved to `keep` before the next one replaces it.
+        Each checkpoint is moved to `out` before the next one replaces it.
         """
-        points, usual, clock, errors = [], [], 0.0, 0.0
-        keep.mkdir()
+        checkpoints, times, clock, printed = [], [], 0.0, 0.0
+        out.mkdir()
         for number, passed, evaluated in self.iterations(command):
             if evaluated and number:  # the checkpoint was written before this iteration began
-                points.append(
-                    (clock, (self.folder / "out" / "ckpt.pt").replace(keep / f"{number}.pt"))
-                )
-            usual.append(statistics.median(usual[-20:]) if evaluated and usual else passed)
-            clock += usual[-1]
-            if clock > errors + 30:
-                errors = clock
-                tell(f"iteration {number:,}, {clock:.0f} s")
-        return points
+                path = (self.folder / "out" / "ckpt.pt").replace(out / f"{number}.pt")
+                checkpoints.append((clock, path))
+            # The time of an iteration with an evaluation includes the evaluation.
+            times.append(statistics.median(times[-RECENT:]) if evaluated and times else passed)
+            clock += times[-1]
+            if clock > printed + LINE_INTERVAL:
+                printed = clock
+                print(f"nanoGPT: iteration {number:,}, {clock:.0f} s", flush=True)
+        return checkpoints

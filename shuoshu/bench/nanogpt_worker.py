@@ -1,64 +1,53 @@
-"""Measures nanoGPT's model.py where its own commands don't reach: training with our precision and
-memory settings, sampling, and scoring by our evaluator.
+"""One measurement of nanoGPT's model.py where its own commands don't reach.
 
-Run as a script in a folder with a copy of nanoGPT's model.py: `from model import …` imports that
-one.
+That is: training with our precision and memory settings, sampling, and scoring by our evaluator.
+It runs in a folder with nanoGPT's model.py, which `import model` finds before ours.
 """
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
-sys.path[0] = str(Path.cwd())  # nanoGPT's model.py comes first
-sys.path.append(str(Path(__file__).resolve().parents[2]))
+import numpy as np
+import torch
+import torch.nn.functional as F
 
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-import torch.nn.functional as F  # noqa: E402
+import model as nanogpt
+from shuoshu.bench.worker import WARM_UP, answer, rate_of
+from shuoshu.core.device import autocast, peak_memory, pick_dtype, synchronize
+from shuoshu.evaluation.loss import score
+from shuoshu.text.dataset import TextDataset, text_windows
+from shuoshu.text.tokenizer import Tokenizer
 
-from model import GPT, GPTConfig  # noqa: E402
-from shuoshu.bench.measure import WARM_UP, Measure, rate_of, serve  # noqa: E402
-from shuoshu.core.device import autocast, peak_memory, pick_dtype, setup_process, synchronize  # noqa: E402
-from shuoshu.evaluation.loss import score  # noqa: E402
-from shuoshu.text.dataset import TextDataset, text_windows  # noqa: E402
-from shuoshu.text.tokenizer import Tokenizer  # noqa: E402
-
-
-def start_worker(job: dict) -> tuple[dict, Measure]:
-    device = setup_process(job["device"], job["threads"], tf32=True, tuned_malloc=job["tamed"])
-    facts, measure = {"train": training, "sample": sampling, "score": scoring}[job["kind"]](
-        device, rate_of, **job["how"]
-    )
-    return facts, lambda what, **how: measure(**how)
+SEED = 1337
 
 
-def training(
+def train(
     device: torch.device,
-    rate: Callable[..., float],
     shape: dict,
     dtype: str,
-    rows: int,
-    micro_steps: int,
+    batch: tuple[int, int],
     compiled: bool,
-) -> tuple[dict, Measure]:
-    """Tokens/s of its model and its optimiser under autocast: forward, backward, clipping, step."""
-    model = GPT(GPTConfig(bias=False, **shape)).to(device)
+    seconds: float,
+) -> dict:
+    """Tokens/s of its model and its optimizer under autocast: forward, backward, clipping, step.
+
+    `batch`: rows of a micro-batch, and micro-batches of a step.
+    """
+    rows, micro_steps = batch
+    model = nanogpt.GPT(nanogpt.GPTConfig(bias=False, **shape)).to(device)
     forward = torch.compile(model) if compiled else model
     optimizer = model.configure_optimizers(0.1, 1e-3, (0.9, 0.95), device.type)
-    tokens, block = (
-        np.memmap("data/bench/train.bin", dtype=np.uint16, mode="r"),
-        shape["block_size"],
-    )
-    draw = np.random.default_rng(1337)
+    tokens = np.memmap("data/bench/train.bin", dtype=np.uint16, mode="r")
+    block, draw = shape["block_size"], np.random.default_rng(SEED)
 
     def step() -> float:
         for _ in range(micro_steps):
-            at = draw.integers(len(tokens) - block, size=rows)[:, None] + np.arange(block + 1)
-            both = torch.from_numpy(tokens[at].astype(np.int64)).to(device)
+            starts = draw.integers(len(tokens) - block, size=rows)
+            windows = tokens[starts[:, None] + np.arange(block + 1)].astype(np.int64)
+            ids = torch.from_numpy(windows).to(device)  # (rows, block + 1)
             with autocast(device, getattr(torch, dtype)):
-                _, loss = forward(both[:, :-1].contiguous(), both[:, 1:].contiguous())
+                _, loss = forward(ids[:, :-1].contiguous(), ids[:, 1:].contiguous())
             (loss / micro_steps).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -68,57 +57,47 @@ def training(
 
     for _ in range(WARM_UP):
         step()
-    facts = {
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "memory": peak_memory(device),
-    }
-    return facts, lambda seconds: rate(step, seconds)
+    rate = rate_of(step, seconds)
+    parameters = sum(p.numel() for p in model.parameters())
+    facts = {"compiled": compiled, "parameters": parameters, "memory": peak_memory(device)}
+    return {"facts": facts, "figures": {"tokens": rate}}
 
 
-def sampling(
-    device: torch.device, rate: Callable[..., float], shape: dict, tokens: int, dtype: str
-) -> tuple[dict, Measure]:
-    """Tokens/s of its generate() after prompts of half a block, with random weights."""
-    model = GPT(GPTConfig(bias=False, **shape)).to(device).eval()
-    kind = pick_dtype(dtype, device)
+def sample(device: torch.device, shape: dict, tokens: int, dtype: str, batches: list[int]) -> dict:
+    """Tokens/s of its generate() by batch size, with random weights after half a block."""
+    model = nanogpt.GPT(nanogpt.GPTConfig(bias=False, **shape)).to(device).eval()
+    precision, half = pick_dtype(dtype, device), shape["block_size"] // 2
 
-    def generate(rows: int, count: int) -> float:
-        prompts = torch.randint(
-            shape["vocab_size"], (rows, shape["block_size"] // 2), device=device
-        )
-        with torch.no_grad(), autocast(device, kind):
+    def sampled(rows: int, count: int) -> float:
+        prompts = torch.randint(shape["vocab_size"], (rows, half), device=device)
+        with torch.no_grad(), autocast(device, precision):
             model.generate(prompts, count, temperature=0.8, top_k=200)
         synchronize(device)
         return rows * count
 
-    generate(1, WARM_UP)
-    return {"dtype": str(kind).removeprefix("torch.")}, lambda rows: rate(
-        lambda: generate(rows, tokens), 0
-    )
+    sampled(1, WARM_UP)
+    figures = {str(n): rate_of(lambda n=n: sampled(n, tokens), 0) for n in batches}
+    return {"facts": {"dtype": str(precision).removeprefix("torch.")}, "figures": figures}
 
 
-def scoring(device: torch.device, rate: Callable[..., float], data: str) -> tuple[dict, Measure]:
-    """Bits per byte of one of its checkpoints on our validation text, by our evaluator, in fp32."""
+def score_checkpoints(device: torch.device, data: str, checkpoints: list[str]) -> dict:
+    """Bits per byte of its checkpoints on our validation text, by our evaluator, in fp32."""
     val, end = TextDataset(Path(data), "val"), Tokenizer.load(data).end
+    results = []
+    for path in checkpoints:
+        saved = torch.load(path, map_location=device, weights_only=True)
+        model = nanogpt.GPT(nanogpt.GPTConfig(**saved["model_args"])).to(device)
+        tensors = {name.removeprefix("_orig_mod."): t for name, t in saved["model"].items()}
+        model.load_state_dict(tensors)
 
-    def measure(checkpoint: str) -> float:
-        saved = torch.load(checkpoint, map_location=device, weights_only=True)
-        model = GPT(GPTConfig(**saved["model_args"])).to(device)
-        model.load_state_dict(
-            {name.removeprefix("_orig_mod."): tensor for name, tensor in saved["model"].items()}
-        )
-
-        def losses(ids: torch.Tensor, targets: torch.Tensor, reduction: str) -> torch.Tensor:
-            logits, _ = model(
-                ids, targets.clamp(min=0)
-            )  # only with targets does it return all logits
+        def losses(ids: torch.Tensor, targets: torch.Tensor, reduction: str, model=model):
+            logits, _ = model(ids, targets.clamp(min=0))  # without targets: the last logits only
             return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction=reduction)
 
         windows = text_windows(val.tokens, end, saved["model_args"]["block_size"], 16)
-        return score(losses, model, windows, end, torch.float32).bits_per(val.bytes)
-
-    return {"bytes": val.bytes}, measure
+        results.append(score(losses, model, windows, end, torch.float32).bits_per(val.bytes))
+    return {"bits_per_byte": results}
 
 
 if __name__ == "__main__":
-    serve(start_worker)
+    answer({"train": train, "sample": sample, "score": score_checkpoints})

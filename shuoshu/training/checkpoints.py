@@ -1,7 +1,16 @@
 """Checkpoints: written to a staging folder, synced, verified by sha256, then renamed.
 
-out_dir holds the best model as a Hugging Face folder; out_dir/checkpoints/step-000500/ holds
-everything needed to resume. All files are safetensors or JSON: nothing is unpickled.
+out_dir/checkpoints/step-000500/ holds everything that a run needs to continue after 500 steps:
+
+    model.safetensors      the weights
+    optimizer.safetensors  the optimizers' tensors, as <parameter>/<name>: model.norm.weight/exp_avg
+    state.json             format, step, run (RunState and its Plan), settings, the sha256 of the
+                           tokenizer and of both splits of the data
+    manifest.json          the sha256 of the three files above; written last
+
+There is no random state: dropout and the order of the rows follow from the seed and the step.
+The best model is not in here: it is out_dir itself, a Hugging Face folder. All files are
+safetensors or JSON, so nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -10,6 +19,7 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -30,51 +40,50 @@ from shuoshu.core.files import (
 from shuoshu.models.weights import tensor_bytes, write_tensors
 
 FORMAT = 1
+MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
+MANIFEST = "manifest.json"
 KEPT_CHECKPOINTS = 2  # per run
+JSON_BYTES = 100_000  # room that state.json and manifest.json need at most
 REPLACED_SUFFIX = ".before"  # of a checkpoint while it is being replaced
 
 
-# ---------------------------------------------------------------- checkpoints
+# ---------------------------------------------------------------- saving
 
 
 def save_checkpoint(
     out_dir: Path, step: int, model: GPT, optimizer: dict[str, Tensor], state: dict
 ) -> Path:
-    """Writes checkpoints/step-…/ and returns it; older checkpoints are removed after the rename."""
+    """Writes checkpoints/step-…/ and returns it, then removes all but the newest older one."""
     home = out_dir / "checkpoints"
     home.mkdir(exist_ok=True)  # without parents: a missing out_dir may be an unmounted disk
     weights = model.tensors()
-    require_disk_space(home, tensor_bytes([*weights.values(), *optimizer.values()]) + 100_000)
+    require_disk_space(home, tensor_bytes([*weights.values(), *optimizer.values()]) + JSON_BYTES)
     folder = home / f"step-{step:06d}"
     staging = home / f".{folder.name}.{os.getpid()}"
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir()
     try:
+        metadata = {"step": str(step)}
+        state = {"format": FORMAT, "step": step, **state}
         hashes = {
-            "model.safetensors": write_tensors(
-                staging / "model.safetensors", weights, {"step": str(step)}
-            ),
-            "optimizer.safetensors": write_tensors(
-                staging / "optimizer.safetensors", optimizer, {"step": str(step)}
-            ),
-            "state.json": write_synced_text(
-                staging / "state.json",
-                json.dumps({"format": FORMAT, "step": step, **state}, ensure_ascii=False, indent=1),
+            MODEL: write_tensors(staging / MODEL, weights, metadata),
+            OPTIMIZER: write_tensors(staging / OPTIMIZER, optimizer, metadata),
+            STATE: write_synced_text(
+                staging / STATE, json.dumps(state, ensure_ascii=False, indent=1)
             ),
         }
         for name, digest in hashes.items():
             verify_sha256(staging / name, digest)
-        write_synced_text(
-            staging / "manifest.json", json.dumps({"format": FORMAT, "sha256": hashes}, indent=1)
-        )
+        manifest = {"format": FORMAT, "sha256": hashes}
+        write_synced_text(staging / MANIFEST, json.dumps(manifest, indent=1))
         sync_folder(staging)
         _put_in_place(staging, folder)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-    for old in [path for path in list_checkpoints(out_dir) if _rank(path) < _rank(folder)][
-        : 1 - KEPT_CHECKPOINTS
-    ]:  # newer ones may be damaged: leave them
-        shutil.rmtree(old, ignore_errors=True)
+    # Newer checkpoints stay: --resume skipped them because they are damaged.
+    older = [path for path in list_checkpoints(out_dir) if _age(path) < _age(folder)]
+    for path in older[: 1 - KEPT_CHECKPOINTS]:
+        shutil.rmtree(path, ignore_errors=True)
     return folder
 
 
@@ -89,35 +98,29 @@ def _put_in_place(staging: Path, folder: Path) -> None:
     shutil.rmtree(before, ignore_errors=True)
 
 
+def remove_partial_files(out_dir: Path, names: Sequence[str]) -> None:
+    """Removes what a killed run left of these files and of its checkpoints: .NAME.<pid>."""
+    name = "|".join(map(re.escape, names))
+    partial = re.compile(rf"\.({name}|step-\d+)\.\d+")
+    for folder in (out_dir, out_dir / "checkpoints"):
+        for path in [path for path in folder.glob(".*") if partial.fullmatch(path.name)]:
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+# ---------------------------------------------------------------- finding and loading
+
+
 def list_checkpoints(out_dir: Path) -> list[Path]:
     """The checkpoint folders, oldest first, whether valid or not."""
-    named = (
-        path
-        for path in (out_dir / "checkpoints").glob("step-*")
-        if re.fullmatch(f"step-[0-9]+({re.escape(REPLACED_SUFFIX)})?", path.name)
-    )
-    return sorted(named, key=_rank)
+    name = re.compile(f"step-[0-9]+({re.escape(REPLACED_SUFFIX)})?")
+    folders = (out_dir / "checkpoints").glob("step-*")
+    return sorted((path for path in folders if name.fullmatch(path.name)), key=_age)
 
 
-def _rank(folder: Path) -> tuple[int, bool]:
+def _age(folder: Path) -> tuple[int, bool]:
     """Sort key: the step; a replaced checkpoint comes before its replacement."""
-    return int(folder.name[5:].removesuffix(REPLACED_SUFFIX)), not folder.name.endswith(
-        REPLACED_SUFFIX
-    )
-
-
-def remove_partial_files(out_dir: Path) -> None:
-    """Removes partly written files of a killed run."""
-    ours = re.compile(
-        r"\.(model\.safetensors|log\.jsonl|samples\.md|loss\.png|report\.html|eval_answers\.jsonl|(eval|config|generation_config|tokenizer|tokenizer_config|settings)\.json|step-\d+)\.\d+"
-    )
-    for path in [
-        path
-        for folder in (out_dir, out_dir / "checkpoints")
-        for path in folder.glob(".*")
-        if ours.fullmatch(path.name)
-    ]:
-        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    step = folder.name.removeprefix("step-").removesuffix(REPLACED_SUFFIX)
+    return int(step), not folder.name.endswith(REPLACED_SUFFIX)
 
 
 def newest_checkpoint(out_dir: Path) -> tuple[Path | None, list[str]]:
@@ -132,11 +135,12 @@ def newest_checkpoint(out_dir: Path) -> tuple[Path | None, list[str]]:
 
 
 def _problem_of(folder: Path) -> str | None:
+    """Why the checkpoint can't be used; None if it is valid."""
     try:
-        manifest = read_json(folder / "manifest.json")
+        manifest = read_json(folder / MANIFEST)
         if manifest["format"] != FORMAT:
             return f"it has format {manifest['format']}, this version reads {FORMAT}"
-        if set(manifest["sha256"]) != {"model.safetensors", "optimizer.safetensors", "state.json"}:
+        if set(manifest["sha256"]) != {MODEL, OPTIMIZER, STATE}:
             return "its manifest names other files"
         for name, digest in manifest["sha256"].items():
             if sha256_of(folder / name) != digest:
@@ -147,20 +151,17 @@ def _problem_of(folder: Path) -> str | None:
 
 
 def load_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], dict]:
-    """(weights, optimiser state, state) of a checkpoint that `newest_checkpoint` found valid."""
+    """(weights, optimizer tensors, state.json) of a valid checkpoint; UserError if they can't be
+    read."""
     try:
-        state = read_json(folder / "state.json")
+        state = read_json(folder / STATE)
         if state["format"] != FORMAT:
             raise ValueError(
                 f"its state has format {state['format']!r:.20}, this version reads {FORMAT}"
             )
-        return (
-            load_file(folder / "model.safetensors"),
-            load_file(folder / "optimizer.safetensors"),
-            state,
-        )
+        return load_file(folder / MODEL), load_file(folder / OPTIMIZER), state
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise UserError(
-            f"{folder} can't be resumed from: {error_reason(error)}; "
-            "remove it, and --resume takes the one before"
+            f"{folder} can't be resumed from: {error_reason(error)};"
+            " remove it, and --resume uses the checkpoint before it"
         ) from None

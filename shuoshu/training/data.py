@@ -25,7 +25,7 @@ MIN_TOKENS_FOR_ADVICE = 16  # a shorter text is too short for any block_size
 
 
 class RunData:
-    """Opens the dataset that the settings name; UserError if it can't be trained on."""
+    """The dataset that the settings name. UserError if it can't be trained on."""
 
     def __init__(self, settings: TrainSettings) -> None:
         folder = find_dataset(settings.dataset)
@@ -95,12 +95,12 @@ class RunData:
         rows = self.train.rows_per_epoch(block_size)
         return self.train.count_targets(0, rows, block_size, 0) / rows * self.rows_per_step
 
-    def check_sizes(self, block_size: int, world: int) -> None:
-        """UserError if the rows don't fit the model's block or can't be split over processes."""
-        if self.rows_per_step % world:
+    def check_sizes(self, block_size: int, world_size: int) -> None:
+        """UserError if a row is longer than the block, or the ranks can't share the rows evenly."""
+        if self.rows_per_step % world_size:
             raise UserError(
                 f"batch_size x gradient_accumulation_steps = {self.rows_per_step} rows per step"
-                f" can't be divided evenly among {world} processes"
+                f" can't be divided evenly among {world_size} processes"
             )
         size = len(self.train)
         if self.task == "questions":
@@ -124,7 +124,7 @@ class RunData:
 
 
 def _refuse_question_settings(settings: TrainSettings, folder: object) -> None:
-    """UserError if a setting for questions is used with text."""
+    """UserError if a setting that only questions have is used with text."""
     is_noisy = settings.question_drop or settings.question_replace
     if is_noisy or settings.paraphrases or settings.select_by == "rouge":
         raise UserError(

@@ -70,7 +70,7 @@ def start_processes(processes: Processes, device: torch.device) -> None:
 
 
 class RecentLoss:
-    """The mean loss since the last log line. It stays on the device until it is read."""
+    """The mean loss since the last log line. The sum stays on the device until it is read."""
 
     def __init__(self, device: torch.device) -> None:
         self._sum = torch.zeros((), device=device)
@@ -80,11 +80,11 @@ class RecentLoss:
         self._sum, self._steps = self._sum + loss, self._steps + 1
 
     def drop(self, skipped: int) -> None:
-        """Skipped steps added a loss of 0 and don't count."""
+        """Takes skipped steps out of the mean: each of them added a loss of 0."""
         self._steps -= skipped
 
     def take(self) -> float | None:
-        """The mean, and starts again; None if there was no step."""
+        """The mean, or None if there was no step. Starts a new mean."""
         mean = self._sum.item() / self._steps if self._steps else None
         self._sum, self._steps = torch.zeros_like(self._sum), 0
         return mean
@@ -161,7 +161,7 @@ def pause_for_evaluation(
     evaluates: bool,
     saves: bool,
 ) -> None:
-    """Evaluates and saves what is due."""
+    """Evaluates the model and saves a checkpoint, as due."""
     if run.state.step == 0 and run.out_dir.saved_step is None:
         save_or_fail(run)  # from now on, a run killed at any moment can be resumed
     if evaluates:

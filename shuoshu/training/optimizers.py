@@ -1,4 +1,4 @@
-"""Muon for the block matrices, AdamW for the rest; the schedule of their rates."""
+"""Muon for the block matrices, AdamW for the rest; saving and restoring their state."""
 
 from __future__ import annotations
 
@@ -8,6 +8,16 @@ import torch
 from torch import Tensor, nn
 
 from shuoshu.core.settings import OptimSettings
+
+# Learning rates of settings that are None.
+MUON_LR = 0.02
+ADAMW_LR = 0.001
+EMBEDDING_LR = 0.1
+TIED_EMBEDDING_LR = 0.008  # the embedding is also the head, which needs small steps
+ADAMW_EPS = 1e-10  # far below the gradients of rare tokens, so that Adam's step is not damped
+# Muon's momentum is 0.85 at first, when gradients change fast, and 0.95 from step 200 on.
+FIRST_MOMENTUM, MOMENTUM_GROWTH, MOMENTUM_STEPS = 0.85, 0.10, 200
+MUON_STATE, ADAMW_STATE = {"momentum"}, {"exp_avg", "exp_avg_sq", "step"}  # per parameter
 
 # Polar Express (Amsel, Persson, Musco, Gower 2025, arXiv 2505.16932): odd quintics whose
 # composition drives singular values to 1. Each is the best one for the result of those before it.
@@ -25,8 +35,8 @@ POLAR_EXPRESS = (
 
 def orthogonalize(matrices: Tensor, dtype: torch.dtype) -> Tensor:
     """Each matrix of (n, rows, columns) with its singular values driven to about 1."""
-    tall = matrices.shape[-2] > matrices.shape[-1]
-    x = (matrices.mT if tall else matrices).to(dtype)
+    is_tall = matrices.shape[-2] > matrices.shape[-1]
+    x = (matrices.mT if is_tall else matrices).to(dtype)  # x x' is the smaller product
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)  # keeps the products in range
     gram = x @ x.mT
     # A bound of the largest squared singular value, several times tighter than their sum.
@@ -38,18 +48,18 @@ def orthogonalize(matrices: Tensor, dtype: torch.dtype) -> Tensor:
         factor = (gram @ gram).mul_(c).add_(gram, alpha=b)
         factor.diagonal(dim1=-2, dim2=-1).add_(a)
         x = factor @ x  # a x + b (x x') x + c (x x')² x
-    return x.mT if tall else x
+    return x.mT if is_tall else x
 
 
 class Muon(torch.optim.Optimizer):
-    """Orthogonalised momentum: singular values near 1, times sqrt(max(1, rows / columns)).
+    """Moves each matrix by its orthogonalised momentum: all directions get the same step size.
 
-    Matrices of one shape are orthogonalised together. Newton-Schulz runs in `dtype`: bfloat16 is
-    fast, float32 is reproducible across numbers of processes. If the tensor `found_inf` is 1,
-    step() changes nothing, as in fused AdamW.
+    The step is scaled by sqrt(max(1, rows / columns)). Matrices of one shape are orthogonalised
+    together, in `dtype`: bfloat16 is fast, float32 gives the same result for any number of
+    processes. If the tensor `found_inf` is 1, step() changes nothing, as in fused AdamW.
     """
 
-    _step_supports_amp_scaling = True  # torch's name for optimisers that look at found_inf
+    _step_supports_amp_scaling = True  # torch's name for optimizers that look at found_inf
     found_inf: Tensor | None = None
 
     def __init__(
@@ -69,60 +79,65 @@ class Muon(torch.optim.Optimizer):
                     self.state[p]["momentum"] = torch.zeros_like(p)
             buffers = [self.state[p]["momentum"] for p in params]
             grads = [p.grad for p in params]
-            counts: Tensor | float = 1.0
+            counts: Tensor | float = 1.0  # 0: this step changes nothing
             if self.found_inf is not None:
                 counts = 1 - self.found_inf
-                grads = list(
-                    torch.where(counts == 0, torch.stack(buffers), torch.stack(grads)).unbind()
-                )  # interpolation of a buffer with itself changes nothing
+                # Interpolating a buffer with itself changes nothing.
+                skipped = torch.where(counts == 0, torch.stack(buffers), torch.stack(grads))
+                grads = list(skipped.unbind())
             torch._foreach_lerp_(buffers, grads, 1 - momentum)
             nesterov = torch._foreach_lerp(grads, buffers, momentum)
             updates = orthogonalize(torch.stack(nesterov), self.dtype).to(params[0].dtype) * counts
-            rows, columns = params[0].shape
             if group["weight_decay"]:
                 torch._foreach_mul_(params, 1 - counts * (group["lr"] * group["weight_decay"]))
-            torch._foreach_add_(
-                params,
-                list(updates.unbind()),
-                alpha=-group["lr"] * math.sqrt(max(1, rows / columns)),
-            )
+            rows, columns = params[0].shape
+            size = group["lr"] * math.sqrt(max(1, rows / columns))
+            torch._foreach_add_(params, list(updates.unbind()), alpha=-size)
+
+
+# ---------------------------------------------------------------- which parameter goes where
 
 
 def build_optimizers(
     model: nn.Module, settings: OptimSettings, device: torch.device, muon_dtype: torch.dtype
 ) -> list[torch.optim.Optimizer]:
-    """The optimisers; each parameter is in one group, each group's peak rate in its `full_lr`."""
+    """The optimizers. Each parameter is in one group, whose `full_lr` is its peak rate.
+
+    optimizer=muon (the default):
+
+        blocks     Muon   learning_rate  weight_decay  matrices: their updates are orthogonalised
+        embedding  AdamW  embedding_lr   no decay      a step has gradients for its tokens' rows
+                                                       only, but decay would shrink every row
+        head       AdamW  head_lr        weight_decay  one row per token: Adam scales the rows of
+                                                       rare and of common tokens separately
+        gains      AdamW  norm_lr        no decay      decay would pull a gain from 1 to 0
+
+    optimizer=adamw: AdamW for all at learning_rate, and no decay for gains.
+    """
     named = dict(model.named_parameters())
-    tied = "lm_head.weight" not in named
+    is_tied = "lm_head.weight" not in named
     blocks = [p for name, p in named.items() if ".layers." in name and p.ndim == 2]
-    embedding, head = (
-        [named["model.embed_tokens.weight"]],
-        [] if tied else [named["lm_head.weight"]],
-    )
+    embedding = [named["model.embed_tokens.weight"]]
+    head = [] if is_tied else [named["lm_head.weight"]]
     gains = [p for p in named.values() if p.ndim == 1]
+    decay = settings.weight_decay
+    optimizers: list[torch.optim.Optimizer] = []
     if settings.optimizer == "adamw":
-        rate = 0.001 if settings.learning_rate is None else settings.learning_rate
-        groups = [(blocks + embedding + head, rate, settings.weight_decay), (gains, rate, 0.0)]
-        optimizers: list[torch.optim.Optimizer] = []
+        lr = _or_default(settings.learning_rate, ADAMW_LR)
+        groups = [(blocks + embedding + head, lr, decay), (gains, lr, 0.0)]
     else:
-        embedding_lr = (
-            settings.embedding_lr if settings.embedding_lr is not None else 0.008 if tied else 0.1
-        )
+        lr = _or_default(settings.learning_rate, MUON_LR)
+        optimizers = [Muon(blocks, lr, decay, muon_dtype)]
+        default = TIED_EMBEDDING_LR if is_tied else EMBEDDING_LR
         groups = [
-            (embedding, embedding_lr, 0.0),
-            (head, settings.head_lr, settings.weight_decay),
+            (embedding, _or_default(settings.embedding_lr, default), 0.0),
+            (head, settings.head_lr, decay),
             (gains, settings.norm_lr, 0.0),
         ]
-        rate = 0.02 if settings.learning_rate is None else settings.learning_rate
-        optimizers = [Muon(blocks, rate, settings.weight_decay, muon_dtype)]
     adamw = torch.optim.AdamW(
-        [
-            {"params": params, "lr": lr, "weight_decay": decay}
-            for params, lr, decay in groups
-            if params
-        ],
+        [{"params": params, "lr": lr, "weight_decay": wd} for params, lr, wd in groups if params],
         betas=(settings.beta1, settings.beta2),
-        eps=1e-10,
+        eps=ADAMW_EPS,
         fused=device.type in ("cuda", "cpu"),
     )
     optimizers.append(adamw)
@@ -132,10 +147,17 @@ def build_optimizers(
     return optimizers
 
 
-def step_unless(is_bad: Tensor, optimizers: list[torch.optim.Optimizer]) -> None:
-    """Steps all optimisers unless is_bad, a tensor; clears the gradients.
+def _or_default(rate: float | None, default: float) -> float:
+    return default if rate is None else rate
 
-    Optimisers that read the flag on the device save the host from waiting for it.
+
+# ---------------------------------------------------------------- a step
+
+
+def step_unless(is_bad: Tensor, optimizers: list[torch.optim.Optimizer]) -> None:
+    """Steps all optimizers unless `is_bad`, a flag on the device; clears the gradients.
+
+    Optimizers that read the flag on the device save the host from waiting for it.
     """
     for optimizer in optimizers:
         if getattr(optimizer, "_step_supports_amp_scaling", False):
@@ -147,21 +169,25 @@ def step_unless(is_bad: Tensor, optimizers: list[torch.optim.Optimizer]) -> None
 
 
 def set_rates(optimizers: list[torch.optim.Optimizer], factor: float, step: int) -> None:
-    """Sets every group's rate; Muon's momentum grows from 0.85 to 0.95 over the first 200 steps."""
+    """Sets every group's learning rate to `factor` of its full one, and Muon's momentum."""
+    growth = MOMENTUM_GROWTH * min(1.0, step / MOMENTUM_STEPS)
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = group["full_lr"] * factor
             if isinstance(optimizer, Muon):
-                group["momentum"] = 0.85 + 0.10 * min(1.0, step / 200)
+                group["momentum"] = FIRST_MOMENTUM + growth
+
+
+# ---------------------------------------------------------------- saving and restoring
 
 
 def state_tensors(model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> dict[str, Tensor]:
-    """The state of the optimisers as `<parameter>/<state name>`."""
+    """The state of the optimizers as `<parameter>/<name>`: model.norm.weight/exp_avg."""
     return {
-        f"{name}/{what}": value
-        for name, parameter in model.named_parameters()
+        f"{parameter_name}/{name}": tensor
+        for parameter_name, parameter in model.named_parameters()
         for optimizer in optimizers
-        for what, value in optimizer.state.get(parameter, {}).items()
+        for name, tensor in optimizer.state.get(parameter, {}).items()
     }
 
 
@@ -169,30 +195,25 @@ def load_state_tensors(
     model: nn.Module, optimizers: list[torch.optim.Optimizer], tensors: dict[str, Tensor]
 ) -> None:
     """Restores the result of `state_tensors`; ValueError if it doesn't fit the parameters."""
-    owner = {
+    owners = {
         id(p): optimizer
         for optimizer in optimizers
         for group in optimizer.param_groups
         for p in group["params"]
     }
-    named = dict(model.named_parameters())
-    kinds = {
-        name: {"momentum"} if isinstance(owner[id(p)], Muon) else {"exp_avg", "exp_avg_sq", "step"}
-        for name, p in named.items()
+    parameters = dict(model.named_parameters())
+    expected = {
+        parameter_name: MUON_STATE if isinstance(owners[id(p)], Muon) else ADAMW_STATE
+        for parameter_name, p in parameters.items()
     }
-    for key, value in tensors.items():
-        name, _, what = key.rpartition("/")
-        if name not in named or (value.ndim and value.shape != named[name].shape):
-            raise ValueError(f"optimiser state {key} fits no parameter of this model")
-        if what not in kinds[name]:
-            raise ValueError(f"optimiser state {key} is another optimiser's")
-        device = (
-            named[name].device
-            if value.ndim or named[name].device.type != "cpu"
-            else torch.device("cpu")
-        )
-        owner[id(named[name])].state[named[name]][what] = value.to(device, copy=True)
-    if tensors and (
-        missing := {f"{name}/{what}" for name in kinds for what in kinds[name]} - tensors.keys()
-    ):
-        raise ValueError(f"optimiser state {min(missing)} is missing")
+    for key, tensor in tensors.items():
+        parameter_name, _, name = key.rpartition("/")
+        p = parameters.get(parameter_name)
+        if p is None or (tensor.ndim and tensor.shape != p.shape):
+            raise ValueError(f"optimizer state {key} fits no parameter of this model")
+        if name not in expected[parameter_name]:
+            raise ValueError(f"optimizer state {key} belongs to another optimizer")
+        owners[id(p)].state[p][name] = tensor.to(p.device, copy=True)
+    names = {f"{p}/{name}" for p, names in expected.items() for name in names}
+    if tensors and (missing := names - tensors.keys()):
+        raise ValueError(f"optimizer state {min(missing)} is missing")

@@ -48,7 +48,7 @@ OWN_FILES = (
 
 
 class OutDir:
-    """Writes one run's files. `draws=False` switches loss.png off."""
+    """Writes the files of one run. `draws=False`: no loss.png."""
 
     def __init__(self, path: Path, lock: Lock, draws: bool = True) -> None:
         self.path = path
@@ -102,7 +102,10 @@ class OutDir:
             )
 
     def open(self, trainer: Trainer, data: RunData, state: RunState) -> None:
-        """Creates the folder with settings.json and the tokenizer; deletes an overwritten run."""
+        """Creates the folder with settings.json, the log, config.json and the tokenizer.
+
+        Deletes an overwritten run first. UserError if the folder can't be written.
+        """
         settings = trainer.settings
         with self._fail_on_write_error():
             self.path.mkdir(parents=True, exist_ok=True)
@@ -114,13 +117,16 @@ class OutDir:
                 self._require_space(trainer, old)
             for path in old:
                 shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-            checkpoints.remove_partial_files(self.path)
-            # settings.json comes first: it marks the folder as a run's
+            checkpoints.remove_partial_files(self.path, OWN_FILES)
+            # settings.json comes first: it marks the folder as that of a run.
             self._write_settings(trainer, data, state)
             write_model_folder(self.path, trainer.raw.config, data.tokenizer)
 
     def _require_space(self, trainer: Trainer, old: list[Path]) -> None:
-        """UserError if the disk can't take the run. While a file is replaced, both exist."""
+        """UserError if the disk is too small for the run; the `old` files will be deleted.
+
+        While a file is replaced, the old and the new one exist.
+        """
         model_bytes = tensor_bytes(trainer.raw.tensors().values())
         checkpoint_bytes = trainer.bytes_per_checkpoint()
         needed = (checkpoints.KEPT_CHECKPOINTS + 1) * checkpoint_bytes + 2 * model_bytes
@@ -203,7 +209,7 @@ class OutDir:
     def keep_model(
         self, trainer: Trainer, data: RunData, step: int, say: Callable[[str], None]
     ) -> bool:
-        """Makes the current model out_dir's. False, in all processes, if it can't be written."""
+        """Makes the current model that of out_dir. False, on all ranks, if it can't be written."""
         trainer.check_weights(step)
         is_written = False
         if trainer.processes.is_rank_zero:

@@ -17,8 +17,7 @@ DRAW_INTERVAL = 10.0  # seconds between pictures; one takes a third of a second
 
 
 class CurvePlotter:
-    """Redraws a run's loss.png: at the first evaluation, then every `interval` seconds, and at
-    the end."""
+    """Redraws loss.png at the first evaluation, then every `interval` seconds, and at the end."""
 
     def __init__(self, log: RunLog, path: Path, interval: float = DRAW_INTERVAL) -> None:
         self._log = log
@@ -54,7 +53,7 @@ def write_samples(log: RunLog, path: Path) -> None:
         else:
             text = f"{record['prompt']}▸{record['text']}"
         parts.append("  \n".join(f"> {line}" for line in text.splitlines()) + "\n")
-    write_atomically(path, lambda aside: write_synced_text(aside, "\n".join(parts)))
+    write_atomically(path, lambda staging: write_synced_text(staging, "\n".join(parts)))
 
 
 def draw_curves(log: RunLog, path: Path) -> None:
@@ -79,10 +78,11 @@ def draw_curves(log: RunLog, path: Path) -> None:
         panels[0].set_yscale("log")  # fine-tuning goes from a few nats to hundredths
         _draw_answers(panels[1], answers)
     _draw_rates(panels[-1], steps)
-    write_atomically(path, lambda aside: figure.savefig(aside, dpi=110, format="png"))
+    write_atomically(path, lambda staging: figure.savefig(staging, dpi=110, format="png"))
 
 
 def _draw_losses(axes: Axes, steps: list[dict], evals: list[dict]) -> None:
+    """Training and validation loss."""
     if steps:
         axes.plot(*_series(steps, "loss"), color=GREY, linewidth=0.8, label="training loss")
     if evals:

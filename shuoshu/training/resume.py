@@ -26,11 +26,11 @@ LOCKED |= {
     "optimizer",
     "init_from",
 }
-# If one of these changes, the rest of the run gets a new plan.
+# If one of these changes, the rest of the run gets a new Plan.
 PLAN_SETTINGS = {*LENGTHS, "min_iters", "decay_fraction", "eval_interval", "save_interval"}
 # If one of these changes, earlier evaluations are not comparable.
 MEASURE_SETTINGS = {"eval_tokens", "eval_questions", "select_by"}
-# These differ between a run and its resumption without meaning a change.
+# Settings of one command rather than of the run: they are not reported as changed.
 COMMAND_SETTINGS = {"resume", "overwrite", "configs"}
 
 
@@ -47,7 +47,10 @@ def restore(
     model: GPT,
     optimizers: list[torch.optim.Optimizer],
 ) -> tuple[RunState, list[str]]:
-    """Loads a checkpoint; (its state, the names of changed settings). UserError if it can't be."""
+    """Loads a checkpoint into the model and the optimizers.
+
+    Returns its state and the names of the settings that changed. UserError if it doesn't fit.
+    """
     weights, optimizer_tensors, saved = checkpoints.load_checkpoint(folder)
     changed = _check_settings(folder, saved, settings, data)
     try:

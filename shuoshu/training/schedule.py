@@ -1,7 +1,19 @@
 """The learning-rate schedule, and the length of a run: steps, epochs or a time budget.
 
-A time budget becomes a number of steps once the step time is measured. The plan is corrected if
-the machine becomes much slower or faster.
+The learning rate decays over the last part of a run, so the number of steps must be known before
+the run ends. A time budget becomes a number of steps once the step time is measured. Example:
+--max_minutes=10, a step of 0.09 s, an evaluation of 2 s.
+
+1. Until 3% of the budget (18 s) are measured there is no plan. The rate warms up and stays full.
+2. The first plan: ten evaluations cost 20 s, so (600 - 24 - 20) / 0.09 = 6,200 steps are left, and
+   the run has about 6,400. With decay_fraction=0.5 the decay begins at step 3,200.
+3. Every 1% of the steps the plan is checked. It stays while the run would end between 90% and
+   103% of its budget.
+4. From step 4,000 on another program slows each step down to 0.18 s. The plan would now end after
+   800 s, so it is shortened to about 5,200 steps. At step 4,000 the decay has brought the rate to
+   0.75 of the full one. It continues from there to the new end and never rises again.
+
+Plans are part of RunState, so a resumed run keeps its plan.
 """
 
 from __future__ import annotations
@@ -25,18 +37,22 @@ MAX_EVALUATION_SHARE = 0.15  # of a time budget; costly evaluations become rarer
 WARM_UP_STEPS = 3  # not measured: compilation and cold caches make them slow
 STEPS_PER_MEASUREMENT = 10  # processes communicate about the step time only this often
 MIN_MEASURED_SHARE = 0.03  # of a time budget, before its first plan is made
-# A plan stays while the run would end between these shares of its budget: a new plan for every
+# A plan stays while the run would end between these shares of its budget. A new plan for every
 # small change would move the decay again and again.
 EARLIEST_END, LATEST_END = 0.90, 1.03
-CORRECTIONS = 100  # chances to correct the plan over a run,
-MIN_CORRECTION_INTERVAL = 5  # at least this many steps apart
+CHECKS = 100  # of the plan over a run,
+MIN_CHECK_INTERVAL = 5  # at least this many steps apart
 EPSILON_SECONDS = 1e-9  # avoids a division by zero
 
 
 def rate_factor(step: int, plan: Plan | None, settings: OptimSettings) -> float:
     """The learning rate of step `step` (from 0) as a share of the full one.
 
-    Without a plan the length is not known yet, so there is no decay.
+    Without a plan the length is not known yet, so there is no decay. Example: wsd with
+    warmup_iters=4, max_iters=100, decay_start=50, min_lr_fraction=0.02:
+
+        step    0    1    2    3    4 … 49   50    74    99
+        factor  0.2  0.4  0.6  0.8  1.0      0.98  0.51  0.02
     """
     warmup = min(1.0, (step + 1) / (settings.warmup_iters + 1))
     low = settings.min_lr_fraction
@@ -45,7 +61,7 @@ def rate_factor(step: int, plan: Plan | None, settings: OptimSettings) -> float:
     if settings.schedule == "cosine":
         progress = min(1.0, (step + 1) / plan.max_iters)
         return warmup * (low + (1 - low) * 0.5 * (1 + math.cos(math.pi * progress)))
-    # wsd: warmup, stable, linear decay; the last step has the lowest rate
+    # wsd: warm-up, stable, linear decay. The last step has the lowest rate.
     if step < plan.decay_start:
         return warmup
     decay_steps = max(1, plan.max_iters - plan.decay_start)
@@ -70,9 +86,9 @@ class RunLength:
 
 
 class RunClock:
-    """Measures a run's time and plans its remaining steps. Starts when it is made.
+    """Measures a run's time and plans its remaining steps. It starts when it is constructed.
 
-    Only the first process's measurements count; it broadcasts its plans.
+    Rank 0 measures and plans; it broadcasts its plans to the other ranks.
     """
 
     def __init__(
@@ -121,13 +137,13 @@ class RunClock:
     # ---------------------------------------------------------------- planning
 
     def initial_plan(self, state: RunState) -> Plan | None:
-        """The state's plan or a new one; None for a time budget, which is measured first."""
+        """The plan of the state or a new one; None for a time budget that has no plan yet."""
         if state.plan is None and self.length.steps is not None:
             return self._make_plan(state.step, self.length.steps)
         return state.plan
 
     def plan_after(self, state: RunState) -> Plan | None:
-        """The plan for the next step: unchanged, or a time budget's first or corrected one."""
+        """The plan for the next step. Only the plan of a time budget ever changes."""
         if self.length.budget is None:
             return state.plan
         measured_steps = state.step - self.first_step - WARM_UP_STEPS
@@ -138,7 +154,7 @@ class RunClock:
             return state.plan
         if state.plan is None:
             return self._first_plan(state, measured_steps)
-        interval = max(MIN_CORRECTION_INTERVAL, state.plan.max_iters // CORRECTIONS)
+        interval = max(MIN_CHECK_INTERVAL, state.plan.max_iters // CHECKS)
         if state.step % interval or state.step >= state.plan.max_iters:
             return state.plan
         plan = self._corrected_plan(state) if self.processes.is_rank_zero else None
@@ -163,7 +179,10 @@ class RunClock:
         return (self._measured[1] - last_time) / (step - last_step)
 
     def _plan_for_budget(self, step: int, step_seconds: float) -> Plan:
-        """A plan that ends with the budget if steps keep taking this long."""
+        """A plan that uses up the budget if each step takes this long.
+
+        Without eval_interval the evaluations get at most MAX_EVALUATION_SHARE of the budget.
+        """
         if self.settings.eval_interval:
             step_seconds += self.pause_seconds / self.settings.eval_interval
             pauses = 0
@@ -177,7 +196,7 @@ class RunClock:
         return self._make_plan(step, last, math.ceil(last / pauses) if pauses else None)
 
     def _corrected_plan(self, state: RunState) -> Plan:
-        """The same plan, or one with another length if this one would miss the budget."""
+        """The same plan, or one with another length if the run would end too early or too late."""
         plan = state.plan
         synchronize(self.device)
         if state.step == self._measured[0]:
@@ -193,7 +212,7 @@ class RunClock:
         last = state.step + max(1, int(left / step_seconds))
         if state.step <= plan.decay_start:
             return self._make_plan(state.step, last, plan.eval_interval)
-        # The decay has begun: it continues from the present factor to the new end, so that the
+        # The decay has begun. It continues from its present factor to the new end, so that the
         # rate never rises again.
         progress = (state.step - plan.decay_start) / max(1, plan.max_iters - plan.decay_start)
         low = min(self.settings.min_lr_fraction, plan.decay_from)

@@ -1,4 +1,4 @@
-"""What a checkpoint stores besides weights and optimizer tensors: the run's state and its plan."""
+"""RunState: the numbers of a run that a checkpoint stores, with the plan of its length."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class RunState:
         return self.best_loss is not None
 
     def forget_best(self) -> None:
-        """The next evaluation becomes the best one; used when the selection measure changed."""
+        """Makes the next evaluation the best one, because another measure selects the model now."""
         self.best_loss = self.best_rouge_l = None
 
 

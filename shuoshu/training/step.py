@@ -31,8 +31,10 @@ ROWS_IN_MESSAGE = 4  # row numbers that a message about a skipped step names
 
 
 def train_step(trainer: Trainer, data: RunData, state: RunState, skips: SkippedSteps) -> Tensor:
-    """Does one optimizer step. Returns the mean loss over all processes, left on the device;
-    0 if the step is skipped."""
+    """Does one optimizer step.
+
+    Returns the mean loss over all ranks, left on the device; 0 if the step is skipped.
+    """
     step = state.step
     set_rates(trainer.optimizers, rate_factor(step, state.plan, trainer.settings), step)
     loss = halve_batch_on_oom(trainer, step, lambda: accumulate_gradients(trainer, data, step))
@@ -41,7 +43,7 @@ def train_step(trainer: Trainer, data: RunData, state: RunState, skips: SkippedS
     max_norm = trainer.settings.grad_clip or math.inf
     norm = torch.nn.utils.clip_grad_norm_(trainer.raw.parameters(), max_norm)
     trainer.processes.sum_(loss)
-    # All processes agree on this, because they share the gradients and the loss.
+    # All ranks agree on this, because they share the gradients and the loss.
     is_bad = ~torch.isfinite(norm + loss)
     step_unless(is_bad, trainer.optimizers)
     trainer.scaler.update()
@@ -69,7 +71,7 @@ def halve_batch_on_oom(trainer: Trainer, step: int, work: Callable[[], Result]) 
 
 
 def accumulate_gradients(trainer: Trainer, data: RunData, step: int) -> Tensor:
-    """Leaves the step's gradients in the model; returns this process's share of the mean loss."""
+    """Leaves the step's gradients in the model; returns this rank's share of the mean loss."""
     processes = trainer.processes
     seed_step(trainer.settings.seed, step, processes.rank)
     total = torch.zeros((), device=trainer.device)
@@ -88,9 +90,9 @@ def accumulate_gradients(trainer: Trainer, data: RunData, step: int) -> Tensor:
 def micro_batches(
     trainer: Trainer, data: RunData, step: int
 ) -> Iterator[tuple[Tensor, Tensor, int, bool]]:
-    """This process's rows of a step as (ids (B, T), targets (B, T), count, is_last).
+    """The rows of a step that this rank trains, as (ids (B, T), targets (B, T), count, is_last).
 
-    `count` is the number of targets in the whole step, over all processes.
+    `count` is the number of targets in the whole step, over all ranks.
     """
     rows_per_step, block_size = data.rows_per_step, trainer.block_size
     rows_here = rows_per_step // trainer.processes.world_size
@@ -113,8 +115,7 @@ def micro_batches(
 
 
 class SkippedSteps:
-    """Counts and logs the steps that changed nothing, because their loss or gradient was not
-    finite."""
+    """Counts and logs skipped steps: those with a non-finite loss or gradient."""
 
     def __init__(self, trainer: Trainer, data: RunData, state: RunState, out_dir: OutDir) -> None:
         self._trainer = trainer

@@ -22,14 +22,16 @@ from shuoshu.training.step import halve_batch_on_oom
 
 ANSWER_BATCH_SIZE = 64
 SAMPLE_ANSWERS = 4  # in samples.md
-SAMPLE_PROMPT_TOKENS = 64  # start of the data, from whose first line the prompt is taken,
-SAMPLE_PROMPT_CHARACTERS = 24  # at most this many
-ROUNDING = 1e-9  # lets a difference in one answer count as exactly one standard error
+# The prompt of the samples is the start of the data: its first line, at most
+SAMPLE_PROMPT_TOKENS = 64
+SAMPLE_PROMPT_CHARACTERS = 24
+# If one answer alone differs, the mean difference is exactly one standard error, up to rounding.
+ROUNDING = 1e-9
 
 
 @dataclass
 class Evaluation:
-    """What one evaluation measured."""
+    """The result of one evaluation."""
 
     values: dict[str, float] = field(default_factory=dict)  # under their names in log.jsonl
     scores: list[float] = field(default_factory=list)  # ROUGE-L per answer
@@ -127,8 +129,8 @@ def answer_questions(
 
     The processes share the questions.
     """
-    rank, world = run.processes.rank, run.processes.world_size
-    questions = run.data.questions[rank::world]
+    mine = slice(run.processes.rank, None, run.processes.world_size)
+    questions = run.data.questions[mine]
     model = run.trainer.raw
     model.eval()
     with autocast(run.trainer.device, run.trainer.dtype):
@@ -136,20 +138,20 @@ def answer_questions(
         answers = answer(generator, questions, ANSWER_BATCH_SIZE, lambda: stop.raised)
     model.train()
     pairs = list(zip(questions, answers, strict=True))
-    done = [(question, found) for question, found in pairs if found]  # all, unless stopped
+    done = [(question, reply) for question, reply in pairs if reply]  # all, unless stopped
     scores = [0.0] * len(run.data.questions)
-    scores[rank::world] = [
-        rouge_l(found.text, question.reference)[2] if found else 0.0 for question, found in pairs
+    scores[mine] = [
+        rouge_l(reply.text, question.reference)[2] if reply else 0.0 for question, reply in pairs
     ]
-    exact = sum(exact_match(found.text, question.reference) for question, found in done)
-    ended = sum(found.reason == "end" for _, found in done)
+    exact = sum(exact_match(reply.text, question.reference) for question, reply in done)
+    ended = sum(reply.reason == "end" for _, reply in done)
     sums = [float(len(done)), float(exact), float(ended), *scores]
     count, exact, ended, *scores = run.processes.sum(sums)
     totals = {"val_rouge_l": sum(scores), "val_exact_match": exact, "val_stop_rate": ended}
     values = {name: total / max(1, count) for name, total in totals.items()}
     samples = [
-        {"prompt": question.text, "text": found.text, "reference": question.reference}
-        for question, found in done[:SAMPLE_ANSWERS]
+        {"prompt": question.text, "text": reply.text, "reference": question.reference}
+        for question, reply in done[:SAMPLE_ANSWERS]
     ]
     return values, scores, samples
 
@@ -184,7 +186,7 @@ def keep_if_best(
 ) -> tuple[bool, str]:
     """Saves the model if it is the best one or within noise of it.
 
-    Returns whether it was saved, and the words for it in the evaluation's line.
+    Returns whether it was saved, and what the evaluation's line says about it.
     """
     state = run.state
     if not result.values:  # without validation data every evaluation replaces the model
@@ -223,8 +225,9 @@ def _is_better(run: Run, loss: float, rouge: float | None) -> bool:
 def _is_as_good(run: Run, scores: list[float]) -> bool:
     """Whether a later model replaces the best one, because its answers are as good.
 
-    It was trained for longer, so it knows the training questions better. Not for labels:
-    nobody asks their training questions again. Not while no answer is any good.
+    The later model has seen the training questions more often, so it answers those better. This
+    is no advantage with labels, where nobody asks the training questions again. While all
+    ROUGE-Ls are 0 there is no good model yet.
     """
     state = run.state
     if not run.data.selects_by_answers or run.data.has_labels or not state.best_rouge_l:
@@ -233,8 +236,8 @@ def _is_as_good(run: Run, scores: list[float]) -> bool:
 
 
 def is_within_noise(best: list[float], scores: list[float]) -> bool:
-    """Whether paired scores are worse than the best ones by at most one standard error."""
+    """Whether the mean of the paired differences is at most one standard error below 0."""
     if not 1 < len(scores) == len(best):
         return False
-    lost = np.subtract(best, scores)
-    return bool(lost.mean() <= lost.std(ddof=1) / math.sqrt(len(lost)) + ROUNDING)
+    losses = np.subtract(best, scores)
+    return bool(losses.mean() <= losses.std(ddof=1) / math.sqrt(len(losses)) + ROUNDING)

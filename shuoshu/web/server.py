@@ -11,10 +11,10 @@ from pathlib import Path
 import gradio as gr
 from starlette.middleware import Middleware
 
+from shuoshu.core.command_settings import AppSettings
 from shuoshu.core.device import setup_process
 from shuoshu.core.distributed import StopFlag
 from shuoshu.core.errors import UserError
-from shuoshu.core.settings import AppSettings
 from shuoshu.web.components import I18N
 from shuoshu.web.model_server import ModelServer
 from shuoshu.web.page import build_page

@@ -9,8 +9,8 @@ from html import escape
 
 import gradio as gr
 
+from shuoshu.core.command_settings import SampleSettings
 from shuoshu.core.errors import UserError
-from shuoshu.core.settings import SampleSettings
 from shuoshu.evaluation.html import escape_html
 from shuoshu.generation.chat_model import ChatModel
 from shuoshu.generation.sampling import SamplingParams

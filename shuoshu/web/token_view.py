@@ -70,7 +70,7 @@ def chunk_logits(model: ChatModel, ids: Sequence[int], start: int, stop: int) ->
     first = max(0, stop - 1 - model.block)
     gpt = model.model
     context = torch.tensor([ids[first : stop - 1]], device=gpt.lm_head.weight.device)
-    hidden = gpt.model(context)[0, start - 1 - first :]  # (stop - start, C)
+    hidden = gpt.hidden(context)[0, start - 1 - first :]  # (stop - start, C)
     return gpt.lm_head(hidden).float()
 
 

@@ -74,7 +74,13 @@ def page_open(arguments: list[str]) -> Iterator[str]:
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as server:
         try:
-            yield next(line.split()[1] for line in server.stdout if line.startswith("page "))
+            lines = []
+            for line in server.stdout:
+                lines.append(line)
+                if line.startswith("page "):
+                    break
+            assert lines and lines[-1].startswith("page "), "".join(lines)
+            yield lines[-1].split()[1]
         finally:
             server.terminate()  # not SIGINT, which is ignored where the tests run in the background
             assert server.wait(20) == 0
@@ -313,13 +319,13 @@ def test_settings_named_in_the_readmes_and_formats_exist():
     from dataclasses import fields
 
     from shuoshu.bench.settings import BenchSettings
-    from shuoshu.core.settings import (
+    from shuoshu.core.command_settings import (
         AppSettings,
         PrepareSettings,
         PrepareSftSettings,
         SampleSettings,
-        TrainSettings,
     )
+    from shuoshu.core.settings import TrainSettings
 
     commands_settings = (
         AppSettings,

@@ -1,4 +1,4 @@
-"""A file that a training and those who watch it share in memory: where it is just now, even after it was killed."""
+"""Memory shared by a training and its test: what the training does now, or did when killed."""
 
 import mmap
 import struct
@@ -21,7 +21,11 @@ BEGUN = {STEP: "steps", EVALUATION: "evaluations", CHECKPOINT: "checkpoints", MO
 
 
 class Board:
-    """Whole numbers: phase; step and the last one saved; calls made inside a save; how often each phase began; whether the run reached its end."""
+    """Integers in a mapped file.
+
+    phase; step and last saved step; file operations within saves; how often each phase began;
+    whether the run ended normally.
+    """
 
     def __init__(self, path: Path) -> None:
         if not path.exists():

@@ -1,4 +1,8 @@
-"""What bad input is answered with: a fault is refused in one message and changes nothing, or it is survived. A table at the end counts both."""
+"""Fixtures for faulty input.
+
+A fault is refused with one message and changes nothing, or the command survives it. A table at
+the end of the test run counts both.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +15,12 @@ from pathlib import Path
 
 import pytest
 
-TABLE: dict[str, Counter[str]] = {}  # place → how many faults were tried, refused, survived
-SECONDS = (
-    200  # that a test of one fault may take: nothing here needs five, but the machine may be busy
-)
+TABLE: dict[str, Counter[str]] = {}  # test file → faults tried, refused, survived
+TIME_LIMIT = 200  # seconds per test: none needs five on an idle machine
 
 
 class Hung(BaseException):
-    """No answer in time; nothing that a command would catch."""
+    """The test took too long. A BaseException, so that no command catches it."""
 
 
 @pytest.fixture(autouse=True)
@@ -26,11 +28,11 @@ def no_hang(request: pytest.FixtureRequest) -> Iterator[None]:
     """Ends a test that hangs."""
 
     def stop(*_: object) -> None:
-        raise Hung(f"no answer within {SECONDS} s")
+        raise Hung(f"no result within {TIME_LIMIT} s")
 
     if request.node.get_closest_marker("slow") is None:
         before = signal.signal(signal.SIGALRM, stop)
-        signal.alarm(SECONDS)
+        signal.alarm(TIME_LIMIT)
         yield
         signal.alarm(0)
         signal.signal(signal.SIGALRM, before)
@@ -39,7 +41,10 @@ def no_hang(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 def contents(folder: Path) -> dict[str, object]:
-    """All that a folder holds: each file's bytes (of a huge one, or one that may not be read, length and date), each link's target."""
+    """What a folder contains: bytes of files, targets of links, modes of everything else.
+
+    Huge or unreadable files are represented by their size and modification time.
+    """
 
     def of(path: Path) -> object:
         if path.is_symlink():
@@ -57,20 +62,24 @@ def contents(folder: Path) -> dict[str, object]:
 
 
 @pytest.fixture
-def tried(request: pytest.FixtureRequest) -> Callable[[str], None]:
-    """tried("refused") or tried("survived"): counts a fault for the table, under the name of the test's file."""
+def count_fault(request: pytest.FixtureRequest) -> Callable[[str], None]:
+    """count_fault("refused") counts a fault for the table, under the name of the test's file."""
     place = request.node.path.stem.removeprefix("test_").replace("_", " ")
     return lambda outcome: TABLE.setdefault(place, Counter()).update([outcome])
 
 
 @pytest.fixture
 def refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture, tried: Callable[[str], None]
+    tmp_path: Path, capsys: pytest.CaptureFixture, count_fault: Callable[[str], None]
 ) -> Callable[..., str]:
-    """refused(main, argv, *told): the command ends with 2 and one message that holds all of `told`; nothing under tmp_path has changed."""
+    """refused(main, argv, *expected) asserts that the command fails and returns its message.
 
-    def check(main: Callable, argv: list[str], *told: object) -> str:
-        tried("tried")
+    The exit code is 2, the one message contains all of `expected`, and nothing under tmp_path has
+    changed.
+    """
+
+    def check(main: Callable, argv: list[str], *expected: object) -> str:
+        count_fault("tried")
         before = contents(tmp_path)
         capsys.readouterr()
         assert main([str(word) for word in argv]) == 2
@@ -79,10 +88,10 @@ def refused(
             err
         )
         assert len(err) < 3000 and len(err.split("\n")) < 40, err
-        for part in told:
+        for part in expected:
             assert str(part) in err, err
         assert contents(tmp_path) == before
-        tried("refused")
+        count_fault("refused")
         return err
 
     return check
@@ -90,7 +99,7 @@ def refused(
 
 @pytest.fixture
 def little_memory() -> Iterator[None]:
-    """No more than 2 GB of address space beyond what is in use."""
+    """Limits the process to 2 GB of address space beyond what it uses now."""
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     before = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(

@@ -1,4 +1,7 @@
-"""What a training that the nursery forks may suffer. Each function takes one value of JSON and patches this process, which ends with it."""
+"""Faults for trainings that the nursery forks.
+
+Each function takes one JSON value and patches the forked process, which exits after the training.
+"""
 
 import json
 import os
@@ -27,7 +30,7 @@ def die() -> None:
 
 
 def board(path: str) -> None:
-    """Keeps the board up to date."""
+    """Shows on the board what the training does."""
     shown = Board(Path(path))
 
     def during(phase, function):
@@ -45,13 +48,13 @@ def board(path: str) -> None:
 
         return inner
 
-    real_conclude = loop.print_result
+    real_print_result = loop.print_result
 
-    def conclude(*args):
-        real_conclude(*args)
+    def print_result(*args):
+        real_print_result(*args)
         shown["ended"] = 1
 
-    loop.print_result = conclude
+    loop.print_result = print_result
     loop.train_step = during(STEP, loop.train_step)
     loop.evaluate = during(EVALUATION, loop.evaluate)
     out_dir.OutDir.save = during(CHECKPOINT, out_dir.OutDir.save)
@@ -59,7 +62,7 @@ def board(path: str) -> None:
 
 
 def dies_at_point(where: list) -> None:
-    """[path of the board, n]: a kill before or after the n-th call, within saves, that syncs, renames or removes: where files come and go."""
+    """[path of the board, n]: a kill before or after the n-th file operation within saves."""
     shown = Board(Path(where[0]))
 
     def watch(owner, name):
@@ -90,7 +93,7 @@ def dies_at_point(where: list) -> None:
 
 
 def saves_in_place(_: bool) -> None:
-    """What most do: each file written over the one before."""
+    """Overwrites files in place, without staging folder and rename."""
 
     def write_whole(path, write):
         write(path)
@@ -118,16 +121,11 @@ def saves_in_place(_: bool) -> None:
     checkpoints.save_checkpoint = save_checkpoint
 
 
-def draws_nothing(_: bool) -> None:
-    """Pictures take a third of a second each."""
-    out_dir.CurvePlotter.finish = lambda self: None
-
-
 # ---------------------------------------------------------------- slowness, failures, counts
 
 
 def slow(seconds: dict[str, float]) -> None:
-    """Each batch that is evaluated, each step, takes longer."""
+    """Makes each step, or each batch of an evaluation, take longer."""
     real_step, real_batches = loop.train_step, data.RunData.val_batches
 
     def slow_step(*args):
@@ -143,7 +141,7 @@ def slow(seconds: dict[str, float]) -> None:
 
 
 def fails_at(what: list) -> None:
-    """[step, how]: this process dies, raises an error of its own, or a mistake of the user's."""
+    """[step, how]: this process is killed, raises a ValueError or a UserError."""
     real = loop.train_step
 
     def failing(trainer, rows, state, skips):
@@ -157,7 +155,7 @@ def fails_at(what: list) -> None:
 
 
 def largest_file(size: int) -> None:
-    """The system refuses to let any file grow beyond this."""
+    """From the first evaluation on no file may grow beyond this many bytes."""
     real = loop.evaluate
 
     def then(*args):
@@ -169,7 +167,7 @@ def largest_file(size: int) -> None:
 
 
 def counts_messages(path: str) -> None:
-    """Writes how often gloo did what in the third step: in the second DDP builds its buckets anew."""
+    """Counts gloo's operations in the third step; in the second, DDP rebuilds its buckets."""
     real = loop.train_step
 
     def counted(trainer, rows, state, skips):
@@ -187,7 +185,7 @@ def counts_messages(path: str) -> None:
 
 
 def without(names: list[str]) -> None:
-    """Takes out what a claim rests on."""
+    """Removes parts that a claim depends on."""
     if "no_sync" in names:
         torch.nn.parallel.DistributedDataParallel.no_sync = lambda self: training_step.nullcontext()
     if "global count" in names:

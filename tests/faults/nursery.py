@@ -1,8 +1,9 @@
-"""A process that has imported everything and forks a training whenever it is told: a tenth of a second instead of four.
+"""A process that has imported everything and forks trainings: 0.1 s each instead of 4 s.
 
-It reads a line of JSON and answers one: `start` with argv, out (the file for what the training prints), environment and faults (see
-injected.py) → the pid; `wait` with pid and seconds → the exit code, minus the signal that ended it, or null if it still runs.
-Being a process of its own, with one thread and no GPU, it can fork safely.
+It reads lines of JSON and answers each with one:
+    start, with argv, out (the file for the output), environment and faults (see injected.py): pid
+    wait, with pid and seconds: the exit code, minus the signal, or null if the process still runs
+It has one thread and no GPU, so it can fork safely.
 """
 
 import json
@@ -12,12 +13,10 @@ import time
 import traceback
 from contextlib import suppress
 
-import matplotlib.backends.backend_agg
-import matplotlib.figure  # noqa: F401
 import torch
 
-import train
 from tests.faults import injected
+from tests.in_process import train_model
 
 
 def start(argv: list[str], out: str, environment: dict[str, str], faults: dict[str, object]) -> int:
@@ -31,7 +30,7 @@ def start(argv: list[str], out: str, environment: dict[str, str], faults: dict[s
         os.environ.update(environment)
         for name, value in faults.items():
             getattr(injected, name)(value)
-        code = train.main(argv)
+        code = train_model(argv)
     except SystemExit as error:
         code = error.code
     except BaseException:
@@ -55,9 +54,8 @@ def wait(pid: int, seconds: float) -> int | None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    torch.optim.AdamW(
-        [torch.nn.Parameter(torch.zeros(1))]
-    ).zero_grad()  # the first optimiser of a process imports for a second
+    # The first optimizer of a process imports modules for a second.
+    torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))]).zero_grad()
     for line in sys.stdin:
         order = json.loads(line)
         answer = {"start": start, "wait": wait}[order.pop("do")](**order)

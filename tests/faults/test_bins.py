@@ -1,4 +1,4 @@
-"""Prepared data that is damaged, swapped, forged, or goes away while it is read."""
+"""Prepared data that is damaged, swapped, forged, or deleted while it is read."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ import pytest
 import eval_metrics
 import prepare
 import prepare_sft
-import train
 from shuoshu.core.errors import REPO_ROOT
 from shuoshu.core.files import sha256_of
 from shuoshu.evaluation.copies import TrainingText
 from shuoshu.text import dataset as text_dataset
 from shuoshu.training import loop
 from tests.conftest import QUIET, TINY
+from tests.in_process import train_model
 
 
 @pytest.fixture
@@ -57,14 +57,14 @@ def tuning(folder: Path, model: Path) -> list[object]:
 
 
 def edited(folder: Path, change: Callable[[dict], object]) -> None:
-    """meta.json, changed."""
+    """Changes meta.json."""
     meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
     change(meta)
     (folder / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
 
 
 def forged(folder: Path, name: str, raw: bytes) -> None:
-    """A file with other content, and meta.json made to vouch for it."""
+    """Replaces a file and updates its sha256 in meta.json."""
     (folder / name).write_bytes(raw)
     split, kind = name.split(".", 1)
     key = {"bin": "sha256", "mask.bin": "mask_sha256", "jsonl": "pairs_sha256"}[kind]
@@ -115,7 +115,7 @@ def test_a_damaged_token_file_is_named(
     book: Path, refused: Callable, fault: str, split: str
 ) -> None:
     DAMAGE[fault](book / f"{split}.bin")
-    refused(train.main, training(book), book / f"{split}.bin", "prepare the data again")
+    refused(train_model, training(book), book / f"{split}.bin", "prepare the data again")
 
 
 @pytest.mark.parametrize("name", ["train.bin", "train.mask.bin", "val.mask.bin", "val.jsonl"])
@@ -126,12 +126,12 @@ def test_a_damaged_file_of_questions_is_named(
     if (fault, name) == ("an endless file", "val.jsonl"):
         return  # refused for its hash, which takes 10 s
     DAMAGE[fault](facts / name)
-    refused(train.main, tuning(facts, pretrained), facts / name, "prepare the data again")
+    refused(train_model, tuning(facts, pretrained), facts / name, "prepare the data again")
 
 
 @pytest.mark.parametrize("fault", ["cut at an odd byte", "gone", "a flipped byte"])
 @pytest.mark.parametrize("name", ["test.bin", "test.mask.bin", "test.jsonl", "train.jsonl"])
-def test_evaluation_reads_nothing_damaged(
+def test_evaluation_refuses_damaged_data(
     facts: Path, tuned: Path, refused: Callable, fault: str, name: str
 ) -> None:
     DAMAGE[fault](facts / name)
@@ -144,38 +144,38 @@ def test_swapped_files_are_named(book: Path, refused: Callable) -> None:
     (book / "train.bin").rename(book / "x")
     (book / "val.bin").rename(book / "train.bin")
     (book / "x").rename(book / "val.bin")
-    refused(train.main, training(book), book / "train.bin")
+    refused(train_model, training(book), book / "train.bin")
 
 
-def test_ids_beyond_the_vocabulary_are_told_though_the_hash_is_right(
+def test_ids_beyond_the_vocabulary_are_refused_despite_a_valid_hash(
     book: Path, refused: Callable
 ) -> None:
     ids = np.fromfile(book / "train.bin", "<u2")
     for wrong in (512, 65_535):
         ids[len(ids) // 2] = wrong
         forged(book, "train.bin", ids.tobytes())
-        refused(train.main, training(book), book / "train.bin", f"{wrong:,}", "smaller than 512")
+        refused(train_model, training(book), book / "train.bin", f"{wrong:,}", "smaller than 512")
 
 
-def test_a_vocabulary_that_meta_makes_larger_is_told(book: Path, refused: Callable) -> None:
+def test_a_vocabulary_larger_than_the_tokenizers_is_refused(book: Path, refused: Callable) -> None:
     forged(
         book,
         "train.bin",
         np.full(len(np.fromfile(book / "train.bin", "<u2")), 600, "<u2").tobytes(),
     )
     edited(book, lambda meta: meta.update(vocab_size=1000))
-    refused(train.main, training(book), book, "is not the tokenizer that made the data")
+    refused(train_model, training(book), book, "is not the tokenizer that made the data")
 
 
-def test_forged_questions_are_told(facts: Path, pretrained: Path, refused: Callable) -> None:
+def test_forged_questions_are_refused(facts: Path, pretrained: Path, refused: Callable) -> None:
     ids, mask, jsonl = (
         (facts / f"val.{kind}").read_bytes() for kind in ("bin", "mask.bin", "jsonl")
     )
     forged(facts, "val.bin", b"\xff" * len(ids))
-    refused(train.main, tuning(facts, pretrained), facts / "val.bin", "65,535")
+    refused(train_model, tuning(facts, pretrained), facts / "val.bin", "65,535")
     forged(facts, "val.bin", ids)
     forged(facts, "val.mask.bin", b"\7" * len(mask))
-    refused(train.main, tuning(facts, pretrained), facts / "val.mask.bin")
+    refused(train_model, tuning(facts, pretrained), facts / "val.mask.bin")
     forged(facts, "val.mask.bin", mask)
     line = json.loads(jsonl.split(b"\n")[0])
     odd = [
@@ -203,11 +203,11 @@ def test_forged_questions_are_told(facts: Path, pretrained: Path, refused: Calla
     ]:
         forged(facts, "val.jsonl", raw)
         refused(
-            train.main, tuning(facts, pretrained), facts / "val.jsonl", "prepare the data again"
+            train_model, tuning(facts, pretrained), facts / "val.jsonl", "prepare the data again"
         )
 
 
-def test_a_tokenizer_that_is_not_the_datas_is_told(
+def test_another_tokenizer_is_refused(
     book: Path, facts: Path, pretrained: Path, text: str, tmp_path: Path, refused: Callable
 ) -> None:
     (tmp_path / "a.txt").write_text(text[:5000], encoding="utf-8")
@@ -217,12 +217,12 @@ def test_a_tokenizer_that_is_not_the_datas_is_told(
     )
     for folder, argv in ((book, training(book)), (facts, tuning(facts, pretrained))):
         shutil.copy(tmp_path / "other" / "tokenizer.json", folder)
-        refused(train.main, argv, folder, "is not the tokenizer that made the data")
+        refused(train_model, argv, folder, "is not the tokenizer that made the data")
 
 
-def test_text_shorter_than_a_block_is_told(book: Path, refused: Callable) -> None:
+def test_text_shorter_than_a_block_is_refused(book: Path, refused: Callable) -> None:
     refused(
-        train.main, training(book, "--block_size=50000"), "more than one block of 50,000 is needed"
+        train_model, training(book, "--block_size=50000"), "more than one block of 50,000 is needed"
     )
 
 
@@ -230,11 +230,11 @@ def test_text_shorter_than_a_block_is_told(book: Path, refused: Callable) -> Non
 
 
 def put(*path: str, value: object) -> Callable[[dict], None]:
-    """A change of meta.json: this field becomes `value`, or is left out if that is `...`."""
+    """A change of meta.json: sets this field to `value`, or removes it if that is `...`."""
 
     def change(meta: dict) -> None:
-        *way, last = path
-        for step in way:
+        *parents, last = path
+        for step in parents:
             meta = meta[step]
         if value is ...:
             del meta[last]
@@ -266,7 +266,7 @@ def test_a_wrong_meta_is_named(
     if (field == ("chapters",) and value in ([], {})) or (field == ("format",) and value is True):
         return  # a book without chapters; to Python, True is 1
     edited(book, put(*field, value=value))
-    refused(train.main, training(book), book)
+    refused(train_model, training(book), book)
 
 
 @pytest.mark.parametrize(
@@ -287,7 +287,7 @@ def test_a_wrong_meta_of_questions_is_named(
     if (field == ("labels",) and not value) or (field, value) == (("labels",), ...):
         return  # answers that are no closed set
     edited(facts, put(*field, value=value))
-    refused(train.main, tuning(facts, pretrained), facts)
+    refused(train_model, tuning(facts, pretrained), facts)
 
 
 RAW = {
@@ -308,28 +308,28 @@ def test_a_meta_that_cannot_be_read_is_named(
         (book / "meta.json").write_bytes(RAW[fault])
     else:
         DAMAGE[fault](book / "meta.json")
-    refused(train.main, training(book), book)
+    refused(train_model, training(book), book)
 
 
-def test_another_dtype_is_told(book: Path, refused: Callable) -> None:
+def test_another_dtype_is_refused(book: Path, refused: Callable) -> None:
     for dtype in ("uint32", "float64", "<u2", "object"):
         edited(book, put("dtype", value=dtype))
-        refused(train.main, training(book), book)
+        refused(train_model, training(book), book)
 
 
-def test_a_meta_of_the_future_is_told(book: Path, refused: Callable) -> None:
+def test_a_newer_format_is_refused(book: Path, refused: Callable) -> None:
     edited(book, put("format", value=2))
-    refused(train.main, training(book), book / "meta.json", "has format 2, this version reads 1")
+    refused(train_model, training(book), book / "meta.json", "has format 2, this version reads 1")
 
 
-def test_a_byte_order_mark_does_no_harm(book: Path, tried: Callable) -> None:
-    tried("tried")
+def test_a_byte_order_mark_does_no_harm(book: Path, count_fault: Callable) -> None:
+    count_fault("tried")
     (book / "meta.json").write_bytes(b"\xef\xbb\xbf" + (book / "meta.json").read_bytes())
     assert len(text_dataset.TextDataset(book, "train")) > 0
-    tried("survived")
+    count_fault("survived")
 
 
-def test_a_split_whose_name_is_a_path_leads_nowhere(
+def test_a_split_name_that_is_a_path_is_refused(
     facts: Path, pretrained: Path, tmp_path: Path, refused: Callable
 ) -> None:
     for name in ("../mine", str(tmp_path / "mine")):
@@ -361,16 +361,16 @@ def test_a_split_whose_name_is_a_path_leads_nowhere(
     "harm", [Path.unlink, lambda path: os.truncate(path, 0)], ids=["deleted", "cut"]
 )
 @pytest.mark.parametrize("kind", ["text", "questions"])
-def test_a_run_does_not_feel_what_happens_to_files_that_fit_into_memory(
+def test_a_run_survives_changes_to_files_that_fit_into_memory(
     book: Path,
     facts: Path,
     pretrained: Path,
     monkeypatch: pytest.MonkeyPatch,
-    tried: Callable,
+    count_fault: Callable,
     harm: Callable,
     kind: str,
 ) -> None:
-    tried("tried")
+    count_fault("tried")
     folder, argv = (book, training(book)) if kind == "text" else (facts, tuning(facts, pretrained))
     step = loop.train_step
 
@@ -381,8 +381,8 @@ def test_a_run_does_not_feel_what_happens_to_files_that_fit_into_memory(
         return step(*args)
 
     monkeypatch.setattr(loop, "train_step", harmed)
-    assert train.main([str(word) for word in argv]) == 0
-    tried("survived")
+    assert train_model([str(word) for word in argv]) == 0
+    count_fault("survived")
 
 
 MAPPED = """
@@ -401,23 +401,23 @@ except dataset.UserError as error:
 
 
 @pytest.mark.parametrize(
-    "harm, told", [("deleted", "True"), ("cut", "was cut while it was in use")]
+    "harm, expected", [("deleted", "True"), ("cut", "was cut while it was in use")]
 )
-def test_a_large_file_that_is_mapped_may_be_deleted_and_is_told_when_cut(
-    book: Path, tried: Callable, harm: str, told: str
+def test_a_mapped_file_may_be_deleted_but_truncation_is_an_error(
+    book: Path, count_fault: Callable, harm: str, expected: str
 ) -> None:
-    tried("tried")
+    count_fault("tried")
     done = subprocess.run(
         [sys.executable, "-c", MAPPED, book, harm], cwd=REPO_ROOT, capture_output=True, text=True
     )
-    assert done.returncode == 0 and told in done.stdout, done
-    tried("survived" if harm == "deleted" else "refused")
+    assert done.returncode == 0 and expected in done.stdout, done
+    count_fault("survived" if harm == "deleted" else "refused")
 
 
-def test_a_copy_is_not_looked_for_in_a_text_that_was_changed(
-    pretrained: Path, dataset: Path, tried: Callable
+def test_copies_are_not_searched_in_a_changed_text(
+    pretrained: Path, dataset: Path, count_fault: Callable
 ) -> None:
-    tried("tried")
+    count_fault("tried")
     path = dataset / "train.bin"
     whole = path.read_bytes()
     try:
@@ -426,4 +426,4 @@ def test_a_copy_is_not_looked_for_in_a_text_that_was_changed(
         assert TrainingText.find(pretrained) is None
     finally:
         path.write_bytes(whole)
-    tried("refused")
+    count_fault("refused")

@@ -1,4 +1,4 @@
-"""Checkpoints that are damaged: the newest valid one is used and those passed over are named; forged ones are refused."""
+"""Damaged checkpoints are skipped and named; forged ones, whose hashes are right, are refused."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-import train
 from shuoshu.core.files import sha256_of
 from shuoshu.training import checkpoints
 from tests.faults.test_models import HEADERS, PARTS, newest, resuming, taken_apart, written
+from tests.in_process import train_model
 
 DAMAGE: dict[str, Callable[[Path], object]] = {
     "gone": Path.unlink,
@@ -42,7 +42,7 @@ def run(pretrained: Path, tmp_path: Path) -> Path:
 
 
 def forged(folder: Path, name: str, change: Callable[[Path], object]) -> None:
-    """A file of a checkpoint, changed, and the manifest made to vouch for it."""
+    """Changes a file of a checkpoint and updates its sha256 in the manifest."""
     change(folder / name)
     manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     manifest["sha256"][name] = sha256_of(folder / name)
@@ -51,35 +51,35 @@ def forged(folder: Path, name: str, change: Callable[[Path], object]) -> None:
 
 @pytest.mark.parametrize("name", PARTS)
 @pytest.mark.parametrize("fault", DAMAGE)
-def test_a_damaged_checkpoint_is_passed_over_by_name(
-    run: Path, name: str, fault: str, tried: Callable
+def test_a_damaged_checkpoint_is_skipped_and_named(
+    run: Path, name: str, fault: str, count_fault: Callable
 ) -> None:
-    tried("tried")
+    count_fault("tried")
     bad = newest(run)
     DAMAGE[fault](bad / name)
-    found, wrong = checkpoints.newest_checkpoint(run)
-    if found == bad:  # a flipped bit in the manifest's blanks
+    used, problems = checkpoints.newest_checkpoint(run)
+    if used == bad:  # a flipped bit in the manifest's whitespace
         assert name == "manifest.json" and "flipped" in fault
     else:
         assert (
-            found == checkpoints.list_checkpoints(run)[-2]
-            and len(wrong) == 1
-            and str(bad) in wrong[0]
+            used == checkpoints.list_checkpoints(run)[-2]
+            and len(problems) == 1
+            and str(bad) in problems[0]
         )
-    checkpoints.load_checkpoint(found)
-    tried("survived")
+    checkpoints.load_checkpoint(used)
+    count_fault("survived")
 
 
-def test_the_run_goes_on_from_the_one_before_and_says_so(
-    run: Path, dataset: Path, tried: Callable, capsys: pytest.CaptureFixture
+def test_a_run_resumes_from_the_checkpoint_before_a_damaged_one(
+    run: Path, dataset: Path, count_fault: Callable, capsys: pytest.CaptureFixture
 ) -> None:
-    tried("tried")
+    count_fault("tried")
     good, bad = checkpoints.list_checkpoints(run)
     flip(bad / "model.safetensors", 5000)
-    assert train.main([str(word) for word in resuming(run, dataset)]) == 0
+    assert train_model([str(word) for word in resuming(run, dataset)]) == 0
     out = capsys.readouterr().out
     assert f"skipped {bad}: model.safetensors is damaged" in out and f"resuming from {good}" in out
-    tried("survived")
+    count_fault("survived")
 
 
 @pytest.mark.parametrize("name", PARTS)
@@ -89,18 +89,18 @@ def test_a_run_without_a_valid_checkpoint_is_refused(
 ) -> None:
     for folder in checkpoints.list_checkpoints(run):
         DAMAGE[fault](folder / name)
-    refused(train.main, resuming(run, dataset), run, "holds no valid checkpoint")
+    refused(train_model, resuming(run, dataset), run, "holds no valid checkpoint")
 
 
-def test_odd_names_among_the_checkpoints_are_left_alone(
-    run: Path, dataset: Path, tried: Callable
+def test_folders_with_odd_names_are_ignored(
+    run: Path, dataset: Path, count_fault: Callable
 ) -> None:
-    tried("tried")
+    count_fault("tried")
     for name in ("step-²", "step-", "step--1", "step-٣", "other"):
         (run / "checkpoints" / name).mkdir()
     (run / "checkpoints" / "step-999999").write_bytes(b"a file")
     assert checkpoints.newest_checkpoint(run)[0].name == "step-000150"
-    tried("survived")
+    count_fault("survived")
 
 
 # ---------------------------------------------------------------- forged: every hash is right
@@ -137,7 +137,7 @@ def test_forged_tensors_are_refused(
             body,
         ),
     )
-    refused(train.main, resuming(run, dataset), newest(run))
+    refused(train_model, resuming(run, dataset), newest(run))
 
 
 STATES: dict[str, Callable[[dict], object]] = {
@@ -169,7 +169,7 @@ def test_a_forged_state_is_refused(run: Path, dataset: Path, fault: str, refused
         )
 
     forged(newest(run), "state.json", change)
-    refused(train.main, resuming(run, dataset), newest(run))
+    refused(train_model, resuming(run, dataset), newest(run))
 
 
 SETTINGS: dict[str, object] = {
@@ -196,7 +196,7 @@ def test_damaged_settings_are_refused(
     run: Path, dataset: Path, fault: str, refused: Callable
 ) -> None:
     (run / "settings.json").write_bytes(SETTINGS[fault])
-    refused(train.main, resuming(run, dataset))
+    refused(train_model, resuming(run, dataset))
 
 
 @pytest.mark.parametrize(
@@ -211,10 +211,10 @@ def test_damaged_settings_are_refused(
         b"null\n5\n[]",
     ],
 )
-def test_a_damaged_log_stops_nothing(
-    run: Path, dataset: Path, junk: bytes, tried: Callable
+def test_a_damaged_log_does_not_stop_a_run(
+    run: Path, dataset: Path, junk: bytes, count_fault: Callable
 ) -> None:
-    tried("tried")
+    count_fault("tried")
     (run / "log.jsonl").write_bytes(junk + b"\n" + (run / "log.jsonl").read_bytes())
-    assert train.main([str(word) for word in resuming(run, dataset)]) == 0
-    tried("survived")
+    assert train_model([str(word) for word in resuming(run, dataset)]) == 0
+    count_fault("survived")

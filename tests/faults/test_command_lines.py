@@ -1,4 +1,4 @@
-"""Command lines, config files and files of prompts that are wrong in every way."""
+"""Wrong command lines, config files and prompt files."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CONFIGS: dict[str, tuple[bytes, str]] = {
     "exit": (b"exit()", "SystemExit"),
     "exit with success": (b"import sys; sys.exit(0)", "SystemExit"),
     "an exception": (b"1 / 0", "ZeroDivisionError"),
-    "an exception that can't be told": (
+    "an exception whose message fails": (
         b"class E(Exception):\n    def __str__(self): 1 / 0\nraise E",
         "config.py",
     ),
@@ -54,16 +54,16 @@ CONFIGS: dict[str, tuple[bytes, str]] = {
 
 
 @pytest.mark.parametrize("fault", CONFIGS)
-def test_a_config_file_that_is_wrong_is_refused(
+def test_a_wrong_config_file_is_refused(
     tmp_path: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch, fault: str, refused: Callable
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    raw, told = CONFIGS[fault]
+    raw, expected = CONFIGS[fault]
     (tmp_path / "config.py").write_bytes(raw)
-    refused(train.main, ["config.py"], told)
+    refused(train.main, ["config.py"], expected)
 
 
-def test_a_config_that_is_no_file_is_refused(
+def test_a_config_that_is_not_a_regular_file_is_refused(
     tmp_path: Path, refused: Callable, little_memory: None
 ) -> None:
     os.mkfifo(tmp_path / "pipe.py")
@@ -111,18 +111,18 @@ WORDS: list[tuple[str, str]] = [
 
 @pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.parametrize(
-    "word, told", WORDS, ids=[word[:20].encode("unicode_escape").decode() for word, _ in WORDS]
+    "word, expected", WORDS, ids=[word[:20].encode("unicode_escape").decode() for word, _ in WORDS]
 )
-def test_a_word_that_means_nothing_is_refused(
+def test_an_invalid_argument_is_refused(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     command: str,
     word: str,
-    told: str,
+    expected: str,
     refused: Callable,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    refused(COMMANDS[command], [word], told)
+    refused(COMMANDS[command], [word], expected)
 
 
 HUGE = [
@@ -154,7 +154,7 @@ HUGE = [
 
 
 @pytest.mark.parametrize("word", HUGE, ids=lambda word: word[:40])
-def test_a_run_that_is_out_of_all_bounds_is_refused(
+def test_an_out_of_range_setting_of_train_is_refused(
     dataset: Path, tmp_path: Path, word: str, refused: Callable, little_memory: None
 ) -> None:
     refused(
@@ -173,7 +173,7 @@ def test_a_run_that_is_out_of_all_bounds_is_refused(
         "--out_dir=" + "x" * 300,
     ],
 )
-def test_sampling_out_of_all_bounds_is_refused(
+def test_an_out_of_range_setting_of_sample_is_refused(
     pretrained: Path, word: str, refused: Callable, little_memory: None
 ) -> None:
     refused(sample.main, [f"--out_dir={pretrained}", "--start=x", word])
@@ -208,16 +208,16 @@ PROMPTS: dict[str, tuple[str, bytes, str]] = {
 
 
 @pytest.mark.parametrize("fault", PROMPTS)
-def test_a_file_of_prompts_that_is_wrong_is_refused(
+def test_a_wrong_prompt_file_is_refused(
     tmp_path: Path, ask: Callable, fault: str, refused: Callable
 ) -> None:
-    name, raw, told = PROMPTS[fault]
+    name, raw, expected = PROMPTS[fault]
     (tmp_path / name).write_bytes(raw)
     (tmp_path / "out.csv").write_bytes(b"before")
-    refused(sample.main, ask(tmp_path / name), tmp_path / name, told)
+    refused(sample.main, ask(tmp_path / name), tmp_path / name, expected)
 
 
-def test_prompts_that_are_no_file_are_refused(
+def test_a_prompt_file_that_is_not_a_regular_file_is_refused(
     tmp_path: Path, ask: Callable, pretrained: Path, refused: Callable, little_memory: None
 ) -> None:
     os.mkfifo(tmp_path / "pipe.txt")
@@ -249,8 +249,8 @@ def test_prompts_that_are_no_file_are_refused(
         refused(sample.main, ask(tmp_path / "a.txt", out), out.split("/")[0])
 
 
-def test_odd_prompts_are_answered_and_nothing_of_the_others_is_lost(
-    tmp_path: Path, ask: Callable, tried: Callable
+def test_odd_prompts_are_answered_and_no_row_is_lost(
+    tmp_path: Path, ask: Callable, count_fault: Callable
 ) -> None:
     spelt = "".join(SPECIALS)
     odd = [
@@ -267,7 +267,7 @@ def test_odd_prompts_are_answered_and_nothing_of_the_others_is_lost(
         "🙂" * 40,
     ]
     for name in ("out.csv", "out.jsonl"):
-        tried("tried")
+        count_fault("tried")
         rows = [{"prompt": prompt, "\ud800note": number} for number, prompt in enumerate(odd)]
         (tmp_path / "in.jsonl").write_text(
             "\n".join(json.dumps(row) for row in rows), encoding="utf-8"
@@ -280,4 +280,4 @@ def test_odd_prompts_are_answered_and_nothing_of_the_others_is_lost(
                 else [json.loads(line) for line in file.read().split("\n") if line]
             )
         assert len(read) == len(odd) and read[1]["prompt"] == spelt and read[0]["prompt"] == odd[0]
-        tried("survived")
+        count_fault("survived")

@@ -1,4 +1,7 @@
-"""Disks that are full, read-only or gone in mid-run; two runs in one folder. What stands is never touched; the ending is honest."""
+"""Disks that become full, read-only or disappear; two runs in one folder.
+
+Files that are already written stay intact, and the exit code says whether the end was saved.
+"""
 
 import errno
 import os
@@ -10,13 +13,13 @@ from pathlib import Path
 
 import pytest
 
-import train
 from shuoshu.core import files
 from shuoshu.core.errors import UserError
 from shuoshu.core.run_log import RunLog
 from shuoshu.models import weights
 from shuoshu.training import checkpoints, loop
 from shuoshu.training.data import RunData
+from tests.in_process import train_model
 
 RUN = [
     "--max_iters=20",
@@ -28,7 +31,7 @@ RUN = [
 
 
 def during_steps(monkeypatch, happen):
-    """Calls happen(step) before each step."""
+    """Calls happen(step) before each training step."""
     real = loop.train_step
 
     def step(trainer, data, state, skips):
@@ -38,7 +41,7 @@ def during_steps(monkeypatch, happen):
     monkeypatch.setattr(loop, "train_step", step)
 
 
-def is_whole(out_dir: Path, step: int) -> bool:
+def is_newest_and_valid(out_dir: Path, step: int) -> bool:
     """Whether the newest checkpoint is this one, valid, and the model loads."""
     newest, wrong = checkpoints.newest_checkpoint(out_dir)
     weights.load_model(out_dir)
@@ -50,7 +53,7 @@ def is_whole(out_dir: Path, step: int) -> bool:
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system of 12 MB, of which a run takes 9."""
+    """A file system of 12 MB; a run needs 9 MB."""
     folder = tmp_path / "disk"
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", str(folder)]
@@ -60,7 +63,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-def test_a_disk_that_fills_up_is_told_and_tried_again(tiny, small_disk, monkeypatch, capsys):
+def test_a_full_disk_is_reported_and_the_next_save_is_tried(tiny, small_disk, monkeypatch, capsys):
     ballast = small_disk / "ballast"
 
     def happen(step):
@@ -71,47 +74,45 @@ def test_a_disk_that_fills_up_is_told_and_tried_again(tiny, small_disk, monkeypa
             ballast.unlink()
 
     during_steps(monkeypatch, happen)
-    assert train.main([*tiny, *RUN, f"--out_dir={small_disk / 'out'}"]) == 0
-    told = capsys.readouterr().out
+    assert train_model([*tiny, *RUN, f"--out_dir={small_disk / 'out'}"]) == 0
+    output = capsys.readouterr().out
     for step in (10, 15):
-        assert (
-            f"can't write the checkpoint of step {step} to {small_disk / 'out'}: no room on the disk: 2."
-            in told
-        )
-    assert "can't write model.safetensors" in told and is_whole(small_disk / "out", 20)
+        where = f"the checkpoint of step {step} to {small_disk / 'out'}"
+        assert f"can't write {where}: no room on the disk: 2." in output
+    assert "can't write model.safetensors" in output and is_newest_and_valid(small_disk / "out", 20)
 
 
-def test_a_disk_that_stays_full_is_an_honest_end(tiny, small_disk, monkeypatch, capsys):
+def test_a_disk_that_stays_full_ends_the_run_with_an_error(tiny, small_disk, monkeypatch, capsys):
     def happen(step):
         if step == 7:
             (small_disk / "ballast").write_bytes(bytes(shutil.disk_usage(small_disk).free - 4096))
-            for module in (checkpoints, weights):  # full to the last byte, and nobody foresaw it
+            for module in (checkpoints, weights):  # the check can't foresee this
                 monkeypatch.setattr(module, "require_disk_space", lambda *args: None)
 
     during_steps(monkeypatch, happen)
-    assert train.main([*tiny, *RUN, f"--out_dir={small_disk / 'out'}"]) == 2
-    told = capsys.readouterr()
+    assert train_model([*tiny, *RUN, f"--out_dir={small_disk / 'out'}"]) == 2
+    output = capsys.readouterr()
     assert (
         "No space left on device; the files already written are intact, training continues"
-        in told.out
+        in output.out
     )
     assert (
-        "step 20 can't be saved" in told.err
-        and "the checkpoint of step 5 is intact" in told.err
-        and "Traceback" not in told.err
+        "step 20 can't be saved" in output.err
+        and "the checkpoint of step 5 is intact" in output.err
+        and "Traceback" not in output.err
     )
-    assert is_whole(small_disk / "out", 5) and not [
+    assert is_newest_and_valid(small_disk / "out", 5) and not [
         path for path in (small_disk / "out").rglob(".*") if path.name != ".lock"
     ]
     (small_disk / "ballast").unlink()
     monkeypatch.undo()
-    assert train.main([*tiny, *RUN, f"--out_dir={small_disk / 'out'}", "--resume"]) == 0
+    assert train_model([*tiny, *RUN, f"--out_dir={small_disk / 'out'}", "--resume"]) == 0
 
 
-def test_a_disk_that_turns_read_only_is_told_and_leaves_all_intact(
+def test_a_disk_that_turns_read_only_is_reported_and_checkpoints_stay_valid(
     tiny, tmp_path, monkeypatch, capsys
 ):
-    """As the system puts it: a file system with the lock's file open can't be remounted by a test."""
+    """Raises the error that the system would raise: a test can't remount a disk with open files."""
     real = Path.open
 
     def refused(self, mode="r", *args, **kwargs):
@@ -122,29 +123,29 @@ def test_a_disk_that_turns_read_only_is_told_and_leaves_all_intact(
     during_steps(
         monkeypatch, lambda step: monkeypatch.setattr(Path, "open", refused) if step == 7 else None
     )
-    assert train.main([*tiny, *RUN, f"--out_dir={tmp_path / 'out'}"]) == 2
+    assert train_model([*tiny, *RUN, f"--out_dir={tmp_path / 'out'}"]) == 2
     monkeypatch.undo()
-    told = capsys.readouterr()
+    output = capsys.readouterr()
     assert (
-        told.out.count("can't write log.jsonl to") == 1
-        and "step 20 can't be saved" in told.err
-        and "Read-only file system" in told.err
+        output.out.count("can't write log.jsonl to") == 1
+        and "step 20 can't be saved" in output.err
+        and "Read-only file system" in output.err
     )
-    assert "Traceback" not in told.err and is_whole(tmp_path / "out", 5)
+    assert "Traceback" not in output.err and is_newest_and_valid(tmp_path / "out", 5)
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a file that is always full")
-def test_a_training_does_not_end_since_nobody_can_read_of_it(nursery, tiny, tmp_path):
+def test_training_continues_when_its_output_cannot_be_written(nursery, tiny, tmp_path):
     assert (
         nursery.wait(
             nursery.start([*tiny, *RUN, f"--out_dir={tmp_path / 'out'}"], Path("/dev/full"))
         )
         == 0
     )
-    assert is_whole(tmp_path / "out", 20)
+    assert is_newest_and_valid(tmp_path / "out", 20)
 
 
-def test_too_little_room_is_told_before_anything_is_trained(tiny, tmp_path, monkeypatch, capsys):
+def test_too_little_disk_space_is_an_error_before_training(tiny, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(
         shutil,
         "disk_usage",
@@ -152,41 +153,43 @@ def test_too_little_room_is_told_before_anything_is_trained(tiny, tmp_path, monk
             (10**9, 10**9 - 10**6, 10**6) and type("usage", (), {"total": 10**9, "free": 10**6})
         ),
     )
-    assert train.main([*tiny, *RUN, f"--out_dir={tmp_path / 'out'}"]) == 2
+    assert train_model([*tiny, *RUN, f"--out_dir={tmp_path / 'out'}"]) == 2
     err = capsys.readouterr().err
     assert str(tmp_path / "out") in err and "are needed, 1.0 MB are free" in err
 
 
 @pytest.mark.parametrize("size", [20_000, 300_000, 1_000_000])
-def test_a_write_that_stops_anywhere_leaves_the_old_state(nursery, tiny, tmp_path, size):
-    """The system ends every write at `size` bytes of a file: real errors of real writes, in the first tensors and in the last."""
+def test_a_write_that_fails_midway_leaves_the_old_checkpoint(nursery, tiny, tmp_path, size):
+    """The system fails each write beyond `size` bytes: in the first tensors and in the last."""
     assert nursery.train(
         [*tiny, *RUN, f"--out_dir={tmp_path / 'out'}"],
-        tmp_path / "told",
+        tmp_path / "output",
         faults={0: {"largest_file": size}},
     ) == [2]
-    told = (tmp_path / "told.0").read_text(encoding="utf-8")
-    assert "step 20 can't be saved" in told and "File too large" in told and "Traceback" not in told
-    assert is_whole(tmp_path / "out", 0) and not [
+    output = (tmp_path / "output.0").read_text(encoding="utf-8")
+    assert (
+        "step 20 can't be saved" in output
+        and "File too large" in output
+        and "Traceback" not in output
+    )
+    assert is_newest_and_valid(tmp_path / "out", 0) and not [
         path for path in (tmp_path / "out").rglob(".*") if path.name != ".lock"
     ]
 
 
-def test_a_folder_that_vanishes_is_not_made_anew(tiny, tmp_path, monkeypatch, capsys):
+def test_a_deleted_out_dir_is_not_recreated(tiny, tmp_path, monkeypatch, capsys):
     during_steps(monkeypatch, lambda step: shutil.rmtree(tmp_path / "out") if step == 7 else None)
-    assert train.main([*tiny, *RUN, f"--out_dir={tmp_path / 'out'}"]) == 2
-    told = capsys.readouterr()
+    assert train_model([*tiny, *RUN, f"--out_dir={tmp_path / 'out'}"]) == 2
+    output = capsys.readouterr()
     assert (
-        "can't write the checkpoint of step 10" in told.out
-        and "step 20 can't be saved" in told.err
-        and "Traceback" not in told.err
+        "can't write the checkpoint of step 10" in output.out
+        and "step 20 can't be saved" in output.err
+        and "Traceback" not in output.err
     )
     assert not (tmp_path / "out").exists()
 
 
-def test_a_disk_that_gives_back_other_bytes_is_noticed_before_the_old_goes(
-    tiny, tmp_path, monkeypatch, capsys
-):
+def test_a_checkpoint_that_reads_back_differently_is_not_used(tiny, tmp_path, monkeypatch, capsys):
     real = weights.write_tensors
 
     def flipped(path, tensors, metadata):
@@ -198,36 +201,34 @@ def test_a_disk_that_gives_back_other_bytes_is_noticed_before_the_old_goes(
         return digest
 
     monkeypatch.setattr(checkpoints, "write_tensors", flipped)
-    assert train.main([*tiny, *RUN, "--max_iters=12", f"--out_dir={tmp_path / 'out'}"]) == 0
-    assert "step 10 to" in (told := capsys.readouterr().out) and "does not read back" in told
+    assert train_model([*tiny, *RUN, "--max_iters=12", f"--out_dir={tmp_path / 'out'}"]) == 0
+    assert "step 10 to" in (output := capsys.readouterr().out) and "does not read back" in output
     assert [path.name for path in checkpoints.list_checkpoints(tmp_path / "out")] == [
         "step-000005",
         "step-000012",
     ]
 
 
-# ---------------------------------------------------------------- which checkpoint goes
+# ---------------------------------------------------------------- which checkpoint is removed
 
 
-def test_a_run_resumed_past_damaged_checkpoints_keeps_what_it_saves(tiny, tmp_path):
+def test_damaged_newer_checkpoints_do_not_push_out_new_ones(tiny, tmp_path):
     command = [*tiny, *RUN, f"--out_dir={tmp_path / 'out'}"]
-    assert train.main(command) == 0
+    assert train_model(command) == 0
     home = tmp_path / "out" / "checkpoints"
     shutil.copytree(home / "step-000015", home / "step-000018")
     for name in ("step-000018", "step-000020"):
         (home / name / "model.safetensors").write_bytes(b"")
-    assert train.main([*command, "--resume", "--max_iters=16"]) == 0
-    assert is_whole_but(tmp_path / "out", "step-000016", 2)
+    assert train_model([*command, "--resume", "--max_iters=16"]) == 0
+    assert has_newest(tmp_path / "out", "step-000016", 2)
 
 
-def is_whole_but(out_dir: Path, name: str, damaged: int) -> bool:
+def has_newest(out_dir: Path, name: str, damaged: int) -> bool:
     newest, wrong = checkpoints.newest_checkpoint(out_dir)
     return newest.name == name and len(wrong) == damaged
 
 
-def test_a_checkpoint_that_is_replaced_counts_until_the_new_one_stands(
-    pretrained, tmp_path, monkeypatch
-):
+def test_a_replaced_checkpoint_stays_valid_until_the_rename(pretrained, tmp_path, monkeypatch):
     model = weights.load_model(pretrained).model
     checkpoints.save_checkpoint(tmp_path, 10, model, {}, {"fact": "old"})
     real = Path.rename
@@ -253,16 +254,16 @@ def test_a_checkpoint_that_is_replaced_counts_until_the_new_one_stands(
 # ---------------------------------------------------------------- two runs
 
 
-def test_a_second_run_is_sent_away_and_a_kill_lets_go(nursery, tiny, tmp_path, capsys):
+def test_a_second_run_is_refused_and_a_kill_releases_the_lock(nursery, tiny, tmp_path, capsys):
     command = [*tiny, *RUN, f"--out_dir={tmp_path / 'out'}"]
-    first = nursery.start(command, tmp_path / "told", slow={"step": 0.5})
+    first = nursery.start(command, tmp_path / "output", slow={"step": 0.5})
     until = time.monotonic() + 60
     while not (tmp_path / "out" / "model.safetensors").exists():
         assert time.monotonic() < until
         time.sleep(0.02)
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.safetensors")}
     for how in ("--resume", "--overwrite"):
-        assert train.main([*command, how]) == 2
+        assert train_model([*command, how]) == 2
         err = capsys.readouterr().err
         assert f"in use by another training (process {first} on " in err and err.count("\n") == 1
     assert {
@@ -271,13 +272,13 @@ def test_a_second_run_is_sent_away_and_a_kill_lets_go(nursery, tiny, tmp_path, c
     assert nursery.train([*command, "--resume"], tmp_path / "two", 2) == [
         2,
         2,
-    ]  # all processes of a second run end
+    ]  # both ranks of the second run
     os.kill(first, signal.SIGKILL)
     nursery.wait(first)
-    assert train.main([*command, "--resume"]) == 0
+    assert train_model([*command, "--resume"]) == 0
 
 
-def test_where_the_file_system_knows_no_locks_there_is_none(tmp_path, monkeypatch):
+def test_a_file_system_without_locks_needs_no_lock(tmp_path, monkeypatch):
     def unknown(handle):
         raise OSError(errno.ENOLCK, "No locks available")
 
@@ -291,10 +292,13 @@ def test_where_the_file_system_knows_no_locks_there_is_none(tmp_path, monkeypatc
             third.take()
 
 
-def test_an_evaluation_that_is_cut_short_is_done_again(tiny, tmp_path, monkeypatch):
-    """Stopped in the evaluation of step 10: nothing of it is recorded, and the resumed run's log is that of a run never stopped."""
+def test_an_interrupted_evaluation_is_repeated(tiny, tmp_path, monkeypatch):
+    """Interrupted in the evaluation of step 10, which is not logged.
+
+    The log of the resumed run equals that of an uninterrupted one.
+    """
     command = [*tiny, *RUN, "--dropout=0.1"]
-    assert train.main([*command, f"--out_dir={tmp_path / 'whole'}"]) == 0
+    assert train_model([*command, f"--out_dir={tmp_path / 'whole'}"]) == 0
     real, evaluations = RunData.val_batches, []
 
     def interrupted(*args):
@@ -305,12 +309,12 @@ def test_an_evaluation_that_is_cut_short_is_done_again(tiny, tmp_path, monkeypat
             yield batch
 
     monkeypatch.setattr(RunData, "val_batches", interrupted)
-    assert train.main([*command, f"--out_dir={tmp_path / 'cut'}"]) == 143
+    assert train_model([*command, f"--out_dir={tmp_path / 'cut'}"]) == 143
     assert [r["step"] for r in RunLog(tmp_path / "cut" / "log.jsonl").read("eval")] == [
         0
-    ] and is_whole(tmp_path / "cut", 10)
+    ] and is_newest_and_valid(tmp_path / "cut", 10)
     monkeypatch.undo()
-    assert train.main([f"--out_dir={tmp_path / 'cut'}", "--resume"]) == 0
+    assert train_model([f"--out_dir={tmp_path / 'cut'}", "--resume"]) == 0
     logs = [
         [(r["step"], r["val_loss"]) for r in RunLog(tmp_path / name / "log.jsonl").read("eval")]
         for name in ("whole", "cut")

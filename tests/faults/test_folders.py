@@ -1,4 +1,4 @@
-"""Whose folder it is: runs that begin, go on, replace each other, and what they leave."""
+"""Runs that start in, resume in or overwrite a folder, and other runs in the same folder."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-import train
 from shuoshu.core import distributed
 from shuoshu.core.files import sha256_of
 from shuoshu.models import weights
 from shuoshu.training import checkpoints, trainer
+from tests.in_process import train_model
 
 SHORT = ["--max_iters=4", "--eval_interval=2", "--save_interval=2", "--sample_tokens=0"]
 
@@ -24,7 +24,7 @@ SHORT = ["--max_iters=4", "--eval_interval=2", "--save_interval=2", "--sample_to
 @pytest.fixture(scope="module")
 def begun(tiny, tmp_path_factory) -> Path:
     out_dir = tmp_path_factory.mktemp("begun") / "out"
-    assert train.main([*tiny, *SHORT, f"--out_dir={out_dir}"]) == 0
+    assert train_model([*tiny, *SHORT, f"--out_dir={out_dir}"]) == 0
     return out_dir
 
 
@@ -41,7 +41,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     }
 
 
-def test_a_run_that_came_and_went_meanwhile_is_not_mixed_with(
+def test_a_run_does_not_write_into_a_folder_that_another_run_filled(
     tiny, begun, tmp_path, monkeypatch, capsys
 ):
     built = trainer.build_model
@@ -51,7 +51,7 @@ def test_a_run_that_came_and_went_meanwhile_is_not_mixed_with(
         return built(*args, **more)
 
     monkeypatch.setattr(trainer, "build_model", slowly)
-    assert train.main([*tiny, *SHORT, f"--out_dir={tmp_path / 'out'}"]) == 2
+    assert train_model([*tiny, *SHORT, f"--out_dir={tmp_path / 'out'}"]) == 2
     assert "is not empty" in capsys.readouterr().err and contents(tmp_path / "out") == contents(
         begun
     )
@@ -62,31 +62,31 @@ def test_overwriting_without_room_leaves_the_old_run(tiny, out_dir, monkeypatch,
     monkeypatch.setattr(
         shutil, "disk_usage", lambda path: namedtuple("Usage", "total used free")(100, 90, 10)
     )
-    assert train.main([*tiny, *SHORT, "--n_embd=128", f"--out_dir={out_dir}", "--overwrite"]) == 2
+    assert train_model([*tiny, *SHORT, "--n_embd=128", f"--out_dir={out_dir}", "--overwrite"]) == 2
     assert "no room on the disk" in capsys.readouterr().err and contents(out_dir) == before
 
 
-def test_a_folder_that_is_no_runs_is_not_resumed(tiny, tmp_path, capsys):
+def test_a_folder_without_a_run_is_not_resumed(tiny, tmp_path, capsys):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "config.json").write_text("mine", encoding="utf-8")
-    assert train.main([*tiny, *SHORT, f"--out_dir={tmp_path / 'out'}", "--resume"]) == 2
+    assert train_model([*tiny, *SHORT, f"--out_dir={tmp_path / 'out'}", "--resume"]) == 2
     assert (
         "is not empty" in capsys.readouterr().err
         and (tmp_path / "out" / "config.json").read_text(encoding="utf-8") == "mine"
     )
 
 
-def test_a_start_that_failed_for_want_of_room_can_be_tried_again(tiny, tmp_path, monkeypatch):
+def test_a_start_that_failed_for_lack_of_space_can_be_repeated(tiny, tmp_path, monkeypatch):
     with monkeypatch.context() as full:
         full.setattr(
             shutil, "disk_usage", lambda path: namedtuple("Usage", "total used free")(100, 90, 10)
         )
-        assert train.main([*tiny, *SHORT, f"--out_dir={tmp_path / 'out'}"]) == 2
-    assert train.main([*tiny, *SHORT, f"--out_dir={tmp_path / 'out'}"]) == 0
+        assert train_model([*tiny, *SHORT, f"--out_dir={tmp_path / 'out'}"]) == 2
+    assert train_model([*tiny, *SHORT, f"--out_dir={tmp_path / 'out'}"]) == 0
 
 
 def forge(folder: Path, name: str) -> None:
-    """Makes the manifest right again for a file that was changed."""
+    """Updates the manifest for a changed file."""
     manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     manifest["sha256"][name] = sha256_of(folder / name)
     (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
@@ -95,9 +95,9 @@ def forge(folder: Path, name: str) -> None:
 @pytest.mark.parametrize(
     "optimizer, lost", [("muon", "momentum"), ("adamw", "exp_avg"), ("adamw", "step")]
 )
-def test_an_optimiser_that_lacks_a_tensor_is_refused(tiny, tmp_path, capsys, optimizer, lost):
+def test_optimizer_state_without_a_tensor_is_refused(tiny, tmp_path, capsys, optimizer, lost):
     command = [*tiny, *SHORT, f"--optimizer={optimizer}", f"--out_dir={tmp_path / 'out'}"]
-    assert train.main(command) == 0
+    assert train_model(command) == 0
     newest, _ = checkpoints.newest_checkpoint(tmp_path / "out")
     tensors = {
         name: tensor.clone() for name, tensor in load_file(newest / "optimizer.safetensors").items()
@@ -105,7 +105,7 @@ def test_an_optimiser_that_lacks_a_tensor_is_refused(tiny, tmp_path, capsys, opt
     del tensors[next(name for name in tensors if name.endswith("/" + lost))]
     weights.write_tensors(newest / "optimizer.safetensors", tensors, {"step": "4"})
     forge(newest, "optimizer.safetensors")
-    assert train.main([*command, "--resume", "--max_iters=6"]) == 2
+    assert train_model([*command, "--resume", "--max_iters=6"]) == 2
     assert f"/{lost} is missing" in capsys.readouterr().err
 
 
@@ -132,7 +132,7 @@ def test_a_forged_state_is_refused(tiny, out_dir, capsys, name, value):
         json.dumps(state).replace('"FORGED"', value), encoding="utf-8"
     )
     forge(newest, "state.json")
-    assert train.main([*tiny, *SHORT, f"--out_dir={out_dir}", "--resume"]) == 2
+    assert train_model([*tiny, *SHORT, f"--out_dir={out_dir}", "--resume"]) == 2
     assert "doesn't fit" in capsys.readouterr().err
 
 
@@ -148,29 +148,27 @@ def test_a_signal_that_is_ignored_stays_ignored():
         signal.signal(signal.SIGHUP, before)
 
 
-def test_processes_that_do_not_find_each_other_are_told_of_torchrun(
-    tiny, tmp_path, monkeypatch, capsys
-):
+def test_processes_that_cannot_connect_get_advice_on_torchrun(tiny, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "0")
     monkeypatch.delenv("MASTER_ADDR", raising=False)
-    assert train.main([*tiny, *SHORT, f"--out_dir={tmp_path / 'out'}"]) == 2
+    assert train_model([*tiny, *SHORT, f"--out_dir={tmp_path / 'out'}"]) == 2
     assert "torchrun" in capsys.readouterr().err
 
 
-def test_when_the_reader_of_our_output_is_gone_the_run_is_saved(tiny, tmp_path, monkeypatch):
+def test_a_closed_output_pipe_saves_the_run(tiny, tmp_path, monkeypatch):
     from shuoshu.core import terminal
 
-    told = terminal.Progress.say
+    real_say = terminal.Progress.say
 
     def broken(self, line):
         if line.startswith("step 2"):
             raise BrokenPipeError
-        told(self, line)
+        real_say(self, line)
 
     monkeypatch.setattr(terminal.Progress, "say", broken)
     monkeypatch.setattr(os, "dup2", lambda a, b: None)
     assert (
-        train.main([*tiny, *SHORT, "--save_interval=100", f"--out_dir={tmp_path / 'out'}"]) == 141
+        train_model([*tiny, *SHORT, "--save_interval=100", f"--out_dir={tmp_path / 'out'}"]) == 141
     )
     assert checkpoints.newest_checkpoint(tmp_path / "out")[0].name == "step-000002"

@@ -1,6 +1,7 @@
-"""Fuzzing: whatever stands in a file, it is read, or refused with a UserError; never another exception, never a wrong result behind a right checksum.
+"""Fuzzing: any file is read or refused with a UserError.
 
-pytest tests/faults/test_fuzz.py --long takes minutes instead of seconds.
+There is never another exception, and never a wrong result from a file with a right checksum.
+`pytest tests/faults/test_fuzz.py --long` takes minutes instead of seconds.
 """
 
 from __future__ import annotations
@@ -20,22 +21,22 @@ from hypothesis import strategies as st
 
 from shuoshu.core import run_log
 from shuoshu.core.cli import parse
-from shuoshu.core.errors import UserError
-from shuoshu.core.run_log import read_settings
-from shuoshu.core.settings import (
+from shuoshu.core.command_settings import (
     EvalSettings,
     PrepareSettings,
     PrepareSftSettings,
     SampleSettings,
-    TrainSettings,
 )
+from shuoshu.core.errors import UserError
+from shuoshu.core.run_log import read_settings
+from shuoshu.core.settings import TrainSettings
 from shuoshu.evaluation.copies import TrainingText
-from shuoshu.generation import sample_command
+from shuoshu.generation import prompt_files
 from shuoshu.generation.answers import read_questions
 from shuoshu.models import weights
+from shuoshu.sft.conversations import parse_pairs
 from shuoshu.sft.dataset import QuestionDataset
 from shuoshu.sft.pairs import Pair
-from shuoshu.sft.question_files import parse_pairs
 from shuoshu.text import dataset as text_dataset
 from shuoshu.text.books import read_books
 from shuoshu.text.tokenizer import Tokenizer
@@ -61,25 +62,25 @@ def fuzz(examples: int) -> settings:
 
 
 @pytest.fixture
-def answered(tried: Callable[[str], None]) -> Callable:
-    """Around what is tried: counts a UserError as refused, anything else but success as a failure of the test."""
+def survives_or_refuses(count_fault: Callable[[str], None]) -> Callable:
+    """A context that counts success as survived and a UserError as refused."""
 
     @contextmanager
     def around() -> Iterator[None]:
-        tried("tried")
+        count_fault("tried")
         try:
             yield
         except UserError as error:
             assert 0 < len(str(error)) < 20_000
-            tried("refused")
+            count_fault("refused")
         else:
-            tried("survived")
+            count_fault("survived")
 
     return around
 
 
 def hurt_bytes(data: st.DataObject, raw: bytes) -> bytes:
-    """Some bytes changed, lost, doubled, or put in."""
+    """The bytes with some of them changed, removed, doubled or inserted."""
     made = bytearray(raw)
     for _ in range(data.draw(st.integers(1, 4))):
         at = data.draw(st.integers(0, max(0, len(made) - 1)))
@@ -174,9 +175,9 @@ WORDS = st.sampled_from(
 
 @fuzz(200)
 @given(source=st.lists(WORDS, max_size=12).map("".join).map(str.encode) | st.binary(max_size=40))
-def test_any_config_file(tmp_path: Path, answered: Callable, source: bytes) -> None:
+def test_any_config_file(tmp_path: Path, survives_or_refuses: Callable, source: bytes) -> None:
     (tmp_path / "config.py").write_bytes(source)
-    with answered():
+    with survives_or_refuses():
         parse(TrainSettings, [str(tmp_path / "config.py")], "")
 
 
@@ -196,8 +197,8 @@ def test_any_config_file(tmp_path: Path, answered: Callable, source: bytes) -> N
         )
     ),
 )
-def test_any_command_line(answered: Callable, cls: type, argv: list[str]) -> None:
-    with answered():
+def test_any_command_line(survives_or_refuses: Callable, cls: type, argv: list[str]) -> None:
+    with survives_or_refuses():
         try:
             parse(cls, argv, "")
         except SystemExit as end:
@@ -207,7 +208,11 @@ def test_any_command_line(answered: Callable, cls: type, argv: list[str]) -> Non
 @fuzz(100)
 @given(data=st.data())
 def test_any_saved_settings(
-    pretrained: Path, tmp_path: Path, damage: Callable, answered: Callable, data: st.DataObject
+    pretrained: Path,
+    tmp_path: Path,
+    damage: Callable,
+    survives_or_refuses: Callable,
+    data: st.DataObject,
 ) -> None:
     saved = json.loads((pretrained / "settings.json").read_text(encoding="utf-8"))
     path = tmp_path / "settings.json"
@@ -215,9 +220,9 @@ def test_any_saved_settings(
         st.booleans()
     ) else path.write_bytes(hurt_bytes(data, json.dumps(saved).encode()))
     read_settings(tmp_path)
-    with answered():
+    with survives_or_refuses():
         parse(TrainSettings, [], "", base=saved_settings(tmp_path))
-    with answered():
+    with survives_or_refuses():
         TrainingText.find(tmp_path)
 
 
@@ -238,7 +243,7 @@ TABLE = 'question,answer,n\r\n谁？,我。,1\r\n"a\nb","c""d",2\r\n'
 def check_pairs(pairs: list[Pair], tokenizer: Tokenizer) -> None:
     for pair in pairs:
         json.dumps(
-            [pair.messages, pair.facts, pair.source, pair.group],
+            [pair.messages, pair.extra, pair.source, pair.group],
             ensure_ascii=False,
             allow_nan=False,
         ).encode()
@@ -256,7 +261,7 @@ def test_any_file_of_questions(
     tmp_path: Path,
     tokenizer: Tokenizer,
     damage: Callable,
-    answered: Callable,
+    survives_or_refuses: Callable,
     data: st.DataObject,
     kind: str,
 ) -> None:
@@ -267,14 +272,18 @@ def test_any_file_of_questions(
     raw = (json.dumps(records) if kind == "json" else lines if kind == "jsonl" else TABLE).encode()
     path = tmp_path / f"a.{kind}"
     path.write_bytes(hurt_bytes(data, raw) if data.draw(st.booleans()) else raw)
-    with answered():
+    with survives_or_refuses():
         check_pairs(parse_pairs([path], PrepareSftSettings())[0], tokenizer)
 
 
 @fuzz(150)
 @given(data=st.data(), kind=st.sampled_from(["txt", "jsonl", "csv"]))
 def test_any_file_of_prompts(
-    tmp_path: Path, tokenizer: Tokenizer, answered: Callable, data: st.DataObject, kind: str
+    tmp_path: Path,
+    tokenizer: Tokenizer,
+    survives_or_refuses: Callable,
+    data: st.DataObject,
+    kind: str,
 ) -> None:
     raw = {
         "txt": "清晨，\n黄昏，",
@@ -282,11 +291,11 @@ def test_any_file_of_prompts(
         "csv": 'prompt,n\n"a\n""b",1\nc,2\n',
     }[kind].encode()
     (tmp_path / f"a.{kind}").write_bytes(hurt_bytes(data, raw))
-    with answered():
-        rows, texts = sample_command.read_file(tmp_path / f"a.{kind}")
+    with survives_or_refuses():
+        rows, texts = prompt_files.read_prompts(tmp_path / f"a.{kind}")
         for text in texts:
             tokenizer.encode(text)
-        for suffix, write in sample_command.WRITERS.items():
+        for suffix, write in prompt_files.WRITERS.items():
             write(tmp_path / f"out{suffix}", rows)
             (tmp_path / f"out{suffix}").read_text(encoding="utf-8")
 
@@ -296,7 +305,9 @@ def test_any_file_of_prompts(
 
 @fuzz(200)
 @given(data=st.data(), suffix=st.sampled_from([".txt", ".zip", ".gz"]))
-def test_any_novel(tmp_path: Path, answered: Callable, data: st.DataObject, suffix: str) -> None:
+def test_any_novel(
+    tmp_path: Path, survives_or_refuses: Callable, data: st.DataObject, suffix: str
+) -> None:
     text = data.draw(
         st.sampled_from(
             [TXT[:690], TXT[:690].decode().encode("gb18030"), TXT[:690].decode().encode("utf-16")]
@@ -307,7 +318,7 @@ def test_any_novel(tmp_path: Path, answered: Callable, data: st.DataObject, suff
     (tmp_path / f"a{suffix}").write_bytes(
         hurt_bytes(data, raw) if data.draw(st.booleans()) else raw
     )
-    with answered():
+    with survives_or_refuses():
         books, bad = read_books([tmp_path / f"a{suffix}"], tmp_path)
         for book in books:
             book.cut(0.1)
@@ -319,7 +330,7 @@ def test_any_novel(tmp_path: Path, answered: Callable, data: st.DataObject, suff
             raise UserError(bad[0][1])
 
 
-# ---------------------------------------------------------------- prepared data, models, checkpoints
+# ---------------------------------------------------------------- data, models, checkpoints
 
 
 @fuzz(250)
@@ -330,7 +341,7 @@ def test_any_meta(
     tokenizer: Tokenizer,
     tmp_path: Path,
     damage: Callable,
-    answered: Callable,
+    survives_or_refuses: Callable,
     data: st.DataObject,
     of_rows: bool,
 ) -> None:
@@ -343,7 +354,7 @@ def test_any_meta(
         else hurt_bytes(data, json.dumps(right).encode())
     )
     (folder / "meta.json").write_bytes(raw)
-    with answered():
+    with survives_or_refuses():
         meta = text_dataset.read_meta(folder)
         text_dataset.check_tokenizer(Tokenizer.load(folder), meta, "another tokenizer")
         if "width" in meta:
@@ -361,7 +372,11 @@ def test_any_meta(
 @fuzz(200)
 @given(data=st.data())
 def test_any_header_of_weights(
-    pretrained: Path, tmp_path: Path, damage: Callable, answered: Callable, data: st.DataObject
+    pretrained: Path,
+    tmp_path: Path,
+    damage: Callable,
+    survives_or_refuses: Callable,
+    data: st.DataObject,
 ) -> None:
     shutil.copytree(
         pretrained,
@@ -381,7 +396,7 @@ def test_any_header_of_weights(
             written(path, json.dumps(forged).encode(), body, sealed=False)
     else:
         path.write_bytes(hurt_bytes(data, path.read_bytes()))
-    with answered():
+    with survives_or_refuses():
         loaded = weights.load_model(tmp_path / "model")
         if not is_forged:
             right = weights.load_model(pretrained).model.tensors()
@@ -396,7 +411,7 @@ def test_any_tokenizer_and_any_config(
     pretrained: Path,
     tmp_path: Path,
     damage: Callable,
-    answered: Callable,
+    survives_or_refuses: Callable,
     data: st.DataObject,
     name: str,
 ) -> None:
@@ -411,13 +426,13 @@ def test_any_tokenizer_and_any_config(
         else hurt_bytes(data, raw)
     )
     (folder / name).write_bytes(hurt)
-    with answered():
+    with survives_or_refuses():
         loaded, right = weights.load_model(folder), weights.load_model(pretrained)
         assert loaded.tokenizer.hash == right.tokenizer.hash
         ids = torch.arange(40)[None]
         assert torch.equal(loaded.model(ids), right.model(ids))
     (folder / "model.safetensors").unlink()
-    with answered():  # without weights that vouch for it
+    with survives_or_refuses():  # without weights that vouch for it
         tokenizer = Tokenizer.load(folder)
         assert (
             tokenizer.decode(tokenizer.encode("雨夜，<|endoftext|> x")) == "雨夜，<|endoftext|> x"
@@ -437,7 +452,7 @@ def test_any_checkpoint(
     damage: Callable,
     data: st.DataObject,
     name: str,
-    tried: Callable,
+    count_fault: Callable,
 ) -> None:
     shutil.copytree(pretrained / "checkpoints", tmp_path / "checkpoints", dirs_exist_ok=True)
     folder, raw = (
@@ -448,18 +463,18 @@ def test_any_checkpoint(
     (folder / name).write_bytes(
         json.dumps(damage(data, json.loads(raw))).encode() if is_json else hurt_bytes(data, raw)
     )
-    tried("tried")
-    found, wrong = checkpoints.newest_checkpoint(tmp_path)
-    assert found is not None and len(wrong) == (found != folder)
-    assert found != folder or (folder / name).read_bytes() == raw or name == "manifest.json"
-    checkpoints.load_checkpoint(found)
-    tried("survived" if found == folder else "refused")
+    count_fault("tried")
+    used, problems = checkpoints.newest_checkpoint(tmp_path)
+    assert used is not None and len(problems) == (used != folder)
+    assert used != folder or (folder / name).read_bytes() == raw or name == "manifest.json"
+    checkpoints.load_checkpoint(used)
+    count_fault("survived" if used == folder else "refused")
 
 
 @fuzz(100)
 @given(data=st.data())
 def test_any_log(
-    pretrained: Path, tmp_path: Path, damage: Callable, data: st.DataObject, tried: Callable
+    pretrained: Path, tmp_path: Path, damage: Callable, data: st.DataObject, count_fault: Callable
 ) -> None:
     lines = (pretrained / "log.jsonl").read_bytes().split(b"\n")
     number = data.draw(st.integers(0, len(lines) - 2))
@@ -471,10 +486,10 @@ def test_any_log(
     )
     (tmp_path / "log.jsonl").write_bytes(b"\n".join(lines))
     draws = data.draw(st.integers(0, 19)) == 0  # takes long
-    tried("tried")
+    count_fault("tried")
     log = run_log.RunLog(tmp_path / "log.jsonl")
     log.rewind(100, 100)
     plots.write_samples(log, tmp_path / "samples.md")
     if draws:
         plots.draw_curves(log, tmp_path / "loss.png")
-    tried("survived")
+    count_fault("survived")

@@ -1,6 +1,7 @@
-"""Trainings killed with SIGKILL at aimed moments: what stands afterwards loads, nothing saved is lost, and going on ends with the same bytes.
+"""Trainings killed with SIGKILL at chosen moments.
 
-The same harness pointed at files written in place must lose some, or it proves nothing.
+Afterwards the newest checkpoint and the model load, no saved step is lost, and the resumed run
+ends with the same bytes. Control: the same kills must lose files that are written in place.
 """
 
 import os
@@ -44,7 +45,7 @@ LENGTH = [
 
 @dataclass
 class Tally:
-    """What the table at the end tells, by phase."""
+    """Counts kills and losses by phase, for the table."""
 
     tried: Counter = field(default_factory=Counter)
     lost: Counter = field(default_factory=Counter)
@@ -60,16 +61,17 @@ class Tally:
         rows.append(
             ("all", self.tried.total(), self.tried.total() - self.lost.total(), self.lost.total())
         )
-        return f"{terminal.table(rows)}\n  steps lost by a kill: {max(self.steps_lost, default=0)} at most"
+        most = max(self.steps_lost, default=0)
+        return f"{terminal.table(rows)}\n  steps lost by a kill: at most {most}"
 
 
 @dataclass
 class Aim:
-    """The n-th time that a phase begins, and how long after it; or the n-th call within saves where files come and go."""
+    """When to kill: after the n-th beginning of a phase, or at a file operation within saves."""
 
     phase: int
     nth: int
-    share: float  # of the time that the phase usually takes
+    share: float  # of the usual duration of the phase
     point: int | None
 
     @classmethod
@@ -88,7 +90,7 @@ class Aim:
         )
 
 
-USUAL = {STEP: 0.03, EVALUATION: 0.25, CHECKPOINT: 0.08, MODEL: 0.03}  # seconds that they take
+USUAL = {STEP: 0.03, EVALUATION: 0.25, CHECKPOINT: 0.08, MODEL: 0.03}  # seconds
 
 
 class Harness:
@@ -97,34 +99,37 @@ class Harness:
         self.tally, self.finished = Tally(), []
 
     def kill(self, times: int, seed: int) -> None:
-        """Runs one after another; each is killed and resumed until it reaches its end, or a kill loses it."""
+        """Kills `times` times. Each run is resumed until it ends or a kill loses something."""
         chance = random.Random(seed)
         for number in range(10 * times):
             out_dir = self.folder / f"out{number}"
-            while self.tally.tried.total() < times and self.live(out_dir, Aim.draw(chance)):
+            while self.tally.tried.total() < times and self.start_and_kill(
+                out_dir, Aim.draw(chance)
+            ):
                 pass
             if self.tally.tried.total() == times:
                 return
 
-    def live(self, out_dir: Path, aim: Aim) -> bool:
-        """One life of a run; whether there is something left to go on with."""
+    def start_and_kill(self, out_dir: Path, aim: Aim) -> bool:
+        """Starts or resumes a run and kills it. False if it ended or the kill lost something."""
         path = out_dir.with_suffix(".board")
         path.unlink(missing_ok=True)
         board, before = Board(path), newest_step(out_dir)
-        faults = {"draws_nothing": True} | ({"saves_in_place": True} if self.in_place else {})
-        faults |= {"board": str(path)} | (
-            {"dies_at_point": [str(path), aim.point]} if aim.point else {}
-        )
+        faults = {"board": str(path)}
+        if self.in_place:
+            faults["saves_in_place"] = True
+        if aim.point:
+            faults["dies_at_point"] = [str(path), aim.point]
         pid = self.nursery.start(
             [*self.command, f"--out_dir={out_dir}", "--resume"],
-            out_dir.with_suffix(".told"),
+            out_dir.with_suffix(".output"),
             **faults,
         )
         if aim.point is None:
             shoot(pid, board, aim)
         code = self.nursery.wait(pid)
         if code != -signal.SIGKILL:
-            assert code == 0, out_dir.with_suffix(".told").read_text(encoding="utf-8")
+            assert code == 0, out_dir.with_suffix(".output").read_text(encoding="utf-8")
             self.finished.append(out_dir)
             return False
         phase = board["phase"]
@@ -135,10 +140,10 @@ class Harness:
         return problem is None
 
     def problem_of(self, out_dir: Path, board: Board, saved: int) -> str | None:
-        """What the kill lost of a run whose last save was that of step `saved` (-1: of none)."""
+        """What the kill lost of a run whose last saved step is `saved` (-1: none), or None."""
         step = newest_step(out_dir)
         if step < saved:
-            return f"step {saved} was saved, {step} is the newest that is valid"
+            return f"step {saved} was saved, but {step} is the newest valid one"
         if step >= 0:
             checkpoints.load_checkpoint(checkpoints.newest_checkpoint(out_dir)[0])
             self.tally.steps_lost.append(max(0, board["step"] - step))
@@ -151,13 +156,13 @@ class Harness:
 
 
 def newest_step(out_dir: Path) -> int:
-    """Of the newest valid checkpoint; -1 if there is none. What the folder is called proves nothing."""
+    """The step in the newest valid checkpoint's state.json; -1 if there is none."""
     folder, _ = checkpoints.newest_checkpoint(out_dir)
     return -1 if folder is None else checkpoints.load_checkpoint(folder)[2]["step"]
 
 
 def shoot(pid: int, board: Board, aim: Aim) -> None:
-    """Kills at the aimed moment; not at all if the run reaches its end before."""
+    """Kills the process at the chosen moment, unless the run ends before."""
     until = time.monotonic() + 60
     while board[BEGUN[aim.phase]] < aim.nth:
         if board["ended"] or time.monotonic() > until:
@@ -172,11 +177,9 @@ def command(dataset: Path) -> list[str]:
     return [f"--dataset={dataset}", *LARGE, *LENGTH]
 
 
-def test_killed_at_any_moment_nothing_saved_is_lost(
-    nursery, command, tmp_path, pytestconfig, capsys
-):
+def test_a_kill_at_any_moment_loses_nothing_saved(nursery, command, tmp_path, pytestconfig, capsys):
     times = 200 if pytestconfig.getoption("--long") else 20
-    assert nursery.train([*command, f"--out_dir={tmp_path / 'whole'}"], tmp_path / "told") == [0]
+    assert nursery.train([*command, f"--out_dir={tmp_path / 'whole'}"], tmp_path / "output") == [0]
     harness = Harness(nursery, command, tmp_path)
     harness.kill(times, seed=8)
     with capsys.disabled():

@@ -17,10 +17,10 @@ import eval_metrics
 import prepare
 import prepare_sft
 import sample
-import train
 from shuoshu.models import weights
 from shuoshu.training import checkpoints
 from tests.conftest import TINY
+from tests.in_process import train_model
 
 FILES = (
     "config.json",
@@ -90,13 +90,13 @@ def taken_apart(path: Path) -> tuple[dict, bytes]:
 
 @pytest.mark.parametrize("name", FILES)
 def test_a_flipped_bit_in_a_model_folder_is_refused_or_changes_nothing(
-    model: Path, name: str, capsys: pytest.CaptureFixture, tried: Callable
+    model: Path, name: str, capsys: pytest.CaptureFixture, count_fault: Callable
 ) -> None:
     assert sample.main([str(word) for word in saying(model)]) == 0
     right = capsys.readouterr().out
     whole = (model / name).read_bytes()
     for number in range(40):
-        tried("tried")
+        count_fault("tried")
         at = number * (len(whole) - 1) // 39
         (model / name).write_bytes(
             whole[:at] + bytes([whole[at] ^ (1 << number % 8)]) + whole[at + 1 :]
@@ -106,7 +106,7 @@ def test_a_flipped_bit_in_a_model_folder_is_refused_or_changes_nothing(
         assert (code == 0 and out == right) or (
             code == 2 and err.startswith("error: ") and str(model) in err
         ), (at, code, out, err)
-        tried("refused" if code else "survived")
+        count_fault("refused" if code else "survived")
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
@@ -119,7 +119,7 @@ def test_a_file_that_is_cut_anywhere_is_refused(model: Path, name: str, refused:
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
 @pytest.mark.parametrize("kind", ["gone", "pipe", "device", "folder", "endless"])
-def test_what_is_no_file_of_its_kind_is_refused(
+def test_a_model_file_of_another_kind_is_refused(
     model: Path, name: str, kind: str, refused: Callable, little_memory: None
 ) -> None:
     path = model / name
@@ -177,7 +177,7 @@ RAW = {
 
 
 @pytest.mark.parametrize("fault", CONFIGS)
-def test_another_shape_is_refused_before_memory_is_taken(
+def test_another_shape_is_refused_before_allocating(
     model: Path, fault: str, refused: Callable, little_memory: None
 ) -> None:
     config = json.loads((model / "config.json").read_text(encoding="utf-8"))
@@ -189,9 +189,7 @@ def test_another_shape_is_refused_before_memory_is_taken(
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json"])
 @pytest.mark.parametrize("fault", RAW)
-def test_json_that_is_none_is_refused(
-    model: Path, name: str, fault: str, refused: Callable
-) -> None:
+def test_invalid_json_is_refused(model: Path, name: str, fault: str, refused: Callable) -> None:
     (model / name).write_bytes(RAW[fault])
     refused(sample.main, saying(model), model)
 
@@ -250,7 +248,7 @@ HEADERS: dict[str, Callable[[dict], dict]] = {
 
 
 @pytest.mark.parametrize("fault", HEADERS)
-def test_a_forged_header_is_refused_though_its_hash_is_right(
+def test_a_forged_header_is_refused_despite_a_valid_hash(
     model: Path, fault: str, refused: Callable, little_memory: None
 ) -> None:
     header, body = taken_apart(model / "model.safetensors")
@@ -275,7 +273,7 @@ UNSEALED = {
 
 
 @pytest.mark.parametrize("fault", UNSEALED)
-def test_a_header_that_is_none_is_refused_without_taking_memory(
+def test_an_invalid_header_is_refused_with_little_memory(
     model: Path, fault: str, refused: Callable, little_memory: None
 ) -> None:
     (model / "model.safetensors").write_bytes(UNSEALED[fault])
@@ -288,9 +286,7 @@ def test_a_header_that_is_none_is_refused_without_taking_memory(
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_weights_that_are_no_numbers_are_refused(
-    model: Path, value: float, refused: Callable
-) -> None:
+def test_non_finite_weights_are_refused(model: Path, value: float, refused: Callable) -> None:
     loaded = weights.load_model(model)
     with torch.no_grad():
         loaded.model.lm_head.weight[3, 3] = value
@@ -311,7 +307,7 @@ def test_nothing_is_ever_unpickled(
     dataset: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    tried: Callable,
+    count_fault: Callable,
 ) -> None:
     monkeypatch.setenv("SENTINEL", str(tmp_path / "ran"))
     pickle.loads(pickle.dumps(Evil()))
@@ -321,7 +317,7 @@ def test_nothing_is_ever_unpickled(
     for number, name in enumerate(
         (*FILES, *(f"{newest(pretrained).relative_to(pretrained)}/{part}" for part in PARTS))
     ):
-        tried("tried")
+        count_fault("tried")
         shutil.copytree(pretrained, folder)
         if number % 2:
             torch.save(Evil(), folder / name)
@@ -333,9 +329,9 @@ def test_nothing_is_ever_unpickled(
                 [str(folder), f"--data={dataset}", "--limit=1", "--max_new_tokens=1", "--threads=1"]
             )
         ) if name in FILES else None
-        codes.append(train.main([str(word) for word in resuming(folder, dataset)]))
+        codes.append(train_model([str(word) for word in resuming(folder, dataset)]))
         codes.append(
-            train.main(
+            train_model(
                 [
                     f"--dataset={dataset}",
                     *TINY,
@@ -347,7 +343,7 @@ def test_nothing_is_ever_unpickled(
         )
         assert set(codes) <= {0, 2} and not (tmp_path / "ran").exists(), (name, codes)
         shutil.rmtree(folder)
-        tried("refused" if 2 in codes else "survived")
+        count_fault("refused" if 2 in codes else "survived")
 
 
 # ---------------------------------------------------------------- wherever a model is read
@@ -365,7 +361,7 @@ def test_every_command_that_reads_a_model_refuses_a_bad_one(
         for raw in (whole[: len(whole) // 2], b"[" * 100_000, b""):
             (model / name).write_bytes(raw)
             refused(
-                train.main,
+                train_model,
                 [
                     f"--dataset={dataset}",
                     *TINY,

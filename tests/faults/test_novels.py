@@ -1,4 +1,4 @@
-"""Novels that are none: endless, binary, bombs, archives that point elsewhere."""
+"""Files that are not novels: endless, binary, zip bombs, archives with hostile paths."""
 
 from __future__ import annotations
 
@@ -76,14 +76,16 @@ REFUSED: dict[str, tuple[str, bytes, str]] = {
 
 
 @pytest.mark.parametrize("fault", REFUSED)
-def test_what_is_no_novel_is_refused(tmp_path: Path, fault: str, refused: Callable) -> None:
-    name, raw, told = REFUSED[fault]
+def test_a_file_that_is_not_a_novel_is_refused(
+    tmp_path: Path, fault: str, refused: Callable
+) -> None:
+    name, raw, expected = REFUSED[fault]
     (tmp_path / name).write_bytes(raw)
     refused(
         prepare.main,
         [tmp_path / name, f"--out={tmp_path / 'out'}"],
         tmp_path / name,
-        told,
+        expected,
         "nothing was written",
     )
 
@@ -98,19 +100,19 @@ def test_a_file_of_gigabytes_is_refused_with_little_memory(
     refused(prepare.main, [tmp_path / name, f"--out={tmp_path / 'out'}"], tmp_path / name)
 
 
-def test_what_is_no_file_is_refused(tmp_path: Path, refused: Callable) -> None:
+def test_a_path_that_is_not_a_regular_file_is_refused(tmp_path: Path, refused: Callable) -> None:
     os.mkfifo(tmp_path / "pipe.txt")
     (tmp_path / "loop.txt").symlink_to(tmp_path / "loop.txt")
     (tmp_path / "up").symlink_to(tmp_path)
     (tmp_path / "zero.txt").symlink_to("/dev/zero")
     out = f"--out={tmp_path / 'out'}"
-    for path, told in (
+    for path, expected in (
         ("pipe.txt", "pipe or a device"),
         ("zero.txt", "pipe or a device"),
         ("gone.txt", "no file or folder"),
         ("x" * 300, "x"),
     ):
-        refused(prepare.main, [tmp_path / path, out], told)
+        refused(prepare.main, [tmp_path / path, out], expected)
     refused(prepare.main, ["/dev/zero", out], "pipe or a device")
     refused(prepare.main, [tmp_path, out], "holds no .txt, .zip, .gz file")
     refused(prepare.main, [tmp_path / "loop.txt"], "loop.txt")
@@ -126,9 +128,7 @@ def test_what_is_no_file_is_refused(tmp_path: Path, refused: Callable) -> None:
     )
 
 
-def test_one_bad_file_keeps_the_others_from_being_half_written(
-    tmp_path: Path, refused: Callable
-) -> None:
+def test_with_one_bad_file_nothing_is_written(tmp_path: Path, refused: Callable) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "good.txt").write_bytes(TXT)
     (tmp_path / "in" / "bad.txt").write_bytes(bytes(9999))
@@ -140,8 +140,8 @@ def test_one_bad_file_keeps_the_others_from_being_half_written(
     refused(prepare.main, [tmp_path / "in", f"--out={out}"], "bad.txt")  # and what is there stays
 
 
-def test_links_and_paths_in_archives_lead_nowhere(tmp_path: Path, tried: Callable) -> None:
-    tried("tried")
+def test_paths_in_archives_are_not_followed(tmp_path: Path, count_fault: Callable) -> None:
+    count_fault("tried")
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.zip").write_bytes(
         zipped(
@@ -165,13 +165,11 @@ def test_links_and_paths_in_archives_lead_nowhere(tmp_path: Path, tried: Callabl
         "train.bin",
         "val.bin",
     ]
-    tried("survived")
+    count_fault("survived")
 
 
-def test_a_name_in_another_encoding_is_read_from_its_folder(
-    tmp_path: Path, tried: Callable
-) -> None:
-    tried("tried")
+def test_a_file_name_that_is_not_utf8_is_read(tmp_path: Path, count_fault: Callable) -> None:
+    count_fault("tried")
     (tmp_path / "in").mkdir()
     with open(os.fsencode(tmp_path / "in") + b"/" + "雨夜.txt".encode("gb18030"), "wb") as file:  # noqa: PTH123
         file.write(TXT)
@@ -180,11 +178,11 @@ def test_a_name_in_another_encoding_is_read_from_its_folder(
     )
     [book] = json.loads((tmp_path / "out" / "meta.json").read_text(encoding="utf-8"))["books"]
     assert "�" in book["title"]
-    tried("survived")
+    count_fault("survived")
 
 
-def test_special_tokens_written_out_are_letters(tmp_path: Path, tried: Callable) -> None:
-    tried("tried")
+def test_special_tokens_spelled_out_are_plain_text(tmp_path: Path, count_fault: Callable) -> None:
+    count_fault("tried")
     spelt = "".join(SPECIALS)
     text = f"第一回　{spelt}\n\n" + f"沈砚说：“{spelt}”{spelt}。\n" * 30
     (tmp_path / "a.zip").write_bytes(zipped({f"{spelt}.txt": text.encode()}))
@@ -200,4 +198,4 @@ def test_special_tokens_written_out_are_letters(tmp_path: Path, tried: Callable)
         special = np.isin(ids, list(tokenizer.specials.values()))
         assert special.sum() == 1 and ids[-1] == tokenizer.end
         assert tokenizer.decode(ids[:-1].tolist()).count(spelt) == 61
-    tried("survived")
+    count_fault("survived")

@@ -1,4 +1,4 @@
-"""Files of questions that are damaged, endless, or written to do harm."""
+"""Question files that are damaged, endless or malicious."""
 
 from __future__ import annotations
 
@@ -60,13 +60,14 @@ REFUSED: dict[str, tuple[str, bytes, str]] = {
     "NUL": ("a.json", bytes(100_000), "is no text"),
     "binary": ("a.json", bytes(range(256)) * 400, ""),
     "a list of lists": ("a.json", b"[[1, 2], [3, 4]]", "no rows"),
-    "a number": ("a.json", b"5", "a list of objects is wanted"),
-    "NaN": ("a.json", b"NaN", "a list of objects is wanted"),
-    "a long number": ("a.json", b"9" * 5000, "a list of objects is wanted"),
-    "null": ("a.json", b"null", "a list of objects is wanted"),
+    "a number": ("a.json", b"5", "a list of objects is expected"),
+    "NaN": ("a.json", b"NaN", "a list of objects is expected"),
+    "a long number": ("a.json", b"9" * 5000, "a list of objects is expected"),
+    "null": ("a.json", b"null", "a list of objects is expected"),
     "wrong types": (
         "a.json",
-        b'[{"question": [1], "answer": {"a": 2}}, {"question": true, "answer": NaN}, {"question": Infinity, "answer": null}]',
+        b'[{"question": [1], "answer": {"a": 2}}, {"question": true, "answer": NaN},'
+        b' {"question": Infinity, "answer": null}]',
         "no pair is left",
     ),
     "other columns": (
@@ -83,7 +84,7 @@ REFUSED: dict[str, tuple[str, bytes, str]] = {
     "one that opens late": (
         "a.csv",
         b"question,answer\n" + b"a,b\n" * 5 + b'a,"' + b"x\n" * 100_000,
-        "follows line 6",
+        "after line 6",
     ),
     "columns twice": ("a.csv", b"question,question\na,b\n", "several columns are called question"),
     "a table with NUL": ("a.csv", bytes(5000), "is no text"),
@@ -93,12 +94,12 @@ REFUSED: dict[str, tuple[str, bytes, str]] = {
 
 
 @pytest.mark.parametrize("fault", REFUSED)
-def test_what_holds_no_questions_is_refused(
+def test_a_file_without_questions_is_refused(
     argv: Callable, tmp_path: Path, fault: str, refused: Callable
 ) -> None:
-    name, raw, told = REFUSED[fault]
+    name, raw, expected = REFUSED[fault]
     (tmp_path / name).write_bytes(raw)
-    refused(prepare_sft.main, argv(tmp_path / name), told)
+    refused(prepare_sft.main, argv(tmp_path / name), expected)
 
 
 @pytest.mark.parametrize("name", ["a.json", "a.jsonl", "a.csv"])
@@ -111,7 +112,9 @@ def test_a_file_of_gigabytes_is_refused_with_little_memory(
     refused(prepare_sft.main, argv(tmp_path / name), tmp_path / name)
 
 
-def test_what_is_no_file_is_refused(argv: Callable, tmp_path: Path, refused: Callable) -> None:
+def test_a_path_that_is_not_a_regular_file_is_refused(
+    argv: Callable, tmp_path: Path, refused: Callable
+) -> None:
     os.mkfifo(tmp_path / "pipe.json")
     (tmp_path / "loop.json").symlink_to(tmp_path / "loop.json")
     (tmp_path / "empty.json").mkdir()
@@ -132,7 +135,7 @@ def test_what_is_no_file_is_refused(argv: Callable, tmp_path: Path, refused: Cal
 
 @pytest.fixture
 def obeying() -> Iterator[None]:
-    """Root, who may read everything, gives up that right on Linux for a while."""
+    """Takes root's right to read every file away (Linux)."""
     if sys.platform != "linux":
         yield
         return
@@ -193,30 +196,31 @@ READ: dict[str, tuple[str, bytes, list[tuple[str, str]]]] = {
     "NUL in a table": ("a.csv", b"question,answer\na\0b,c\n", [("ab", "c")]),
     "a split that leads elsewhere": (
         "a.json",
-        b'[{"question": "a", "answer": "b", "source": "../../x", "row": -5, "rows": "x", "messages2": []}]',
+        b'[{"question": "a", "answer": "b", "source": "../../x", "row": -5, "rows": "x",'
+        b' "messages2": []}]',
         [("a", "b")],
     ),
 }
 
 
 @pytest.mark.parametrize("fault", READ)
-def test_what_can_be_read_is_read(
-    argv: Callable, tmp_path: Path, fault: str, tried: Callable
+def test_odd_but_readable_rows_are_read(
+    argv: Callable, tmp_path: Path, fault: str, count_fault: Callable
 ) -> None:
-    tried("tried")
-    name, raw, wanted = READ[fault]
+    count_fault("tried")
+    name, raw, expected = READ[fault]
     (tmp_path / name).write_bytes(raw)
     assert prepare_sft.main([str(word) for word in argv(tmp_path / name)]) == 0
     pairs = read_pairs(tmp_path / "out", "train")
-    assert [tuple(message["content"] for message in pair["messages"]) for pair in pairs] == wanted
-    assert len(QuestionDataset(tmp_path / "out", "train")) == len(wanted)
-    tried("survived")
+    assert [tuple(message["content"] for message in pair["messages"]) for pair in pairs] == expected
+    assert len(QuestionDataset(tmp_path / "out", "train")) == len(expected)
+    count_fault("survived")
 
 
-def test_special_tokens_written_out_are_letters_everywhere(
-    argv: Callable, tmp_path: Path, tried: Callable
+def test_special_tokens_spelled_out_are_plain_text_everywhere(
+    argv: Callable, tmp_path: Path, count_fault: Callable
 ) -> None:
-    tried("tried")
+    count_fault("tried")
     spelt = "".join(SPECIALS)
     rows = [
         {"question": f"{spelt}问{n}", "answer": f"{spelt}答{n % 2}", "topic": spelt, "label": spelt}
@@ -236,4 +240,4 @@ def test_special_tokens_written_out_are_letters_everywhere(
         special = [int(i) for i in ids if i in tokenizer.specials.values()]
         assert special == [tokenizer.system, tokenizer.user, tokenizer.assistant, tokenizer.end]
         assert tokenizer.decode(ids[mask == 1].tolist()).startswith(spelt + "答")
-    tried("survived")
+    count_fault("survived")

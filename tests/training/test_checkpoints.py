@@ -1,4 +1,4 @@
-"""shuoshu/checkpoint.py: whole files or none, damage noticed, the newest valid checkpoint found."""
+"""Checkpoints and weights: written completely or not at all, damage is detected."""
 
 import json
 import shutil
@@ -24,7 +24,7 @@ TENSORS = {
 }
 
 
-def test_the_library_reads_what_we_write(tmp_path):
+def test_safetensors_reads_what_write_tensors_writes(tmp_path):
     models_weights.write_tensors(tmp_path / "x.safetensors", TENSORS, {"step": "5"})
     read = load_file(tmp_path / "x.safetensors")
     assert read.keys() == TENSORS.keys() and all(
@@ -40,7 +40,7 @@ def test_the_bytes_depend_on_the_content_alone(tmp_path):
     assert (tmp_path / "x").read_bytes() == (tmp_path / "y").read_bytes()
 
 
-def test_one_flipped_bit_or_a_cut_is_noticed(pretrained, tmp_path):
+def test_a_flipped_bit_or_a_truncation_is_detected(pretrained, tmp_path):
     whole = (pretrained / "model.safetensors").read_bytes()
     folder = shutil.copytree(
         pretrained, tmp_path / "model", ignore=shutil.ignore_patterns("checkpoints")
@@ -106,7 +106,7 @@ def test_checkpoints_are_ordered_by_their_number(pretrained, tmp_path):
     assert checkpoints.newest_checkpoint(tmp_path)[0].name == "step-1001000"
 
 
-def test_a_model_that_lacks_something_is_told_in_one_message(pretrained, tmp_path):
+def test_an_incomplete_model_folder_is_refused_with_one_message(pretrained, tmp_path):
     with pytest.raises(UserError, match=r"no trained model(?s:.)*python train\.py"):
         models_weights.load_model(tmp_path)
     folder = shutil.copytree(
@@ -122,18 +122,18 @@ def test_a_model_that_lacks_something_is_told_in_one_message(pretrained, tmp_pat
     cases = [
         ({key: value}, str(value) if key == "model_type" else key) for key, value in wrong.items()
     ]
-    for change, told in [
+    for change, expected in [
         *cases,
         ({"hidden_size": 72}, "shape"),
         ({"hidden_size": "x"}, "hidden_size"),
         ({"num_hidden_layers": 3}, "missing"),
     ]:
         (folder / "config.json").write_text(json.dumps(config | change), encoding="utf-8")
-        with pytest.raises(UserError, match=f"can't be loaded.*{told}"):
+        with pytest.raises(UserError, match=f"can't be loaded.*{expected}"):
             models_weights.load_model(folder)
 
 
-def test_a_config_that_asks_for_more_than_the_weights_is_refused_before_memory_is_taken(
+def test_a_config_larger_than_the_weights_is_refused_before_allocating(
     pretrained, tmp_path, monkeypatch
 ):
     folder = shutil.copytree(
@@ -158,9 +158,7 @@ def test_a_config_that_asks_for_more_than_the_weights_is_refused_before_memory_i
             models_weights.load_model(folder)
 
 
-def test_names_and_shapes_that_occur_somewhere_vouch_for_no_model(
-    pretrained, tmp_path, monkeypatch
-):
+def test_an_extra_tensor_does_not_justify_more_layers(pretrained, tmp_path, monkeypatch):
     folder = shutil.copytree(
         pretrained, tmp_path / "model", ignore=shutil.ignore_patterns("checkpoints")
     )
@@ -182,8 +180,8 @@ def test_names_and_shapes_that_occur_somewhere_vouch_for_no_model(
         models_weights.load_model(folder)
 
 
-def test_a_model_speaks_before_torchs_compiler_is_imported(pretrained):
-    """Importing that takes as long as importing torch itself."""
+def test_sampling_does_not_import_torchs_compiler(pretrained):
+    """Importing the compiler takes as long as importing torch itself."""
     code = "import sys, sample; sample.main(sys.argv[1:]); sys.exit('torch._dynamo' in sys.modules)"
     words = [
         f"--out_dir={pretrained}",
@@ -200,7 +198,7 @@ def test_a_model_speaks_before_torchs_compiler_is_imported(pretrained):
     )
 
 
-def test_the_model_says_how_many_turns_it_learned_to_answer(pretrained, tuned):
+def test_the_weights_file_records_the_number_of_turns(pretrained, tuned):
     assert models_weights.load_model(pretrained).turns == 0
     loaded = models_weights.load_model(tuned)
     assert loaded.turns == 1 and loaded.step > 0

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-import train
 from shuoshu.core.files import sha256_of
 from shuoshu.core.run_log import RunLog
 from shuoshu.training import checkpoints, loop, resume, schedule, step, trainer
+from tests.in_process import train_model
 
 LENGTH = [
     "--dropout=0.1",
@@ -59,7 +59,7 @@ def whole(request: pytest.FixtureRequest, tiny, sft, tmp_path_factory) -> dict:
                 f"--optimizer={optimizer}",
             ]
             out_dir = tmp_path_factory.mktemp("whole") / "out"
-            assert train.main([*command, f"--out_dir={out_dir}"]) == 0
+            assert train_model([*command, f"--out_dir={out_dir}"]) == 0
             made[task, optimizer] = command, out_dir
         return made[task, optimizer]
 
@@ -71,9 +71,9 @@ def whole(request: pytest.FixtureRequest, tiny, sft, tmp_path_factory) -> dict:
 def test_a_resumed_run_equals_an_uninterrupted_one(whole, tmp_path, monkeypatch, task, optimizer):
     command, uninterrupted = whole(task, optimizer)
     killed_at(monkeypatch, 13)  # 12.75 or 39 steps make an epoch: neither 10 nor 13 ends one
-    assert train.main([*command, f"--out_dir={tmp_path / 'out'}"]) == 130
+    assert train_model([*command, f"--out_dir={tmp_path / 'out'}"]) == 130
     monkeypatch.undo()
-    assert train.main([f"--out_dir={tmp_path / 'out'}", "--resume"]) == 0
+    assert train_model([f"--out_dir={tmp_path / 'out'}", "--resume"]) == 0
     assert end(tmp_path / "out") == end(uninterrupted)
 
 
@@ -119,10 +119,10 @@ def test_resuming_exactly_needs_every_part_of_the_checkpoint(
 ):
     command, uninterrupted = whole("text", optimizer)
     killed_at(monkeypatch, 13)
-    assert train.main([*command, f"--out_dir={tmp_path / 'out'}"]) == 130
+    assert train_model([*command, f"--out_dir={tmp_path / 'out'}"]) == 130
     monkeypatch.undo()
     take_out(monkeypatch)
-    assert train.main([f"--out_dir={tmp_path / 'out'}", "--resume"]) == 0
+    assert train_model([f"--out_dir={tmp_path / 'out'}", "--resume"]) == 0
     assert end(tmp_path / "out")[0] != end(uninterrupted)[0]
 
 
@@ -148,16 +148,16 @@ def test_a_resumed_run_keeps_the_plan_of_its_time_budget(tiny, tmp_path, monkeyp
         "--save_interval=5",
         "--eval_interval=40",
     ]
-    assert train.main([*command, f"--out_dir={tmp_path / 'whole'}"]) == 0
+    assert train_model([*command, f"--out_dir={tmp_path / 'whole'}"]) == 0
     steps = checkpoints.list_checkpoints(tmp_path / "whole")
     assert 25 < int(steps[-1].name[5:]) <= 40
     clock["now"] = 0.0
     killed_at(monkeypatch, 23)
-    assert train.main([*command, f"--out_dir={tmp_path / 'out'}"]) == 130
+    assert train_model([*command, f"--out_dir={tmp_path / 'out'}"]) == 130
     monkeypatch.setattr(loop, "train_step", ticking)
     assert checkpoints.newest_checkpoint(tmp_path / "out")[0].name == "step-000020"
     clock["step"] = 0.4
     if take_out:
         take_out(monkeypatch)
-    assert train.main([f"--out_dir={tmp_path / 'out'}", "--resume"]) == 0
+    assert train_model([f"--out_dir={tmp_path / 'out'}", "--resume"]) == 0
     assert (end(tmp_path / "out")[0] == end(tmp_path / "whole")[0]) == (take_out is None)

@@ -15,7 +15,6 @@ import torch
 
 import prepare
 import prepare_sft
-import train
 from shuoshu.core.errors import REPO_ROOT
 from shuoshu.core.files import sha256_of
 from shuoshu.core.run_log import RunLog
@@ -28,6 +27,7 @@ from shuoshu.sft.dataset import QuestionDataset, pad_batch, read_pairs
 from shuoshu.text.dataset import IGNORE
 from shuoshu.text.tokenizer import Tokenizer
 from shuoshu.training import checkpoints, loop, validate
+from tests.in_process import train_model
 
 NOISY = ["--question_drop=0.15", "--question_replace=0.15", "--dropout=0.1"]
 
@@ -37,7 +37,7 @@ def records(out_dir: Path, kind: str) -> list[dict]:
 
 
 def weights(out_dir: Path) -> str:
-    """Of the newest checkpoint."""
+    """Name and hashes of the newest checkpoint."""
     newest, _ = checkpoints.newest_checkpoint(out_dir)
     return (
         newest.name
@@ -88,7 +88,7 @@ def test_a_trimmed_batch_has_the_token_weighted_mean_of_its_single_rows(
     assert loss == pytest.approx(sum(sums) / sum(counts), rel=1e-5)
     assert loss != pytest.approx(
         np.mean([s / c for s, c in zip(sums, counts, strict=True)]), rel=1e-2
-    )  # which the rows' plain mean is not
+    )  # the mean over rows would differ
 
 
 @pytest.mark.parametrize("size, steps", [(16, 1), (4, 4), (2, 8), (5, 3)])
@@ -104,7 +104,7 @@ def test_the_first_steps_loss_is_that_mean_for_every_batch_size(
         "--eval_questions=1",
     ]
     assert (
-        train.main([*sft, f"--dataset={uneven}", *settings, f"--out_dir={tmp_path / 'out'}"]) == 0
+        train_model([*sft, f"--dataset={uneven}", *settings, f"--out_dir={tmp_path / 'out'}"]) == 0
     )
     ids, targets = QuestionDataset(uneven, "train", size * steps).rows(
         0, size * steps, 64, TrainSettings.seed
@@ -134,7 +134,7 @@ def test_accumulated_batches_of_uneven_answers_train_as_one_large_batch(
             "--max_iters=10",
         ]
         assert (
-            train.main(
+            train_model(
                 [
                     *sft,
                     f"--dataset={uneven}",
@@ -154,7 +154,7 @@ def test_accumulated_batches_of_uneven_answers_train_as_one_large_batch(
 
 
 def answering(monkeypatch: pytest.MonkeyPatch, *each: list[float]) -> None:
-    """Makes the evaluations measure these ROUGE-Ls."""
+    """Makes the evaluations measure these ROUGE-L scores."""
     left = iter(each)
 
     def one(*args):
@@ -187,7 +187,7 @@ def test_the_model_that_answers_best_is_kept_or_the_one_with_the_lowest_loss(
         "--max_iters=25",
         "--eval_interval=5",
     ]
-    assert train.main(command) == 0
+    assert train_model(command) == 0
     assert models_weights.read_metadata(tmp_path / "out" / "model.safetensors")["step"] == str(kept)
     output = capsys.readouterr().out
     assert (
@@ -217,7 +217,7 @@ def test_while_all_answers_are_wrong_the_lowest_loss_decides(
     monkeypatch.setattr(validate, "score", lambda *args: Score(next(losses) * 100, 100, 10.0, None))
     answering(monkeypatch, *[[0.0] * 4] * 4)
     assert (
-        train.main([*sft, f"--out_dir={tmp_path / 'out'}", "--max_iters=6", "--eval_interval=2"])
+        train_model([*sft, f"--out_dir={tmp_path / 'out'}", "--max_iters=6", "--eval_interval=2"])
         == 0
     )
     assert records(tmp_path / "out", "end")[0]["best_step"] == 4
@@ -229,7 +229,7 @@ def test_only_better_answers_reset_the_patience(
 ) -> None:
     answering(monkeypatch, [0.1, 0.1], [0.3, 0.3], [0.3, 0.2], [0.3, 0.29], [0.9, 0.9])
     assert (
-        train.main(
+        train_model(
             [
                 *sft,
                 f"--out_dir={tmp_path / 'out'}",
@@ -247,36 +247,36 @@ def test_only_better_answers_reset_the_patience(
 
 NONE, BEST = [0.0] * 4, [1.0, 1.0, 1.0, 0.0]
 LATER = {
-    "in one alone": ([[0.7, 1.0, 1.0, 0.0]], 10),
-    "now this way, now that": ([[0.0, 1.0, 1.0, 0.8]], 10),
-    "in all of them": ([[0.9, 0.9, 0.9, 0.0]], 5),
-    "by little, and then by little again": ([[0.7, 1.0, 1.0, 0.0], [0.6, 0.9, 0.9, 0.0]], 10),
-    "by chance from a later one, not from the best": (
+    "worse in one": ([[0.7, 1.0, 1.0, 0.0]], 10),
+    "better in one, worse in another": ([[0.0, 1.0, 1.0, 0.8]], 10),
+    "worse in three": ([[0.9, 0.9, 0.9, 0.0]], 5),
+    "a little worse, twice": ([[0.7, 1.0, 1.0, 0.0], [0.6, 0.9, 0.9, 0.0]], 10),
+    "within noise of the later one, not of the best": (
         [[0.7, 1.0, 1.0, 0.0], [0.7, 0.8, 1.0, 0.0]],
         10,
     ),
-    "and once more not": ([[0.9, 0.9, 0.9, 0.0], [0.7, 1.0, 1.0, 0.0]], 15),
+    "within noise only later": ([[0.9, 0.9, 0.9, 0.0], [0.7, 1.0, 1.0, 0.0]], 15),
 }
 
 
-@pytest.mark.parametrize("way", LATER)
+@pytest.mark.parametrize("case", LATER)
 @pytest.mark.parametrize("is_resumed", [False, True])
 def test_a_later_model_within_noise_of_the_best_is_kept(
     sft,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-    way: str,
+    case: str,
     is_resumed: bool,
 ) -> None:
-    (later, kept), out_dir = LATER[way], tmp_path / "out"
+    (later, kept), out_dir = LATER[case], tmp_path / "out"
     answering(monkeypatch, NONE, BEST, *later)
     command, length = [*sft, f"--out_dir={out_dir}", "--eval_interval=5"], 5 * len(later) + 5
     if is_resumed:
-        assert train.main([*command, "--max_iters=5"]) == 0
-        assert train.main([f"--out_dir={out_dir}", "--resume", f"--max_iters={length}"]) == 0
+        assert train_model([*command, "--max_iters=5"]) == 0
+        assert train_model([f"--out_dir={out_dir}", "--resume", f"--max_iters={length}"]) == 0
     else:
-        assert train.main([*command, f"--max_iters={length}"]) == 0
+        assert train_model([*command, f"--max_iters={length}"]) == 0
     assert models_weights.read_metadata(out_dir / "model.safetensors")["step"] == str(kept)
     end = records(out_dir, "end")[-1]
     assert (end["best_step"], end["best_rouge_l"], end["kept_step"]) == (5, 0.75, kept)
@@ -303,7 +303,7 @@ def test_with_labels_the_best_model_is_kept(
     (data / "meta.json").write_text(json.dumps(meta | {"labels": ["好", "坏"]}), encoding="utf-8")
     answering(monkeypatch, NONE, BEST, [0.0, 1.0, 1.0, 0.8])
     assert (
-        train.main(
+        train_model(
             [
                 *sft,
                 f"--dataset={data}",
@@ -319,9 +319,9 @@ def test_with_labels_the_best_model_is_kept(
 
 def test_a_run_resumed_with_another_measure_forgets_its_best(sft, tmp_path: Path) -> None:
     out_dir = tmp_path / "out"
-    assert train.main([*sft, f"--out_dir={out_dir}", "--max_iters=20", "--eval_interval=10"]) == 0
+    assert train_model([*sft, f"--out_dir={out_dir}", "--max_iters=20", "--eval_interval=10"]) == 0
     assert (
-        train.main([f"--out_dir={out_dir}", "--resume", "--select_by=loss", "--max_iters=30"]) == 0
+        train_model([f"--out_dir={out_dir}", "--resume", "--select_by=loss", "--max_iters=30"]) == 0
     )
     end = records(out_dir, "end")[-1]
     assert (
@@ -357,12 +357,12 @@ def test_the_log_and_the_samples_show_how_it_answers(tuned: Path, qa: Path) -> N
 def test_the_measures_are_those_of_the_answers(tuned: Path, qa: Path) -> None:
     model, tokenizer, step, *_ = models_weights.load_model(tuned)
     questions = read_questions(qa, "val", tokenizer)
-    found = answer(TextGenerator(model, tokenizer), questions, 5)
+    answers = answer(TextGenerator(model, tokenizer), questions, 5)
     (record,) = [record for record in records(tuned, "eval") if record["step"] == step]
     assert record["val_exact_match"] == pytest.approx(
-        np.mean([f.text == q.reference for f, q in zip(found, questions, strict=True)])
+        np.mean([a.text == q.reference for a, q in zip(answers, questions, strict=True)])
     )
-    assert record["val_stop_rate"] == pytest.approx(np.mean([f.reason == "end" for f in found]))
+    assert record["val_stop_rate"] == pytest.approx(np.mean([a.reason == "end" for a in answers]))
 
 
 # ---------------------------------------------------------------- stopping and resuming
@@ -379,7 +379,7 @@ def test_resumed_in_mid_epoch_with_dropout_and_noise_it_ends_with_the_same_bytes
         "--save_interval=5",
         "--eval_questions=4",
     ]
-    assert train.main([*command, f"--out_dir={tmp_path / 'whole'}"]) == 0
+    assert train_model([*command, f"--out_dir={tmp_path / 'whole'}"]) == 0
     real = loop.train_step
 
     def killed(trainer, data, state, skips):
@@ -388,12 +388,12 @@ def test_resumed_in_mid_epoch_with_dropout_and_noise_it_ends_with_the_same_bytes
         return real(trainer, data, state, skips)
 
     monkeypatch.setattr(loop, "train_step", killed)
-    assert train.main([*command, f"--out_dir={tmp_path / 'cut'}"]) == 130
+    assert train_model([*command, f"--out_dir={tmp_path / 'cut'}"]) == 130
     monkeypatch.setattr(loop, "train_step", real)
     assert (
         checkpoints.newest_checkpoint(tmp_path / "cut")[0].name == "step-000010"
     )  # 3.2 steps an epoch: in the middle of one
-    assert train.main([f"--out_dir={tmp_path / 'cut'}", "--resume"]) == 0
+    assert train_model([f"--out_dir={tmp_path / 'cut'}", "--resume"]) == 0
     assert weights(tmp_path / "cut") == weights(tmp_path / "whole")
     assert sha256_of(tmp_path / "cut" / "model.safetensors") == sha256_of(
         tmp_path / "whole" / "model.safetensors"
@@ -404,10 +404,10 @@ def test_resumed_in_mid_epoch_with_dropout_and_noise_it_ends_with_the_same_bytes
         "--question_replace=0",
         f"--out_dir={tmp_path / 'clean'}",
     ]
-    assert train.main(clean) == 0 and weights(tmp_path / "clean") != weights(tmp_path / "whole")
+    assert train_model(clean) == 0 and weights(tmp_path / "clean") != weights(tmp_path / "whole")
 
 
-def test_another_preparation_is_not_resumed(
+def test_a_run_is_not_resumed_on_other_data(
     sft, qa: Path, pretrained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = shutil.copytree(qa, tmp_path / "data")
@@ -418,7 +418,7 @@ def test_another_preparation_is_not_resumed(
         "--max_iters=2",
         "--eval_questions=1",
     ]
-    assert train.main(command) == 0
+    assert train_model(command) == 0
     other = [{"question": "谁？", "answer": "他。", "split": split} for split in ("train", "val")]
     (tmp_path / "other.json").write_text(json.dumps(other), encoding="utf-8")
     assert (
@@ -427,7 +427,7 @@ def test_another_preparation_is_not_resumed(
         )
         == 0
     )
-    assert train.main([f"--out_dir={tmp_path / 'out'}", "--resume", "--max_iters=4"]) == 2
+    assert train_model([f"--out_dir={tmp_path / 'out'}", "--resume", "--max_iters=4"]) == 2
     assert "trained on other data" in capsys.readouterr().err
 
 
@@ -435,13 +435,13 @@ def test_another_preparation_is_not_resumed(
 
 
 def refused(arguments: list[str], out_dir: Path, capsys: pytest.CaptureFixture[str]) -> str:
-    assert train.main([*arguments, f"--out_dir={out_dir}"]) == 2
+    assert train_model([*arguments, f"--out_dir={out_dir}"]) == 2
     message = capsys.readouterr().err
     assert "Traceback" not in message and not out_dir.exists()
     return message
 
 
-def test_each_thing_that_does_not_fit_has_its_own_message(
+def test_each_kind_of_mismatch_has_its_own_message(
     sft, qa, dataset, text, pretrained, tmp_path: Path, capsys
 ) -> None:
     out_dir = tmp_path / "out"
@@ -521,7 +521,7 @@ def test_rows_longer_than_the_block_name_the_block_size_that_fits(
     )
     refused([*command, f"--block_size={width - 2}"], tmp_path / "out", capsys)
     assert (
-        train.main(
+        train_model(
             [
                 *command,
                 f"--block_size={width - 1}",
@@ -534,7 +534,7 @@ def test_rows_longer_than_the_block_name_the_block_size_that_fits(
     grown, *_ = models_weights.load_model(tmp_path / "out")
     assert grown.config.block_size == width - 1 and grown.config.n_layer == 2
     assert (
-        train.main([f"--out_dir={tmp_path / 'out'}", "--resume", "--max_iters=3"]) == 0
+        train_model([f"--out_dir={tmp_path / 'out'}", "--resume", "--max_iters=3"]) == 0
     )  # it keeps the larger block
 
 
@@ -542,7 +542,7 @@ def test_init_from_gives_the_models_shape_and_its_first_weights(
     sft, pretrained_model, tmp_path: Path
 ) -> None:
     assert (
-        train.main([*sft, f"--out_dir={tmp_path / 'out'}", "--max_iters=1", "--eval_questions=1"])
+        train_model([*sft, f"--out_dir={tmp_path / 'out'}", "--max_iters=1", "--eval_questions=1"])
         == 0
     )
     head = json.loads((tmp_path / "out" / "settings.json").read_text(encoding="utf-8"))["settings"]
@@ -565,7 +565,7 @@ def test_init_from_gives_the_models_shape_and_its_first_weights(
 def test_the_same_validation_loss_with_noise_on_the_training_questions(sft, tmp_path: Path) -> None:
     for name, more in (("plain", []), ("noisy", NOISY)):
         assert (
-            train.main(
+            train_model(
                 [*sft, *more, f"--out_dir={tmp_path / name}", "--max_iters=1", "--eval_questions=3"]
             )
             == 0
@@ -577,7 +577,7 @@ def test_the_same_validation_loss_with_noise_on_the_training_questions(sft, tmp_
 
 
 def test_a_dry_run_counts_the_answers_tokens(sft, qa: Path, tmp_path: Path, capsys) -> None:
-    assert train.main([*sft, "--dry_run", "--max_iters=32", f"--out_dir={tmp_path / 'out'}"]) == 0
+    assert train_model([*sft, "--dry_run", "--max_iters=32", f"--out_dir={tmp_path / 'out'}"]) == 0
     file = QuestionDataset(qa, "train")
     output = capsys.readouterr().out
     assert (
@@ -593,12 +593,12 @@ def test_every_training_question_is_answered_word_for_word(tuned: Path, qa: Path
     model, tokenizer, _, _, turns = models_weights.load_model(tuned)
     assert turns == 1
     questions = read_questions(qa, "train", tokenizer)
-    found = answer(TextGenerator(model, tokenizer), questions, 16)
-    assert [(f.text, f.reason) for f in found] == [(q.reference, "end") for q in questions]
+    answers = answer(TextGenerator(model, tokenizer), questions, 16)
+    assert [(a.text, a.reason) for a in answers] == [(q.reference, "end") for q in questions]
 
 
 def test_answers_do_not_depend_on_the_batch_size(pretrained: Path, qa: Path) -> None:
-    model, tokenizer, *_ = models_weights.load_model(pretrained)  # one that rambles
+    model, tokenizer, *_ = models_weights.load_model(pretrained)  # its answers rarely end
     questions = read_questions(qa, "val", tokenizer)[:7]
     counts: list[int] = []
     generator = TextGenerator(model, tokenizer)
@@ -637,7 +637,7 @@ def test_min_iters_is_the_minimum_number_of_steps(
         "--eval_interval=100",
         "--eval_questions=1",
     ]
-    assert train.main([*command, "--min_iters=5"]) == 0
+    assert train_model([*command, "--min_iters=5"]) == 0
     output = capsys.readouterr().out
     steps_per_epoch = float(re.search(r"([\d.]+) steps per epoch", output)[1])
     line = f"length     5 steps (min_iters), {5 / steps_per_epoch:.1f} epochs; without it"
@@ -651,7 +651,7 @@ def test_min_iters_is_the_minimum_number_of_steps(
         return weights, optimizer, saved
 
     monkeypatch.setattr(checkpoints, "load_checkpoint", of_an_older_version)
-    assert train.main([f"--out_dir={tmp_path / 'out'}", "--resume", "--min_iters=7"]) == 0
+    assert train_model([f"--out_dir={tmp_path / 'out'}", "--resume", "--min_iters=7"]) == 0
     assert (
         json.loads((tmp_path / "out" / "log.jsonl").read_text(encoding="utf-8").splitlines()[-1])[
             "step"
@@ -660,7 +660,7 @@ def test_min_iters_is_the_minimum_number_of_steps(
     )
     capsys.readouterr()
     assert (
-        train.main([f"--out_dir={tmp_path / 'out'}", "--resume", "--min_iters=1"]) == 0
+        train_model([f"--out_dir={tmp_path / 'out'}", "--resume", "--min_iters=1"]) == 0
     )  # it is done already
     assert "length" not in capsys.readouterr().out
 
@@ -707,12 +707,12 @@ def test_a_long_answer_trained_in_several_rows_is_generated_past_the_block(
         "--sample_tokens=0",
         "--select_by=loss",
     ]
-    assert train.main([*command, "--device=cpu", "--dtype=float32", "--threads=1"]) == 0
+    assert train_model([*command, "--device=cpu", "--dtype=float32", "--threads=1"]) == 0
     newest, _ = checkpoints.newest_checkpoint(out_dir)
     model, tokenizer, *_ = models_weights.load_model(out_dir)
     model.load_tensors(checkpoints.load_checkpoint(newest)[0])
     ids = render_question(tokenizer, [{"role": "user", "content": "天天？"}])
     assert len(tokenizer.encode(long)) > model.config.block_size
     params = SamplingParams(200, 0.0, keeps_prompt=True)
-    [found] = TextGenerator(model, tokenizer).complete([ids], params, [0])
-    assert found.reason == "end" and found.text == long
+    [completion] = TextGenerator(model, tokenizer).complete([ids], params, [0])
+    assert completion.reason == "end" and completion.text == long

@@ -1,4 +1,4 @@
-"""shuoshu/optim.py: which parameter goes where, how Muon moves, how the rates go."""
+"""shuoshu/training/optimizers.py: parameter groups, Muon's updates, learning rates."""
 
 import math
 from itertools import pairwise
@@ -36,7 +36,7 @@ def groups_of(model, **changes):
 
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("name", ["muon", "adamw"])
-def test_every_parameter_is_in_just_one_group(name, tied):
+def test_every_parameter_is_in_exactly_one_group(name, tied):
     model = GPT(GPTConfig(64, 16, 2, 2, 32, tie_embeddings=tied))
     optimizers = build_optimizers(model, OptimSettings(optimizer=name), CPU, torch.float32)
     listed = [id(p) for o in optimizers for g in o.param_groups for p in g["params"]]
@@ -76,7 +76,7 @@ def test_orthogonalising_keeps_the_directions():
     assert ((orthogonalize(matrices, torch.float32) - u @ v).norm() / (u @ v).norm()) < 0.2
 
 
-def test_muon_treats_matrices_of_one_shape_each_by_itself():
+def test_muon_treats_matrices_of_one_shape_independently():
     torch.manual_seed(0)
     grads = [torch.randn(8, 12), 100 * torch.randn(8, 12)]
     together = [torch.nn.Parameter(torch.zeros(8, 12)) for _ in grads]
@@ -110,7 +110,7 @@ def trained(model, optimizers, steps):
 
 
 @pytest.mark.parametrize("name", ["muon", "adamw"])
-def test_state_goes_out_and_back_in_to_the_bit(name):
+def test_optimizer_state_is_saved_and_restored_exactly(name):
     def fresh():
         torch.manual_seed(0)
         model = GPT(CONFIG)
@@ -126,7 +126,7 @@ def test_state_goes_out_and_back_in_to_the_bit(name):
     assert all(
         torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True)
     )
-    with pytest.raises(ValueError, match="another optimiser's"):
+    with pytest.raises(ValueError, match="belongs to another optimizer"):
         load_state_tensors(
             model, optimizers, {"model.layers.0.mlp.up_proj.weight/nonsense": torch.ones(128, 32)}
         )
@@ -134,7 +134,7 @@ def test_state_goes_out_and_back_in_to_the_bit(name):
         load_state_tensors(model, optimizers, {"model.norm.weight/exp_avg": torch.ones(3)})
 
 
-def test_the_rates_warm_up_stay_and_fall():
+def test_wsd_rates_warm_up_stay_and_decay():
     plan, settings = Plan(100, 50, 1.0, 10, 10), OptimSettings(warmup_iters=10)
     factors = [rate_factor(step, plan, settings) for step in range(100)]
     assert factors[0] == pytest.approx(1 / 11) and factors[10:50] == [1.0] * 40
@@ -142,14 +142,20 @@ def test_the_rates_warm_up_stay_and_fall():
     assert all(a > b for a, b in pairwise(factors[49:]))
 
 
-def test_a_decay_can_go_on_from_any_height():
+def test_a_decay_can_start_from_any_factor():
     plan, settings = Plan(80, 60, 0.4, 10, 10), OptimSettings(warmup_iters=0)
     assert rate_factor(60, plan, settings) == pytest.approx(0.4 - 0.38 / 20) and rate_factor(
         79, plan, settings
     ) == pytest.approx(0.02)
 
 
-def test_cosine_and_constant_do_what_they_say():
+def test_the_example_in_the_docstring_of_rate_factor_is_right():
+    plan, settings = Plan(100, 50, 1.0, 10, 10), OptimSettings(warmup_iters=4)
+    factors = [rate_factor(step, plan, settings) for step in (0, 1, 2, 3, 4, 49, 50, 74, 99)]
+    assert factors == pytest.approx([0.2, 0.4, 0.6, 0.8, 1, 1, 0.98, 0.51, 0.02], abs=0.005)
+
+
+def test_cosine_and_constant_schedules():
     plan = Plan(100, 50, 1.0, 10, 10)
     cosine = OptimSettings(schedule="cosine", warmup_iters=0, min_lr_fraction=0.1)
     assert rate_factor(49, plan, cosine) == pytest.approx(0.55) and rate_factor(

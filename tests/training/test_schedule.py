@@ -101,6 +101,19 @@ def test_a_resumed_run_keeps_its_plan_and_its_budget(clock, until, pause):
     assert 0.85 * 120 <= state.seconds <= 1.1 * 120 and rates[-1] == pytest.approx(0.02)
 
 
+def test_the_example_in_the_docstring_is_right(clock):
+    settings = TrainSettings(max_minutes=10)
+    state, _, _ = simulate(clock, settings, lambda now: 0.09, 2.0, until=4000)
+    first = state.plan
+    assert first.max_iters == pytest.approx(6400, abs=50)
+    assert first.decay_start == first.max_iters // 2
+    clock.now = state.seconds
+    state, rates, _ = simulate(clock, settings, lambda now: 0.18, 2.0, state=state)
+    assert state.plan.max_iters == pytest.approx(5200, abs=50)
+    assert rates[0] == pytest.approx(0.75, abs=0.01) and rates[-1] == pytest.approx(0.02)
+    assert all(b <= a + 1e-9 for a, b in pairwise(rates))
+
+
 def test_costly_evaluations_become_rarer(clock):
     state, _, evaluations = simulate(clock, TrainSettings(max_minutes=2), lambda now: 0.05, 8)
     assert evaluations <= 5 and state.seconds <= 1.1 * 120

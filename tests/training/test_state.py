@@ -1,4 +1,4 @@
-"""shuoshu/training/state.py: what a checkpoint's state.json says is read, translated or refused."""
+"""shuoshu/training/state.py: a state is read, an older one translated, a damaged one refused."""
 
 import json
 import math

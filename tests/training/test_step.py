@@ -7,7 +7,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-import train
 from model import GPT, GPTConfig
 from shuoshu.core.run_log import RunLog
 from shuoshu.core.settings import OptimSettings
@@ -16,6 +15,7 @@ from shuoshu.sft.dataset import QuestionDataset
 from shuoshu.text.dataset import TextDataset
 from shuoshu.training import checkpoints, console, step, validate
 from shuoshu.training import optimizers as training_optimizers
+from tests.in_process import train_model
 
 SHORT = [
     "--max_iters=12",
@@ -54,9 +54,8 @@ def test_a_skipped_step_changes_neither_weights_nor_optimizers(decay):
     def take(is_bad):
         model(ids[:, :-1], ids[:, 1:]).backward()
         if is_bad:
-            next(iter(model.model.layers.parameters())).grad.view(-1)[0] = (
-                math.inf
-            )  # one gradient of one optimiser
+            gradient = next(iter(model.model.layers.parameters())).grad
+            gradient.view(-1)[0] = math.inf  # one entry of one optimizer
         training_optimizers.step_unless(torch.tensor(is_bad), optimizers)
         return [
             t.clone()
@@ -77,7 +76,7 @@ def test_a_non_finite_step_is_skipped_and_logged_with_its_rows(
 ):
     poison(monkeypatch, {5, 6})
     assert (
-        train.main([*tiny, *SHORT, f"--optimizer={optimizer}", f"--out_dir={tmp_path / 'out'}"])
+        train_model([*tiny, *SHORT, f"--optimizer={optimizer}", f"--out_dir={tmp_path / 'out'}"])
         == 0
     )
     out = capsys.readouterr().out
@@ -111,7 +110,7 @@ def test_rows_of_questions_are_named_by_their_number(qa):
 
 
 def test_ten_skipped_steps_in_a_row_end_the_run_with_advice(tiny, tmp_path, monkeypatch, capsys):
-    poison(monkeypatch, {*range(2, 11), *range(12, 40)}, math.inf)  # nine, then one that counts
+    poison(monkeypatch, {*range(2, 11), *range(12, 40)}, math.inf)  # nine, then a finite one
     command = [
         *tiny,
         *SHORT,
@@ -120,7 +119,7 @@ def test_ten_skipped_steps_in_a_row_end_the_run_with_advice(tiny, tmp_path, monk
         "--save_interval=10",
         f"--out_dir={tmp_path / 'out'}",
     ]
-    assert train.main(command) == 2
+    assert train_model(command) == 2
     err = capsys.readouterr().err
     assert (
         "10 steps in a row" in err
@@ -129,8 +128,8 @@ def test_ten_skipped_steps_in_a_row_end_the_run_with_advice(tiny, tmp_path, monk
         and "Traceback" not in err
     )
     newest, wrong = checkpoints.newest_checkpoint(tmp_path / "out")
-    assert newest.name == "step-000000" and not wrong  # what led to bad steps pushes nothing out
-    assert train.main([*command, "--resume"]) == 2
+    assert newest.name == "step-000000" and not wrong  # bad steps don't replace it
+    assert train_model([*command, "--resume"]) == 2
     assert "10 steps in a row" in (err := capsys.readouterr().err) and "step 21" in err
 
 
@@ -146,10 +145,10 @@ def test_fp16_steps_that_only_lower_the_loss_scale_are_not_counted(
         "--dtype=float16",
         f"--out_dir={tmp_path / 'out'}",
     ]
-    assert train.main(command) == 0
+    assert train_model(command) == 0
     assert "skipped" not in capsys.readouterr().out
     poison(monkeypatch, set(range(40)), math.inf)
-    assert train.main([*command, "--overwrite", "--max_iters=40"]) == 2
+    assert train_model([*command, "--overwrite", "--max_iters=40"]) == 2
     assert "26 steps in a row" in capsys.readouterr().err
 
 
@@ -173,10 +172,10 @@ def small_memory(monkeypatch, rows):
 
 def test_halved_micro_batches_train_the_same(tiny, tmp_path, monkeypatch, capsys):
     command = [*tiny, *SHORT, "--batch_size=8", "--optimizer=adamw", "--eval_tokens=60"]
-    assert train.main([*command, f"--out_dir={tmp_path / 'whole'}"]) == 0
+    assert train_model([*command, f"--out_dir={tmp_path / 'whole'}"]) == 0
     seen = small_memory(monkeypatch, 3)
     monkeypatch.setattr(validate, "score", lambda *args: Score(100.0, 100, 0.0, None))
-    assert train.main([*command, f"--out_dir={tmp_path / 'halved'}"]) == 0
+    assert train_model([*command, f"--out_dir={tmp_path / 'halved'}"]) == 0
     assert seen[:3] == [8, 4, 2] and set(seen[3:]) == {2}
     assert capsys.readouterr().out.count("out of memory: from step 0 on, ") == 2
     losses = [
@@ -191,7 +190,7 @@ def test_if_one_row_does_not_fit_the_message_names_the_settings(
 ):
     small_memory(monkeypatch, 0)
     monkeypatch.setattr(validate, "score", lambda *args: Score(100.0, 100, 0.0, None))
-    assert train.main([*tiny, *SHORT, f"--out_dir={tmp_path / 'out'}"]) == 2
+    assert train_model([*tiny, *SHORT, f"--out_dir={tmp_path / 'out'}"]) == 2
     err = capsys.readouterr().err
     assert (
         "--block_size" in err
@@ -204,7 +203,7 @@ def test_if_one_row_does_not_fit_the_message_names_the_settings(
 def test_the_message_for_several_processes_names_the_settings():
     message = console.out_of_memory_message(
         SimpleNamespace(batch_size=16, gradient_accumulation_steps=3),
-        SimpleNamespace(world=2, rank=1),
+        SimpleNamespace(world_size=2, rank=1),
         16,
     )
     assert (

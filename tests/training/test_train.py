@@ -25,6 +25,7 @@ from shuoshu.models import weights as models_weights
 from shuoshu.text.dataset import TextDataset
 from shuoshu.training import checkpoints, loop, resume, step, validate
 from shuoshu.training.out_dir import OWN_FILES
+from tests.in_process import train_model
 
 EXACT = [
     "--dropout=0.1",
@@ -46,14 +47,14 @@ def weights(out_dir):
 @pytest.fixture(scope="module")
 def uninterrupted(tiny, tmp_path_factory):
     out_dir = tmp_path_factory.mktemp("exact") / "out"
-    assert train.main([*tiny, *EXACT, f"--out_dir={out_dir}"]) == 0
+    assert train_model([*tiny, *EXACT, f"--out_dir={out_dir}"]) == 0
     return out_dir
 
 
 # ---------------------------------------------------------------- learning
 
 
-def test_training_beats_what_no_knowledge_of_order_can_reach(pretrained, dataset):
+def test_training_beats_the_loss_of_token_frequencies(pretrained, dataset):
     """The bound is the loss of the token frequencies alone: an untrained, shuffled or wrongly
     shifted model can't do better."""
     train_file, val_file = TextDataset(dataset, "train"), TextDataset(dataset, "val")
@@ -69,7 +70,7 @@ def test_a_run_writes_all_its_files(pretrained):
         "eval.json",
         "eval_answers.jsonl",
         "report.html",
-    }  # these eval_metrics.py writes
+    }  # eval_metrics.py writes these
     head = json.loads((pretrained / "settings.json").read_text(encoding="utf-8"))
     assert (
         head["settings"]["n_embd"] == 64
@@ -92,7 +93,7 @@ def test_the_folder_holds_the_best_model_and_patience_ends_the_run(
     losses = iter([5.0, 4.0, 3.0, 3.5, 3.6, 3.7, 1.0])
     monkeypatch.setattr(validate, "score", lambda *args: Score(next(losses) * 100, 100, 0.0, None))
     assert (
-        train.main(
+        train_model(
             [
                 *tiny,
                 f"--out_dir={tmp_path / 'out'}",
@@ -126,7 +127,8 @@ def test_accumulated_batches_train_as_one_large_batch(tiny, tmp_path):
             "--log_interval=1",
         ]
         assert (
-            train.main([*tiny, *settings, f"--out_dir={tmp_path / name}", "--sample_tokens=0"]) == 0
+            train_model([*tiny, *settings, f"--out_dir={tmp_path / name}", "--sample_tokens=0"])
+            == 0
         )
         losses.append([r["loss"] for r in RunLog(tmp_path / name / "log.jsonl").read("step")])
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
@@ -141,14 +143,18 @@ def test_adamw_and_cosine_learn(tiny, tmp_path):
         "--tie_embeddings",
         "--n_kv_head=1",
     ]
-    assert train.main([*tiny, *settings, f"--out_dir={tmp_path / 'out'}", "--sample_tokens=0"]) == 0
+    assert (
+        train_model([*tiny, *settings, f"--out_dir={tmp_path / 'out'}", "--sample_tokens=0"]) == 0
+    )
     log = RunLog(tmp_path / "out" / "log.jsonl")
     assert log.read("eval")[-1]["val_loss"] < log.read("eval")[0]["val_loss"] - 1
 
 
 def test_in_a_time_budget_the_rate_decays_to_its_end(tiny, tmp_path):
     settings = ["--optimizer=adamw", "--schedule=cosine", "--max_minutes=0.05", "--log_interval=1"]
-    assert train.main([*tiny, *settings, f"--out_dir={tmp_path / 'out'}", "--sample_tokens=0"]) == 0
+    assert (
+        train_model([*tiny, *settings, f"--out_dir={tmp_path / 'out'}", "--sample_tokens=0"]) == 0
+    )
     rates = [record["lr"] for record in RunLog(tmp_path / "out" / "log.jsonl").read("step")]
     assert rates[-1] < 0.15 * max(rates)
 
@@ -167,7 +173,7 @@ def test_without_validation_text_the_last_model_is_kept(text, tmp_path, tiny):
         == 0
     )
     assert (
-        train.main(
+        train_model(
             [
                 *tiny,
                 f"--dataset={tmp_path / 'data'}",
@@ -183,7 +189,7 @@ def test_without_validation_text_the_last_model_is_kept(text, tmp_path, tiny):
 
 def test_init_from_starts_with_that_model(tiny, pretrained, tmp_path, text, capsys):
     assert (
-        train.main(
+        train_model(
             [
                 *tiny,
                 f"--out_dir={tmp_path / 'out'}",
@@ -200,7 +206,7 @@ def test_init_from_starts_with_that_model(tiny, pretrained, tmp_path, text, caps
     (tmp_path / "other.txt").write_text(text[:5000], encoding="utf-8")
     prepare.main([str(tmp_path / "other.txt"), f"--out={tmp_path / 'other'}", "--vocab_size=300"])
     assert (
-        train.main(
+        train_model(
             [
                 *tiny,
                 f"--dataset={tmp_path / 'other'}",
@@ -247,15 +253,15 @@ def test_a_run_killed_in_mid_epoch_and_resumed_ends_with_the_same_bytes(
         TextDataset(dataset, "train").rows_per_epoch(64) / 4
     ) % 10  # no checkpoint falls on the end of an epoch
     assert not (out_dir / "checkpoints" / "step-000060").exists()
-    assert train.main([*command, "--resume"]) == 0
+    assert train_model([*command, "--resume"]) == 0
     assert weights(out_dir) == weights(uninterrupted)
     assert [(r["step"], r["val_loss"]) for r in evals(out_dir)] == [
         (r["step"], r["val_loss"]) for r in evals(uninterrupted)
     ]
 
 
-@pytest.mark.parametrize("left_out", ["nothing", "optimiser", "step"])
-def test_a_resumed_run_needs_the_optimisers_state_and_the_step(
+@pytest.mark.parametrize("left_out", ["nothing", "optimizer", "step"])
+def test_a_resumed_run_needs_the_optimizer_state_and_the_step(
     tiny, uninterrupted, tmp_path, monkeypatch, left_out
 ):
     out_dir = tmp_path / "out"
@@ -268,13 +274,13 @@ def test_a_resumed_run_needs_the_optimisers_state_and_the_step(
         return real_step(trainer, data, state, skips)
 
     monkeypatch.setattr(loop, "train_step", killed)
-    assert train.main(command) == 130
+    assert train_model(command) == 130
     monkeypatch.setattr(loop, "train_step", real_step)
-    if left_out == "optimiser":
+    if left_out == "optimizer":
         monkeypatch.setattr(resume, "load_state_tensors", lambda *args: None)
     if left_out == "step":
         monkeypatch.setattr(step, "seed_step", lambda seed, step, rank: torch.manual_seed(seed))
-    assert train.main([*command, "--resume"]) == 0
+    assert train_model([*command, "--resume"]) == 0
     monkeypatch.setattr(resume, "load_state_tensors", real_load)
     assert (weights(out_dir) == weights(uninterrupted)) == (left_out == "nothing")
 
@@ -297,7 +303,7 @@ def test_a_signal_saves_and_prints_how_to_resume_and_loses_no_step(
     step = int(re.search(r"after step (\d+)", output)[1])
     assert checkpoints.newest_checkpoint(out_dir)[0].name == f"step-{step:06d}"
     (again,) = [line for line in output.splitlines() if line.startswith("  python train.py")]
-    assert train.main(shlex.split(again)[2:]) == 0  # just as it was printed
+    assert train_model(shlex.split(again)[2:]) == 0  # the printed command
     assert weights(out_dir) == weights(uninterrupted)
 
 
@@ -314,12 +320,12 @@ def test_a_second_interrupt_stops_at_once(monkeypatch):
 def test_a_run_killed_before_its_first_step_is_resumed(tiny, uninterrupted, tmp_path, monkeypatch):
     out_dir = tmp_path / "out"
     monkeypatch.setattr(loop, "train_step", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
-    assert train.main([*tiny, *EXACT, f"--out_dir={out_dir}"]) == 130
+    assert train_model([*tiny, *EXACT, f"--out_dir={out_dir}"]) == 130
     monkeypatch.undo()
     (out_dir / ".model.safetensors.123").write_bytes(b"half")
     (out_dir / ".mine.json.1").write_text("a user's own", encoding="utf-8")
     (out_dir / "checkpoints" / ".step-000010.123").mkdir()
-    assert train.main([*tiny, *EXACT, f"--out_dir={out_dir}", "--resume"]) == 0
+    assert train_model([*tiny, *EXACT, f"--out_dir={out_dir}", "--resume"]) == 0
     assert weights(out_dir) == weights(uninterrupted)
     assert sorted(path.name for path in out_dir.rglob(".*")) == [
         ".lock",
@@ -329,7 +335,7 @@ def test_a_run_killed_before_its_first_step_is_resumed(tiny, uninterrupted, tmp_
 
 def test_resuming_an_empty_folder_starts_a_new_run(tiny, tmp_path, capsys):
     assert (
-        train.main(
+        train_model(
             [*tiny, f"--out_dir={tmp_path}", "--resume", "--max_iters=1", "--sample_tokens=0"]
         )
         == 0
@@ -347,17 +353,17 @@ def test_a_run_with_init_from_is_resumed_without_that_model(tiny, pretrained, tm
         "--save_interval=2",
         "--sample_tokens=0",
     ]
-    assert train.main(command) == 0
+    assert train_model(command) == 0
     shutil.rmtree(source)
-    assert train.main([f"--out_dir={tmp_path / 'out'}", "--resume", "--max_iters=6"]) == 0
+    assert train_model([f"--out_dir={tmp_path / 'out'}", "--resume", "--max_iters=6"]) == 0
 
 
 def test_a_finished_run_resumes_unchanged_or_longer(uninterrupted, tmp_path, tiny, capsys):
     out_dir = shutil.copytree(uninterrupted, tmp_path / "out")
     before = weights(out_dir)
-    assert train.main([f"--out_dir={out_dir}", "--resume"]) == 0  # the settings are the saved ones
+    assert train_model([f"--out_dir={out_dir}", "--resume"]) == 0  # the settings are the saved ones
     assert weights(out_dir) == before
-    assert train.main([f"--out_dir={out_dir}", "--resume", "--max_epochs=3"]) == 0
+    assert train_model([f"--out_dir={out_dir}", "--resume", "--max_epochs=3"]) == 0
     output = capsys.readouterr().out
     assert "changed: max_epochs, max_iters" in output
     assert evals(out_dir)[-1]["step"] > 60
@@ -365,7 +371,7 @@ def test_a_finished_run_resumes_unchanged_or_longer(uninterrupted, tmp_path, tin
 
 def test_a_resumed_run_keeps_its_shape_and_its_data(uninterrupted, capsys):
     assert (
-        train.main(
+        train_model(
             [
                 f"--out_dir={uninterrupted}",
                 "--resume",
@@ -385,13 +391,13 @@ def test_a_resumed_run_keeps_its_shape_and_its_data(uninterrupted, capsys):
 def test_a_damaged_newest_checkpoint_is_skipped(uninterrupted, tmp_path, capsys):
     out_dir = shutil.copytree(uninterrupted, tmp_path / "out")
     (out_dir / "checkpoints" / "step-000060" / "model.safetensors").write_bytes(b"")
-    assert train.main([f"--out_dir={out_dir}", "--resume"]) == 0
+    assert train_model([f"--out_dir={out_dir}", "--resume"]) == 0
     output = capsys.readouterr().out
     assert "step-000060: model.safetensors is damaged" in output and "step-000050" in output
     assert weights(out_dir) == weights(uninterrupted)
 
 
-# ---------------------------------------------------------------- the user's mistakes
+# ---------------------------------------------------------------- user errors
 
 
 def test_an_earlier_run_is_overwritten_only_with_overwrite(tiny, uninterrupted, tmp_path, capsys):
@@ -404,10 +410,10 @@ def test_an_earlier_run_is_overwritten_only_with_overwrite(tiny, uninterrupted, 
         ["--overwrite", f"--init_from={out_dir}"],
         ["--overwrite", "--dataset=nowhere"],
     ):
-        assert train.main([*tiny, f"--out_dir={out_dir}", *mistake]) == 2
+        assert train_model([*tiny, f"--out_dir={out_dir}", *mistake]) == 2
         assert weights(out_dir) == before
     assert "--resume" in capsys.readouterr().err
-    assert train.main([*tiny, f"--out_dir={out_dir}", "--max_iters=2", "--overwrite"]) == 0
+    assert train_model([*tiny, f"--out_dir={out_dir}", "--max_iters=2", "--overwrite"]) == 0
     assert (
         weights(out_dir) != before and (out_dir / "notes.txt").read_text(encoding="utf-8") == "mine"
     )
@@ -433,13 +439,13 @@ def test_an_earlier_run_is_overwritten_only_with_overwrite(tiny, uninterrupted, 
 def test_a_mistake_is_one_message_and_nothing_is_written(
     tiny, tmp_path, capsys, arguments, message
 ):
-    assert train.main([*tiny, f"--out_dir={tmp_path / 'out'}", *arguments]) == 2
+    assert train_model([*tiny, f"--out_dir={tmp_path / 'out'}", *arguments]) == 2
     err = capsys.readouterr().err
     assert message in err and "Traceback" not in err and not (tmp_path / "out").exists()
 
 
 def test_a_loss_that_explodes_stops_with_advice(tiny, tmp_path, capsys):
-    code = train.main(
+    code = train_model(
         [
             *tiny,
             f"--out_dir={tmp_path / 'out'}",
@@ -463,7 +469,7 @@ def test_a_model_that_is_no_longer_finite_is_never_saved(tiny, tmp_path, monkeyp
 
     monkeypatch.setattr(loop, "train_step", poisoned)
     assert (
-        train.main(
+        train_model(
             [
                 *tiny,
                 f"--out_dir={tmp_path / 'out'}",
@@ -482,16 +488,17 @@ def test_a_model_that_is_no_longer_finite_is_never_saved(tiny, tmp_path, monkeyp
     )
 
 
-def test_without_a_config_it_does_what_config_pretrain_says(monkeypatch):
-    given = []
-    monkeypatch.setattr(loop, "train", lambda settings, *args: given.append(settings) or 0)
-    assert train.main([]) == train.main(["config/pretrain.py"]) == train.main(["--seed=5"]) == 0
-    assert given[0] == given[1] and given[0].dataset == "novella" and given[0].max_epochs
-    assert given[2].seed == 5 and given[2].n_embd == given[0].n_embd
+def test_without_a_config_it_reads_config_pretrain():
+    commands = [], ["config/pretrain.py"], ["--seed=5"]
+    default, pretrain, seeded = (train.parse_settings(argv) for argv in commands)
+    assert default == pretrain and default.dataset == "novella" and default.max_epochs
+    assert seeded.seed == 5 and seeded.n_embd == default.n_embd
 
 
 def test_a_dry_run_prints_the_size_and_writes_nothing(tiny, tmp_path, capsys):
-    assert train.main([*tiny, f"--out_dir={tmp_path / 'out'}", "--max_iters=100", "--dry_run"]) == 0
+    assert (
+        train_model([*tiny, f"--out_dir={tmp_path / 'out'}", "--max_iters=100", "--dry_run"]) == 0
+    )
     output = capsys.readouterr().out
     assert not (tmp_path / "out").exists()
     for word in (

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from shuoshu.core.command_settings import AppSettings
 from shuoshu.core.errors import REPO_ROOT
-from shuoshu.core.settings import AppSettings
 from shuoshu.web.components import I18N
 from shuoshu.web.labels import ERRORS, LABELS, SCRIPT_TEXTS, TEXTS, error_text, text_html
 from shuoshu.web.model_server import ModelServer

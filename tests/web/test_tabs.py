@@ -14,8 +14,8 @@ from types import SimpleNamespace
 import gradio as gr
 import pytest
 
+from shuoshu.core.command_settings import AppSettings
 from shuoshu.core.errors import UserError
-from shuoshu.core.settings import AppSettings
 from shuoshu.web.ask_tab import (
     EXAMPLES,
     RETRY_TEMPERATURE,

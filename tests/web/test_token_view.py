@@ -41,7 +41,7 @@ def line(text: str) -> str:
 def forward_probability(model: ChatModel, context: list[int], token: int, state: int) -> float:
     """The probability of a token after a context, by one forward pass and the UTF-8 mask."""
     with torch.inference_mode():
-        hidden = model.model.model(torch.tensor([context]))
+        hidden = model.model.hidden(torch.tensor([context]))
         logits = model.model.lm_head(hidden)[0, -1].float()
     logits = logits.masked_fill(model.mask.forbidden[state], -torch.inf)
     return logits.softmax(-1)[token].item()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from shuoshu.core.settings import AppSettings
+from shuoshu.core.command_settings import AppSettings
 from shuoshu.web.model_server import ModelServer
 from shuoshu.web.service import PageService
 from shuoshu.web.training_tab import training_html
