@@ -15,6 +15,7 @@ from torch import Tensor
 
 from shuoshu.evaluation.copies import MIN_MARKED, TrainingText
 from shuoshu.evaluation.html import escape_html
+from shuoshu.evaluation.report_answers import mark_copies
 from shuoshu.generation.chat_model import ChatModel
 from shuoshu.generation.utf8 import WHOLE, TextStream
 from shuoshu.text.tokenizer import Tokenizer
@@ -140,18 +141,22 @@ def copied_html(text: str, training_text: TrainingText | None) -> str:
     spans = training_text.spans(text)
     if not spans:
         return f'<p class="soft">{text_html("no_copies", MIN_MARKED)}</p>'
-    marked, places, end = [], [], 0
-    for number, (start, stop, place) in enumerate(spans, 1):
-        copy = text[start:stop]
-        visible = copy.rstrip()  # the number comes before a line break, not on the next line
-        marked.append(escape_html(text[end:start]))
-        marked.append(f"<mark>{escape_html(visible)}<sup>{number}</sup></mark>")
-        marked.append(escape_html(copy[len(visible) :]))
+    segments = mark_copies(text, spans).segments
+    marked = "".join(segment_html(segment, number) for segment, number in segments)
+    places = []
+    for start, stop, place in spans:
         name = escape_html(place) if place else text_html("training_text")
         places.append(f"<li>{name} · {text_html('characters', stop - start)}</li>")
-        end = stop
-    marked.append(escape_html(text[end:]))
     return (
         f'<div class="copied"><p class="soft">{text_html("copies", MIN_MARKED)}</p>'
-        f'<p class="text">{"".join(marked)}</p><ol>{"".join(places)}</ol></div>'
+        f'<p class="text">{marked}</p><ol>{"".join(places)}</ol></div>'
     )
+
+
+def segment_html(segment: str, number: int | None) -> str:
+    """A part of a text; a copy is marked and has the number of its place."""
+    if number is None:
+        return escape_html(segment)
+    visible = segment.rstrip()  # the number comes before a line break, not on the next line
+    rest = escape_html(segment[len(visible) :])
+    return f"<mark>{escape_html(visible)}<sup>{number}</sup></mark>{rest}"

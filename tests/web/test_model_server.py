@@ -77,7 +77,7 @@ def test_a_text_ends_at_the_time_limit(pretrained):
 
 
 def test_closing_a_text_frees_the_model_at_once(pretrained):
-    server = new_server(pretrained, max_seconds=600.0)
+    server = new_server(pretrained, max_seconds=30.0)
     states = generate(server, ENDLESS)
     assert next(states).texts
     states.close()
@@ -87,7 +87,7 @@ def test_closing_a_text_frees_the_model_at_once(pretrained):
 
 
 def test_a_text_that_nobody_fetches_ends_with_its_lease(pretrained):
-    server = new_server(pretrained, lease_seconds=0.5, max_seconds=600.0)
+    server = new_server(pretrained, lease_seconds=0.5, max_seconds=30.0)
     states = generate(server, ENDLESS)
     assert next(states).texts  # the only fetch
     start = time.monotonic()
