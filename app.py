@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from shuoshu.core.cli import command, parse
+from shuoshu.core.command_settings import AppSettings
 from shuoshu.core.errors import UserError
 from shuoshu.core.out_dirs import find_models, require_model
-from shuoshu.core.settings import AppSettings
 
 
 @command

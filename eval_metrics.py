@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from shuoshu.core.cli import command, parse
+from shuoshu.core.command_settings import EvalSettings
 from shuoshu.core.errors import UserError
 from shuoshu.core.out_dirs import newest_model
-from shuoshu.core.settings import EvalSettings
 
 
 @command

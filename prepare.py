@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 
 from shuoshu.core.cli import command, parse
-from shuoshu.core.settings import PrepareSettings
+from shuoshu.core.command_settings import PrepareSettings
 
 
 @command

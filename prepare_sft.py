@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 
 from shuoshu.core.cli import command, parse
-from shuoshu.core.settings import PrepareSftSettings
+from shuoshu.core.command_settings import PrepareSftSettings
 
 
 @command

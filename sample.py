@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from shuoshu.core.cli import command, parse
+from shuoshu.core.command_settings import SampleSettings
 from shuoshu.core.errors import UserError
 from shuoshu.core.out_dirs import newest_model
-from shuoshu.core.settings import SampleSettings
 
 
 @command

@@ -20,9 +20,9 @@ class BenchSettings(Settings):
     """benchmark"""
 
     words: tuple[str, ...] = setting((), "PART [FILE|FOLDER ...]", positional=True)
-    vs: str | None = setting(None, "the folder of a nanoGPT checkout to compare with")
-    json: str | None = setting(None, "a file for all raw figures")
-    picture: str | None = setting(None, "loss: a file for the curves, .png or .svg")
+    vs: str | None = setting(None, "folder of a nanoGPT checkout to compare with")
+    json: str | None = setting(None, "file for all raw figures")
+    picture: str | None = setting(None, "loss: file for the curves, .png or .svg")
     pairs: int = setting(
         5,
         "rounds; each measures every program once, every second round in reversed order",
@@ -30,29 +30,31 @@ class BenchSettings(Settings):
     )
     seconds: float = setting(
         6.0,
-        "length of one measurement in train, of all rounds of one point in scale",
+        "seconds of one measurement in train, or of all rounds of one point in scale",
         low=0.01,
     )
     minutes: float = setting(
         5.0,
-        "loss: training time of nanoGPT at each learning rate, without evaluations",
+        "loss: minutes that nanoGPT trains at each learning rate, without evaluations",
         low=0.01,
     )
     rate: tuple[str, ...] = setting(
         (),
-        "loss: a learning rate for nanoGPT; repeatable (none: 0.0006, 0.002, 0.006)",
+        "loss: learning rate of nanoGPT; repeatable (default: 0.0006, 0.002, 0.006)",
     )
     share: tuple[str, ...] = setting(
         (),
-        "loss: shares of the minutes to try until one reaches nanoGPT's loss; repeatable "
-        "(none: 0.1, 0.2, 0.4, 1)",
+        "loss: fraction of these minutes that Shuoshu trains; repeatable, tried until one reaches"
+        " nanoGPT's loss (default: 0.1, 0.2, 0.4, 1)",
     )
     dropout: tuple[str, ...] = setting(
-        (), "dropout of both programs; loss tries several, the others the first (none: 0)"
+        (), "dropout of both programs; repeatable in loss (default: 0)"
     )
-    tokens: int = setting(128, "sample: tokens to generate after a prompt of half the block", low=1)
+    tokens: int = setting(
+        128, "sample: number of tokens to generate after a prompt of half the block", low=1
+    )
     series: tuple[str, ...] = setting(
-        (), "scale: size, context or batch; repeatable (none: all three)"
+        (), "scale: size, context or batch; repeatable (default: all three)"
     )
     tokenizer: str = setting(
         "bpe",
@@ -63,9 +65,9 @@ class BenchSettings(Settings):
         "parameters outside embedding and head; the three settings below override it",
         choices=tuple(SIZES),
     )
-    n_layer: int | None = setting(None, "blocks (none: by size)", low=1)
-    n_head: int | None = setting(None, "heads (none: by size)", low=1)
-    n_embd: int | None = setting(None, "width (none: by size)", low=8)
+    n_layer: int | None = setting(None, "number of transformer blocks (none: by size)", low=1)
+    n_head: int | None = setting(None, "number of heads (none: by size)", low=1)
+    n_embd: int | None = setting(None, "width of the embedding (none: by size)", low=8)
     block_size: int | None = setting(
         None, "context length in tokens (none: 256; 512 in sample)", low=8
     )
@@ -74,7 +76,7 @@ class BenchSettings(Settings):
     train_args: str = setting(
         "", 'more settings for our train.py: "--learning_rate=0.01 --warmup_iters=5"'
     )
-    device: str = setting("auto", "auto, cpu, cuda, cuda:1")
+    device: str = setting("auto", "auto, cpu, cuda or cuda:1")
     dtype: str = setting(
         "auto",
         "precision of Shuoshu, as in train.py and sample.py",

@@ -19,8 +19,10 @@ from pathlib import Path
 from shuoshu.core.errors import REPO_ROOT, UserError
 from shuoshu.core.files import error_reason, read_text
 from shuoshu.core.schema import Schema
+from shuoshu.core.terminal import display_width, pad, wrap
 
 MAX_SHOWN = 80  # characters of a wrong value that a message repeats
+HELP_WIDTH, FLAG_WIDTH = 100, 34  # columns
 
 
 def parse(
@@ -124,7 +126,7 @@ def _run_config(path: Path, problems: list[str]) -> Iterator[tuple[str, object]]
 
 def help_text(schema: Schema, values: dict, about: str) -> str:
     """`about`, then every setting with its value and its help, grouped by dataclass."""
-    lines = [about.strip()]
+    lines = [about.strip(), "", "Settings with their present values; none: not set, see the help."]
     for part in reversed(schema.cls.__mro__):
         names = [
             name for name in schema.names.values() if name in vars(part).get("__annotations__", {})
@@ -136,9 +138,18 @@ def help_text(schema: Schema, values: dict, about: str) -> str:
             flag = f"--{schema.flag(name)}={_spell(values.get(name, field.default))}"
             choices = field.metadata.get("choices")
             options = f" [{'|'.join(choices)}]" if choices else ""
-            lines.append(f"  {flag:<34} {field.metadata['help']}{options}")
-    lines += ["", f"  {'--debug':<34} show the traceback of an error"]
+            lines += _setting_lines(flag, field.metadata["help"] + options)
+    lines += ["", *_setting_lines("--debug", "show the traceback of an error")]
     return "\n".join(lines)
+
+
+def _setting_lines(flag: str, help: str) -> list[str]:
+    """A flag and, beside it, its help in lines of up to HELP_WIDTH columns."""
+    indent = FLAG_WIDTH + 3
+    lines = [" " * indent + line for line in wrap(help, HELP_WIDTH - indent)]
+    if display_width(flag) > FLAG_WIDTH:
+        return [f"  {flag}", *lines]
+    return [f"  {pad(flag, FLAG_WIDTH)} {lines[0].lstrip()}", *lines[1:]]
 
 
 def _spell(value: object) -> str:

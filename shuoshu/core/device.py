@@ -114,7 +114,7 @@ def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager
 
 
 # Peak FLOP/s of dense bf16 products (fp16 on GPUs without bf16) with fp32 accumulation, from the
-# vendors' data sheets. The first key found in the GPU's name counts.
+# vendors' data sheets. The first key that is part of the GPU's name counts.
 PEAK_FLOPS = {
     "B200": 2250e12,
     "H200": 989e12,

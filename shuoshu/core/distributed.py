@@ -57,7 +57,7 @@ class Processes:
         return values[0]
 
     def on_rank_zero(self, work: Callable[[], Any]) -> Any:
-        """Runs `work` on rank 0 and returns its result on all ranks. Its UserError ends them all."""
+        """Runs `work` on rank 0; returns its result on all ranks. Its UserError ends them all."""
         result, error = None, None
         if self.is_rank_zero:
             try:

@@ -10,7 +10,7 @@ import platform
 import shutil
 import stat
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -94,6 +94,34 @@ def missing_path_message(path: Path) -> str:
     if path.exists():
         return f"{path} is a pipe or a device: save its content in a file, and name that"
     return f"there is no file or folder {path}"
+
+
+def find_input_files(
+    inputs: Sequence[str | Path],
+    suffixes: Sequence[str],
+    list_folder: Callable[[Path], Iterable[Path]],
+) -> list[Path]:
+    """The files that the user names and the files of named folders, each once.
+
+    Of `list_folder(folder)`, the files with one of the suffixes count. Raises UserError if a path
+    doesn't exist or a folder has no such file.
+    """
+    result: dict[Path, Path] = {}  # resolved path → path as named
+    for path in map(Path, inputs):
+        try:
+            files = [path]
+            if not path.is_file():
+                files = [p for p in list_folder(path) if p.suffix.lower() in suffixes]
+                files = sorted(p for p in files if p.is_file())
+        except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+            raise UserError(f"can't look into {path}: {error_reason(error)}") from None
+        if not files and path.is_dir():
+            raise UserError(f"the folder {path} holds no {', '.join(suffixes)} file")
+        if not files:
+            raise UserError(missing_path_message(path))
+        for file in files:
+            result.setdefault(file.resolve(), file)
+    return list(result.values())
 
 
 def same_path(a: str | Path, b: str | Path) -> bool:

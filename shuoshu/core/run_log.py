@@ -46,7 +46,10 @@ class RunLog:
         return records
 
     def rewind(self, step: int, evaluated: int) -> None:
-        """Drops the records after `step` (evaluations: after `evaluated`): a resume repeats them."""
+        """Drops the records that a resume repeats: those after `step`.
+
+        Evaluations and samples: those after `evaluated`.
+        """
         records = [
             record
             for record in self.read()

@@ -13,6 +13,11 @@ from collections.abc import Sequence
 
 NOT_UTF8 = re.compile("[\0\ud800-\udfff]")  # NUL, and how Python spells undecodable bytes
 MAX_BITS = 2000  # Python refuses to print much larger numbers
+MAX_COUNT = 1 << 53  # JSON readers keep whole numbers exact up to here
+MAX_SEED = (1 << 63) - 1  # torch's generators take no larger seed
+DEVICE_HELP = "auto, cpu, cuda, cuda:1 or mps; auto: a GPU if there is one"
+THREADS_HELP = "number of CPU threads (none: one per core)"
+DTYPES = ("auto", "float32", "bfloat16", "float16")
 BOOLS = dict.fromkeys(("true", "yes", "1", "on"), True)
 BOOLS |= dict.fromkeys(("false", "no", "0", "off"), False)
 
@@ -25,6 +30,21 @@ def setting(default: object, help: str, **checks: object) -> typing.Any:
     that this one unsets if it comes from a later layer.
     """
     return dataclasses.field(default=default, metadata={"help": help, **checks})
+
+
+def count(default: int | None, help: str, high: int = MAX_COUNT) -> typing.Any:
+    """A setting that counts something: 1 or more."""
+    return setting(default, help, low=1, high=high)
+
+
+def number(default: float | None, help: str, low: float = 0.0, **checks: float) -> typing.Any:
+    """A setting with a number that is not negative."""
+    return setting(default, help, low=low, **checks)
+
+
+def random_seed(help: str) -> typing.Any:
+    """The seed of a command; the default is nanoGPT's."""
+    return setting(1337, help, low=0, high=MAX_SEED)
 
 
 class Settings:

@@ -44,6 +44,18 @@ def shorten(text: str, columns: int) -> str:
     return text + "…"
 
 
+def wrap(text: str, columns: int) -> list[str]:
+    """Lines of whole words, at most this wide; a longer word has a line of its own."""
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}" if lines[-1] else word
+        if lines[-1] and display_width(longer) > columns:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    return lines
+
+
 def duration(seconds: float) -> str:
     """3.2 s, 4 min 05 s, 2 h 10 min."""
     if seconds < 60:

@@ -1,104 +1,124 @@
-"""A run's curves as SVG."""
+"""The curves of report.html: points, axes and paths in the units of an SVG."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
-from shuoshu.evaluation.html import bilingual, escape_html, number
+from shuoshu.evaluation.html import finite_number
+from shuoshu.evaluation.measure_labels import Bilingual
 
-POINTS = 400  # of a curve, about
+MAX_POINTS = 400  # of a curve, roughly
+TICK_STEPS = 4  # on an axis, roughly
+LEFT, TOP, WIDTH, HEIGHT = 54, 18, 400, 204  # the plot inside the SVG
+
+Point = tuple[float, float]  # step, value
 
 
-def points(records: Iterable[dict], kind: str, name: str) -> list[tuple[float, float]]:
-    """(step, value) in order; of many those that keep the shape and lose no spike."""
-    found = [(number(r.get("step")), number(r.get(name))) for r in records if r.get("kind") == kind]
-    found = sorted((step, value) for step, value in found if step is not None and value is not None)
-    size = math.ceil(4 * len(found) / POINTS) if len(found) > POINTS else 1
-    parts = [found[i : i + size] for i in range(0, len(found), size)]
-    return sorted(
-        {
-            p
-            for part in parts
-            for p in (
-                part[0],
-                part[-1],
-                min(part, key=lambda p: p[1]),
-                max(part, key=lambda p: p[1]),
-            )
-        }
-    )
+@dataclass
+class Curve:
+    style: str  # class in report.css
+    label: Bilingual
+    points: list[Point]
+    pick_best: Callable | None = None  # min or max; None: no best point is marked
+
+
+@dataclass
+class DrawnCurve:
+    style: str
+    label: Bilingual
+    path: str
+    best: Point | None  # step, value
+    best_at: Point | None  # x, y
+
+
+@dataclass
+class Chart:
+    title: Bilingual
+    y_ticks: list[tuple[str, str]]  # y, text
+    x_ticks: list[tuple[str, str]]  # x, text
+    curves: list[DrawnCurve]
+
+    @property
+    def description(self) -> str:
+        return f"{' · '.join(self.title)}: {', '.join(curve.label[1] for curve in self.curves)}"
+
+
+def run_charts(records: list[dict]) -> list[Chart]:
+    """The charts of a run's log: losses, and the scores of the validation answers."""
+    losses = [
+        Curve("thin", ("训练", "training"), points(records, "step", "loss")),
+        Curve("a", ("验证", "validation"), points(records, "eval", "val_loss"), min),
+    ]
+    scores = [
+        Curve(style, label, points(records, "eval", name), max)
+        for style, name, label in (
+            ("b", "val_rouge_l", ("ROUGE-L", "ROUGE-L")),
+            ("c", "val_exact_match", ("完全一致", "exact match")),
+            ("a", "val_accuracy", ("准确率", "accuracy")),
+        )
+    ]
+    titles = ("损失", "Loss"), ("验证集回答", "Validation answers")
+    charts = [chart(title, curves) for title, curves in zip(titles, (losses, scores), strict=True)]
+    return [drawn for drawn in charts if drawn]
+
+
+def points(records: Iterable[dict], kind: str, name: str) -> list[Point]:
+    """A curve's points by step. A long curve is thinned but keeps its ends and its extremes."""
+    pairs = [
+        (finite_number(record.get("step")), finite_number(record.get(name)))
+        for record in records
+        if record.get("kind") == kind
+    ]
+    pairs = sorted((step, value) for step, value in pairs if step is not None and value is not None)
+    if len(pairs) <= MAX_POINTS:
+        return sorted(set(pairs))
+    size = math.ceil(4 * len(pairs) / MAX_POINTS)  # four points are kept of each piece
+    kept = set()
+    for start in range(0, len(pairs), size):
+        piece = pairs[start : start + size]
+        low, high = (pick(piece, key=lambda point: point[1]) for pick in (min, max))
+        kept |= {piece[0], piece[-1], low, high}
+    return sorted(kept)
 
 
 def ticks(values: Sequence[float]) -> list[float]:
-    """Round numbers, the first not above and the last not below any value."""
+    """Round numbers at equal distances from the lowest value or below to the highest or above."""
     low, high = min(values), max(values)
-    least = max(high - low, 1e-6 * abs(high), 1e-9) / 4
-    power = 10.0 ** math.floor(math.log10(least))
-    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= least)
-    return [
-        i * step
-        for i in range(
-            math.floor(low / step), max(math.ceil(high / step), math.floor(low / step) + 1) + 1
-        )
-    ]
+    min_step = max(high - low, 1e-6 * abs(high), 1e-9) / TICK_STEPS
+    power = 10.0 ** math.floor(math.log10(min_step))
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= min_step)
+    first = math.floor(low / step)
+    last = max(math.ceil(high / step), first + 1)
+    return [number * step for number in range(first, last + 1)]
 
 
-def panel(unit: tuple[str, str], curves: list[tuple]) -> str:
-    """Curves (class, name, points, min or max: which one is best) over the steps, and what they are."""
-    curves = [curve for curve in curves if curve[2]]
+def chart(title: Bilingual, curves: Sequence[Curve]) -> Chart | None:
+    """Places curves on common axes; None if all are empty."""
+    curves = [curve for curve in curves if curve.points]
     if not curves:
-        return ""
-    steps, values = ([point[i] for curve in curves for point in curve[2]] for i in (0, 1))
-    first, last, ys, parts, keys = min(steps), max(steps), ticks(values), [], []
+        return None
+    steps, values = ([point[axis] for curve in curves for point in curve.points] for axis in (0, 1))
+    first, last, y_values = min(steps), max(steps), ticks(values)
+    low, high = y_values[0], y_values[-1]
 
-    def place(x: float, y: float) -> tuple[float, float]:
-        return 54 + 400 * (x - first) / (last - first or 1), 222 - 204 * (y - ys[0]) / (
-            ys[-1] - ys[0]
-        )
+    def place(step: float, value: float) -> Point:
+        x = LEFT + WIDTH * (step - first) / (last - first or 1)
+        return x, TOP + HEIGHT - HEIGHT * (value - low) / (high - low)
 
-    for y in ys:
-        at = place(first, y)[1]
-        parts.append(
-            f'<path class="grid" d="M54 {at:.1f}h400"/><text x="48" y="{at + 4:.1f}" text-anchor="end">{y:.6g}</text>'
+    drawn = []
+    for curve in curves:
+        corners = "L".join(f"{x:.1f} {y:.1f}" for x, y in (place(*point) for point in curve.points))
+        best = curve.pick_best and curve.pick_best(curve.points, key=lambda point: point[1])
+        # h0 makes a curve of one point visible.
+        drawn.append(
+            DrawnCurve(curve.style, curve.label, f"M{corners}h0", best, best and place(*best))
         )
-    parts += [
-        f'<text x="{place(x, 0)[0]:.1f}" y="242" text-anchor="middle">{x:,.6g}</text>'
-        for x in ticks(steps)
-        if first <= x <= last
+    y_ticks = [(f"{place(first, value)[1]:.1f}", f"{value:.6g}") for value in y_values]
+    x_ticks = [
+        (f"{place(step, low)[0]:.1f}", f"{step:,.6g}")
+        for step in ticks(steps)
+        if first <= step <= last
     ]
-    for kind, words, line, best in curves:
-        parts.append(
-            f'<path class="curve {kind}" d="M{"L".join(f"{x:.1f} {y:.1f}" for x, y in (place(*point) for point in line))}h0"/>'
-        )
-        key, extra = (
-            f'<svg class="key" viewBox="0 0 26 10" aria-hidden="true"><path class="curve {kind}" d="M1 5h24"/></svg>',
-            "",
-        )
-        if best:
-            step, value = best(line, key=lambda point: point[1])
-            x, y = place(step, value)
-            parts.append(f'<circle class="{kind}" cx="{x:.1f}" cy="{y:.1f}" r="4"/>')
-            extra = bilingual(
-                f"，最佳 {value:.3f}（第 {step:,.0f} 步）",
-                f", best {value:.3f} at step {step:,.0f}",
-            )
-        keys.append(f"<span>{key}{bilingual(*words)}{extra}</span>")
-    name = escape_html(" · ".join(unit) + ": " + ", ".join(curve[1][1] for curve in curves))
-    drawn = f'<svg viewBox="0 0 480 250" role="img" aria-label="{name}">{"".join(parts)}</svg>'
-    return f'<figure><figcaption class="soft"><b>{bilingual(*unit)}</b> {"".join(keys)}</figcaption>{drawn}</figure>'
-
-
-def run_panels(name: str, records: list[dict]) -> str:
-    losses = [
-        ("thin", ("训练", "training"), points(records, "step", "loss"), None),
-        ("a", ("验证", "validation"), points(records, "eval", "val_loss"), min),
-    ]
-    named = (
-        ("b", "val_rouge_l", ("ROUGE-L", "ROUGE-L")),
-        ("c", "val_exact_match", ("完全一致", "exact match")),
-        ("a", "val_accuracy", ("准确率", "accuracy")),
-    )
-    scores = [(kind, words, points(records, "eval", key), max) for kind, key, words in named]
-    panels = panel(("损失", "Loss"), losses) + panel(("验证集回答", "Validation answers"), scores)
-    return f'<h3>{escape_html(name)}</h3><div class="charts">{panels}</div>\n' if panels else ""
+    return Chart(title, y_ticks, x_ticks, drawn)

@@ -1,4 +1,4 @@
-"""How well a model predicts a text: every token scored exactly once, sums in float64."""
+"""Measures how well a model predicts a text: every token is scored once, sums are in float64."""
 
 from __future__ import annotations
 
@@ -17,10 +17,13 @@ from shuoshu.text.dataset import IGNORE, Batch
 
 @dataclass
 class Score:
+    """The cross-entropy of a text, as sums over its tokens in nats."""
+
     nats: float  # over all tokens, end tokens included
     tokens: int
-    text_nats: float  # without the end tokens: these are no part of any text
-    rows: np.ndarray  # (rows, 4) of this process: nats, tokens, and both without the end tokens
+    text_nats: float  # without end tokens, which are not part of the text
+    # (rows, 4), this process's rows: nats, tokens, nats and tokens without end tokens
+    rows: np.ndarray
 
     @property
     def loss(self) -> float:
@@ -41,9 +44,10 @@ def score(
     processes: Processes | None = None,
     should_stop: Callable[[], object] = lambda: False,
 ) -> Score | None:
-    """Scores every target that is not IGNORE; the processes share the batches. `model` is `raw` or a compiled form of it.
+    """Scores every target that is not IGNORE; the processes share the batches.
 
-    None if `should_stop`, which all processes ask equally often and must answer alike, stopped it.
+    `model` is `raw` or its compiled form; `end` is the id of the end token. All processes call
+    `should_stop` equally often and must get the same result. Returns None if it returned true.
     """
     device, processes = raw.lm_head.weight.device, processes or Processes()
     rows = [np.zeros((0, 4))]
@@ -60,15 +64,13 @@ def score(
         with autocast(device, dtype):
             losses = model(torch.from_numpy(ids).to(device), y, reduction="none")
         losses = losses.view(targets.shape).cpu().double().numpy()
-        scored, spoken = targets != IGNORE, (targets != IGNORE) & (targets != end)
-        rows.append(
-            np.stack(
-                [losses.sum(1), scored.sum(1), (losses * spoken).sum(1), spoken.sum(1)], axis=1
-            )
-        )
+        is_scored = targets != IGNORE
+        is_text = is_scored & (targets != end)
+        columns = losses.sum(1), is_scored.sum(1), (losses * is_text).sum(1), is_text.sum(1)
+        rows.append(np.stack(columns, axis=1))
     raw.train(was_training)
     if is_stopped:
         return None
-    each = np.concatenate(rows)
-    nats, tokens, text_nats, _ = processes.sum(each.sum(axis=0).tolist())
-    return Score(nats, int(tokens), text_nats, each)
+    all_rows = np.concatenate(rows)
+    nats, tokens, text_nats, _ = processes.sum(all_rows.sum(axis=0).tolist())
+    return Score(nats, int(tokens), text_nats, all_rows)

@@ -1,66 +1,44 @@
-"""How good answers are: pure functions over strings and numbers, without torch."""
+"""Measures of answers: pure functions over strings and numbers, without torch."""
 
 from __future__ import annotations
 
 import re
-from collections import Counter, defaultdict
-from collections.abc import Callable, Hashable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
-
-from shuoshu.sft.tfidf import TfidfIndex
+from rapidfuzz.distance import Indel, LCSseq
 
 _LATIN, _DIGITS = "A-Za-zªºÀ-ÖØ-öø-ɏ\u0300-\u036fḀ-ỿＡ-Ｚａ-ｚ", "0-9０-９"
-_UNIT, _RUN = re.compile(rf"[{_LATIN}]+|[{_DIGITS}]+|\S"), re.compile(f"[{_LATIN}{_DIGITS}]")
-MAX_CANDIDATES = 64  # texts that are tried for the closest one
+_UNIT = re.compile(rf"[{_LATIN}]+|[{_DIGITS}]+|\S")
+_LATIN_OR_DIGIT = re.compile(f"[{_LATIN}{_DIGITS}]")
+MAX_BOUNDS = 2**22  # computed at once
+MAX_CANDIDATES = 64  # texts that are compared once a closer one is known
 
-# ---------------------------------------------------------------- one answer against its reference
+# ---------------------------------------------------------------- one answer and its reference
 
 
 def units(text: str, chars: bool = False) -> Sequence[str]:
-    """Every character by itself, but runs of Latin letters or of digits whole and white space left out; with `chars` simply every character.
+    """The units that measures compare: characters, but runs of Latin letters or digits whole.
 
-    As the sequence that is quickest made: a text without letters and digits needs only its blanks taken out.
+    White space is left out. With `chars` the units are all characters. A text without letters and
+    digits needs no regular expression and comes back as a string.
     """
-    packed = text if chars else "".join(text.split())
-    return packed if chars or not _RUN.search(packed) else _UNIT.findall(text)
-
-
-def lcs_with(sequence: Sequence[Hashable]) -> Callable[[Sequence[Hashable]], int]:
-    """`lcs` with one sequence, whose table is made once for many others.
-
-    Each unit has an integer with a bit for every place it stands at; one addition does a whole row of the usual dynamic program (Hyyrö 2004).
-    """
-    table: dict[Hashable, int] = {}
-    bit = 1
-    for unit in sequence:
-        if (before := table.setdefault(unit, bit)) is not bit:
-            table[unit] = before | bit
-        bit += bit
-    full = bit - 1
-
-    def length(other: Sequence[Hashable]) -> int:
-        free = full
-        for places in map(table.get, other):
-            if places is not None:
-                taken = free & places
-                free = (free + taken) | (free - taken)
-        return (~free & full).bit_count()
-
-    return length
-
-
-def lcs(a: Sequence[Hashable], b: Sequence[Hashable]) -> int:
-    """The length of the longest common subsequence."""
-    return lcs_with(a)(b)
+    if chars:
+        return text
+    packed = "".join(text.split())
+    return _UNIT.findall(text) if _LATIN_OR_DIGIT.search(packed) else packed
 
 
 def rouge_l(
     answer: str, reference: str, beta: float = 1.0, chars: bool = False
 ) -> tuple[float, float, float]:
-    """Precision, recall and F of the longest common subsequence, upper and lower case apart; 1 where both texts are empty."""
+    """Precision, recall and F of the longest common subsequence; 1 if both texts are empty.
+
+    Upper and lower case differ.
+    """
     a, r = units(answer, chars), units(reference, chars)
-    common = lcs(r, a)
+    common = LCSseq.similarity(a, r)
     if not common:
         return (0.0, 0.0, 0.0) if a or r else (1.0, 1.0, 1.0)
     precision, recall = common / len(a), common / len(r)
@@ -68,28 +46,30 @@ def rouge_l(
 
 
 def definition(beta: float = 1.0, chars: bool = False) -> str:
-    """What `rouge_l` measures, in words to print beside its figures."""
-    over = (
-        "every character"
-        if chars
-        else "characters, runs of Latin letters or of digits whole, white space left out"
+    """What `rouge_l` measures, for eval.json and the terminal."""
+    f = "F1" if beta == 1 else f"F (β = {beta:.6g})"
+    over = "characters, runs of Latin letters or of digits whole, white space left out"
+    if chars:
+        over = "every character"
+    return (
+        f"ROUGE-L {f}: longest common subsequence over {over};"
+        " the answer alone, without its question"
     )
-    return f"ROUGE-L {'F1' if beta == 1 else f'F (β = {beta:.6g})'}: longest common subsequence over {over}; the answer alone, without its question"
 
 
 def exact_match(answer: str, reference: str) -> bool:
-    """Equal but for white space around them."""
+    """True if the texts are equal but for white space around them."""
     return answer.strip() == reference.strip()
 
 
 def char_f1(answer: str, reference: str) -> float:
-    """F1 of the units whatever their order, each as often as it occurs; 1 where both texts are empty."""
+    """F1 of the units in any order, each as often as it occurs; 1 if both texts are empty."""
     a, r = units(answer), units(reference)
-    return _share(2 * (Counter(a) & Counter(r)).total(), len(a) + len(r), 1.0)
+    return _ratio(2 * (Counter(a) & Counter(r)).total(), len(a) + len(r), if_empty=1.0)
 
 
-def _share(part: int, whole: int, of_nothing: float = 0.0) -> float:
-    return part / whole if whole else of_nothing
+def _ratio(part: int, whole: int, if_empty: float = 0.0) -> float:
+    return part / whole if whole else if_empty
 
 
 # ---------------------------------------------------------------- many answers
@@ -98,123 +78,98 @@ def _share(part: int, whole: int, of_nothing: float = 0.0) -> float:
 def closer_references(
     answers: Sequence[str], references: Sequence[str], pool: Sequence[str]
 ) -> list[str | None]:
-    """For each answer a text of `pool` that it has a higher ROUGE-L F1 with than with its own reference, or None: exactly if there is none.
+    """For each answer a text of `pool` with a higher ROUGE-L F1 than its own reference, or None.
 
-    The units two texts share, whatever their order, bound their F1 from above; it is computed only where that bound is high enough.
-    Of several closer texts the closest is named that is among the HOPEFUL highest bounds: enough to recognise an answer to another question.
+    The units that two texts share in any order bound their F1 from above, so only texts with a high
+    bound are compared. None is exact. If several texts are closer, the result is the closest of the
+    MAX_CANDIDATES with the highest bounds: enough to recognise the answer to another question.
     """
+    from sklearn.feature_extraction.text import CountVectorizer
+
     texts = [units(text) for text in pool]
-    lengths = np.array([len(text) for text in texts], dtype=np.int64)
-    listed = defaultdict(list)
-    for number, text in enumerate(texts):
-        for unit in _numbered(text):
-            listed[unit].append(number)
-    holders = {unit: np.array(numbers) for unit, numbers in listed.items()}
-    found: list[str | None] = []
-    for answer, reference in zip(answers, references, strict=True):
-        mine, own, closest = units(answer), units(reference), None
-        common, both = lcs_with(mine), lengths + len(mine)
-        best = _share(2 * common(own), len(mine) + len(own), 1.0)
-        if best < 1:
-            shared = np.concatenate(
-                [lengths[:0], *(holders[unit] for unit in _numbered(mine) if unit in holders)]
-            )
-            bounds = (2 * np.bincount(shared, minlength=len(texts)) + (both == 0)) / np.maximum(
-                both, 1
-            )
-            hopeful = np.flatnonzero(bounds > best)
-            for tried, i in enumerate(
-                hopeful[np.argsort(-bounds[hopeful], kind="stable")].tolist()
-            ):
-                if bounds[i] <= best or (closest is not None and tried >= MAX_CANDIDATES):
-                    break
-                if (score := _share(2 * common(texts[i]), int(both[i]), 1.0)) > best:
-                    best, closest = score, pool[i]
-        found.append(closest)
-    return found
+    if not any(texts):
+        return [None] * len(answers)
+    # Numbered units occur once in a text: a product of counts counts the shared ones.
+    vectorizer = CountVectorizer(analyzer=_numbered, dtype=np.int64)
+    text_counts = vectorizer.fit_transform(texts).T.tocsr()
+    lengths = np.array([len(text) for text in texts])
+    n_rows = max(1, MAX_BOUNDS // len(texts))
+    closest: list[str | None] = []
+    for start in range(0, len(answers), n_rows):
+        block = [units(answer) for answer in answers[start : start + n_rows]]
+        shared = (vectorizer.transform(block) @ text_counts).toarray()
+        for answer, reference, n_shared in zip(
+            block, references[start : start + n_rows], shared, strict=True
+        ):
+            total = lengths + len(answer)
+            bounds = np.where(total, 2 * n_shared / np.maximum(total, 1), 1.0)
+            own = Indel.normalized_similarity(answer, units(reference))  # = ROUGE-L F1
+            number = _closest(answer, texts, bounds, own)
+            closest.append(None if number is None else pool[number])
+    return closest
+
+
+def _closest(
+    answer: Sequence[str], texts: Sequence[Sequence[str]], bounds: np.ndarray, best: float
+) -> int | None:
+    """The number of a text whose F1 is higher than `best`, or None."""
+    closest = None
+    candidates = np.flatnonzero(bounds > best)
+    candidates = candidates[np.argsort(-bounds[candidates], kind="stable")].tolist()
+    for tried, number in enumerate(candidates):
+        if bounds[number] <= best or (closest is not None and tried >= MAX_CANDIDATES):
+            break
+        f1 = Indel.normalized_similarity(answer, texts[number])
+        if f1 > best:
+            best, closest = f1, number
+    return closest
 
 
 def _numbered(sequence: Sequence[str]) -> list[tuple[str, int]]:
-    """The units, equal ones numbered: two texts have as many of these in common as units."""
+    """The units with equal ones numbered: two texts share as many of these as of their units."""
     return [(unit, i) for unit, count in Counter(sequence).items() for i in range(count)]
 
 
 def distinct(texts: Sequence[str], n: int) -> float:
-    """Distinct-n: different runs of n units / all of them, over all texts together; 0 where there is none."""
-    runs = [
-        run
+    """Distinct-n: different n-grams ÷ all n-grams, over all texts together; 0 without n-grams."""
+    grams = [
+        gram
         for text in map(units, texts)
-        for run in zip(*(text[i:] for i in range(n)), strict=False)
+        for gram in zip(*(text[i:] for i in range(n)), strict=False)
     ]
-    return _share(len(set(runs)), len(runs))
+    return _ratio(len(set(grams)), len(grams))
 
 
 def repetition(text: str) -> float:
-    """The share of a text's runs of four units that occurred in it before; 0 for a shorter text."""
+    """The share of a text's 4-grams that occurred in it before; 0 for a shorter text."""
     return 1 - distinct([text], 4) if len(units(text)) >= 4 else 0.0
 
 
-# ---------------------------------------------------------------- what to compare with, and closed sets
+# ---------------------------------------------------------------- closed sets of answers
 
 
-def lookup_nearest(
-    train_questions: Sequence[str], train_answers: Sequence[str], questions: Sequence[str]
-) -> list[str]:
-    """The answer of the training question nearest by character 1–2-gram TF-IDF."""
-    return _look_up(train_questions, train_answers, questions, 2)
+def confusion_matrix(predicted: np.ndarray, actual: np.ndarray, n_labels: int) -> np.ndarray:
+    """Counts of label numbers: a row per actual label, a column per predicted one."""
+    cells = np.bincount(actual * n_labels + predicted, minlength=n_labels**2)
+    return cells.reshape(n_labels, n_labels)
 
 
-def lookup_joined(
-    train_questions: Sequence[str], train_answers: Sequence[str], questions: Sequence[str]
-) -> list[str]:
-    """The answer whose training questions, joined into one document, are nearest by character TF-IDF."""
-    joined: dict[str, list[str]] = defaultdict(list)
-    for question, answer in zip(train_questions, train_answers, strict=True):
-        joined[answer].append(question)
-    return _look_up(["\n".join(group) for group in joined.values()], list(joined), questions, 1)
+def label_f1(confusion: np.ndarray) -> np.ndarray:
+    """F1 of each label; 0 for a label that is neither predicted nor actual."""
+    right = confusion.diagonal()
+    return 2 * right / np.maximum(1, confusion.sum(axis=0) + confusion.sum(axis=1))
 
 
-def _look_up(
-    documents: Sequence[str], answers: Sequence[str], questions: Sequence[str], longest: int
-) -> list[str]:
-    """The answer of the document nearest to each question, the first of equals; "" where there is nothing to look in."""
-    if not any(documents) or not questions:
-        return [""] * len(questions)
-    index, rows = TfidfIndex(documents, (1, longest)), max(1, 2**22 // len(documents))
-    parts = (
-        index.similarities(questions[start : start + rows])
-        for start in range(0, len(questions), rows)
-    )
-    return [answers[i] for part in parts for i in part.argmax(axis=1)]
-
-
-def classification(
-    predicted: Sequence[Hashable], actual: Sequence[Hashable], labels: Sequence[Hashable]
-) -> dict:
-    """Accuracy, macro-F1, each label's precision, recall, F1 and support, and the confusion matrix: a row an actual label, a column a predicted one.
-
-    `other` counts by row what was predicted and is none of the labels. What is undefined is 0.
-    """
-    cells, taken, support = (
-        Counter(zip(actual, predicted, strict=True)),
-        Counter(predicted),
-        Counter(actual),
-    )
-    by_label = {}
-    for label in labels:
-        right = cells[label, label]
-        f1 = _share(2 * right, taken[label] + support[label])
-        by_label[label] = {
-            "precision": _share(right, taken[label]),
-            "recall": _share(right, support[label]),
-            "f1": f1,
-            "support": support[label],
-        }
-    confusion = [[cells[row, column] for column in labels] for row in labels]
+def label_scores(confusion: np.ndarray, labels: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Each label's precision, recall, F1 and support; what is undefined is 0."""
+    right, support = confusion.diagonal(), confusion.sum(axis=1)
+    columns = {
+        "precision": right / np.maximum(1, confusion.sum(axis=0)),
+        "recall": right / np.maximum(1, support),
+        "f1": label_f1(confusion),
+        "support": support,
+    }
     return {
-        "accuracy": _share(sum(cells[label, label] for label in labels), len(actual)),
-        "macro_f1": sum(entry["f1"] for entry in by_label.values()) / max(1, len(labels)),
-        "labels": by_label,
-        "confusion": confusion,
-        "other": [support[label] - sum(row) for label, row in zip(labels, confusion, strict=True)],
+        label: {name: values[number].item() for name, values in columns.items()}
+        for number, label in enumerate(labels)
     }

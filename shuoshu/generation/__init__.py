@@ -1,1 +1,1 @@
-"""Text out of a model."""
+"""Generates text with a model: sampling, chat, answers to prepared questions, sample.py."""

@@ -1,4 +1,4 @@
-"""Questions put to a fine-tuned model: read from a prepared folder, rendered, answered in batches, or decided among labels."""
+"""Reads prepared questions, answers them in batches, and scores labels as answers."""
 
 from __future__ import annotations
 
@@ -24,38 +24,33 @@ from shuoshu.text.tokenizer import Tokenizer
 
 @dataclass
 class Question:
-    messages: list[dict[str, str]]  # all that comes before the answer
+    messages: list[dict[str, str]]  # all before the answer
     reference: str
-    ids: list[int]  # the messages rendered, open for the answer
-    length: int  # of the reference in tokens
-    rows: range  # its rows in the file
+    ids: list[int]  # the rendered messages, up to where the answer begins
+    length: int  # of the reference, in tokens
+    rows: range  # its rows in the dataset; a long answer has several
 
     @property
     def text(self) -> str:
+        """The last message, without the conversation before it."""
         return self.messages[-1]["content"]
 
 
 def render_question(tokenizer: Tokenizer, messages: Sequence[dict[str, str]]) -> list[int]:
-    """The ids that a conversation has up to where the assistant's answer begins."""
+    """The ids of a conversation, up to where the assistant's answer begins."""
     return tokenizer.render([*messages, {"role": "assistant", "content": None}])[0]
 
 
 def read_questions(folder: Path, split: str, tokenizer: Tokenizer) -> list[Question]:
     """The questions of a split with their references."""
-    made = []
+    questions = []
     for record in read_pairs(folder, split):
-        *messages, last = record["messages"]
+        *messages, answer = record["messages"]
+        reference = answer["content"]
+        ids, length = render_question(tokenizer, messages), len(tokenizer.encode(reference))
         rows = range(record["row"], record["row"] + record["rows"])
-        made.append(
-            Question(
-                messages,
-                last["content"],
-                render_question(tokenizer, messages),
-                len(tokenizer.encode(last["content"])),
-                rows,
-            )
-        )
-    return made
+        questions.append(Question(messages, reference, ids, length, rows))
+    return questions
 
 
 def answer(
@@ -69,11 +64,11 @@ def answer(
     """The greedy answer to each question, in batches of `rows`; None for those after a stop.
 
     An answer is cut at `max_new_tokens`, by default a little over twice the longest reference.
+    `progress` gets the number of answers done after each batch.
     """
     longest = max((question.length for question in questions), default=0)
-    params = SamplingParams(
-        max_new_tokens=max_new_tokens or 2 * longest + 8, temperature=0.0, keeps_prompt=True
-    )
+    limit = max_new_tokens or 2 * longest + 8
+    params = SamplingParams(max_new_tokens=limit, temperature=0.0, keeps_prompt=True)
     prompts, seeds = [question.ids for question in questions], [0] * len(questions)
     return generator.complete_many(prompts, params, seeds, rows, should_stop, progress)
 

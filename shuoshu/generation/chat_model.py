@@ -1,4 +1,4 @@
-"""A model that continues texts or, if it learned to, answers questions: how it reads what it is given."""
+"""A loaded model that continues texts or, if it was fine-tuned on questions, answers them."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import torch
 
+from shuoshu.core.command_settings import SampleSettings
 from shuoshu.core.device import pick_dtype
 from shuoshu.core.errors import UserError
-from shuoshu.core.settings import SampleSettings
 from shuoshu.core.terminal import shorten
 from shuoshu.generation.answers import render_question
 from shuoshu.generation.sampling import SamplingParams, TextGenerator
@@ -16,35 +16,42 @@ from shuoshu.models.weights import LoadedModel
 
 
 class ChatModel(TextGenerator):
+    """A TextGenerator that knows what its model was trained for."""
+
     def __init__(self, loaded: LoadedModel, device: torch.device, dtype: str = "auto") -> None:
-        wanted = "float32" if dtype == "auto" and device.type != "cuda" else dtype
-        super().__init__(loaded.model.to(pick_dtype(wanted, device)), loaded.tokenizer)
+        """Converts the weights to `dtype`; auto: to pick_dtype's choice on CUDA, else float32."""
+        if dtype == "auto" and device.type != "cuda":
+            dtype = "float32"
+        super().__init__(loaded.model.to(pick_dtype(dtype, device)), loaded.tokenizer)
         self.step, self.task, self.turns = loaded.step, loaded.task, loaded.turns
 
     def question_ids(self, text: str, before: Sequence[dict[str, str]] = ()) -> list[int]:
-        """A question's ids; of the conversation before it as much as the model learned to follow and half its block holds."""
-        asked = {"role": "user", "content": text.strip()}
-        if not asked["content"]:
+        """The ids of a question after the last messages of the conversation before it.
+
+        Keeps as many turns as the model was trained on, and fewer if they don't fit into half of
+        the block. UserError if the question is empty or longer than the block.
+        """
+        question = {"role": "user", "content": text.strip()}
+        if not question["content"]:
             raise UserError(
-                "a question is empty: give one with --start, or --chat; --continue_text continues text"
+                "the question is empty: set --start or use --chat; --continue_text continues text"
             )
-        history = [*before[max(0, len(before) - 2 * (self.turns - 1)) :], asked]
+        earlier = 2 * (self.turns - 1)  # messages: a question and an answer for each turn
+        history = [*before[max(0, len(before) - earlier) :], question]
         while len(history) > 1 and len(render_question(self.tokenizer, history)) > self.block // 2:
             history = history[2:]
         ids = render_question(self.tokenizer, history)
         if len(ids) >= self.block:
             raise UserError(
-                f"a question of {len(ids):,} tokens is longer than the {self.block:,} that this model reads: {shorten(text[:200], 60)}"
+                f"a question of {len(ids):,} tokens is longer than the {self.block:,} that this"
+                f" model reads: {shorten(text[:200], 60)}"
             )
         return ids
 
     def sampling_params(self, settings: SampleSettings, answers: bool) -> SamplingParams:
-        """How it is to choose its words."""
-        chosen = {
-            name: getattr(settings, name)
-            for name in SamplingParams.__dataclass_fields__
-            if hasattr(settings, name)
-        }
+        """The sampling parameters in the settings, with a default temperature for the task."""
+        names = [name for name in SamplingParams.__dataclass_fields__ if hasattr(settings, name)]
+        values = {name: getattr(settings, name) for name in names}
         if settings.temperature is None:
-            chosen["temperature"] = 0.0 if answers else SamplingParams.temperature
-        return SamplingParams(**chosen, keeps_prompt=answers)
+            values["temperature"] = 0.0 if answers else SamplingParams.temperature
+        return SamplingParams(**values, keeps_prompt=answers)

@@ -1,4 +1,8 @@
-"""Fast decoding of single tokens on a CPU: projections of one input are merged and packed."""
+"""Fast decoding of single tokens on a CPU: projections of one input are merged and packed.
+
+A single token needs little arithmetic. Its time goes into reading the weights, and into the fixed
+cost of each operation. So weights are repacked once for the products, and operations are merged.
+"""
 
 from __future__ import annotations
 
@@ -9,79 +13,70 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model import GPT, Block, KVCache, RMSNorm
+from model import GPT, Block, CacheSlots, KVCache, RMSNorm
 
+# Tokens (B, 1) → logits (B, V) in float32.
 NextTokenFn = Callable[[Tensor, KVCache], Tensor]
 
 
 class CpuDecoder:
     """Computes what the model does for single tokens, from a copy of its current weights.
 
-    A model in training needs a new decoder after each step.
+    A model in training needs a new decoder after each step. Products run in the weights' type, or
+    under autocast in autocast's; norms and attention run in float32.
     """
 
     @torch.inference_mode()
     def __init__(self, model: GPT) -> None:
-        trunk = model.model
-        self.dtype = (
-            torch.get_autocast_dtype("cpu")
-            if torch.is_autocast_enabled("cpu")
-            else model.lm_head.weight.dtype
-        )
-        self.embedding = trunk.embed_tokens.weight.to(self.dtype)
-        self.layers = [Layer(block, self.dtype) for block in trunk.layers]
-        self.norm, self.head = Norm(trunk.norm), fused_linear(self.dtype, model.lm_head)
-        left, right = trunk.sin.chunk(2, dim=-1)
-        self.cos, self.sin = trunk.cos, torch.cat((-left, right), dim=-1)
+        layers, embedding = model.model.layers, model.model.embed_tokens
+        self.dtype = model.lm_head.weight.dtype
+        if torch.is_autocast_enabled("cpu"):
+            self.dtype = torch.get_autocast_dtype("cpu")
+        self.embedding = embedding.weight.to(self.dtype)
+        self.layers = [Layer(block, self.dtype) for block in layers]
+        self.norm, self.head = Norm(model.model.norm), fused_linear(self.dtype, model.lm_head)
+        # model.rotate concatenates (-right, left). Layer uses roll(), which gives (right, left),
+        # and finds the sign in this table.
+        left, right = model.sin.chunk(2, dim=-1)
+        self.cos, self.sin = model.cos, torch.cat((-left, right), dim=-1)
 
     def __call__(self, ids: Tensor, cache: KVCache) -> Tensor:
         """ids (B, 1) → logits (B, V) in float32."""
-        positions = cache.positions(1)
-        cos, sin = self.cos[positions.index], self.sin[positions.index]  # (1 or B, 1, D)
+        slots = cache.reserve(1)
+        cos, sin = self.cos[slots.index], self.sin[slots.index]  # (1 or B, 1, D)
         x = self.embedding[ids[:, 0]].float()  # (B, C)
-        with torch.autocast("cpu", enabled=False):
-            for number, layer in enumerate(self.layers):
-                x = layer(
-                    x, cos, sin, partial(cache.update, number, positions=positions), positions.mask
-                )
-            cache.lengths = [length + 1 for length in cache.lengths]
+        with torch.autocast("cpu", enabled=False):  # the types are chosen here
+            for layer in self.layers:
+                x = layer(x, cos, sin, slots)
             return self.head(self.norm(x).to(self.dtype)).float()
 
 
 class Layer:
+    """One block of the model for single tokens."""
+
     def __init__(self, block: Block, dtype: torch.dtype) -> None:
         attention, mlp = block.self_attn, block.mlp
-        self.dtype, self.width = dtype, attention.head_dim
-        self.H, self.G = (
-            projection.out_features // self.width
-            for projection in (attention.q_proj, attention.k_proj)
-        )
+        self.number, self.dtype, self.width = attention.layer, dtype, attention.head_dim
+        self.H = attention.q_proj.out_features // self.width
+        self.G = attention.k_proj.out_features // self.width
         self.qkv = fused_linear(dtype, attention.q_proj, attention.k_proj, attention.v_proj)
-        self.o, self.gate_up, self.down = (
-            fused_linear(dtype, attention.o_proj),
-            fused_linear(dtype, mlp.gate_proj, mlp.up_proj),
-            fused_linear(dtype, mlp.down_proj),
-        )
+        self.o = fused_linear(dtype, attention.o_proj)
+        self.gate_up = fused_linear(dtype, mlp.gate_proj, mlp.up_proj)
+        self.down = fused_linear(dtype, mlp.down_proj)
         self.norm, self.mlp_norm = Norm(block.input_layernorm), Norm(block.post_attention_layernorm)
         self.qk_norm = Norm(*[attention.q_norm] * self.H, *[attention.k_norm] * self.G)
 
-    def __call__(
-        self,
-        x: Tensor,
-        cos: Tensor,
-        sin: Tensor,
-        update: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
-        mask: Tensor | None,
-    ) -> Tensor:
+    def __call__(self, x: Tensor, cos: Tensor, sin: Tensor, slots: CacheSlots) -> Tensor:
+        """x (B, C) → (B, C); cos and sin (1 or B, 1, D)."""
         B, H, G, D = len(x), self.H, self.G, self.width
         heads = self.qkv(self.norm(x).to(self.dtype)).view(B, H + 2 * G, D)
-        qk = self.qk_norm(heads[:, : H + G])  # in float32, as keys and values are kept
+        qk = self.qk_norm(heads[:, : H + G])  # float32, like the cache
         qk = torch.addcmul(qk * cos, qk.roll(D // 2, -1), sin)
-        k, v = update(qk[:, H:, None], heads[:, H + G :, None])  # (B, G, T, D)
+        k, v = slots.store(self.number, qk[:, H:, None], heads[:, H + G :, None])  # (B, G, T, D)
         q = qk[:, :H].view(B, G, H // G, D) * D**-0.5
         scores = (k @ q.mT).mT  # (B, G, H / G, T); q @ k.mT would copy the keys
-        if mask is not None:
-            scores = scores.masked_fill(~mask, -torch.inf)
+        if slots.mask is not None:
+            scores = scores.masked_fill(~slots.mask, -torch.inf)
         y = scores.softmax(dim=-1) @ v
         x = x + self.o(y.view(B, H * D).to(self.dtype))
         gate, up = self.gate_up(self.mlp_norm(x).to(self.dtype)).chunk(2, dim=-1)
@@ -91,7 +86,7 @@ class Layer:
 class Norm:
     """RMSNorm in float32 as x · weight √n / hypot(|x|, √(n eps)), which takes fewer operations.
 
-    Several norms apply to one head each.
+    Of several norms, each applies to one head: x (B, heads, D).
     """
 
     def __init__(self, *norms: RMSNorm) -> None:
@@ -100,13 +95,8 @@ class Norm:
         self.min_norm = torch.tensor((width * eps) ** 0.5)
 
     def __call__(self, x: Tensor) -> Tensor:
-        return (
-            x
-            * self.gain
-            / torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32).hypot(
-                self.min_norm
-            )
-        )
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+        return x * self.gain / norm.hypot(self.min_norm)
 
 
 def next_token_fn(model: GPT) -> NextTokenFn:
@@ -119,23 +109,15 @@ def next_token_fn(model: GPT) -> NextTokenFn:
 def fused_linear(dtype: torch.dtype, *layers: nn.Linear) -> Callable[[Tensor], Tensor]:
     """The concatenated outputs of these layers as one function.
 
-    Uses the packed products of torch's compiler (twice as fast) where it can.
+    It multiplies with packed weights where torch can. That is twice as fast as F.linear, which
+    reorders the weights in every call.
     """
-    weight = (
-        torch.cat([layer.weight.to(dtype) for layer in layers])
-        if len(layers) > 1
-        else layers[0].weight.to(dtype)
-    )
-    try:
+    weights = [layer.weight.to(dtype) for layer in layers]
+    weight = torch.cat(weights) if len(weights) > 1 else weights[0]
+    no_activation = {"B": None, "attr": "none", "scalars": [], "algorithm": ""}
+    try:  # operators of torch's compiler: private, so they may be missing or refuse this type
         packed = torch.ops.mkldnn._reorder_linear_weight(weight)
-        multiply = partial(
-            torch.ops.mkldnn._linear_pointwise,
-            W=packed,
-            B=None,
-            attr="none",
-            scalars=[],
-            algorithm="",
-        )
+        multiply = partial(torch.ops.mkldnn._linear_pointwise, W=packed, **no_activation)
         multiply(weight[:1])
         return multiply
     except (AttributeError, RuntimeError, TypeError):

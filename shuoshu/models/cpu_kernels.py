@@ -1,4 +1,7 @@
-"""Fused CPU versions of model.py's operations for bfloat16 autocast: fewer passes over memory.
+"""Fused CPU versions of model.py's operations for bfloat16 autocast.
+
+A CPU computes faster than it reads memory. These versions make fewer passes over memory, save
+bfloat16 tensors for backward, and use float32 only where rounding would matter.
 
 `install` puts them into `model.ops`. Each has the signature of the plain operation that it
 replaces, and calls that one wherever `is_enabled` is false.
@@ -15,17 +18,21 @@ from torch.amp import custom_bwd, custom_fwd
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 import model
+from shuoshu.text.dataset import IGNORE
 
-IGNORE = -100
-PAD_TARGETS_TO = 64  # each new matrix size costs time and memory, so target counts are rounded up
-QUERY_BLOCK = 128  # queries per block; the last block has up to half as many more
-MAX_CONTEXT = 2048  # tokens; the probabilities saved for backward of longer rows need much memory
+# oneDNN prepares and caches a kernel for each new matrix size, which costs time and memory. So
+# target counts are rounded up to a multiple, and blocks of queries have few different sizes.
+PAD_TARGETS_TO = 64
+QUERY_BLOCK = 128  # the last block has up to half as many more
+# Longer rows use torch's attention: the saved probabilities would need too much memory.
+MAX_CONTEXT = 2048
+# in_bfloat16 casts the inputs of forward and turns autocast off; keep_dtypes does neither.
 keep_dtypes = custom_fwd(device_type="cpu")
 in_bfloat16 = custom_fwd(device_type="cpu", cast_inputs=torch.bfloat16)
 
 
 def backward_as_forward(backward: Callable) -> Callable:
-    """Decorator for backward(): runs in forward's autocast dtype; has no derivative itself."""
+    """Decorator for backward(): runs under forward's autocast state; has no derivative itself."""
     return custom_bwd(once_differentiable(backward), device_type="cpu")
 
 
@@ -34,39 +41,39 @@ def is_enabled(x: Tensor) -> bool:
 
     Compilers and CUDA fuse the plain operations as well or better.
     """
-    if (
-        x.device.type != "cpu"
-        or not torch.is_autocast_enabled("cpu")
-        or torch.compiler.is_compiling()
-    ):
+    if x.device.type != "cpu" or torch.compiler.is_compiling():
         return False
-    return torch.get_autocast_dtype("cpu") == torch.bfloat16
+    return torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
 
 
 def rms_normalize(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """(x * scale, scale), such that each vector of x * scale has a root mean square of 1."""
-    squares = (
-        torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
-        .square_()
-        .div_(x.shape[-1])
-    )
-    scale = squares.add_(eps).rsqrt_().type_as(x)
+    # One pass, which sums in float32 without a float32 copy of x. The rest works on one number
+    # per vector.
+    norms = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+    scale = norms.square_().div_(x.shape[-1]).add_(eps).rsqrt_().type_as(x)
     return x * scale, scale
 
 
 def rms_norm_backward(
     grad: Tensor, normed: Tensor, scale: Tensor, weight: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The gradients of x and of weight, given that of normed * weight."""
-    each = (grad * normed).flatten(0, -2)
-    mean = (each @ weight).div_(each.shape[-1]).view_as(scale)
-    return (grad * weight).addcmul_(normed, mean, value=-1).mul_(scale), each.new_ones(
-        len(each)
-    ) @ each
+    """The gradients of x and weight from the gradient of normed * weight.
+
+    With g = grad * weight, that of x is scale * (g - normed * mean(g * normed)).
+    """
+    products = (grad * normed).flatten(0, -2)  # (vectors, width)
+    mean = (products @ weight).div_(products.shape[-1]).view_as(scale)
+    grad_x = (grad * weight).addcmul_(normed, mean, value=-1).mul_(scale)
+    # The product with ones is the sum over all vectors.
+    return grad_x, products.new_ones(len(products)) @ products
 
 
 class FusedRMSNorm(torch.autograd.Function):
-    """RMSNorm of the float32 residual stream; the result is in bfloat16."""
+    """RMSNorm of the float32 residual stream; the result is in bfloat16.
+
+    The layer after the norm would round to bfloat16 anyway: rounding here saves a pass.
+    """
 
     @staticmethod
     @keep_dtypes
@@ -91,6 +98,8 @@ class FusedNormRotate(torch.autograd.Function):
         ctx: FunctionCtx, x: Tensor, weight: Tensor, eps: float, cos: Tensor, sin: Tensor
     ) -> Tensor:
         normed, scale = rms_normalize(x.transpose(1, 2).contiguous(), eps)
+        # model.rotate concatenates (-right, left). roll() gives (right, left); the sign is moved
+        # into sin, and the weight into both tables, which are small.
         half = len(weight) // 2
         sin = torch.cat((-sin[:, :half], sin[:, half:]), dim=1)
         ctx.save_for_backward(normed, scale, weight, cos, sin)
@@ -100,14 +109,14 @@ class FusedNormRotate(torch.autograd.Function):
     @backward_as_forward
     def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
         *saved, cos, sin = ctx.saved_tensors
-        grad_x, grad_weight = rms_norm_backward(
-            (grad * cos).add_((grad * sin).roll(grad.shape[-1] // 2, -1)), *saved
-        )
+        half = grad.shape[-1] // 2
+        rotated_back = (grad * cos).add_((grad * sin).roll(half, -1))
+        grad_x, grad_weight = rms_norm_backward(rotated_back, *saved)
         return grad_x.transpose(1, 2), grad_weight, None, None, None
 
 
 def query_blocks(T: int) -> list[tuple[slice, slice]]:
-    """Each block of queries, and the keys up to its last query."""
+    """Each block of queries, and the keys up to its last query. It needs no later keys."""
     edges = [*range(0, max(1, T - QUERY_BLOCK // 2), QUERY_BLOCK), T]
     return [(slice(first, end), slice(0, end)) for first, end in pairwise(edges)]
 
@@ -123,7 +132,8 @@ def softmax_backward(grad: Tensor, p: Tensor) -> Tensor:
 class BlockwiseAttention(torch.autograd.Function):
     """Causal attention of (B * heads, T, D), one block of queries at a time.
 
-    Scores are rounded to bfloat16.
+    Blocks skip most scores of future keys, nearly half of a long row. Backward reads the saved
+    probabilities; torch's attention computes them again. Scores are rounded to bfloat16.
     """
 
     @staticmethod
@@ -131,10 +141,10 @@ class BlockwiseAttention(torch.autograd.Function):
     def forward(ctx: FunctionCtx, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         y, probabilities = torch.empty_like(q), []
         for rows, keys in query_blocks(q.shape[1]):
+            # -1e9 for future keys, added by the product itself; softmax makes it exactly 0.
             future = q.new_full((rows.stop - rows.start, rows.stop), -1e9).triu(rows.start + 1)
-            p = torch.baddbmm(future, q[:, rows], k[:, keys].mT, alpha=q.shape[2] ** -0.5).softmax(
-                dim=-1
-            )
+            scores = torch.baddbmm(future, q[:, rows], k[:, keys].mT, alpha=q.shape[2] ** -0.5)
+            p = scores.softmax(dim=-1)
             y[:, rows] = p @ v[:, keys]
             if any(ctx.needs_input_grad):
                 probabilities.append(p)
@@ -158,22 +168,27 @@ class BlockwiseAttention(torch.autograd.Function):
 class FusedHeadLoss(torch.autograd.Function):
     """The summed cross-entropy of x (N, C) @ head.T over targets that are not IGNORE.
 
-    forward() also computes the gradients, so that no logits are saved.
+    The gradient of the logits is p - 1 at the target and p elsewhere, so forward() computes the
+    gradients of x and head at once. Backward only scales them, and no logits are saved.
     """
 
     @staticmethod
     @in_bfloat16
     def forward(ctx: FunctionCtx, x: Tensor, head: Tensor, targets: Tensor) -> Tensor:
         counted = (targets != IGNORE).nonzero()[:, 0]
-        selected = torch.constant_pad_nd(x[counted], (0, 0, 0, -len(counted) % PAD_TARGETS_TO))
+        n = len(counted)
+        selected = torch.constant_pad_nd(x[counted], (0, 0, 0, -n % PAD_TARGETS_TO))  # rows of 0
         p = torch.softmax(selected @ head.T, dim=1)
-        targets_at = torch.arange(len(counted)), targets[counted]
-        p_target = p[targets_at].float().clamp(min=torch.finfo(torch.float32).tiny)
-        p[targets_at] = 0
-        p_others = p.sum(dim=1)[: len(counted)]  # 1 - p_target, exact even if tiny
-        p[targets_at] = -p_others
-        grad_x = torch.zeros_like(x).index_copy_(0, counted, (p @ head)[: len(counted)])
-        ctx.save_for_backward(grad_x, p.T @ selected)
+        at_target = torch.arange(n), targets[counted]
+        # A probability of 0 would give an infinite loss, and the step would be skipped.
+        p_target = p[at_target].float().clamp(min=torch.finfo(torch.float32).tiny)
+        # 0.9995 is 1 in bfloat16: 1 - p_target would round to 0, and a confident model would
+        # learn no more. The sum of the other probabilities keeps its precision.
+        p[at_target] = 0
+        p_others = p.sum(dim=1)[:n]
+        p[at_target] = -p_others  # p is the gradient of the logits now
+        grad_x = torch.zeros_like(x).index_copy_(0, counted, (p @ head)[:n])
+        ctx.save_for_backward(grad_x, p.T @ selected)  # padded rows add 0
         return -torch.where(p_others < 0.5, torch.log1p(-p_others.float()), p_target.log()).sum()
 
     @staticmethod
@@ -193,7 +208,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 def norm_and_rotate(x: Tensor, weight: Tensor, eps: float, cos: Tensor, sin: Tensor) -> Tensor:
-    if cos.ndim == 2 and is_enabled(x):
+    if cos.ndim == 2 and is_enabled(x):  # else there is a cache, whose rows differ in position
         return FusedNormRotate.apply(x, weight, eps, cos, sin)
     return model.rotate(rms_norm(x, weight, eps).transpose(1, 2), cos, sin)
 
@@ -202,11 +217,13 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     if q.shape[2] > MAX_CONTEXT or not is_enabled(q):
         return model.causal_attention(q, k, v)
     group = q.shape[1] // k.shape[1]  # query heads per key-value head
+    # The products need a copy of keys and values for each query head.
     k, v = (x[:, :, None].expand(-1, -1, group, -1, -1).flatten(0, 2) for x in (k, v))
     return BlockwiseAttention.apply(q.flatten(0, 1), k, v).view_as(q)
 
 
 def head_loss(x: Tensor, weight: Tensor, targets: Tensor, reduction: str) -> Tensor:
+    # Without a gradient, FusedHeadLoss would do twice the work.
     if reduction == "sum" and torch.is_grad_enabled() and is_enabled(x):
         return FusedHeadLoss.apply(x.flatten(0, 1), weight, targets.flatten())
     return model.head_loss(x, weight, targets, reduction)

@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from model import GPT, GPTConfig
+from model import GPT, GPTConfig, config_from_hf, config_to_hf
 from shuoshu.core.errors import UserError
 from shuoshu.core.files import (
     error_reason,
@@ -30,7 +30,7 @@ from shuoshu.core.out_dirs import require_model
 from shuoshu.text.dataset import TASKS
 from shuoshu.text.tokenizer import Tokenizer
 
-_DTYPES = {
+SAFETENSORS_DTYPES = {
     torch.float32: "F32",
     torch.float64: "F64",
     torch.bfloat16: "BF16",
@@ -38,9 +38,9 @@ _DTYPES = {
     torch.int64: "I64",
     torch.uint8: "U8",
 }
-
-
-HEADER_BYTES = 300  # per tensor, at most
+HEADER_BYTES = 300  # of one tensor, at most
+MAX_HEADER_BYTES = 1 << 24  # a longer header is a sign of damage
+READ_BYTES = 1 << 20  # of a file at a time
 
 
 def tensor_bytes(tensors: Iterable[Tensor]) -> int:
@@ -51,17 +51,17 @@ def tensor_bytes(tensors: Iterable[Tensor]) -> int:
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
     """Writes and syncs a safetensors file; returns its sha256.
 
-    Equal content gives equal bytes; safetensors' own writer shuffles the metadata.
-    The metadata gains a sha256 over the rest of the header and the data.
+    Equal content gives equal bytes, unlike with safetensors' own writer, which shuffles the
+    metadata. A sha256 of the header and the data is added to the metadata.
     """
     arrays = {name: t.detach().cpu().contiguous() for name, t in sorted(tensors.items())}
     raw = {name: t.reshape(-1).view(torch.uint8).numpy() for name, t in arrays.items()}
     header: dict[str, typing.Any] = {"__metadata__": {"format": "pt", **metadata}}
-    offset = 0
+    offset = 0  # in the data, which follows the header
     for name, tensor in arrays.items():
         end = offset + raw[name].nbytes
         header[name] = {
-            "dtype": _DTYPES[tensor.dtype],
+            "dtype": SAFETENSORS_DTYPES[tensor.dtype],
             "shape": list(tensor.shape),
             "data_offsets": [offset, end],
         }
@@ -71,15 +71,15 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
         digest.update(piece)
     header["__metadata__"]["sha256"] = digest.hexdigest()
     text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    whole = hashlib.sha256()
+    text += b" " * (-len(text) % 8)  # the format aligns the data to 8 bytes
+    file_digest = hashlib.sha256()
     with path.open("wb") as file:
         for piece in (len(text).to_bytes(8, "little") + text, *raw.values()):
             file.write(piece)
-            whole.update(piece)
+            file_digest.update(piece)
         file.flush()
         os.fsync(file.fileno())
-    return whole.hexdigest()
+    return file_digest.hexdigest()
 
 
 def read_metadata(path: Path) -> dict[str, str]:
@@ -87,20 +87,19 @@ def read_metadata(path: Path) -> dict[str, str]:
     try:
         with open_file(path) as file:
             length = int.from_bytes(file.read(8), "little")
-            if not 2 <= length <= min(1 << 24, path.stat().st_size - 8):
+            if not 2 <= length <= min(MAX_HEADER_BYTES, path.stat().st_size - 8):
                 raise ValueError("its header is cut off or missing")
             header = json.loads(file.read(length))
             metadata = header["__metadata__"]
             expected = metadata.pop("sha256")
             digest = hashlib.sha256(json.dumps(header).encode())
-            while chunk := file.read(1 << 20):
+            while chunk := file.read(READ_BYTES):
                 digest.update(chunk)
         if digest.hexdigest() != expected:
             raise ValueError("its content doesn't match its sha256")
-        if not all(
-            re.fullmatch("[0-9]{1,15}", metadata.get(name, "0")) for name in ("step", "turns")
-        ):
-            raise ValueError("its step or turns are not a number")
+        for name in ("step", "turns"):
+            if not re.fullmatch("[0-9]{1,15}", metadata.get(name, "0")):
+                raise ValueError("its step or turns are not a number")
         if metadata.get("task", "text") not in TASKS:
             raise ValueError("its task is neither text nor questions")
         return metadata
@@ -115,13 +114,12 @@ def read_metadata(path: Path) -> dict[str, str]:
 
 
 def write_model_folder(out_dir: Path, config: GPTConfig, tokenizer: Tokenizer) -> None:
-    """Writes all files of a Hugging Face model folder but the weights."""
+    """Writes all files of a Hugging Face model folder except the weights."""
     ids = {"eos_token_id": tokenizer.end, "pad_token_id": tokenizer.pad, "bos_token_id": None}
+    generation = {**ids, "do_sample": True, "temperature": 0.8, "top_k": 200}
     files = {
-        "config.json": json.dumps({**config.to_hf(), **ids}, indent=1),
-        "generation_config.json": json.dumps(
-            {**ids, "do_sample": True, "temperature": 0.8, "top_k": 200}, indent=1
-        ),
+        "config.json": json.dumps({**config_to_hf(config), **ids}, indent=1),
+        "generation_config.json": json.dumps(generation, indent=1),
         **tokenizer.files(config.block_size),
     }
     for name, text in files.items():
@@ -137,7 +135,7 @@ def weights_fingerprint(config: GPTConfig, tokenizer: Tokenizer) -> str:
 def save_weights(
     out_dir: Path, model: GPT, tokenizer: Tokenizer, step: int, task: str = "text", turns: int = 0
 ) -> None:
-    """Replaces the folder's model.safetensors."""
+    """Replaces the folder's model.safetensors; OSError if the disk has no room for it."""
     metadata = {
         "step": str(step),
         "task": task,
@@ -151,59 +149,61 @@ def save_weights(
 
 
 class LoadedModel(typing.NamedTuple):
+    """What a model folder holds."""
+
     model: GPT
     tokenizer: Tokenizer
-    step: int
+    step: int  # of the training that saved it
     task: str  # "text": it continues text; "questions": it answers
     turns: int  # successive questions it was trained to answer; 0: it continues text
 
 
 def check_shapes(path: Path, config: GPTConfig) -> None:
-    """ValueError if a file's shapes don't fit a config; allocates memory for neither."""
+    """ValueError if a file's shapes don't fit a config. Allocates no memory for the model.
+
+    A damaged config.json could otherwise ask for more memory than the machine has.
+    """
     with safe_open(path, "pt") as file:
-        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - it is no dict
+        names = file.keys()
+        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in names}
     c = config
-    layer = (
-        c.n_embd * (2 * c.n_head * c.head_dim + 2 * c.n_kv_head * c.head_dim + 3 * c.n_hidden + 2)
-        + 2 * c.head_dim
-    )
-    if c.n_layer * layer + c.n_embd + c.vocab_size * c.n_embd * (
-        1 if c.tie_embeddings else 2
-    ) <= sum(map(math.prod, shapes.values())):
-        return  # the model is no larger than the file: safe to build
-    with torch.device(
-        "meta"
-    ):  # names the tensors that don't fit; slow, as torch loads for a second
+    heads = 2 * (c.n_head + c.n_kv_head) * c.head_dim  # rows of the four projections
+    block = c.n_embd * (heads + 3 * c.n_hidden + 2) + 2 * c.head_dim  # parameters
+    outer = c.vocab_size * c.n_embd * (1 if c.tie_embeddings else 2)
+    if c.n_layer * block + c.n_embd + outer <= sum(map(math.prod, shapes.values())):
+        return  # the model is no larger than the file, so it can be built
+    # On the meta device load_tensors only compares shapes. The first use costs torch a second,
+    # so the check above comes first.
+    with torch.device("meta"):
         GPT(config).load_tensors({name: torch.empty(shape) for name, shape in shapes.items()})
+
+
+# What reading a damaged folder can raise.
+LOAD_ERRORS = (ValueError, TypeError, KeyError, AttributeError, OSError, RuntimeError)
+LOAD_ERRORS += (SafetensorError,)
 
 
 def load_model(
     folder: str | Path, device: torch.device | str = "cpu", **changes: object
 ) -> LoadedModel:
-    """The model in a folder; UserError if anything in it is missing, damaged or inconsistent."""
+    """The model in a folder; UserError if anything in it is missing, damaged or inconsistent.
+
+    `changes` may override the config's dropout and block_size.
+    """
     folder = Path(folder)
     require_model(folder)
     metadata = read_metadata(folder / "model.safetensors")
     tokenizer = Tokenizer.load(folder)
     try:
-        config = GPTConfig.from_hf(read_json(folder / "config.json"))
+        config = config_from_hf(read_json(folder / "config.json"))
         check_shapes(folder / "model.safetensors", config)
         model = GPT.from_pretrained(folder, **changes)
         if not all(torch.isfinite(parameter).all() for parameter in model.parameters()):
             raise ValueError("its weights are not finite")
-    except (
-        ValueError,
-        TypeError,
-        KeyError,
-        AttributeError,
-        OSError,
-        RuntimeError,
-        SafetensorError,
-    ) as error:
+    except LOAD_ERRORS as error:
         raise UserError(f"the model in {folder} can't be loaded: {error_reason(error)}") from None
-    if metadata.get("belongs", weights_fingerprint(config, tokenizer)) != weights_fingerprint(
-        config, tokenizer
-    ):
+    fingerprint = weights_fingerprint(config, tokenizer)
+    if metadata.get("belongs", fingerprint) != fingerprint:
         raise UserError(
             f"{folder}: config.json or tokenizer.json is not the one that model.safetensors "
             "was saved with: copy the whole folder again"
@@ -213,10 +213,7 @@ def load_model(
             f"{folder}: the tokenizer has {tokenizer.n_vocab:,} entries, the model only "
             f"{model.config.vocab_size:,}: they don't belong together"
         )
-    turns = int(metadata.get("turns", 0))
-    task = metadata.get(
-        "task", "questions" if turns else "text"
-    )  # folders of earlier versions don't say
-    return LoadedModel(
-        model.to(device).eval(), tokenizer, int(metadata.get("step", 0)), task, turns
-    )
+    step, turns = int(metadata.get("step", 0)), int(metadata.get("turns", 0))
+    # Weights of earlier versions have no task.
+    task = metadata.get("task", "questions" if turns else "text")
+    return LoadedModel(model.to(device).eval(), tokenizer, step, task, turns)

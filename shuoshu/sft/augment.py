@@ -1,4 +1,36 @@
-"""Questions in words that nobody wrote: pieces of those with one answer, and of it, among any, so that a model learns which words tell answers apart."""
+"""Augmentation: noise on training questions, and synthetic paraphrases of them.
+
+A small model learns the exact words of each training question. Asked in other words, it gives the
+answer to another question. Both methods change the words, anew in every epoch.
+
+**Noise** (question_drop, question_replace) removes characters of the questions, then replaces
+tokens by random ones:
+
+    桥正第十回就送了命，为啥后面还有他的戏？  →  桥正第十回就送了命为啥后面还有他的戏流
+
+**A synthetic paraphrase** (paraphrases) is a question that nobody would write, with words that
+point to its answer. It is made of pieces, each up to 5 characters or words long. For
+
+    铁梁峡的宽度和高度分别是多少丈？  →  两岸相距四十六丈，崖顶离江面三十丈。
+
+it may be 度分别是多南崖到北崖江面:
+
+1. Pieces of up to three training questions with this answer: 度分别是多, 南崖到北崖. A user may
+   combine their words.
+2. Pieces of the answer, inserted at random: 江面. Users often know words of the answer, but the
+   training questions seldom have them.
+3. Pieces of any training questions, inserted at random. The model learns to ignore them.
+4. Pieces are removed at random until the result is no longer than the original question.
+
+A TF-IDF index over the training questions judges the result: it is used only if the questions with
+its own answer are clearly the most similar ones. So the model learns what the index knows, namely
+which words tell the answers apart. Pieces of the answer aren't shown to the index: they would point
+to the answer whatever the question says. After 20 failures the original question is used.
+
+A paraphrase trains the whole answer once per epoch and question. The further ones train only its
+beginning, up to where it differs from all other answers: the rest follows from that beginning,
+whatever was asked. docs/log has the experiments (2026-11-21 and 2026-11-22).
+"""
 
 from __future__ import annotations
 
@@ -12,204 +44,262 @@ import numpy as np
 from shuoshu.sft.tfidf import TfidfIndex
 from shuoshu.text.tokenizer import Tokenizer
 
-MAX_PIECE_TOKENS = 5  # units in a piece
-MAX_ANSWER_SHARE, MAX_FOREIGN_SHARE = (
-    0.8,
-    1,
-)  # for one part of questions with its answer: about so much at most of the answer, and of it and of other questions together
-MAX_RUNNER_UP = 0.95  # of the nearest answer's nearness: so near at most may the next one be
-MAX_TRIES = 20  # before a question is taken as it was written
-UNIT = re.compile(
-    r"[^\W\d_\u2e80-\U0003ffff]+\s*|\d+\s*|.", re.DOTALL
-)  # a word or number with the blanks after it, else a character
-Row = tuple[np.ndarray, np.ndarray]  # ids and mask
+# A unit: a word or a number with the white space after it, or any other single character. The range
+# from U+2E80 excludes Chinese and its neighbours, which have no spaces between words.
+UNIT = re.compile(r"[^\W\d_\u2e80-\U0003ffff]+\s*|\d+\s*|.", re.DOTALL)
+MAX_PIECE_UNITS = 5  # a piece of that length may hold a phrase, but not a whole question
+QUESTIONS_PER_PARAPHRASE = (1, 1, 2, 3)  # how many questions are mixed; drawn evenly
+# Share of a question's pieces that is used. With n questions it is divided by 0.75 n, so that the
+# text grows little with n.
+MIN_USED_SHARE, MAX_USED_SHARE = 0.25, 0.8
+USED_SHARE_DIVISOR = 0.75
+# Upper bounds, relative to the length of the pieces of step 1; each paraphrase draws a share below
+# them. Others were tried: docs/log.
+MAX_ANSWER_SHARE = 0.8  # pieces of the answer; 0 and 0.4 were tried
+MAX_FOREIGN_SHARE = (
+    1.0  # pieces of the answer and of other questions together; 0.6 and 2 were tried
+)
+# The second most similar answer must have less than this share of the first one's similarity. 0.85
+# was tried too. Seven in ten tries pass.
+MAX_RUNNER_UP = 0.95
+MAX_TRIES = 20  # enough unless no part of a question points to its answer
+MAX_TRIALS = 100  # about this many questions tell whether the data can be paraphrased
+
+Row = tuple[np.ndarray, np.ndarray]  # ids, and a mask that is 1 where the token is trained
+
+
+# ---------------------------------------------------------------- noise
+
+
+class QuestionNoise:
+    """Removes characters of all questions in a row, then replaces tokens by random ones.
+
+    `drop` and `replace` are the probabilities for a character and a token.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, drop: float, replace: float) -> None:
+        self.tokenizer, self.drop, self.replace = tokenizer, drop, replace
+        self.is_special = np.isin(np.arange(tokenizer.n_vocab), list(tokenizer.specials.values()))
+        self.ordinary = np.flatnonzero(~self.is_special)
+
+    def __call__(self, ids: np.ndarray, mask: np.ndarray, draw: np.random.Generator) -> Row:
+        """The row with noisy questions; it is never longer than before."""
+        new_ids, new_masks, done = [], [], 0
+        for start in np.flatnonzero(ids == self.tokenizer.user) + 1:
+            end = start + int(self.is_special[ids[start:]].argmax())  # of this question
+            question = self._noisy(ids[start:end], draw)
+            new_ids += [ids[done:start], question]
+            new_masks += [mask[done:start], np.zeros(len(question), mask.dtype)]
+            done = end
+        return np.concatenate([*new_ids, ids[done:]]), np.concatenate([*new_masks, mask[done:]])
+
+    def _noisy(self, ids: np.ndarray, draw: np.random.Generator) -> np.ndarray:
+        text = self.tokenizer.decode(ids.tolist())
+        is_kept = draw.random(len(text)) >= self.drop
+        text = "".join(c for c, kept in zip(text, is_kept, strict=True) if kept)
+        # Characters that were in one token may need more tokens now, so that the text is cut.
+        new = np.array(self.tokenizer.encode(text)[: len(ids)], dtype=ids.dtype)
+        is_replaced = draw.random(len(new)) < self.replace
+        return np.where(is_replaced, draw.choice(self.ordinary, len(new)), new)
+
+
+# ---------------------------------------------------------------- paraphrases
 
 
 class Paraphraser:
-    """Makes up rows for those that hold one question and its whole answer; `sources` are their numbers.
+    """Makes synthetic paraphrases of the rows that are one question and its whole answer.
 
-    `telling`: so many tokens of a row's answer say which one it is; `room`: so many a question and what is trained of its answer may have.
+    Other rows (conversations, parts of long answers) are not paraphrased. Their questions are in
+    the index, so that no paraphrase points to them.
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, row: Callable[[int], Row], count: int, width: int
+        self, tokenizer: Tokenizer, read_row: Callable[[int], Row], n_rows: int, width: int
     ) -> None:
-        self.tokenizer, self.row = tokenizer, row
-        self.questions: dict[int, str] = {}
+        self.tokenizer, self.read_row = tokenizer, read_row
+        self.questions: dict[int, str] = {}  # of each row that can be paraphrased
+        # Tokens that a row has room for: question and trained part of the answer together.
         self.room: dict[int, int] = {}
-        alike: dict[tuple[int, ...], list[int]] = defaultdict(list)
-        others = []  # what was asked elsewhere, in conversations or for answers over several rows
-        for number in range(count):
-            ids, mask = row(number)
-            asked, start = np.flatnonzero(ids == tokenizer.user), int(mask.argmax())
-            end = int(asked[0] + (ids[asked[0] :] == tokenizer.assistant).argmax())
-            question = tokenizer.decode(ids[asked[0] + 1 : end].tolist())
-            if (
-                len(asked) == 1
-                and end == start - 1
-                and mask[start:].all()
-                and ids[-1] == tokenizer.end
-                and question.strip()
-            ):
-                self.questions[number], self.room[number] = question, width - int(asked[0]) - 2
-                alike[tuple(ids[start:].tolist())].append(number)
+        rows_by_answer: dict[tuple[int, ...], list[int]] = defaultdict(list)
+        other_questions = []
+        for number in range(n_rows):
+            ids, mask = read_row(number)
+            users, answer = np.flatnonzero(ids == tokenizer.user), int(mask.argmax())
+            user = int(users[0])
+            assistant = user + int((ids[user:] == tokenizer.assistant).argmax())
+            question = tokenizer.decode(ids[user + 1 : assistant].tolist())
+            is_single = len(users) == 1 and assistant == answer - 1
+            is_whole = mask[answer:].all() and ids[-1] == tokenizer.end
+            if is_single and is_whole and question.strip():
+                self.questions[number] = question
+                self.room[number] = width - user - 2  # without the tokens for user and assistant
+                rows_by_answer[tuple(ids[answer:].tolist())].append(number)
             else:
-                others.append(question)
-        self.sources = np.array(list(self.questions), dtype=np.int64)
-        self.alike = [np.array(rows) for rows in alike.values()]  # the rows of each answer
-        self.answer = {
-            number: answer for answer, rows in enumerate(alike.values()) for number in rows
+                other_questions.append(question)
+        self.sources = np.array(list(self.questions), dtype=np.int64)  # the rows' numbers
+        answers = list(rows_by_answer)
+        self.answer_texts = [tokenizer.decode(list(ids[:-1])) or " " for ids in answers]
+        self.rows_of_answer = [np.array(rows) for rows in rows_by_answer.values()]
+        self.answer_of = {  # row → index of its answer
+            number: index for index, rows in enumerate(rows_by_answer.values()) for number in rows
         }
-        counts = distinguishing_lengths(list(alike))
-        self.telling = {number: counts[answer] for number, answer in self.answer.items()}
-        self.answers = [tokenizer.decode(list(ids[:-1])) or " " for ids in alike]
-        documents = [" ".join(self.questions[number] for number in rows) for rows in alike.values()]
-        self.index = TfidfIndex([*documents, *others], split_words) if alike else None
+        lengths = distinguishing_lengths(answers)
+        self.distinguishing = {n: lengths[answer] for n, answer in self.answer_of.items()}
+        # Questions with the same answer are one document, with the answer's index.
+        documents = [" ".join(self.questions[n] for n in rows) for rows in rows_by_answer.values()]
+        documents += other_questions
+        self.index = TfidfIndex(documents, split_words) if answers else None
 
-    def rows(
+    def success_rate(self) -> float:
+        """The share of some evenly chosen rows for which a paraphrase is found."""
+        sample = self.sources[:: max(1, len(self.sources) // MAX_TRIALS)].tolist()
+        counts = [self.distinguishing[number] for number in sample]
+        draws = [np.random.default_rng(number) for number in sample]
+        texts = self.paraphrase_questions(sample, counts, draws)
+        is_new = [text != self.questions[n] for text, n in zip(texts, sample, strict=True)]
+        return sum(is_new) / len(sample)
+
+    def paraphrase_rows(
         self, numbers: Sequence[int], counts: Sequence[int], draws: Sequence[np.random.Generator]
     ) -> list[Row]:
-        """For each of these rows one with a question made up and so many tokens of the answer."""
-        made = []
-        for number, count, question in zip(
-            numbers, counts, self.paraphrases(numbers, counts, draws), strict=True
-        ):
-            ids, mask = self.row(number)
-            start, first = int(mask.argmax()), int((ids == self.tokenizer.user).argmax()) + 1
-            answer = ids[start - 1 : start + count]
-            new = np.concatenate(
-                [ids[:first], np.array(self.tokenizer.encode(question), dtype=ids.dtype), answer]
-            )
-            made.append((new, (np.arange(len(new)) > len(new) - len(answer)).astype(mask.dtype)))
-        return made
+        """For each row number a row with a paraphrase that trains `count` tokens of the answer."""
+        rows = []
+        questions = self.paraphrase_questions(numbers, counts, draws)
+        for number, count, question in zip(numbers, counts, questions, strict=True):
+            ids, mask = self.read_row(number)
+            user, answer = int((ids == self.tokenizer.user).argmax()), int(mask.argmax())
+            question_ids = np.array(self.tokenizer.encode(question), dtype=ids.dtype)
+            answer_ids = ids[answer - 1 : answer + count]  # with the token for assistant
+            new = np.concatenate([ids[: user + 1], question_ids, answer_ids])
+            is_trained = np.arange(len(new)) > len(new) - len(answer_ids)
+            rows.append((new, is_trained.astype(mask.dtype)))
+        return rows
 
-    def paraphrases(
+    def paraphrase_questions(
         self, numbers: Sequence[int], counts: Sequence[int], draws: Sequence[np.random.Generator]
     ) -> list[str]:
-        """A question made up for each of these rows; it counts only if it fits and if a look-up in all that was asked is sure of the row's answer."""
-        found, left = [self.questions[number] for number in numbers], list(range(len(numbers)))
+        """For each row number a paraphrase of its question, or the question if none is found.
+
+        With `count` tokens of the answer, the paraphrase fits into a row.
+        """
+        result = [self.questions[number] for number in numbers]
+        remaining = list(range(len(numbers)))  # indices for which no paraphrase is found yet
         for _ in range(MAX_TRIES):
-            if not left:
+            if not remaining:
                 break
-            tried = [self.draw_paraphrase(numbers[n], draws[n]) for n in left]
-            own = range(len(left)), [self.answer[numbers[n]] for n in left]
-            others = self.index.similarities([without for without, _ in tried])
-            nearness = others[own]
-            others[own] = 0
-            is_sure = others.max(axis=1) < MAX_RUNNER_UP * nearness
-            is_sure &= [
-                len(self.tokenizer.encode(text)) + counts[n] <= self.room[numbers[n]]
-                for n, (_, text) in zip(left, tried, strict=True)
-            ]
-            for n, (_, text), sure in zip(left, tried, is_sure, strict=True):
-                found[n] = text if sure else found[n]
-            left = [n for n, sure in zip(left, is_sure, strict=True) if not sure]
-        return found
+            drafts = [self.draw_paraphrase(numbers[i], draws[i]) for i in remaining]
+            is_clear = self._is_clear(
+                [judged for judged, _ in drafts], [self.answer_of[numbers[i]] for i in remaining]
+            )
+            failed = []
+            for i, (_, text), clear in zip(remaining, drafts, is_clear, strict=True):
+                fits = len(self.tokenizer.encode(text)) + counts[i] <= self.room[numbers[i]]
+                if clear and fits:
+                    result[i] = text
+                else:
+                    failed.append(i)
+            remaining = failed
+        return result
+
+    def _is_clear(self, texts: list[str], answers: list[int]) -> np.ndarray:
+        """Whether the questions of each text's own answer are clearly the most similar ones."""
+        similarities = self.index.similarities(texts)  # (texts, documents)
+        own = np.arange(len(texts)), answers
+        own_similarity = similarities[own]
+        similarities[own] = 0
+        return similarities.max(axis=1) < MAX_RUNNER_UP * own_similarity
 
     def draw_paraphrase(self, number: int, draw: np.random.Generator) -> tuple[str, str]:
-        """(without the answer's words, with them): pieces of one to three questions with this row's answer, of any, of it; no longer than its own."""
-        answer, own = self.answer[number], self.questions[number]
-        alike = self.alike[answer]
-        count = min(int(draw.choice((1, 1, 2, 3))), len(alike))
-        keep = draw.uniform(0.25, 0.8) / max(1, 0.75 * count)
-        asked = [
+        """(text without pieces of the answer, whole text), no longer than the row's question.
+
+        The numbers are the steps in this file's description.
+        """
+        answer, max_length = self.answer_of[number], len(self.questions[number])
+        same_answer = self.rows_of_answer[answer]
+
+        # 1. Pieces of questions with this answer.
+        count = min(int(draw.choice(QUESTIONS_PER_PARAPHRASE)), len(same_answer))
+        share = draw.uniform(MIN_USED_SHARE, MAX_USED_SHARE) / max(1, USED_SHARE_DIVISOR * count)
+        pieces = [
             piece
-            for n in draw.choice(alike, count, replace=False)
-            for piece in split_into_pieces(self.questions[n], draw)
-            if draw.random() < keep
+            for source in draw.choice(same_answer, count, replace=False)
+            for piece in split_into_pieces(self.questions[source], draw)
+            if draw.random() < share
         ]
-        length = sum(map(len, asked))
-        said = random_pieces(
-            lambda: self.answers[answer], length * draw.uniform(0, MAX_ANSWER_SHARE), draw
+        length = sum(map(len, pieces))
+
+        # 2. Pieces of the answer. They are inserted last, into what the index is shown.
+        answer_length = length * draw.uniform(0, MAX_ANSWER_SHARE)
+        answer_pieces = random_pieces(lambda: self.answer_texts[answer], answer_length, draw)
+
+        # 3. Pieces of any questions.
+        foreign_length = length * draw.uniform(0, MAX_FOREIGN_SHARE) - sum(map(len, answer_pieces))
+        foreign_pieces = random_pieces(
+            lambda: self.questions[draw.choice(self.sources)], foreign_length, draw
         )
-        insert_randomly(
-            asked,
-            random_pieces(
-                lambda: self.questions[draw.choice(self.sources)],
-                length * draw.uniform(0, MAX_FOREIGN_SHARE) - sum(map(len, said)),
-                draw,
-            ),
-            draw,
-        )
-        while sum(map(len, asked + said)) > len(own):
-            n = draw.integers(len(asked) + len(said))
-            _ = asked.pop(n) if n < len(asked) else said.pop(n - len(asked))
-        without = "".join(asked)
-        insert_randomly(asked, said, draw)
-        return without, "".join(asked)
+        insert_randomly(pieces, foreign_pieces, draw)
+
+        # 4. Not longer than the question: the dataset sorts rows by their expected length.
+        while sum(map(len, pieces + answer_pieces)) > max_length:
+            i = draw.integers(len(pieces) + len(answer_pieces))
+            if i < len(pieces):
+                pieces.pop(i)
+            else:
+                answer_pieces.pop(i - len(pieces))
+
+        judged = "".join(pieces)
+        insert_randomly(pieces, answer_pieces, draw)
+        return judged, "".join(pieces)
 
 
-def random_pieces(text: Callable[[], str], length: float, draw: np.random.Generator) -> list[str]:
-    """Pieces from anywhere in a text, which is asked for each time, until they have this length."""
-    pieces = []
-    while sum(map(len, pieces)) < length:
-        units = UNIT.findall(text())
-        start = draw.integers(len(units))
-        pieces.append("".join(units[start : start + draw.integers(1, MAX_PIECE_TOKENS + 1)]))
-    return pieces
-
-
-def insert_randomly(pieces: list[str], others: Sequence[str], draw: np.random.Generator) -> None:
-    """Puts the others anywhere between these."""
-    for piece in others:
-        pieces.insert(draw.integers(len(pieces) + 1), piece)
-
-
-def distinguishing_lengths(answers: Sequence[Sequence[int]]) -> list[int]:
-    """How many tokens of each of these answers tell it from every other, and one more where there is one."""
-    counts = [1] * len(answers)
-    for one, other in pairwise(sorted(range(len(answers)), key=answers.__getitem__)):
-        apart = (
-            n for n, (a, b) in enumerate(zip(answers[one], answers[other], strict=False)) if a != b
-        )
-        same = next(apart, len(answers[one]))
-        counts[one], counts[other] = max(counts[one], same + 1), max(counts[other], same + 1)
-    return [min(count + 1, len(answer)) for count, answer in zip(counts, answers, strict=True)]
+# ---------------------------------------------------------------- pieces
 
 
 def split_into_pieces(text: str, draw: np.random.Generator) -> list[str]:
-    """The text in pieces of 1 to LONGEST units."""
+    """Cuts a text into pieces of random length, 1 to MAX_PIECE_UNITS units."""
     units = UNIT.findall(text)
     pieces = []
     while units:
-        size = int(draw.integers(1, MAX_PIECE_TOKENS + 1))
+        size = int(draw.integers(1, MAX_PIECE_UNITS + 1))
         pieces.append("".join(units[:size]))
         units = units[size:]
     return pieces
 
 
+def random_pieces(
+    draw_text: Callable[[], str], length: float, draw: np.random.Generator
+) -> list[str]:
+    """Pieces with at least `length` characters in total, each from a text drawn for it."""
+    pieces = []
+    while sum(map(len, pieces)) < length:
+        units = UNIT.findall(draw_text())
+        start = draw.integers(len(units))
+        pieces.append("".join(units[start : start + draw.integers(1, MAX_PIECE_UNITS + 1)]))
+    return pieces
+
+
+def insert_randomly(pieces: list[str], others: Sequence[str], draw: np.random.Generator) -> None:
+    """Inserts the other pieces into `pieces` at random places."""
+    for piece in others:
+        pieces.insert(draw.integers(len(pieces) + 1), piece)
+
+
 def split_words(text: str) -> list[str]:
-    """The units without their blanks."""
+    """The units of a text without white space: the terms of the index."""
     return [unit for unit in map(str.strip, UNIT.findall(text)) if unit]
 
 
-class QuestionNoise:
-    """What questions suffer in training, so that answers don't hang on their every word: characters left out, then tokens swapped for any others."""
+def distinguishing_lengths(answers: Sequence[Sequence[int]]) -> list[int]:
+    """For each answer the number of tokens by which it differs from all others, plus one.
 
-    def __init__(self, tokenizer: Tokenizer, drop: float, swap: float) -> None:
-        self.tokenizer, self.drop, self.swap = tokenizer, drop, swap
-        self.special = np.isin(np.arange(tokenizer.n_vocab), list(tokenizer.specials.values()))
-        self.ordinary = np.flatnonzero(~self.special)
-
-    def __call__(
-        self, ids: np.ndarray, mask: np.ndarray, draw: np.random.Generator
-    ) -> tuple[np.ndarray, np.ndarray]:
-        parts, masks, done = [], [], 0
-        for start in np.flatnonzero(ids == self.tokenizer.user) + 1:
-            end = start + int(self.special[ids[start:]].argmax())  # an assistant's turn follows
-            text = self.tokenizer.decode(ids[start:end].tolist())
-            kept = "".join(
-                c
-                for c, chance in zip(text, draw.random(len(text)), strict=True)
-                if chance >= self.drop
-            )
-            new = np.array(
-                self.tokenizer.encode(kept)[: end - start], dtype=ids.dtype
-            )  # odd characters may take more tokens by themselves
-            new = np.where(
-                draw.random(len(new)) < self.swap, draw.choice(self.ordinary, len(new)), new
-            )
-            parts += [ids[done:start], new]
-            masks += [mask[done:start], np.zeros(len(new), mask.dtype)]
-            done = end
-        return np.concatenate([*parts, ids[done:]]), np.concatenate([*masks, mask[done:]])
+    The answers are token ids, all different. At most the whole answer: one that is the beginning of
+    another has to be trained to its end.
+    """
+    lengths = [1] * len(answers)
+    # In sorted order, an answer has the longest common beginning with one of its neighbours.
+    for one, other in pairwise(sorted(range(len(answers)), key=answers.__getitem__)):
+        pairs = enumerate(zip(answers[one], answers[other], strict=False))
+        common = next((n for n, (a, b) in pairs if a != b), len(answers[one]))
+        lengths[one] = max(lengths[one], common + 1)
+        lengths[other] = max(lengths[other], common + 1)
+    return [min(length + 1, len(answer)) for length, answer in zip(lengths, answers, strict=True)]

@@ -1,4 +1,4 @@
-"""Rows of questions and answers: rendered with their mask, written, and read as batches that are a pure function of (seed, row number)."""
+"""Question datasets: writes rows with their masks and readable pairs, reads them as batches."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import numpy as np
 
 from shuoshu.core.errors import UserError
 from shuoshu.core.files import error_reason, read_text, sha256_of
-from shuoshu.sft.augment import Paraphraser, QuestionNoise
+from shuoshu.sft.augment import Paraphraser, QuestionNoise, Row
 from shuoshu.sft.pairs import QUESTION_SPLITS, Pair
+from shuoshu.sft.rendering import RenderedPair
 from shuoshu.text.dataset import (
     IGNORE,
     PREPARE_AGAIN,
@@ -25,355 +26,325 @@ from shuoshu.text.dataset import (
 from shuoshu.text.encodings import MAX_FILE_BYTES
 from shuoshu.text.tokenizer import Tokenizer
 
-
-def answer_batches(
-    file: QuestionDataset, rows: int, numbers: Iterable[int] | None = None
-) -> Iterator[Batch]:
-    """A file's rows, or those with these numbers, like lengths together."""
-    order = sorted(
-        range(len(file)) if numbers is None else numbers, key=lambda number: file.lengths[number]
-    )
-    for first in range(0, len(order), rows):
-        yield pad_batch([file.row(number) for number in order[first : first + rows]])
-
-
-PARAPHRASE_TRIALS = 100  # questions that are reworded before a training to see whether they can be
-SORTED_STEPS = 64  # steps whose rows are sorted by length together
 ROLES = ("system", "user", "assistant")
-MIN_ROOM = 16  # tokens of an answer that a row must have room for beside a long question; characters of a question that must stay
-Row = tuple[list[int], list[int]]  # ids and mask
+SORTED_STEPS = 64  # steps whose rows are sorted by length together
+WIDTHS_PER_DOUBLING = 8  # different widths of batches between, for example, 64 and 128 tokens
+MIN_PARAPHRASED_SHARE = 0.25  # of the questions; with fewer paraphrases, training would repeat rows
 
 
-# ---------------------------------------------------------------- a conversation as rows
-
-
-def split_long_answer(ids: list[int], mask: list[int], width: int) -> list[Row] | None:
-    """A conversation too long for one row, as several: each has all up to the last answer, some of the answer so far,
-    and trains the next part. None where what stands before the answer leaves no room for that."""
-    start = len(ids) - mask[::-1].index(0)  # of the last answer
-    room = width - start
-    if room < max(MIN_ROOM, width // 8):
-        return None
-    rows, done = [(ids[:width], mask[:width])], width
-    while done < len(ids):
-        context = min(done - start, room // 2)
-        end = min(len(ids), done + room - context)
-        rows.append(
-            (ids[:start] + ids[done - context : end], [0] * (start + context) + [1] * (end - done))
-        )
-        done = end
-    return rows
-
-
-def cut_question(
-    tokenizer: Tokenizer, messages: list[dict[str, str]], width: int
-) -> list[dict[str, str]] | None:
-    """The conversation with the middle of its longest question left out, so that it fits; None where that is not enough."""
-    longest = max((m for m in messages if m["role"] == "user"), key=lambda m: len(m["content"]))
-    text, low, high = longest["content"], MIN_ROOM, len(longest["content"])
-    best = None
-    while (
-        low < high
-    ):  # the most characters that may stay; of fewer than SHORTEST none knows what was asked
-        keep = (low + high) // 2
-        short = text[: (keep + 1) // 2] + "…" + text[len(text) - keep // 2 :]
-        cut = [{**m, "content": short} if m is longest else m for m in messages]
-        if len(tokenizer.render(cut)[0]) <= width:
-            best, low = cut, keep + 1
-        else:
-            high = keep
-    return best
-
-
-# ---------------------------------------------------------------- files
+# ---------------------------------------------------------------- write
 
 
 def write_rows(
-    folder: Path, tokenizer: Tokenizer, rendered: Sequence[tuple[Pair, list[Row]]], facts: dict
+    folder: Path, tokenizer: Tokenizer, rendered: Sequence[RenderedPair], extra: dict
 ) -> dict:
-    """Writes each split's rows, masks and readable pairs, and meta.json; returns its content."""
-    dtype, width = token_dtype(tokenizer), max(len(ids) for _, rows in rendered for ids, _ in rows)
+    """Writes each split's rows, masks and readable pairs, and meta.json with `extra` fields.
+
+    Returns the content of meta.json. Raises OSError if the files can't be written.
+    """
+    dtype = token_dtype(tokenizer)
+    width = max(len(ids) for _, rows in rendered for ids, _ in rows)
+    previous = read_meta(folder)["splits"] if (folder / "meta.json").is_file() else {}
     splits: dict[str, dict] = {}
-    names: list[str] = []
-    before = read_meta(folder)["splits"] if (folder / "meta.json").is_file() else {}
     with StagingFolder(folder) as writer:
         for split in QUESTION_SPLITS:
             chosen = [(pair, rows) for pair, rows in rendered if pair.split == split]
             if not chosen and split not in ("train", "val"):
                 continue
-            splits[split] = _write_split(writer.aside, split, chosen, dtype, width, tokenizer.pad)
-            names += [f"{split}.bin", f"{split}.mask.bin", f"{split}.jsonl"]
+            rows = [row for _, rows in chosen for row in rows]
+            ids, mask = _pad_rows(rows, width, dtype, tokenizer.pad)
+            ids.tofile(writer.aside / f"{split}.bin")
+            mask.tofile(writer.aside / f"{split}.mask.bin")
+            _write_pairs(writer.aside / f"{split}.jsonl", chosen)
+            splits[split] = _split_entry(writer.aside, split, chosen, mask)
         meta = writer.commit(
-            names,
+            [name for split in splits for name in _file_names(split)],
             tokenizer,
-            {"task": "questions", "dtype": dtype.name, "width": width, "splits": splits, **facts},
+            {"task": "questions", "dtype": dtype.name, "width": width, "splits": splits, **extra},
         )
-    for split in set(before) - set(splits):  # of an earlier preparation
-        for name in (f"{split}.bin", f"{split}.mask.bin", f"{split}.jsonl"):
+    for split in set(previous) - set(splits):
+        for name in _file_names(split):
             (folder / name).unlink(missing_ok=True)
     return meta
 
 
-def _write_split(
-    aside: Path,
-    split: str,
-    chosen: list[tuple[Pair, list[Row]]],
-    dtype: np.dtype,
-    width: int,
-    pad: int,
-) -> dict:
-    rows = [row for _, rows in chosen for row in rows]
-    ids, mask = np.full((len(rows), width), pad, dtype), np.zeros((len(rows), width), np.uint8)
+def _file_names(split: str) -> tuple[str, str, str]:
+    return f"{split}.bin", f"{split}.mask.bin", f"{split}.jsonl"
+
+
+def _pad_rows(
+    rows: Sequence[tuple[list[int], list[int]]], width: int, dtype: np.dtype, pad: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """(ids, mask), each (rows, width)."""
+    ids = np.full((len(rows), width), pad, dtype)
+    mask = np.zeros((len(rows), width), np.uint8)
     for number, (row_ids, row_mask) in enumerate(rows):
-        ids[number, : len(row_ids)], mask[number, : len(row_mask)] = row_ids, row_mask
-    ids.tofile(aside / f"{split}.bin")
-    mask.tofile(aside / f"{split}.mask.bin")
-    with (aside / f"{split}.jsonl").open("w", encoding="utf-8", newline="\n") as file:
-        first = 0
-        for pair, own in chosen:
-            file.write(
-                json.dumps({**record_of(pair), "row": first, "rows": len(own)}, ensure_ascii=False)
-                + "\n"
-            )
-            first += len(own)
+        ids[number, : len(row_ids)] = row_ids
+        mask[number, : len(row_mask)] = row_mask
+    return ids, mask
+
+
+def _write_pairs(path: Path, rendered: Sequence[RenderedPair]) -> None:
+    first = 0  # row of the split
+    with path.open("w", encoding="utf-8", newline="\n") as file:
+        for pair, rows in rendered:
+            record = {**readable_record(pair), "row": first, "rows": len(rows)}
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+            first += len(rows)
+
+
+def readable_record(pair: Pair) -> dict:
+    """The pair for a line of train.jsonl: question and answer, or messages if there are more."""
+    roles = [message["role"] for message in pair.messages]
+    if roles == ["user", "assistant"]:
+        content = {"question": pair.question, "answer": pair.answer}
+    else:
+        content = {"messages": pair.messages}
+    return {**pair.extra, **content, "split": pair.split, "source": pair.source}
+
+
+def _split_entry(
+    folder: Path, split: str, rendered: Sequence[RenderedPair], mask: np.ndarray
+) -> dict:
+    """The split's entry in meta.json."""
     answers = [
-        m["content"] for pair, _ in chosen for m in pair.messages if m["role"] == "assistant"
+        message["content"]
+        for pair, _ in rendered
+        for message in pair.messages
+        if message["role"] == "assistant"
     ]
-    facts = {
-        "pairs": len(chosen),
-        "rows": len(rows),
-        "tokens": ids.size,
+    ids_name, mask_name, pairs_name = _file_names(split)
+    return {
+        "pairs": len(rendered),
+        "rows": len(mask),
+        "tokens": mask.size,
         "answer_tokens": int(mask.sum()),
-    }
-    facts |= {
         "characters": sum(map(len, answers)),
         "bytes": sum(len(answer.encode()) for answer in answers),
+        "sha256": sha256_of(folder / ids_name),
+        "mask_sha256": sha256_of(folder / mask_name),
+        "pairs_sha256": sha256_of(folder / pairs_name),
     }
-    for key, name in (
-        ("sha256", f"{split}.bin"),
-        ("mask_sha256", f"{split}.mask.bin"),
-        ("pairs_sha256", f"{split}.jsonl"),
-    ):
-        facts[key] = sha256_of(aside / name)
-    return facts
 
 
-def record_of(pair: Pair) -> dict:
-    """A pair as a line of train.jsonl shows it: question and answer where that is all, else the messages."""
-    is_plain = [message["role"] for message in pair.messages] == ["user", "assistant"]
-    said = (
-        {"question": pair.question, "answer": pair.answer}
-        if is_plain
-        else {"messages": pair.messages}
-    )
-    return {**pair.facts, **said, "split": pair.split, "source": pair.source}
+# ---------------------------------------------------------------- read
 
 
 def read_pairs(folder: Path, split: str) -> list[dict]:
-    """The readable pairs of a split; each has `messages`."""
-    facts = read_meta(folder)["splits"].get(split)
+    """The readable pairs of a split; each has `messages`.
+
+    Raises UserError if the file is missing or isn't the one that meta.json describes.
+    """
+    entry = read_meta(folder)["splits"].get(split)
     path = folder / f"{split}.jsonl"
     if (
-        not isinstance(facts, dict)
+        not isinstance(entry, dict)
         or not path.is_file()
-        or sha256_of(path) != facts.get("pairs_sha256")
+        or sha256_of(path) != entry.get("pairs_sha256")
     ):
         raise UserError(
             f"{path} is missing or not the file that meta.json describes: {PREPARE_AGAIN}"
         )
     try:
-        records = [json.loads(line) for line in read_text(path, MAX_FILE_BYTES).split("\n") if line]
-        for record in records:
-            if not isinstance(record.get("messages"), list):
-                record["messages"] = [
-                    {"role": "user", "content": record["question"]},
-                    {"role": "assistant", "content": record["answer"]},
-                ]
-            if not all(
-                message["role"] in ROLES and isinstance(message["content"], str)
-                for message in record["messages"]
-            ):
-                raise ValueError("a message is no text")
-            if (
-                not 0 <= record["row"] < record["row"] + record["rows"] <= facts["rows"]
-                or len(record["messages"]) < 2
-            ):
-                raise ValueError("a pair has no rows")
+        lines = read_text(path, MAX_FILE_BYTES).split("\n")
+        return [_checked_record(json.loads(line), entry["rows"]) for line in lines if line]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(
-            f"{path} holds no pairs as prepare_sft.py writes them ({error_reason(error)}): {PREPARE_AGAIN}"
+            f"{path} has no pairs in the format of prepare_sft.py ({error_reason(error)}):"
+            f" {PREPARE_AGAIN}"
         ) from None
-    return records
+
+
+def _checked_record(record: dict, n_rows: int) -> dict:
+    """The record with `messages`. Raises ValueError, or KeyError and the like, if it is damaged."""
+    if not isinstance(record.get("messages"), list):
+        record["messages"] = [
+            {"role": "user", "content": record["question"]},
+            {"role": "assistant", "content": record["answer"]},
+        ]
+    messages = record["messages"]
+    if len(messages) < 2:
+        raise ValueError("a pair has no answer")
+    if not all(m["role"] in ROLES and isinstance(m["content"], str) for m in messages):
+        raise ValueError("a message is no text")
+    if not 0 <= record["row"] < record["row"] + record["rows"] <= n_rows:
+        raise ValueError("a pair has no rows")
+    return record
 
 
 class QuestionDataset:
-    """One split of questions and answers, memory-mapped where it is large, with batches whose content depends on (seed, row number) alone.
+    """One split of questions and answers. Implements Dataset, with rows of different lengths.
 
-    Each epoch visits every row once, and as many reworded ones as were asked for. Rows of like length go together: of POOL
-    steps' rows at a time, drawn at random and sorted by length, each `step_rows` in succession make a step; then the steps are shuffled.
+    An epoch consists of entries: each row of the file once, then its paraphrases, which are new in
+    each epoch. `block_size` is ignored by all methods: the longest row decides the width.
     """
 
     def __init__(
         self, folder: Path, split: str, step_rows: int = 1, noise: QuestionNoise | None = None
     ) -> None:
         self.folder, self.split, self.meta = folder, split, read_meta(folder)
+        self.step_rows, self.noise = step_rows, noise
         try:
-            self.width, facts = self.meta["width"], self.meta["splits"][split]
-            shape = facts["rows"], self.width
-            self.characters, self.bytes, self.sha256 = (
-                facts["characters"],
-                facts["bytes"],
-                facts["sha256"] + facts["mask_sha256"],
-            )
+            self.width, entry = self.meta["width"], self.meta["splits"][split]
+            shape = entry["rows"], self.width
+            self.characters, self.bytes = entry["characters"], entry["bytes"]
+            self.sha256 = entry["sha256"] + entry["mask_sha256"]
             self.ids = open_array(
                 folder / f"{split}.bin",
                 self.meta["dtype"],
-                facts["tokens"],
-                facts["sha256"],
+                entry["tokens"],
+                entry["sha256"],
                 self.meta["vocab_size"],
             ).reshape(shape)
             self.mask = open_array(
-                folder / f"{split}.mask.bin", "uint8", facts["tokens"], facts["mask_sha256"], 2
+                folder / f"{split}.mask.bin", "uint8", entry["tokens"], entry["mask_sha256"], 2
             ).reshape(shape)
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(
-                f"{folder / 'meta.json'} does not describe {split} rows ({type(error).__name__}: {error}): {PREPARE_AGAIN}"
+                f"{folder / 'meta.json'} does not describe {split} rows"
+                f" ({type(error).__name__}: {error}): {PREPARE_AGAIN}"
             ) from None
-        self.step_rows, self.noise = step_rows, noise
+        # For each entry of an epoch: the row that it is or paraphrases, its length, and the number
+        # of its trained tokens. A row ends with a trained token; padding follows.
+        self.sources = np.arange(len(self.ids))
+        self.lengths = self.width - self.mask[:, ::-1].argmax(axis=1)
         self.trained = self.mask[:, 1:].sum(axis=1, dtype=np.int64)
-        self.lengths = self.width - self.mask[:, ::-1].argmax(
-            axis=1
-        )  # a row ends with a trained token
-        self.numbers = np.arange(
-            len(self.ids)
-        )  # an epoch's rows; those after the file's own are reworded
         self.paraphraser: Paraphraser | None = None
+        # ((seed, epoch), order of the entries) of the epoch read last
         self._order: tuple[tuple[int, int], np.ndarray] | None = None
 
     def add_paraphrases(self, tokenizer: Tokenizer, times: int) -> None:
-        """Every epoch has `times` as many rows more, made up of the single questions anew each time: one trains the whole answer, the others its beginning."""
-        self.paraphraser = Paraphraser(tokenizer, self.row, len(self), self.width)
-        sample = self.paraphraser.sources[
-            :: max(1, len(self.paraphraser.sources) // PARAPHRASE_TRIALS)
-        ].tolist()
-        draws = [np.random.default_rng(number) for number in sample]
-        asked = (
-            self.paraphraser.paraphrases(
-                sample, [self.paraphraser.telling[number] for number in sample], draws
-            )
-            if sample
-            else []
-        )
-        if (
-            sum(
-                text != self.paraphraser.questions[number]
-                for text, number in zip(asked, sample, strict=True)
-            )
-            <= len(sample) / 4
-        ):
-            what = (
-                "too few rows of {} hold words that tell whose answer is asked for"
-                if sample
-                else "no row of {} is one question and its whole answer"
-            )
-            without = "--paraphrases=0, and with it --batch_size=16 --max_epochs=14"
+        """Adds `times` paraphrases of each single question to every epoch.
+
+        The first one trains the whole answer, the others its distinguishing beginning. Raises
+        UserError if the data has too few questions that can be paraphrased.
+        """
+        paraphraser = Paraphraser(tokenizer, self.row, len(self), self.width)
+        problem = None
+        if not len(paraphraser.sources):
+            problem = f"no row of {self.folder} is one question with its whole answer"
+        elif paraphraser.success_rate() <= MIN_PARAPHRASED_SHARE:
+            problem = f"too few rows of {self.folder} have words that point to their answer"
+        if problem:
             raise UserError(
-                f"paraphrases={times}: {what.format(self.folder)}, and only these can be reworded; for this data {without}"
+                f"paraphrases={times}: {problem}, and others can't be paraphrased;"
+                " for this data set --paraphrases=0, and with it --batch_size=16 --max_epochs=14"
             )
-        telling = [self.paraphraser.telling[number] for number in self.paraphraser.sources.tolist()]
-        sources = np.tile(self.paraphraser.sources, times)
-        trained = np.append(
-            self.trained[self.paraphraser.sources], np.tile(telling, times - 1)
-        ).astype(self.trained.dtype)
-        self.lengths = np.append(
-            self.lengths, self.lengths[sources] - self.trained[sources] + trained
-        )  # about
-        self.trained, self.numbers = (
-            np.append(self.trained, trained),
-            np.append(self.numbers, sources),
-        )
+        self.paraphraser = paraphraser
+        rows = paraphraser.sources
+        beginnings = [paraphraser.distinguishing[number] for number in rows.tolist()]
+        sources = np.tile(rows, times)
+        trained = np.append(self.trained[rows], np.tile(beginnings, times - 1))
+        trained = trained.astype(self.trained.dtype)
+        # An estimate: a paraphrase is at most as long as its question.
+        lengths = self.lengths[sources] - self.trained[sources] + trained
+        self.sources = np.append(self.sources, sources)
+        self.lengths = np.append(self.lengths, lengths)
+        self.trained = np.append(self.trained, trained)
 
     def __len__(self) -> int:
+        """Number of rows in the file."""
         return len(self.ids)
 
-    def rows_per_epoch(self, block_size: int) -> int:
-        """Rows in an epoch."""
-        return len(self.numbers)
-
-    def count_targets(self, first: int, count: int, block_size: int, seed: int) -> int:
-        """How many tokens these rows train."""
-        return int(self.trained[self._places(first, count, seed)].sum())
-
-    def rows(
-        self, first: int, count: int, block_size: int, seed: int
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Rows first … first + count of the endless sequence of epochs: (ids, targets) of int64, little wider than the longest."""
-        for array, name in ((self.ids, "bin"), (self.mask, "mask.bin")):
-            check_length(array, self.folder / f"{self.split}.{name}")
-        places = self._places(first, count, seed)
-        rows = [self.row(number) for number in self.numbers[places]]
-        draws = [np.random.default_rng([seed, 1, first + n]) for n in range(count)]
-        if self.noise:
-            rows = [
-                self.noise(*row, draw) if place < len(self) else row
-                for row, draw, place in zip(rows, draws, places, strict=True)
-            ]
-        if made := np.flatnonzero(places >= len(self)).tolist():
-            numbers, counts = (
-                self.numbers[places[made]].tolist(),
-                self.trained[places[made]].tolist(),
-            )
-            for n, row in zip(
-                made, self.paraphraser.rows(numbers, counts, [draws[n] for n in made]), strict=True
-            ):
-                rows[n] = row
-        longest = max(len(ids) for ids, _ in rows)
-        step = 1 << max(
-            0, (longest - 2).bit_length() - 4
-        )  # eight widths a doubling: each new shape costs time and memory
-        return pad_batch(rows, min(self.width, longest + (1 - longest) % step))
-
-    def row(self, number: int) -> tuple[np.ndarray, np.ndarray]:
-        """(ids, mask) of one row, the padding left out."""
+    def row(self, number: int) -> Row:
+        """(ids, mask) of a row of the file, without padding."""
         length = self.lengths[number]
         return self.ids[number, :length].astype(np.int64), self.mask[number, :length]
 
-    def row_ids(self, first: int, count: int, block_size: int, seed: int) -> np.ndarray:
-        """Which of the file's rows these are, or are made of."""
-        return self.numbers[self._places(first, count, seed)]
+    def rows_per_epoch(self, block_size: int) -> int:
+        """Number of entries in an epoch."""
+        return len(self.sources)
 
-    def _places(self, first: int, count: int, seed: int) -> np.ndarray:
-        """Which of the epoch's rows these are, the file's own before the reworded ones."""
-        epochs, places = np.divmod(np.arange(first, first + count), max(1, len(self.numbers)))
-        return np.concatenate(
-            [self._epoch(seed, int(epoch))[places[epochs == epoch]] for epoch in np.unique(epochs)]
-        )
+    def count_targets(self, first: int, count: int, block_size: int, seed: int) -> int:
+        """Number of trained tokens in these rows."""
+        return int(self.trained[self.entries(first, count, seed)].sum())
+
+    def row_ids(self, first: int, count: int, block_size: int, seed: int) -> np.ndarray:
+        """For each of these rows the row of the file that it is or paraphrases."""
+        return self.sources[self.entries(first, count, seed)]
+
+    def rows(self, first: int, count: int, block_size: int, seed: int) -> Batch:
+        """`count` rows from row `first` on: (ids, targets) of int64, little wider than the longest.
+
+        Rows are numbered through all epochs. A row depends on (seed, its number) alone.
+        """
+        for array, name in ((self.ids, "bin"), (self.mask, "mask.bin")):
+            check_length(array, self.folder / f"{self.split}.{name}")
+        entries = self.entries(first, count, seed)
+        # Three numbers: no row shares its random numbers with the order of an epoch.
+        draws = [np.random.default_rng([seed, 1, first + n]) for n in range(count)]
+        rows = [self.row(number) for number in self.sources[entries]]
+        for n, entry in enumerate(entries):
+            if self.noise and entry < len(self):
+                rows[n] = self.noise(*rows[n], draws[n])
+        places = np.flatnonzero(entries >= len(self)).tolist()  # of paraphrases
+        if places:
+            paraphrases = self.paraphraser.paraphrase_rows(
+                self.sources[entries[places]].tolist(),
+                self.trained[entries[places]].tolist(),
+                [draws[n] for n in places],
+            )
+            for n, row in zip(places, paraphrases, strict=True):
+                rows[n] = row
+        return pad_batch(rows, self._padded_width(max(len(ids) for ids, _ in rows)))
+
+    def _padded_width(self, longest: int) -> int:
+        """The next one of few widths: each new shape costs the kernels' setup time and memory."""
+        inputs = longest - 1  # the last token is a target only
+        next_power_of_two = 1 << (inputs - 1).bit_length()
+        step = max(1, next_power_of_two // (2 * WIDTHS_PER_DOUBLING))
+        return min(self.width, -(-inputs // step) * step + 1)
+
+    def entries(self, first: int, count: int, seed: int) -> np.ndarray:
+        """For each of these rows its entry in the epoch; from len(self) on, it is a paraphrase."""
+        epochs, places = np.divmod(np.arange(first, first + count), max(1, len(self.sources)))
+        parts = [
+            self._epoch(seed, int(epoch))[places[epochs == epoch]] for epoch in np.unique(epochs)
+        ]
+        return np.concatenate(parts)
 
     def _epoch(self, seed: int, epoch: int) -> np.ndarray:
+        """The order of the entries in an epoch.
+
+        Rows of similar length go together, so that batches need little padding: the rows of
+        SORTED_STEPS steps, drawn at random, are sorted by length and cut into steps. Then the steps
+        of the whole epoch are shuffled.
+        """
         if self._order is None or self._order[0] != (seed, epoch):
             draw, size = np.random.default_rng([seed, epoch]), self.step_rows
-            order = draw.permutation(len(self.numbers))
+            order = draw.permutation(len(self.sources))
             for start in range(0, len(order), SORTED_STEPS * size):
                 pool = order[start : start + SORTED_STEPS * size]
-                order[start : start + SORTED_STEPS * size] = pool[
-                    np.argsort(self.lengths[pool], kind="stable")
-                ]
-            whole = len(order) // size * size
+                by_length = np.argsort(self.lengths[pool], kind="stable")
+                order[start : start + SORTED_STEPS * size] = pool[by_length]
+            whole = len(order) // size * size  # without the last, incomplete step
             order[:whole] = draw.permutation(order[:whole].reshape(-1, size)).reshape(-1)
             self._order = (seed, epoch), order
         return self._order[1]
 
 
-def pad_batch(
-    rows: Sequence[tuple[np.ndarray, np.ndarray]], width: int = 0
-) -> tuple[np.ndarray, np.ndarray]:
-    """(ids, mask) of several rows → (ids, targets), padded to the longest or to `width`; what is not trained has IGNORE for its target."""
+# ---------------------------------------------------------------- batches
+
+
+def pad_batch(rows: Sequence[Row], width: int = 0) -> Batch:
+    """(ids, targets), padded to the longest row or to `width`, whichever is larger.
+
+    Targets are shifted by one token; those that aren't trained are IGNORE.
+    """
     width = max(width, *(len(ids) for ids, _ in rows))
-    ids, targets = (
-        np.zeros((len(rows), width), np.int64),
-        np.full((len(rows), width), IGNORE, np.int64),
-    )
+    ids = np.zeros((len(rows), width), np.int64)
+    targets = np.full((len(rows), width), IGNORE, np.int64)
     for number, (row_ids, row_mask) in enumerate(rows):
         ids[number, : len(row_ids)] = row_ids
         targets[number, : len(row_ids)] = np.where(row_mask == 1, row_ids, IGNORE)
     return ids[:, :-1], targets[:, 1:]
+
+
+def answer_batches(
+    dataset: QuestionDataset, rows: int, numbers: Iterable[int] | None = None
+) -> Iterator[Batch]:
+    """Yields the rows with these numbers, or all, in batches of up to `rows`, sorted by length."""
+    numbers = range(len(dataset)) if numbers is None else numbers
+    order = sorted(numbers, key=lambda number: dataset.lengths[number])
+    for first in range(0, len(order), rows):
+        yield pad_batch([dataset.row(number) for number in order[first : first + rows]])

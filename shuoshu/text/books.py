@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from shuoshu.core.errors import UserError
-from shuoshu.core.files import error_reason, missing_path_message
+from shuoshu.core.files import find_input_files
 from shuoshu.text.account import Account
 from shuoshu.text.cleaning import clean_text
 from shuoshu.text.encodings import (
@@ -107,25 +107,7 @@ def find_files(inputs: Sequence[str]) -> list[Path]:
 
     Raises UserError if a path doesn't exist or a folder has no such file.
     """
-    result: dict[Path, Path] = {}  # resolved path → path as named
-    for name in inputs:
-        path = Path(name)
-        try:
-            files = [path] if path.is_file() else _text_files_below(path)
-        except OSError as error:
-            raise UserError(f"can't look into {path}: {error_reason(error)}") from None
-        for file in files:
-            result.setdefault(file.resolve(), file)
-    return list(result.values())
-
-
-def _text_files_below(path: Path) -> list[Path]:
-    files = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-    if files:
-        return files
-    if path.is_dir():
-        raise UserError(f"the folder {path} holds no {', '.join(SUFFIXES)} file")
-    raise UserError(missing_path_message(path))
+    return find_input_files(inputs, SUFFIXES, lambda folder: folder.rglob("*"))
 
 
 def read_books(

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
+from shuoshu.core.command_settings import PrepareSettings
 from shuoshu.core.errors import REPO_ROOT, UserError
 from shuoshu.core.files import same_path
-from shuoshu.core.settings import PrepareSettings
 from shuoshu.core.terminal import duration, pad, shorten, table
 from shuoshu.text import dataset
 from shuoshu.text.account import Account

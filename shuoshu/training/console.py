@@ -57,7 +57,7 @@ def print_run_summary(run: Run, length: RunLength) -> None:
     groups = ", ".join(f"{count:,} parameters at {lr:g}" for lr, count in parameters.items())
     print_line(f"optimizer  {run.settings.optimizer}: {groups}")
     paraphrases = (
-        f" + {len(data.train.numbers) - len(data.train):,} paraphrased"
+        f" + {len(data.train.sources) - len(data.train):,} paraphrased"
         if run.settings.paraphrases
         else ""
     )

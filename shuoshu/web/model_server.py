@@ -9,10 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from shuoshu.core.command_settings import AppSettings
 from shuoshu.core.device import pick_device, setup_process
 from shuoshu.core.errors import UserError
 from shuoshu.core.run_log import read_settings
-from shuoshu.core.settings import AppSettings
 from shuoshu.evaluation.copies import TrainingText
 from shuoshu.generation.chat_model import ChatModel
 from shuoshu.generation.sampling import SamplingParams

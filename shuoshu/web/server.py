@@ -14,9 +14,9 @@ from starlette.middleware import Middleware
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from shuoshu.core.command_settings import AppSettings
 from shuoshu.core.distributed import StopFlag
 from shuoshu.core.errors import UserError
-from shuoshu.core.settings import AppSettings
 from shuoshu.web import model_server
 from shuoshu.web.handlers import HERE, I18N, Page
 from shuoshu.web.model_server import ModelServer

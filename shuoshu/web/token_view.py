@@ -40,7 +40,7 @@ def token_probabilities(voice: ChatModel, prompt: list[int], ids: list[int]) -> 
     for start in range(len(prompt), len(whole), chunk):
         stop = min(start + chunk, len(whole))
         first = max(0, stop - 1 - block)
-        hidden = model.model(torch.tensor([whole[first : stop - 1]], device=device))[
+        hidden = model.hidden(torch.tensor([whole[first : stop - 1]], device=device))[
             0, start - 1 - first :
         ]
         for token, logits in zip(whole[start:stop], model.lm_head(hidden).float(), strict=True):

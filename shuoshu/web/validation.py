@@ -6,8 +6,8 @@ import math
 import secrets
 from typing import NamedTuple
 
+from shuoshu.core.command_settings import SampleSettings
 from shuoshu.core.errors import UserError
-from shuoshu.core.settings import SampleSettings
 from shuoshu.web.labels import bilingual_message
 
 LONGEST = 20_000  # characters of a question or a beginning

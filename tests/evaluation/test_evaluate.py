@@ -22,7 +22,7 @@ from model import GPT
 from shuoshu.core.terminal import display_width
 from shuoshu.evaluation import intervals, metrics
 from shuoshu.evaluation.copies import MIN_COPIED, MIN_MARKED, TrainingText
-from shuoshu.evaluation.evaluate import MAX_COLUMNS, format_results
+from shuoshu.evaluation.results_table import MAX_COLUMNS, format_results
 from shuoshu.generation.answers import Question, label_scores, read_questions, render_question
 from shuoshu.generation.sampling import TextGenerator
 from shuoshu.models import weights
@@ -298,7 +298,7 @@ def test_a_comparison_is_paired_over_the_same_rows(evaluated, pretrained: Path) 
             (row["rouge_l"], metrics.rouge_l(row["others"][str(pretrained)], row["reference"])[2])
             for row in these
         ]
-        mean, low, high = intervals.paired(
+        mean, low, high = intervals.paired_difference(
             *zip(*pairs, strict=True), evaluation["settings"]["seed"]
         )
         assert changes["rouge_l"] == pytest.approx({"value": mean, "low": low, "high": high})
@@ -355,7 +355,10 @@ def test_a_split_can_be_chosen_and_thinned_out(
     ) == ["train", "val", "untaught"]
     capsys.readouterr()
     assert eval_metrics.main([str(out_dir), f"--data={tmp_path / 'qa'}", "--split=test"]) == 2
-    assert "nothing in the split test: the data has train, val, untaught" in capsys.readouterr().err
+    assert (
+        "the split test is empty or missing: the data has train, val, untaught"
+        in capsys.readouterr().err
+    )
 
 
 @pytest.fixture
@@ -811,10 +814,10 @@ def test_each_mistake_has_its_own_message(
     assert f"--compare={pretrained}" in refused(capsys, tuned, pretrained)
     assert "must be one of" in refused(capsys, tuned, "--split=valid")
     assert "there is no prepared data in" in refused(capsys, tuned, f"--data={tmp_path / 'gone'}")
-    assert "nothing in the split untaught: the data has train, val, test" in refused(
+    assert "the split untaught is empty or missing: the data has train, val, test" in refused(
         capsys, tuned, "--split=untaught"
     )
-    assert "nothing in the split test: the data has train, val" in refused(
+    assert "the split test is empty or missing: the data has train, val" in refused(
         capsys, pretrained, "--split=test"
     )
     (tmp_path / "other.txt").write_text(text[:5000], encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The report as one page: complete in both languages, off the network, and safe from what its texts contain."""
+"""report.html: complete in both languages, works offline, and safe from what its texts contain."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import copy
 import re
 import subprocess
 import sys
-from html import unescape
 from html.parser import HTMLParser
 
 import pytest
@@ -14,15 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shuoshu.core.errors import REPO_ROOT
-from shuoshu.evaluation.charts import POINTS, points, ticks
-from shuoshu.evaluation.html_report import (
-    BESIDE,
-    MEASURES,
-    SHOWN,
-    highlight_copies,
-    report_html,
-    worst_and_random,
-)
+from shuoshu.evaluation.charts import MAX_POINTS, points, ticks
+from shuoshu.evaluation.html_report import report_html
+from shuoshu.evaluation.measure_labels import BASELINES, MEASURES
+from shuoshu.evaluation.report_answers import MAX_ANSWERS, mark_copies, worst_and_random
 
 HOSTILE = "</style></script><script>alert(1)</script><img src=x onerror=alert(2)>\"'&amp;\x00\x1b[31m\x85\ud800"
 
@@ -94,7 +88,7 @@ RUNS = [("out-sft", RECORDS)]
 
 
 class Page(HTMLParser):
-    """Tags that don't close in order, addresses, and the text that a reader sees."""
+    """Parses a page: its tags, those that don't close in order, its addresses and visible text."""
 
     def __init__(self, page: str) -> None:
         super().__init__(convert_charrefs=True)
@@ -129,15 +123,15 @@ class Page(HTMLParser):
         return "".join(self.seen)
 
 
-def everywhere(value: object, hostile: str) -> object:
-    """The same structure with a hostile text in every text, keys, splits and stops left alone."""
+def append_everywhere(value: object, hostile: str) -> object:
+    """The same structure with `hostile` appended to every text but keys, splits and stops."""
     if isinstance(value, dict):
         return {
-            key: everywhere(item, hostile) if key not in ("split", "kind", "stop") else item
+            key: append_everywhere(item, hostile) if key not in ("split", "kind", "stop") else item
             for key, item in value.items()
         }
     if isinstance(value, (list, tuple)):
-        return type(value)(everywhere(item, hostile) for item in value)
+        return type(value)(append_everywhere(item, hostile) for item in value)
     return value + hostile if isinstance(value, str) else value
 
 
@@ -155,7 +149,7 @@ def test_tags_close_in_the_order_they_were_opened(page: str) -> None:
     assert Page(page).wrong == []
 
 
-def test_every_part_is_there(page: str) -> None:
+def test_the_page_shows_every_section(page: str) -> None:
     told = Page(page).text
     for part in (
         "ROUGE-L on test 0.812 [0.762–0.862], 0.083 above the strongest baseline",
@@ -176,17 +170,17 @@ def test_every_part_is_there(page: str) -> None:
     assert Page(page).tags.count("figure") == 3  # losses, answers, confusion
 
 
-def test_every_label_stands_in_both_languages(page: str) -> None:
+def test_every_label_is_in_both_languages(page: str) -> None:
     assert (
         len(re.findall(r'<span lang="zh">[^<]*</span><span lang="en">[^<]', page))
         == page.count('<span lang="zh">') - 1
-    )  # the switch
+    )  # the language switch
 
 
 def test_every_measure_is_shown() -> None:
     names = [
         *MEASURES,
-        *(prefix + name for prefix in BESIDE for name in ("rouge_l", "accuracy", "distinct_1")),
+        *(prefix + name for prefix in BASELINES for name in ("rouge_l", "accuracy", "distinct_1")),
         "unheard_of",
         "lookup_unheard_of",
     ]
@@ -201,11 +195,11 @@ def test_every_measure_is_shown() -> None:
         ]
         assert any(form in told for form in shown), name
     assert "unheard_of" in told and "lookup_unheard_of" in told
-    for _, en, *_ in MEASURES.values():
-        assert en in told
+    for measure in MEASURES.values():
+        assert measure.label[1] in told
 
 
-def test_the_verdict_owns_up_to_a_gap_within_the_interval() -> None:
+def test_the_verdict_admits_a_gap_within_the_interval() -> None:
     near = {
         **EVALUATION,
         "measures": {
@@ -261,7 +255,7 @@ def test_a_difference_is_judged_by_its_interval_and_its_measure(
 @pytest.mark.parametrize(
     "runs", [[], [("empty", [])], [("one", [{"kind": "eval", "step": 0, "val_loss": 0.0}])]]
 )
-def test_what_is_missing_is_left_out(evaluation: dict, answers: list[dict], runs: list) -> None:
+def test_missing_parts_are_left_out(evaluation: dict, answers: list[dict], runs: list) -> None:
     assert Page(report_html(evaluation, answers, runs)).wrong == []
 
 
@@ -295,16 +289,16 @@ def test_continuations_are_shown_without_scores() -> None:
     assert "worst" not in told
 
 
-# ---------------------------------------------------------------- whatever the texts contain
+# ---------------------------------------------------------------- hostile texts
 
 
-def test_hostile_text_is_shown_and_does_nothing(page: str) -> None:
+def test_hostile_text_is_shown_as_text(page: str) -> None:
     answers = [
         {**row, "closer_to": "x", "probabilities": {"阿迟。": 0.5}, "others": {"other": "y"}}
         for row in ANSWERS[:30]
     ]
     safe = report_html(EVALUATION, answers, RUNS)
-    bad = report_html(*everywhere((EVALUATION, answers, RUNS), HOSTILE))
+    bad = report_html(*append_everywhere((EVALUATION, answers, RUNS), HOSTILE))
     bad.encode("utf-8")
     assert Page(bad).wrong == [] and Page(bad).tags == Page(safe).tags
     assert "<script>alert(1)</script>" in Page(bad).text and bad.count("<script>") == 1
@@ -313,7 +307,7 @@ def test_hostile_text_is_shown_and_does_nothing(page: str) -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(text=st.text(st.characters(exclude_categories=[])))
-def test_any_text_leaves_the_page_whole(text: str) -> None:
+def test_any_text_leaves_the_page_well_formed(text: str) -> None:
     evaluation = copy.deepcopy(EVALUATION) | {
         "model": text,
         "settings": {text: [text]},
@@ -332,34 +326,36 @@ def test_any_text_leaves_the_page_whole(text: str) -> None:
 
 
 @given(text=st.text("阿迟<&\"'雨\n夜", max_size=30), cuts=st.lists(st.integers(0, 30), max_size=6))
-def test_copied_spans_are_marked_at_their_characters(text: str, cuts: list[int]) -> None:
+def test_exactly_the_copied_spans_are_marked(text: str, cuts: list[int]) -> None:
     cuts = sorted({min(cut, len(text)) for cut in cuts})
     spans = [[a, b, None] for a, b in zip(cuts[::2], cuts[1::2], strict=False)]
-    body = highlight_copies(text, spans).removeprefix('<div class="text">').split("</div>")[0]
-    assert [unescape(part) for part in re.findall(r"<mark>(.*?)<sup>", body, re.DOTALL)] == [
-        text[a:b] for a, b, _ in spans
-    ]
-    assert not text or unescape(re.sub(r"<sup>\d+</sup>|</?mark>", "", body)) == text
+    marked = mark_copies(text, spans)
+    assert [part for part, number in marked.segments if number] == [text[a:b] for a, b, _ in spans]
+    assert "".join(part for part, _ in marked.segments) == text
 
 
-def test_a_copied_span_says_where_it_stands() -> None:
-    assert (
-        "<mark>阿迟<sup>1</sup></mark>。"
-        in (told := highlight_copies("阿迟。", [[0, 2, "迟雁记 · 第三章"]]))
-        and "1 迟雁记 · 第三章" in told
-    )
+def test_a_copied_span_names_its_source() -> None:
+    answer = {**ANSWER, "copied": [[0, 2, "迟雁记 · 第三章"]]}
+    page = report_html(EVALUATION, [answer], [])
+    assert "<mark>阿迟<sup>1</sup></mark>。</div>" in page
+    assert "1 迟雁记 · 第三章" in Page(page).text
+
+
+def test_an_empty_answer_is_named() -> None:
+    assert "(empty)" in report_html(EVALUATION, [{**ANSWER, "answer": ""}], [])
 
 
 @pytest.mark.parametrize("spans", [[[2, 9, None], [0, 3, None]], [[-2, 99, None]], [[5, 2, None]]])
-def test_odd_spans_lose_no_text(spans: list) -> None:
-    body = highlight_copies("一二三四五", spans).split("</div>")[0]
-    assert re.sub(r"<sup>\d+</sup>|<[^>]*>", "", body) == "一二三四五"
+def test_overlapping_and_out_of_range_spans_lose_no_text(spans: list) -> None:
+    assert "".join(part for part, _ in mark_copies("一二三四五", spans).segments) == "一二三四五"
 
 
-def test_the_worst_come_first_and_the_random_ones_are_others() -> None:
+def test_the_random_answers_are_none_of_the_worst() -> None:
     worst, others = worst_and_random(ANSWERS[::-1], seed=1)
-    assert [answer["row"] for answer in worst] == list(range(SHOWN))
-    assert len(others) == SHOWN and not {answer["row"] for answer in others} & set(range(SHOWN))
+    assert [answer["row"] for answer in worst] == list(range(MAX_ANSWERS))
+    assert len(others) == MAX_ANSWERS and not {answer["row"] for answer in others} & set(
+        range(MAX_ANSWERS)
+    )
 
 
 def test_the_random_answers_are_repeatable_by_seed() -> None:
@@ -371,7 +367,7 @@ def test_the_random_answers_are_repeatable_by_seed() -> None:
     )
 
 
-def test_a_surely_wrong_class_is_worse_than_a_doubtful_one() -> None:
+def test_a_confidently_wrong_label_is_worse_than_a_doubtful_one() -> None:
     rows = [
         {**ANSWER, "row": i, "reference": "正", "probabilities": {"正": p, "负": 1 - p}}
         for i, p in enumerate((0.4, 0.9, 0.1))
@@ -382,7 +378,7 @@ def test_a_surely_wrong_class_is_worse_than_a_doubtful_one() -> None:
 # ---------------------------------------------------------------- curves
 
 
-def test_odd_values_are_left_out_of_a_curve() -> None:
+def test_values_that_are_no_finite_numbers_are_left_out_of_a_curve() -> None:
     odd = [None, float("nan"), float("inf"), "3", True, 1e300]
     records = [{"kind": "step", "step": i, "loss": loss} for i, loss in enumerate([*odd, 2.0])] + [
         {"kind": "step", "step": None, "loss": 1.0},
@@ -391,17 +387,20 @@ def test_odd_values_are_left_out_of_a_curve() -> None:
     assert points(records, "step", "loss") == [(6, 2.0)]
 
 
-def test_a_long_curve_is_thinned_and_keeps_ends_and_spikes() -> None:
+def test_a_long_curve_is_thinned_but_keeps_ends_and_spikes() -> None:
     records = [{"kind": "step", "step": i, "loss": 1 + i % 7} for i in range(20_000)]
     records[12_345]["loss"] = 99.0
     line = points(records, "step", "loss")
     assert (
-        len(line) <= POINTS and line[0][0] == 0 and line[-1][0] == 19_999 and (12_345, 99.0) in line
+        len(line) <= MAX_POINTS
+        and line[0][0] == 0
+        and line[-1][0] == 19_999
+        and (12_345, 99.0) in line
     )
 
 
 @given(values=st.lists(st.floats(-1e15, 1e15), min_size=1, max_size=5))
-def test_ticks_are_few_and_hold_every_value(values: list[float]) -> None:
+def test_ticks_are_few_and_enclose_every_value(values: list[float]) -> None:
     marks, slack = ticks(values), 1e-9 * (abs(max(values)) + abs(min(values)) + 1)
     assert (
         2 <= len(marks) <= 8
@@ -410,6 +409,6 @@ def test_ticks_are_few_and_hold_every_value(values: list[float]) -> None:
     )
 
 
-def test_the_room_is_light() -> None:
+def test_the_report_needs_no_torch_numpy_or_matplotlib() -> None:
     check = "import sys; import shuoshu.evaluation.html_report; sys.exit(bool({'torch', 'numpy', 'matplotlib'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", check], cwd=REPO_ROOT).returncode == 0

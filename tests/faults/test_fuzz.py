@@ -21,22 +21,22 @@ from hypothesis import strategies as st
 
 from shuoshu.core import run_log
 from shuoshu.core.cli import parse
-from shuoshu.core.errors import UserError
-from shuoshu.core.run_log import read_settings
-from shuoshu.core.settings import (
+from shuoshu.core.command_settings import (
     EvalSettings,
     PrepareSettings,
     PrepareSftSettings,
     SampleSettings,
-    TrainSettings,
 )
+from shuoshu.core.errors import UserError
+from shuoshu.core.run_log import read_settings
+from shuoshu.core.settings import TrainSettings
 from shuoshu.evaluation.copies import TrainingText
-from shuoshu.generation import sample_command
+from shuoshu.generation import prompt_files
 from shuoshu.generation.answers import read_questions
 from shuoshu.models import weights
+from shuoshu.sft.conversations import parse_pairs
 from shuoshu.sft.dataset import QuestionDataset
 from shuoshu.sft.pairs import Pair
-from shuoshu.sft.question_files import parse_pairs
 from shuoshu.text import dataset as text_dataset
 from shuoshu.text.books import read_books
 from shuoshu.text.tokenizer import Tokenizer
@@ -243,7 +243,7 @@ TABLE = 'question,answer,n\r\n谁？,我。,1\r\n"a\nb","c""d",2\r\n'
 def check_pairs(pairs: list[Pair], tokenizer: Tokenizer) -> None:
     for pair in pairs:
         json.dumps(
-            [pair.messages, pair.facts, pair.source, pair.group],
+            [pair.messages, pair.extra, pair.source, pair.group],
             ensure_ascii=False,
             allow_nan=False,
         ).encode()
@@ -292,10 +292,10 @@ def test_any_file_of_prompts(
     }[kind].encode()
     (tmp_path / f"a.{kind}").write_bytes(hurt_bytes(data, raw))
     with survives_or_refuses():
-        rows, texts = sample_command.read_file(tmp_path / f"a.{kind}")
+        rows, texts = prompt_files.read_prompts(tmp_path / f"a.{kind}")
         for text in texts:
             tokenizer.encode(text)
-        for suffix, write in sample_command.WRITERS.items():
+        for suffix, write in prompt_files.WRITERS.items():
             write(tmp_path / f"out{suffix}", rows)
             (tmp_path / f"out{suffix}").read_text(encoding="utf-8")
 

@@ -60,10 +60,10 @@ REFUSED: dict[str, tuple[str, bytes, str]] = {
     "NUL": ("a.json", bytes(100_000), "is no text"),
     "binary": ("a.json", bytes(range(256)) * 400, ""),
     "a list of lists": ("a.json", b"[[1, 2], [3, 4]]", "no rows"),
-    "a number": ("a.json", b"5", "a list of objects is wanted"),
-    "NaN": ("a.json", b"NaN", "a list of objects is wanted"),
-    "a long number": ("a.json", b"9" * 5000, "a list of objects is wanted"),
-    "null": ("a.json", b"null", "a list of objects is wanted"),
+    "a number": ("a.json", b"5", "a list of objects is expected"),
+    "NaN": ("a.json", b"NaN", "a list of objects is expected"),
+    "a long number": ("a.json", b"9" * 5000, "a list of objects is expected"),
+    "null": ("a.json", b"null", "a list of objects is expected"),
     "wrong types": (
         "a.json",
         b'[{"question": [1], "answer": {"a": 2}}, {"question": true, "answer": NaN},'
@@ -84,7 +84,7 @@ REFUSED: dict[str, tuple[str, bytes, str]] = {
     "one that opens late": (
         "a.csv",
         b"question,answer\n" + b"a,b\n" * 5 + b'a,"' + b"x\n" * 100_000,
-        "follows line 6",
+        "after line 6",
     ),
     "columns twice": ("a.csv", b"question,question\na,b\n", "several columns are called question"),
     "a table with NUL": ("a.csv", bytes(5000), "is no text"),

@@ -11,7 +11,8 @@ from types import SimpleNamespace
 import pytest
 
 import sample
-from shuoshu.generation import sample_command
+from shuoshu.core.errors import UserError
+from shuoshu.generation import prompt_files, sample_command
 from shuoshu.generation.chat_model import ChatModel
 from shuoshu.generation.sampling import TextGenerator
 from shuoshu.sft.dataset import read_pairs
@@ -120,7 +121,7 @@ def test_interrupted_it_writes_what_is_done(ask, tmp_path, monkeypatch, capsys, 
 
 def test_a_line_separator_inside_json_is_text(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"prompt": "a\u2028b\x85c"}\n', encoding="utf-8")
-    assert sample_command.read_file(tmp_path / "a.jsonl")[1] == ["a\u2028b\x85c"]
+    assert prompt_files.read_prompts(tmp_path / "a.jsonl")[1] == ["a\u2028b\x85c"]
 
 
 def test_without_a_folder_the_newest_model_is_taken(pretrained, tmp_path, monkeypatch, capsys):
@@ -162,8 +163,8 @@ def test_a_mistake_is_one_message(pretrained, capsys, arguments, told):
 )
 def test_a_file_that_is_none_is_named(tmp_path, name, content, told):
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(sample_command.UserError, match=told):
-        sample_command.read_file(tmp_path / name)
+    with pytest.raises(UserError, match=told):
+        prompt_files.read_prompts(tmp_path / name)
 
 
 # ---------------------------------------------------------------- a model that answers
@@ -285,7 +286,7 @@ class Recorder(ChatModel):
         self.tokenizer, self.turns, self.block, self.asked = tokenizer, turns, 64, []
         self.settings = SimpleNamespace(seed=1)
 
-    def say(self, ids, seed, stop):
+    def print_text(self, ids, seed, stop):
         self.asked.append(self.tokenizer.decode(ids))
         return f"{len(self.asked)}。"
 
@@ -375,4 +376,4 @@ def test_an_answer_that_is_cut_is_told(tuned, known, tmp_path, capsys):
 
 def test_an_empty_question_is_a_mistake(tuned, capsys):
     assert sample.main([f"--out_dir={tuned}", "--start= ", "--threads=1"]) == 2
-    assert "a question is empty" in capsys.readouterr().err
+    assert "the question is empty" in capsys.readouterr().err

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers import Qwen3ForCausalLM
 
-from model import GPT, GPTConfig, KVCache
+from model import GPT, GPTConfig, KVCache, config_from_hf, config_to_hf
 from shuoshu.core.cli import parse
 from shuoshu.core.errors import REPO_ROOT
 from shuoshu.core.settings import ModelSettings, TrainSettings
@@ -90,7 +90,7 @@ def _hf_config(config):
     return Qwen3Config(
         **{
             k: v
-            for k, v in config.to_hf().items()
+            for k, v in config_to_hf(config).items()
             if k not in ("architectures", "model_type", "rope_theta", "dtype", "torch_dtype")
         }
     )
@@ -101,14 +101,12 @@ def test_cached_logits_equal_uncached_up_to_the_block():
     ids = random_ids(ODD, 2, ODD.block_size)
     whole = model(ids)
     cache = KVCache(ODD, rows=2)
-    pieces = [
-        model(ids[:, :7], cache=cache),
-        model(ids[:, 7:12], cache=cache),
-    ]  # a prompt, a second chunk, then one by one
-    pieces += [model(ids[:, t : t + 1], cache=cache) for t in range(12, ODD.block_size)]
-    torch.testing.assert_close(torch.cat(pieces, dim=1), whole, atol=1e-5, rtol=0)
+    # A prompt, a second chunk, then one token at a time.
+    chunks = [ids[:, :7], ids[:, 7:12], *ids[:, 12:].split(1, dim=1)]
+    cached = torch.cat([model.lm_head(model.hidden(chunk, cache)) for chunk in chunks], dim=1)
+    torch.testing.assert_close(cached, whole, atol=1e-5, rtol=0)
     with pytest.raises(ValueError, match="holds 32 positions"):
-        model(ids[:, :1], cache=cache)
+        model.hidden(ids[:, :1], cache)
 
 
 def test_prompts_of_different_lengths_side_by_side_get_what_each_gets_alone():
@@ -205,7 +203,7 @@ def test_weights_that_do_not_fit_are_named():
 )
 def test_another_architecture_is_refused(change):
     with pytest.raises(ValueError, match=r"model_type|not supported"):
-        GPTConfig.from_hf(ODD.to_hf() | change)
+        config_from_hf(config_to_hf(ODD) | change)
 
 
 def test_parameters_and_work_are_counted():

@@ -1,8 +1,9 @@
-"""shuoshu/rewording.py and its rows in RowFile: whose words a made-up question holds, what it trains, how often it comes."""
+"""Synthetic paraphrases: the words they contain, what they train, how often they come."""
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
+from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,227 +13,154 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shuoshu.core.errors import UserError
 from shuoshu.sft.augment import (
-    MAX_PIECE_TOKENS,
+    MAX_PIECE_UNITS,
     UNIT,
     Paraphraser,
-    QuestionNoise,
     distinguishing_lengths,
     split_into_pieces,
     split_words,
 )
-from shuoshu.sft.dataset import QuestionDataset, read_pairs, split_long_answer, write_rows
-from shuoshu.sft.pairs import Pair
+from shuoshu.sft.dataset import read_pairs
 from shuoshu.sft.tfidf import TfidfIndex
-from shuoshu.text.dataset import IGNORE
 from shuoshu.text.tokenizer import Tokenizer
+from tests.sft.helpers import REVIEWS, conversation, generators
+
+LAMP_AND_TEAHOUSE = [
+    ("清晨，沈砚在渡口做了什么？", "点起一盏油灯。"),
+    ("孟婆婆在茶楼等谁呢？", "等老船夫。"),
+]
+LAMP_AND_RAIN = [("点起油灯的是谁？", "沈砚。"), ("昨天夜里雨停了没有？", "没有停。")]
 
 
-@pytest.fixture(scope="module")
-def own(qa: Path) -> tuple[QuestionDataset, Tokenizer]:
-    """The training rows with three times as many reworded ones, and their tokenizer."""
-    file, tokenizer = QuestionDataset(qa, "train", 8), Tokenizer.load(qa)
-    file.add_paraphrases(tokenizer, 3)
-    return file, tokenizer
+def render(tokenizer: Tokenizer, question: str, answer: str) -> tuple[list[int], list[int]]:
+    return tokenizer.render(conversation(question, answer))
 
 
-def rendered(tokenizer: Tokenizer, question: str, answer: str) -> tuple[list[int], list[int]]:
-    return tokenizer.render(
-        [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-    )
-
-
-def made_of(tokenizer: Tokenizer, *pairs: tuple[str, str], width: int = 64) -> Paraphraser:
-    rows = [tuple(map(np.array, rendered(tokenizer, *pair))) for pair in pairs]
+def make_paraphraser(
+    tokenizer: Tokenizer, pairs: Iterable[tuple[str, str]], width: int = 64
+) -> Paraphraser:
+    rows = [tuple(map(np.array, render(tokenizer, *pair))) for pair in pairs]
     return Paraphraser(tokenizer, rows.__getitem__, len(rows), width)
 
 
-def asked_by(
-    rewording: Paraphraser, numbers: list[int], draws: list[np.random.Generator]
+def paraphrase(
+    paraphraser: Paraphraser, numbers: list[int], draws: list[np.random.Generator]
 ) -> list[str]:
-    return rewording.paraphrases(numbers, [rewording.telling[number] for number in numbers], draws)
+    """Paraphrases for rows that train the distinguishing beginnings of their answers."""
+    counts = [paraphraser.distinguishing[number] for number in numbers]
+    return paraphraser.paraphrase_questions(numbers, counts, draws)
 
 
-def said(ids: np.ndarray, targets: np.ndarray, tokenizer: Tokenizer) -> tuple[str, str]:
-    """The question of a row, and what it trains."""
-    row = ids.tolist()
-    question = row[row.index(tokenizer.user) + 1 : row.index(tokenizer.assistant)]
-    return tokenizer.decode(question), tokenizer.decode(targets[targets != IGNORE].tolist())
+# ---------------------------------------------------------------- the words of a paraphrase
 
 
-def epoch(file: QuestionDataset, number: int = 0) -> list[tuple[np.ndarray, np.ndarray]]:
-    size = file.rows_per_epoch(64)
-    return [tuple(part[0] for part in file.rows(number * size + n, 1, 64, 1)) for n in range(size)]
-
-
-def test_an_epoch_has_each_row_once_and_reworded_once_with_the_whole_answer_and_else_with_its_beginning(
-    own, qa: Path
+def test_paraphrase_has_mostly_pieces_of_its_answers_questions_and_some_of_the_answer(
+    paraphrased, qa: Path
 ) -> None:
-    file, tokenizer = own
-    records = read_pairs(qa, "train")
-    assert file.rows_per_epoch(64) == 4 * len(records)
-    expected, beginnings, answers = (
-        Counter(),
-        Counter(),
-        {record["answer"]: None for record in records},
-    )
-    needed = dict(
-        zip(
-            answers,
-            distinguishing_lengths(
-                [[*tokenizer.encode(answer), tokenizer.end] for answer in answers]
-            ),
-            strict=True,
-        )
-    )
-    for record in records:
-        expected[record["question"], record["answer"]] += 1
-        whole = [*tokenizer.encode(record["answer"]), tokenizer.end]
-        beginnings[tokenizer.decode(whole)] += 1
-        beginnings[tokenizer.decode(whole[: needed[record["answer"]]])] += 2
-    rows = [said(*row, tokenizer) for row in epoch(file)]
-    assert Counter(file.row_ids(0, file.rows_per_epoch(64), 64, 1).tolist()) == dict.fromkeys(
-        range(len(file)), 4
-    )
-    places = file._places(0, file.rows_per_epoch(64), 1)
-    assert (
-        Counter(row for row, place in zip(rows, places, strict=True) if place < len(file))
-        == expected
-    )
-    made = [row for row, place in zip(rows, places, strict=True) if place >= len(file)]
-    assert Counter(answer for _, answer in made) == beginnings
-    questions = {question for question, _ in made}
-    assert len(questions - {question for question, _ in expected}) > 0.7 * len(made), (
-        "made up, and anew each time"
-    )
-    assert len(
-        questions.intersection(said(*row, tokenizer)[0] for row in epoch(file, 1))
-    ) < 0.2 * len(made)
-
-
-def test_most_of_a_made_up_question_is_from_questions_with_its_answer_and_some_from_the_answer(
-    own, qa: Path
-) -> None:
-    file, _ = own
-    rewording, draw = file.paraphraser, np.random.default_rng(0)
-    units = {
-        number: set(UNIT.findall(question)) for number, question in rewording.questions.items()
+    paraphraser, draw = paraphrased.paraphraser, np.random.default_rng(0)
+    question_units = {
+        number: set(UNIT.findall(question)) for number, question in paraphraser.questions.items()
     }
-    answers = {
+    answer_units = {
         number: set(UNIT.findall(record["answer"]))
         for number, record in enumerate(read_pairs(qa, "train"))
     }
-    every = set().union(*units.values())
-    asked, said, foreign = [], [], set()
-    for alike in rewording.alike:
-        theirs = set().union(*(units[number] for number in alike))
-        for question in asked_by(rewording, [alike[0]] * 5, [draw] * 5):
-            found = UNIT.findall(question)
-            assert len(question) <= len(rewording.questions[alike[0]])
-            assert found and set(found) <= every | answers[alike[0]], (
-                "nothing of another one's answer"
+    all_units = set().union(*question_units.values())
+    question_shares, answer_shares, foreign = [], [], set()
+    for rows in paraphraser.rows_of_answer:
+        first = int(rows[0])
+        own = set().union(*(question_units[number] for number in rows))
+        for text in paraphrase(paraphraser, [first] * 5, [draw] * 5):
+            units = UNIT.findall(text)
+            assert len(text) <= len(paraphraser.questions[first])
+            assert units and set(units) <= all_units | answer_units[first], (
+                "no other answer's words"
             )
-            foreign |= set(found) - theirs - answers[alike[0]]
-            asked.append(np.mean([unit in theirs for unit in found]))
-            said.append(np.mean([unit in answers[alike[0]] - theirs for unit in found]))
-    assert 0.7 < np.mean(asked) < 0.85 and 0.1 < np.mean(said) < 0.3
-    assert sum(not foreign.isdisjoint(found) for found in units.values()) > len(units) / 3, (
-        "from questions of any"
-    )
+            foreign |= set(units) - own - answer_units[first]
+            question_shares.append(np.mean([unit in own for unit in units]))
+            answer_shares.append(np.mean([unit in answer_units[first] - own for unit in units]))
+    assert 0.7 < np.mean(question_shares) < 0.85 and 0.1 < np.mean(answer_shares) < 0.3
+    with_foreign = sum(not foreign.isdisjoint(units) for units in question_units.values())
+    assert with_foreign > len(question_units) / 3, "foreign pieces come from all questions"
 
 
-def test_pieces_come_from_several_questions_with_one_answer(tokenizer) -> None:
-    """None but them are there: nothing foreign can come between."""
-    rewording = made_of(tokenizer, ("甲" * 12, "油灯。"), ("乙" * 12, "油灯。"))
-    made = [
-        rewording.draw_paraphrase(seed % 2, np.random.default_rng(seed))[0] for seed in range(100)
+def test_pieces_come_from_several_questions_with_the_same_answer(tokenizer) -> None:
+    pairs = [("甲" * 12, "油灯。"), ("乙" * 12, "油灯。")]
+    paraphraser = make_paraphraser(tokenizer, pairs)
+    texts = [
+        paraphraser.draw_paraphrase(seed % 2, draw)[0] for seed, draw in enumerate(generators(100))
     ]
-    assert sum({"甲", "乙"} <= set(text) for text in made) > 20
+    assert sum({"甲", "乙"} <= set(text) for text in texts) > 20
 
 
-def test_the_answers_words_are_no_reason_to_be_sure(tokenizer) -> None:
-    rewording = made_of(
-        tokenizer, *((f"味道{word}？", label) for word in "甲乙丙丁" for label in ("正面", "负面"))
-    )
-    asked = asked_by(
-        rewording, list(range(8)) * 5, [np.random.default_rng(seed) for seed in range(40)]
-    )
-    assert asked == list(rewording.questions.values()) * 5
-    made = [rewording.draw_paraphrase(0, np.random.default_rng(seed)) for seed in range(100)]
-    assert any("正" in whole for _, whole in made) and not any(
-        "正" in without for without, _ in made
-    )
+def test_index_judges_without_pieces_of_the_answer(tokenizer) -> None:
+    paraphraser = make_paraphraser(tokenizer, REVIEWS)
+    texts = paraphrase(paraphraser, list(range(8)) * 5, generators(40))
+    assert texts == list(paraphraser.questions.values()) * 5, "the label is no help"
+    drafts = [paraphraser.draw_paraphrase(0, draw) for draw in generators(100)]
+    assert any("正" in whole for _, whole in drafts)
+    assert not any("正" in judged for judged, _ in drafts)
 
 
-def test_a_question_counts_only_if_a_look_up_is_sure_of_its_answer_without_the_answers_words(
-    own, qa: Path, monkeypatch
-) -> None:
-    rewording, tried, question = own[0].paraphraser, defaultdict(set), Paraphraser.draw_paraphrase
-    asked_for: dict[str, list[str]] = defaultdict(list)
+def test_paraphrase_is_used_only_if_the_index_finds_its_answer(paraphrased, qa: Path) -> None:
+    class Recording(Paraphraser):
+        """Records what was judged for each (row, whole text)."""
+
+        def draw_paraphrase(self, number: int, draw: np.random.Generator) -> tuple[str, str]:
+            judged, whole = super().draw_paraphrase(number, draw)
+            drafts[number, whole].add(judged)
+            return judged, whole
+
+    drafts: dict[tuple[int, str], set[str]] = defaultdict(set)
+    tokenizer = paraphrased.paraphraser.tokenizer
+    paraphraser = Recording(tokenizer, paraphrased.row, len(paraphrased), paraphrased.width)
+    questions_of: dict[str, list[str]] = defaultdict(list)
     for record in read_pairs(qa, "train"):
-        asked_for[record["answer"]].append(record["question"])
-    look_up = TfidfIndex([" ".join(questions) for questions in asked_for.values()], split_words)
+        questions_of[record["answer"]].append(record["question"])
+    index = TfidfIndex([" ".join(questions) for questions in questions_of.values()], split_words)
 
-    def recorded(self, number: int, draw: np.random.Generator) -> tuple[str, str]:
-        without, whole = question(self, number, draw)
-        tried[number, whole].add(without)
-        return without, whole
-
-    monkeypatch.setattr(Paraphraser, "draw_paraphrase", recorded)
-    first = [alike[0] for alike in rewording.alike] * 5
-    asked = asked_by(rewording, first, [np.random.default_rng(seed) for seed in range(len(first))])
-    taken = [(row, text) for row, text in zip(first, asked, strict=True) if (row, text) in tried]
-    assert (
-        len(taken) > 0.9 * len(first)
-        and sum(tried[one] != {one[1]} for one in taken) > len(taken) / 3
-    )
-    for row, text in taken:
-        assert rewording.answer[row] in look_up.similarities([*tried[row, text]]).argmax(axis=1)
+    numbers = [int(rows[0]) for rows in paraphraser.rows_of_answer] * 5
+    texts = paraphrase(paraphraser, numbers, generators(len(numbers)))
+    used = [draft for draft in zip(numbers, texts, strict=True) if draft in drafts]
+    assert len(used) > 0.9 * len(numbers)
+    assert sum(drafts[draft] != {draft[1]} for draft in used) > len(used) / 3
+    for draft in used:
+        nearest = index.similarities([*drafts[draft]]).argmax(axis=1)
+        assert paraphraser.answer_of[draft[0]] in nearest
 
 
-def test_where_no_look_up_could_be_sure_the_question_stays_as_it_was_written(tokenizer) -> None:
-    rewording = made_of(tokenizer, ("他是谁？", "老船夫。"), ("他是谁？", "沈砚。"))
-    assert (
-        asked_by(rewording, [0, 1, 1], [np.random.default_rng(seed) for seed in range(3)])
-        == ["他是谁？"] * 3
-    )
+def test_question_stays_if_the_index_can_not_tell_the_answers_apart(tokenizer) -> None:
+    paraphraser = make_paraphraser(tokenizer, [("他是谁？", "老船夫。"), ("他是谁？", "沈砚。")])
+    assert paraphrase(paraphraser, [0, 1, 1], generators(3)) == ["他是谁？"] * 3
 
 
-@pytest.mark.parametrize("second, is_sure", [(0.47, True), (0.48, False)])
-def test_the_look_up_is_sure_where_the_next_answer_is_a_twentieth_less_near(
-    tokenizer, second: float, is_sure: bool
+@pytest.mark.parametrize("second, is_clear", [(0.47, True), (0.48, False)])
+def test_second_answer_must_be_less_similar_by_a_twentieth(
+    tokenizer, second: float, is_clear: bool
 ) -> None:
-    rewording = made_of(
-        tokenizer, ("点起油灯的是谁？", "沈砚。"), ("昨天夜里雨停了没有？", "没有停。")
-    )
-    rewording.index = SimpleNamespace(
+    paraphraser = make_paraphraser(tokenizer, LAMP_AND_RAIN)
+    paraphraser.index = SimpleNamespace(
         similarities=lambda texts: np.array([[0.5, second]] * len(texts))
     )
-    asked = asked_by(rewording, [0] * 50, [np.random.default_rng(seed) for seed in range(50)])
-    assert (len(set(asked)) > 20) == is_sure and (set(asked) == {"点起油灯的是谁？"}) != is_sure
+    texts = set(paraphrase(paraphraser, [0] * 50, generators(50)))
+    assert len(texts) > 20 if is_clear else texts == {LAMP_AND_RAIN[0][0]}
 
 
-def test_what_was_asked_in_conversations_is_no_question_for_another_answer(tokenizer) -> None:
-    conversation = [
-        ("user", "点灯的人是谁？"),
-        ("assistant", "没有人。"),
-        ("user", "真的？"),
-        ("assistant", "真的。"),
-    ]
-    rows = [tokenizer.render([{"role": role, "content": text} for role, text in conversation])]
+def test_paraphrase_does_not_point_to_questions_in_conversations(tokenizer) -> None:
+    rows = [tokenizer.render(conversation("点灯的人是谁？", "没有人。", "真的？", "真的。"))]
     rows += [
-        rendered(tokenizer, "昨天夜里点灯的人是谁？", "沈砚。"),
-        rendered(tokenizer, "渡口在哪里？", "城南。"),
+        render(tokenizer, "昨天夜里点灯的人是谁？", "沈砚。"),
+        render(tokenizer, "渡口在哪里？", "城南。"),
     ]
-    rewording = Paraphraser(tokenizer, lambda number: tuple(map(np.array, rows[number])), 3, 64)
-    assert rewording.sources.tolist() == [1, 2]
-    asked = asked_by(rewording, [1] * 200, [np.random.default_rng(seed) for seed in range(200)])
-    assert len(set(asked)) > 50
-    assert all(set(text) & set("昨天夜里") for text in asked)
+    paraphraser = Paraphraser(tokenizer, lambda number: tuple(map(np.array, rows[number])), 3, 64)
+    assert paraphraser.sources.tolist() == [1, 2]
+    texts = paraphrase(paraphraser, [1] * 200, generators(200))
+    assert len(set(texts)) > 50
+    assert all(set(text) & set("昨天夜里") for text in texts)
 
 
-def test_words_tell_english_questions_apart(tokenizer) -> None:
+def test_english_words_tell_questions_apart(tokenizer) -> None:
     names = [
         "boat",
         "lamp",
@@ -251,238 +179,100 @@ def test_words_tell_english_questions_apart(tokenizer) -> None:
         f"What did the old man do with the {a} when he saw that {b} again?"
         for a, b in zip(names, names[3:] + names[:3], strict=True)
     ]
-    rewording = made_of(
-        tokenizer,
-        *((question, f"It was number {number}.") for number, question in enumerate(questions)),
-        width=200,
-    )
-    asked = asked_by(
-        rewording, list(range(12)) * 5, [np.random.default_rng(seed) for seed in range(60)]
-    )
-    assert sum(text != questions[n % 12] for n, text in enumerate(asked)) > 45
+    pairs = [(question, f"It was number {n}.") for n, question in enumerate(questions)]
+    paraphraser = make_paraphraser(tokenizer, pairs, width=200)
+    texts = paraphrase(paraphraser, list(range(12)) * 5, generators(60))
+    assert sum(text != questions[n % 12] for n, text in enumerate(texts)) > 45
 
 
-def test_a_question_that_does_not_fit_is_not_taken(tokenizer) -> None:
-    pairs = [
-        ("清晨，沈砚在渡口做了什么？", "点起一盏油灯。"),
-        ("孟婆婆在茶楼等谁呢？", "等老船夫。"),
-    ]
-    width = min(len(rendered(tokenizer, *pair)[0]) for pair in pairs) - 8
-    rewording, made = made_of(tokenizer, *pairs, width=width), 0
+def test_answer_without_text_adds_no_pieces(tokenizer) -> None:
+    paraphraser = make_paraphraser(tokenizer, [("点起油灯的是谁？", ""), LAMP_AND_RAIN[1]])
+    assert len(set(paraphrase(paraphraser, [0] * 50, generators(50)))) > 20
+    assert paraphraser.distinguishing == {0: 1, 1: 2}
+
+
+# ---------------------------------------------------------------- room in the row
+
+
+def test_paraphrase_that_does_not_fit_is_not_used(tokenizer) -> None:
+    pairs = LAMP_AND_TEAHOUSE
+    width = min(len(render(tokenizer, *pair)[0]) for pair in pairs) - 8
+    paraphraser, n_paraphrased = make_paraphraser(tokenizer, pairs, width=width), 0
     for seed in range(100):
-        counts = [rewording.telling[number] + seed % 2 * 20 for number in (0, 1)]
-        for (ids, _), (question, _) in zip(
-            rewording.rows([0, 1], counts, [np.random.default_rng([seed, n]) for n in (0, 1)]),
-            pairs,
-            strict=True,
-        ):
+        counts = [paraphraser.distinguishing[number] + seed % 2 * 20 for number in (0, 1)]
+        draws = [np.random.default_rng([seed, n]) for n in (0, 1)]
+        rows = paraphraser.paraphrase_rows([0, 1], counts, draws)
+        for (ids, _), (question, _) in zip(rows, pairs, strict=True):
             text = tokenizer.decode(ids[1 : ids.tolist().index(tokenizer.assistant)].tolist())
             assert text == question or len(ids) <= width
-            made += text != question
-    assert made > 50
+            n_paraphrased += text != question
+    assert n_paraphrased > 50
 
 
-def test_each_row_has_room_for_what_it_trains_itself(tokenizer) -> None:
-    """One of the two trains so much that nothing made up would fit."""
-    pairs = [
-        ("清晨，沈砚在渡口做了什么？", "点起一盏油灯。"),
-        ("孟婆婆在茶楼等谁呢？", "等老船夫。"),
-    ]
-    rewording = made_of(tokenizer, *pairs)
-    for full in (0, 1):
-        counts, draws = [1, 1], [np.random.default_rng(seed) for seed in range(40)]
-        counts[full] = rewording.room[full]
-        asked = rewording.paraphrases([0, 1] * 20, counts * 20, draws)
-        assert set(asked[full::2]) == {pairs[full][0]} and len(set(asked[1 - full :: 2])) > 10
+def test_room_counts_the_trained_tokens_of_each_row(tokenizer) -> None:
+    paraphraser = make_paraphraser(tokenizer, LAMP_AND_TEAHOUSE)
+    for full in (0, 1):  # this row trains so many tokens that no paraphrase fits
+        counts = [1, 1]
+        counts[full] = paraphraser.room[full]
+        texts = paraphraser.paraphrase_questions([0, 1] * 20, counts * 20, generators(40))
+        assert set(texts[full::2]) == {LAMP_AND_TEAHOUSE[full][0]}
+        assert len(set(texts[1 - full :: 2])) > 10
 
 
-def test_an_answer_without_a_word_adds_none(tokenizer) -> None:
-    rewording = made_of(tokenizer, ("点起油灯的是谁？", ""), ("昨天夜里雨停了没有？", "没有停。"))
-    asked = asked_by(rewording, [0] * 50, [np.random.default_rng(seed) for seed in range(50)])
-    assert len(set(asked)) > 20 and rewording.telling == {0: 1, 1: 2}
-
-
-def test_the_files_own_rows_have_noise_and_the_made_up_ones_none(qa: Path) -> None:
-    tokenizer = Tokenizer.load(qa)
-    file = QuestionDataset(qa, "train", 8, QuestionNoise(tokenizer, 0.0, 0.5))
-    file.add_paraphrases(tokenizer, 1)
-    written = set(file.paraphraser.questions.values())
-    every, own, made = (
-        {unit for text in {*written, *file.paraphraser.answers} for unit in UNIT.findall(text)},
-        [],
-        [],
-    )
-    for (question, _), place in zip(
-        (said(*row, tokenizer) for row in epoch(file)),
-        file._places(0, file.rows_per_epoch(64), 1),
-        strict=True,
-    ):
-        (own if place < len(file) else made).append(question)
-    assert np.mean([question in written for question in own]) < 0.1
-    assert all(set(UNIT.findall(question)) <= every for question in made)
-
-
-def test_what_is_made_up_depends_on_the_seed_and_the_epoch_though_the_order_were_the_same(
-    qa: Path, monkeypatch
+def test_paraphrase_row_trains_a_distinguishing_beginning_of_its_answer(
+    paraphrased, tokenizer_of_qa
 ) -> None:
-    file, tokenizer = QuestionDataset(qa, "train", 8), Tokenizer.load(qa)
-    file.add_paraphrases(tokenizer, 1)
-    size = file.rows_per_epoch(64)
-    monkeypatch.setattr(file, "_epoch", lambda seed, epoch: np.arange(size))
+    dataset, tokenizer = paraphrased, tokenizer_of_qa
+    rows = [dataset.row(number) for number in range(len(dataset))]
+    answers = {tuple(ids[mask == 1].tolist()) for ids, mask in rows}
+    for number in range(0, len(dataset), 7):
+        row_ids, _ = rows[number]
+        answer = row_ids[row_ids.tolist().index(tokenizer.assistant) + 1 :].tolist()
+        count = dataset.paraphraser.distinguishing[number]
+        for draw in generators(10):
+            [(ids, mask)] = dataset.paraphraser.paraphrase_rows([number], [count], [draw])
+            trained = ids[mask == 1].tolist()
+            assert trained == answer[: len(trained)] and ids.dtype == row_ids.dtype
+            matching = [other for other in answers if [*other[: len(trained)]] == trained]
+            assert matching == [tuple(answer)]
+            assert mask.tolist() == sorted(mask.tolist()), "only the end of the row is trained"
+            assert ids[mask.argmax() - 1] == tokenizer.assistant
+            assert len(ids) <= dataset.width
 
-    def asked(number: int, seed: int) -> list[str]:
-        return [
-            said(*row, tokenizer)[0]
-            for row in zip(*file.rows(number * size + len(file), 30, 64, seed), strict=True)
-        ]
 
-    one, other_seed, other_epoch = asked(0, 1), asked(0, 2), asked(1, 1)
-    assert one == asked(0, 1)
-    for others in (other_seed, other_epoch):
-        assert sum(a == b for a, b in zip(one, others, strict=True)) < 12
-
-
-def test_rows_are_sorted_by_about_the_length_that_they_get(own) -> None:
-    file, _ = own
-    draws = [np.random.default_rng(place) for place in range(len(file), file.rows_per_epoch(64))]
-    made = file.paraphraser.rows(
-        file.numbers[len(file) :].tolist(), file.trained[len(file) :].tolist(), draws
-    )
-    assert np.mean(np.abs([len(ids) for ids, _ in made] - file.lengths[len(file) :])) < 5
+# ---------------------------------------------------------------- pieces and beginnings
 
 
 @given(
     text=st.text(st.sampled_from("ab1 阿迟，。？é"), min_size=1, max_size=60),
     seed=st.integers(0, 1000),
 )
-def test_pieces_make_up_the_text_and_no_word_or_number_is_torn(text: str, seed: int) -> None:
+def test_pieces_make_up_the_text_and_words_and_numbers_stay_whole(text: str, seed: int) -> None:
     pieces = split_into_pieces(text, np.random.default_rng(seed))
     assert "".join(pieces) == text
     for before, after in pairwise(pieces):
-        assert 1 <= len(UNIT.findall(before)) <= MAX_PIECE_TOKENS
-        assert not (before[-1] in "abé" and after[0] in "abé") and not (
-            before[-1] == after[0] == "1"
-        )
+        assert 1 <= len(UNIT.findall(before)) <= MAX_PIECE_UNITS
+        assert not (before[-1] in "abé" and after[0] in "abé")
+        assert not before[-1] == after[0] == "1"
 
 
-@given(
-    st.sets(
-        st.lists(st.integers(0, 2), max_size=6).map(lambda ids: (*ids, 9)), min_size=1, max_size=12
-    )
+ANSWERS = st.sets(
+    st.lists(st.integers(0, 2), max_size=6).map(lambda ids: (*ids, 9)), min_size=1, max_size=12
 )
-def test_so_many_tokens_tell_an_answer_from_the_others_and_one_follows(
+
+
+@given(ANSWERS)
+def test_distinguishing_length_is_one_more_than_the_shortest_unique_beginning(
     answers: set[tuple[int, ...]],
 ) -> None:
     answers = list(answers)
-    for answer, count in zip(answers, distinguishing_lengths(answers), strict=True):
+    for answer, length in zip(answers, distinguishing_lengths(answers), strict=True):
         others = [other for other in answers if other is not answer]
-        assert 1 <= count <= len(answer)
-        needed = next(
+        shortest = next(
             n for n in range(1, len(answer) + 1) if all(other[:n] != answer[:n] for other in others)
         )
-        assert count == min(needed + 1, len(answer))
+        assert length == min(shortest + 1, len(answer))
 
 
-def test_an_answer_that_another_one_begins_with_is_trained_whole() -> None:
+def test_answer_that_begins_another_one_is_trained_whole() -> None:
     assert distinguishing_lengths([(1, 2), (1, 2, 3, 4, 5), (7,)]) == [2, 4, 1]
-
-
-def test_a_row_trains_the_beginning_of_its_answer_and_is_no_wider_than_the_others(own) -> None:
-    file, tokenizer = own
-    all_answers = {
-        tuple(file.row(number)[0][file.row(number)[1] == 1].tolist()) for number in range(len(file))
-    }
-    for number in range(0, len(file), 7):
-        whole, _ = file.row(number)
-        answer = whole[whole.tolist().index(tokenizer.assistant) + 1 :].tolist()
-        for seed in range(10):
-            [(ids, mask)] = file.paraphraser.rows(
-                [number], [file.paraphraser.telling[number]], [np.random.default_rng(seed)]
-            )
-            trained = ids[mask == 1].tolist()
-            assert trained == answer[: len(trained)] and ids.dtype == whole.dtype
-            assert [other for other in all_answers if [*other[: len(trained)]] == trained] == [
-                tuple(answer)
-            ], "it is said which one it is"
-            assert (
-                mask.tolist() == sorted(mask.tolist())
-                and ids[mask.argmax() - 1] == tokenizer.assistant
-            )
-            assert len(ids) <= file.width
-
-
-def test_the_count_of_targets_is_that_of_the_rows_and_any_row_is_had_by_itself(
-    own, qa: Path
-) -> None:
-    file, tokenizer = own
-    for first in (0, 77, file.rows_per_epoch(64) - 3, 2 * file.rows_per_epoch(64) - 1):
-        ids, targets = file.rows(first, 8, 64, 3)
-        assert file.count_targets(first, 8, 64, 3) == (targets != IGNORE).sum()
-        fresh = QuestionDataset(qa, "train", 8)
-        fresh.add_paraphrases(tokenizer, 3)
-        for n in (7, 2):
-            there = fresh.rows(first + n, 1, 64, 3)
-            length = there[0].shape[1]
-            assert np.array_equal(ids[n, :length], there[0][0]) and np.array_equal(
-                targets[n, :length], there[1][0]
-            )
-
-
-def test_only_single_questions_with_their_whole_answer_are_put_in_other_words(
-    tokenizer, tmp_path: Path
-) -> None:
-    def pair(*said: str, system: str | None = None) -> Pair:
-        messages = [{"role": "system", "content": system}] if system else []
-        return Pair(
-            messages
-            + [
-                {"role": ("user", "assistant")[n % 2], "content": text}
-                for n, text in enumerate(said)
-            ],
-            "x, row 1",
-            "train",
-        )
-
-    chat, long, plain = (
-        pair("谁？", "老船夫。", "还有呢？", "没有了。"),
-        pair("怎样？", "走" * 90),
-        pair("点灯的是谁？", "沈砚。", system="你是老船夫。"),
-    )
-    some = [
-        (chat, [tokenizer.render(chat.messages)]),
-        (long, split_long_answer(*tokenizer.render(long.messages), 64)),
-    ]
-    assert len(some[1][1]) > 1
-    write_rows(
-        tmp_path / "some",
-        tokenizer,
-        [*some, (plain, [tokenizer.render(plain.messages)])],
-        {"turns": 2},
-    )
-    file = QuestionDataset(tmp_path / "some", "train")
-    file.add_paraphrases(tokenizer, 5)
-    assert (
-        file.paraphraser.sources.tolist() == [len(file) - 1]
-        and file.rows_per_epoch(64) == len(file) + 5
-    )
-    [(ids, _)] = file.paraphraser.rows([len(file) - 1], [1], [np.random.default_rng(0)])
-    assert tokenizer.decode(ids.tolist()).startswith("你是老船夫。")
-    labelled = [
-        Pair(pair(f"味道{word}？", label).messages, "x, row 1", "train")
-        for word in "甲乙丙丁"
-        for label in ("正面", "负面")
-    ]
-    write_rows(
-        tmp_path / "labelled",
-        tokenizer,
-        [(one, [tokenizer.render(one.messages)]) for one in labelled],
-        {"turns": 1},
-    )
-    with pytest.raises(
-        UserError,
-        match=r"paraphrases=2: too few rows of .*labelled hold words that tell whose answer is asked for.*--paraphrases=0",
-    ):
-        QuestionDataset(tmp_path / "labelled", "train").add_paraphrases(tokenizer, 2)
-    write_rows(tmp_path / "none", tokenizer, some, {"turns": 2})
-    with pytest.raises(UserError, match=r"paraphrases=5: no row of .*none is one question"):
-        QuestionDataset(tmp_path / "none", "train").add_paraphrases(tokenizer, 5)

@@ -25,12 +25,17 @@ def until(holds: Callable[[], object], what: str, seconds: float = PATIENCE) -> 
     return found
 
 
-SLOWLY = """
+SLOW_MAIN = """
 import runpy, sys, time
 sys.path.insert(0, sys.argv[1].removesuffix("app.py"))
-from shuoshu.generation import sampling
-advance = sampling.advance
-sampling.advance = lambda *given: time.sleep(0.02) or advance(*given)
+from shuoshu.generation.sampling import TextGenerator
+decode_one_token = TextGenerator.decode_one_token
+
+def decode_slowly(*arguments):
+    time.sleep(0.02)
+    return decode_one_token(*arguments)
+
+TextGenerator.decode_one_token = decode_slowly
 del sys.argv[0]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
@@ -51,7 +56,7 @@ class Server:
         command = [
             sys.executable,
             "-u",
-            *(["-c", SLOWLY] if slowly else []),
+            *(["-c", SLOW_MAIN] if slowly else []),
             REPO_ROOT / "app.py",
             *map(str, arguments),
             "--threads=1",

@@ -18,8 +18,8 @@ from types import SimpleNamespace
 import gradio as gr
 import pytest
 
+from shuoshu.core.command_settings import AppSettings
 from shuoshu.core.errors import REPO_ROOT, UserError
-from shuoshu.core.settings import AppSettings
 from shuoshu.sft.dataset import read_pairs
 from shuoshu.web import tabs, validation
 from shuoshu.web.handlers import (

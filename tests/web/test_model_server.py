@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from shuoshu.core.command_settings import AppSettings
 from shuoshu.core.errors import UserError
-from shuoshu.core.settings import AppSettings
 from shuoshu.generation.sampling import SamplingParams
 from shuoshu.web.model_server import ModelServer
 

@@ -32,7 +32,7 @@ def sources(pretrained: Path) -> TrainingText:
 def plain(voice, context: list[int], token: int, state: int) -> float:
     """The probability of a token after a context, by a forward pass and the mask alone."""
     with torch.inference_mode():
-        logits = voice.model.lm_head(voice.model.model(torch.tensor([context])))[0, -1].float()
+        logits = voice.model.lm_head(voice.model.hidden(torch.tensor([context])))[0, -1].float()
     return (
         logits.masked_fill(
             Utf8Mask(voice.tokenizer, len(logits), logits.device).forbidden[state], -torch.inf

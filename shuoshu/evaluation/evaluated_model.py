@@ -1,0 +1,86 @@
+"""The models that eval_metrics.py measures, and the results of one split."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from shuoshu.core.command_settings import EvalSettings
+from shuoshu.core.errors import UserError
+from shuoshu.evaluation.copies import TrainingText
+from shuoshu.evaluation.measure_set import Measures, MeasureSet
+from shuoshu.models.weights import load_model
+from shuoshu.text import dataset
+
+
+class EvaluatedModel:
+    """A model folder, loaded for the evaluation."""
+
+    def __init__(self, folder: Path, settings: EvalSettings, device: torch.device) -> None:
+        self.folder = folder
+        model, self.tokenizer, self.step, *_ = load_model(folder, device)
+        self.model = model.to(getattr(torch, settings.dtype))
+
+    def require_readable(self, meta: dict, data: Path) -> None:
+        """Raises UserError if the data has another tokenizer or rows longer than the block."""
+        advice = f"prepare it with --tokenizer={self.folder}"
+        dataset.check_tokenizer(
+            self.tokenizer,
+            meta,
+            f"{data} was prepared with another tokenizer than {self.folder}'s: {advice}",
+        )
+        block = self.model.config.block_size
+        if meta.get("width", 0) > block + 1:
+            raise UserError(
+                f"the longest row of {data} has {meta['width']:,} tokens,"
+                f" the model in {self.folder} reads {block:,}: {advice}"
+            )
+
+
+@dataclass
+class SplitResult:
+    """The results of one split; the evaluated model comes first, models to compare with follow."""
+
+    counts: dict[str, int]
+    measure_sets: list[MeasureSet] = field(default_factory=list)  # by model
+    differences: list[Measures] = field(default_factory=list)  # first model − each other model
+    rows: list[dict] = field(default_factory=list)  # for eval_answers.jsonl
+    classes: dict = field(default_factory=dict)  # labels, confusion matrix, scores by label
+
+    def add(self, folder: Path, measures: MeasureSet, texts: Sequence[str]) -> None:
+        """Adds a model's measures; all but the first are compared with the first."""
+        if self.measure_sets:
+            self.differences.append(self.measure_sets[0].paired_differences(measures))
+            for row, text in zip(self.rows, texts, strict=True):
+                row.setdefault("others", {})[str(folder)] = text
+        self.measure_sets.append(measures)
+
+
+def answer_row(
+    split: str, number: int, question: str, reference: str, answer: str, source: TrainingText | None
+) -> dict:
+    """A row of eval_answers.jsonl; `copied` holds (start, end, chapter) of each copied span."""
+    return {
+        "split": split,
+        "row": number,
+        "question": question,
+        "reference": reference,
+        "answer": answer,
+        "copied": source.spans(answer) if source else [],
+    }
+
+
+def progress_printer(total: int, title: str = "") -> Callable[[int], None]:
+    """Returns a function that prints how many are done, if stderr is a terminal."""
+    if not sys.stderr.isatty():
+        return lambda done: None
+    return lambda done: print(
+        f"\r{title} {done:,}/{total:,}",
+        end="\n" if done == total else "",
+        file=sys.stderr,
+        flush=True,
+    )

@@ -1,0 +1,207 @@
+"""Measures models on questions: perplexity of the references, and how good their answers are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from shuoshu.core.command_settings import EvalSettings
+from shuoshu.core.errors import UserError
+from shuoshu.evaluation import baselines, metrics
+from shuoshu.evaluation.copies import TrainingText
+from shuoshu.evaluation.evaluated_model import (
+    EvaluatedModel,
+    SplitResult,
+    answer_row,
+    progress_printer,
+)
+from shuoshu.evaluation.loss import score
+from shuoshu.evaluation.measure_set import MeasureSet
+from shuoshu.generation.answers import Question, answer, label_scores, read_questions
+from shuoshu.generation.sampling import Completion, TextGenerator
+from shuoshu.sft.dataset import QuestionDataset, answer_batches
+
+
+@dataclass
+class QuestionSet:
+    """The questions of one split, and the training questions for the baselines."""
+
+    split: str
+    data: QuestionDataset
+    asked: list[Question]
+    training: list[Question]
+
+    @classmethod
+    def read(
+        cls, settings: EvalSettings, folder: Path, split: str, tokenizer: object
+    ) -> QuestionSet:
+        """Raises UserError if the answers are labels and the training rows have a single one."""
+        asked = read_questions(folder, split, tokenizer)
+        if settings.limit and settings.limit < len(asked):
+            evenly = np.linspace(0, len(asked) - 1, settings.limit, dtype=int)
+            asked = [asked[number] for number in evenly]
+        training = read_questions(folder, "train", tokenizer)
+        questions = cls(split, QuestionDataset(folder, split), asked, training)
+        if questions.labels and len({question.reference for question in training}) < 2:
+            raise UserError(
+                f"all training answers of {folder} are the same: there is nothing to classify"
+            )
+        return questions
+
+    @property
+    def labels(self) -> list[str] | None:
+        """The closed set of answers, if there is one."""
+        return self.data.meta.get("labels")
+
+    @property
+    def references(self) -> list[str]:
+        return [question.reference for question in self.asked]
+
+    @property
+    def rows(self) -> list[int]:
+        """The dataset's rows; a long answer has several."""
+        return [row for question in self.asked for row in question.rows]
+
+    @property
+    def scored_texts(self) -> list[str]:
+        """The texts whose tokens are scored: every assistant turn of a conversation."""
+        earlier = [
+            message["content"]
+            for question in self.asked
+            for message in question.messages
+            if message["role"] == "assistant"
+        ]
+        return earlier + self.references
+
+
+def measure_answers(
+    settings: EvalSettings,
+    models: Sequence[EvaluatedModel],
+    folder: Path,
+    split: str,
+    source: TrainingText | None,
+) -> SplitResult:
+    """Measures each model's greedy answers; the first model's beside the baselines."""
+    questions = QuestionSet.read(settings, folder, split, models[0].tokenizer)
+    tokens = int(sum(questions.data.trained[row] for row in questions.rows))
+    result = SplitResult({"questions": len(questions.asked), "tokens": tokens})
+    for model in models:
+        measures = MeasureSet(settings.seed)
+        add_reference_perplexities(measures, settings, model, questions)
+        completions = answer(
+            TextGenerator(model.model, model.tokenizer),
+            questions.asked,
+            settings.batch_size,
+            progress=progress_printer(len(questions.asked), split),
+            max_new_tokens=settings.max_new_tokens,
+        )
+        texts = [completion.text for completion in completions]
+        scores = add_answer_scores(measures, settings, questions, completions)
+        measures.add_text_statistics("", texts, source)
+        probabilities, classes = None, {}
+        if questions.labels:
+            probabilities, classes = add_label_scores(measures, settings, model, questions)
+        if model is models[0]:
+            measures.add_text_statistics("reference_", questions.references, source)
+            baselines.add_baselines(
+                measures, settings, questions.training, questions.asked, questions.labels
+            )
+            result.classes = classes
+            result.rows = answer_rows(questions, texts, scores, probabilities, source)
+        result.add(model.folder, measures, texts)
+    return result
+
+
+def add_reference_perplexities(
+    measures: MeasureSet, settings: EvalSettings, model: EvaluatedModel, questions: QuestionSet
+) -> None:
+    batches = answer_batches(questions.data, settings.batch_size, questions.rows)
+    scored = score(model.model, model.model, batches, model.tokenizer.end, torch.float32)
+    texts = questions.scored_texts
+    n_bytes = sum(len(text.encode()) for text in texts)
+    measures.add_perplexities(scored, sum(map(len, texts)), n_bytes)
+
+
+def add_answer_scores(
+    measures: MeasureSet,
+    settings: EvalSettings,
+    questions: QuestionSet,
+    completions: Sequence[Completion],
+) -> list[dict]:
+    """Compares the answers with their references; returns each answer's scores for its row."""
+    references = questions.references
+    pairs = list(zip([completion.text for completion in completions], references, strict=True))
+    rouge = [
+        metrics.rouge_l(text, reference, settings.beta, settings.rouge == "chars")
+        for text, reference in pairs
+    ]
+    exact = [metrics.exact_match(text, reference) for text, reference in pairs]
+    char_f1 = [metrics.char_f1(text, reference) for text, reference in pairs]
+    all_references = [question.reference for question in questions.training] + references
+    closer = metrics.closer_references(
+        [text for text, _ in pairs], references, list(dict.fromkeys(all_references))
+    )
+    for column, name in ((2, "rouge_l"), (0, "rouge_l_precision"), (1, "rouge_l_recall")):
+        measures.add_mean(name, [scores[column] for scores in rouge])
+    measures.add_mean("exact_match", exact)
+    measures.add_mean("char_f1", char_f1)
+    measures.add_mean("stop_rate", [completion.reason == "end" for completion in completions])
+    measures.add_mean("wrong_question_rate", [text is not None for text in closer])
+    return [
+        {
+            "rouge_l": rouge[n][2],
+            "exact": exact[n],
+            "char_f1": char_f1[n],
+            "stop": completion.reason,
+            "closer_to": closer[n],
+        }
+        for n, completion in enumerate(completions)
+    ]
+
+
+def add_label_scores(
+    measures: MeasureSet, settings: EvalSettings, model: EvaluatedModel, questions: QuestionSet
+) -> tuple[np.ndarray, dict]:
+    """Classifies by the likeliest label.
+
+    Returns the labels' probabilities, shape (questions, labels), and the entry for eval.json.
+    """
+    labels = questions.labels
+    generator = TextGenerator(model.model, model.tokenizer)
+    scores = label_scores(generator, questions.asked, labels, settings.batch_size)
+    probabilities = np.exp(scores - scores.max(axis=1, keepdims=True))
+    probabilities /= probabilities.sum(axis=1, keepdims=True)
+    predicted = [labels[best] for best in scores.argmax(axis=1)]
+    references = questions.references
+    confusion = baselines.add_classification(measures, "", predicted, references, labels)
+    classes = {
+        "labels": labels,
+        "confusion": confusion.tolist(),
+        "per_class": metrics.label_scores(confusion, labels),
+    }
+    return probabilities, classes
+
+
+def answer_rows(
+    questions: QuestionSet,
+    texts: Sequence[str],
+    scores: Sequence[dict],
+    probabilities: np.ndarray | None,
+    source: TrainingText | None,
+) -> list[dict]:
+    """One row per question for eval_answers.jsonl."""
+    rows = []
+    for n, question in enumerate(questions.asked):
+        row = answer_row(
+            questions.split, question.rows[0], question.text, question.reference, texts[n], source
+        )
+        row |= scores[n]
+        if probabilities is not None:
+            by_label = zip(questions.labels, probabilities[n].tolist(), strict=True)
+            row["probabilities"] = dict(by_label)
+        rows.append(row)
+    return rows

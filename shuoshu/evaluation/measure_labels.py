@@ -1,0 +1,143 @@
+"""How report.html names and formats each measure, in Chinese and English."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+Bilingual = tuple[str, str]  # Chinese, English
+
+
+class Measure(NamedTuple):
+    label: Bilingual
+    form: str  # a format specification, or % for a share
+    better: int = 0  # 1: more is better, -1: less is better, 0: neither
+    note: Bilingual | None = None
+
+
+CHARACTERS = ("字数", "characters")
+PAIRED = ("成对之差", "paired difference")
+MEASURES = {  # in the order of the report
+    "accuracy": Measure(("准确率", "Accuracy"), "%", 1),
+    "macro_f1": Measure(
+        ("宏平均 F1", "Macro-F1"), ".3f", 1, ("各类 F1 的平均", "mean F1 of the classes")
+    ),
+    "rouge_l": Measure(
+        ("ROUGE-L", "ROUGE-L"),
+        ".3f",
+        1,
+        (
+            "与参考答案的最长公共子序列，F1",
+            "longest common subsequence with the reference, F1",
+        ),
+    ),
+    "rouge_l_precision": Measure(("ROUGE-L 精确率", "ROUGE-L precision"), ".3f", 1),
+    "rouge_l_recall": Measure(("ROUGE-L 召回率", "ROUGE-L recall"), ".3f", 1),
+    "exact_match": Measure(
+        ("完全一致", "Exact match"), "%", 1, ("与参考答案一字不差", "the reference, to the letter")
+    ),
+    "char_f1": Measure(
+        ("字符 F1", "Character F1"),
+        ".3f",
+        1,
+        ("共有的字，不论次序", "shared characters in any order"),
+    ),
+    "wrong_question_rate": Measure(
+        ("答非所问率", "Wrong-question rate"),
+        "%",
+        -1,
+        ("更像另一问的参考答案", "closer to another question's reference"),
+    ),
+    "stop_rate": Measure(
+        ("自行结束率", "Stop rate"), "%", 1, ("在长度上限前说完", "ended before the length limit")
+    ),
+    "perplexity": Measure(
+        ("困惑度", "Perplexity"),
+        ",.2f",
+        -1,
+        (
+            "平均每个词元有几个同样可能的候选",
+            "equally likely candidates per token, on average",
+        ),
+    ),
+    "perplexity_without_end": Measure(
+        ("困惑度（不计结束符）", "Perplexity without end tokens"), ",.2f", -1
+    ),
+    "perplexity_disjoint": Measure(
+        ("困惑度（窗口不重叠）", "Perplexity, disjoint windows"), ",.2f", -1
+    ),
+    "bits_per_char": Measure(
+        ("每字比特", "Bits per character"),
+        ".3f",
+        -1,
+        ("不同分词器之间可比", "comparable across tokenizers"),
+    ),
+    "bits_per_byte": Measure(("每字节比特", "Bits per byte"), ".3f", -1),
+    "above_lookup_joined_rouge_l": Measure(
+        ("高出查表（合并）", "Above the joined lookup"), ".3f", 1, PAIRED
+    ),
+    "above_lookup_rouge_l": Measure(
+        ("高出查表（最近）", "Above the nearest lookup"), ".3f", 1, PAIRED
+    ),
+    "mean_length": Measure(("平均字数", "Mean length"), ",.1f", 0, CHARACTERS),
+    "reference_length": Measure(
+        ("参考文本的平均字数", "Mean length of the references"), ",.1f", 0, CHARACTERS
+    ),
+    "distinct_1": Measure(
+        ("Distinct-1", "Distinct-1"), ".3f", 0, ("不同的字占全部", "different units of all")
+    ),
+    "distinct_2": Measure(
+        ("Distinct-2", "Distinct-2"), ".3f", 0, ("不同的二字组占全部", "different pairs of all")
+    ),
+    "repetition": Measure(
+        ("重复", "Repetition"),
+        "%",
+        -1,
+        (
+            "同一段里先前出现过的四字组",
+            "runs of four that occurred before in the same text",
+        ),
+    ),
+    "copy_longest": Measure(
+        ("最长照抄", "Longest copy"),
+        ",.1f",
+        0,
+        (
+            "训练文本里原有的最长一段，字数",
+            "longest span found verbatim in the training text, characters",
+        ),
+    ),
+    "copy_rate": Measure(
+        ("照抄率", "Copy rate"),
+        "%",
+        0,
+        ("含长段照抄的比例", "share of texts with a long copied span"),
+    ),
+}
+REFERENCE_PREFIX = "reference_"
+BASELINES = {  # prefix of a measure's name: what was measured instead of the model
+    "lookup_joined_": ("查表，同答案的问题合并", "lookup, an answer's questions joined"),
+    "lookup_": ("查表，最近的问题", "lookup, nearest question"),
+    "majority_": ("总选最多的一类", "always the commonest class"),
+    "tfidf_": ("TF-IDF + 逻辑回归", "TF-IDF + logistic regression"),
+    REFERENCE_PREFIX: ("参考文本", "the references"),
+}
+SPLITS = {
+    "train": ("训练", "train"),
+    "val": ("验证", "validation"),
+    "test": ("测试", "test"),
+    "untaught": ("未教过", "untaught"),
+}
+STOP_REASONS = {
+    "end": ("自行结束", "ended"),
+    "length": ("到了长度上限", "cut at the length limit"),
+    "repeat": ("因重复而停", "stopped for repeating"),
+}
+
+
+def measure_of(name: str) -> Measure:
+    """The measure's entry; an unknown one is shown under its own name."""
+    return MEASURES.get(name) or Measure((name, name), ".3f")
+
+
+def split_label(split: str) -> Bilingual:
+    return SPLITS.get(split, (split, split))

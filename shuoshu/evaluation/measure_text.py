@@ -1,0 +1,93 @@
+"""Measures models on text: perplexity, and continuations of prompts from the text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from shuoshu.core.command_settings import EvalSettings
+from shuoshu.evaluation.copies import TrainingText
+from shuoshu.evaluation.evaluated_model import (
+    EvaluatedModel,
+    SplitResult,
+    answer_row,
+    progress_printer,
+)
+from shuoshu.evaluation.loss import score
+from shuoshu.evaluation.measure_set import MeasureSet
+from shuoshu.generation.sampling import SamplingParams, TextGenerator
+from shuoshu.text.dataset import TextDataset, text_windows
+
+PROMPTS = 40  # default number of prompts that a model continues
+PROMPT_TOKENS = 64  # length of a prompt
+CONTINUATION_TOKENS = 100  # default length of a continuation
+
+
+class Continuation(NamedTuple):
+    prompt: str
+    written: str  # by the model
+    reference: str  # the text itself after the prompt
+
+
+def measure_text(
+    settings: EvalSettings,
+    models: Sequence[EvaluatedModel],
+    folder: Path,
+    split: str,
+    source: TrainingText | None,
+) -> SplitResult:
+    """Perplexity with overlapping and with disjoint windows, and statistics of continuations."""
+    data = TextDataset(folder, split)
+    prompt_tokens = min(PROMPT_TOKENS, *(model.model.config.block_size // 2 for model in models))
+    counts = data.meta["splits"][split]
+    result = SplitResult({name: counts[name] for name in ("tokens", "characters", "bytes")})
+    for model in models:
+        measures = MeasureSet(settings.seed)
+        block = model.model.config.block_size
+        stride = min(settings.stride or block // 2, block)
+        for suffix, step in (("", stride), ("_disjoint", block)):
+            end = model.tokenizer.end
+            windows = text_windows(data.tokens, end, block, settings.batch_size, step)
+            scored = score(model.model, model.model, windows, end, torch.float32)
+            measures.add_perplexities(scored, data.characters, data.bytes, suffix)
+        texts = continue_prompts(settings, model, data, prompt_tokens)
+        if texts:
+            measures.add_text_statistics("", [t.written for t in texts], source)
+            measures.add_text_statistics("reference_", [t.reference for t in texts], source)
+        if model is models[0]:
+            result.counts |= {"window": block, "stride": stride, "prompts": len(texts)}
+            result.rows = [
+                answer_row(split, number, text.prompt, text.reference, text.written, source)
+                for number, text in enumerate(texts)
+            ]
+        result.add(model.folder, measures, [text.written for text in texts])
+    return result
+
+
+def continue_prompts(
+    settings: EvalSettings, model: EvaluatedModel, data: TextDataset, prompt_tokens: int
+) -> list[Continuation]:
+    """Continues prompts from evenly spaced places of the text; empty if the text is too short."""
+    length = settings.max_new_tokens or CONTINUATION_TOKENS
+    last_start = len(data) - prompt_tokens - length
+    count = min(settings.limit or PROMPTS, max(0, last_start // prompt_tokens + 1))
+    starts = np.linspace(0, max(0, last_start), count, dtype=int).tolist()
+    pieces = [data.tokens[start : start + prompt_tokens + length].tolist() for start in starts]
+    tokenizer = model.tokenizer
+    prompts = [tokenizer.decode(ids[:prompt_tokens]).strip("�") for ids in pieces]
+    completions = TextGenerator(model.model, tokenizer).complete_many(
+        [tokenizer.encode(prompt) for prompt in prompts],
+        SamplingParams(max_new_tokens=length),
+        [settings.seed + number for number in range(count)],
+        settings.batch_size,
+        progress=progress_printer(count),
+    )
+    references = [tokenizer.decode(ids[prompt_tokens:]).strip("�") for ids in pieces]
+    return [
+        Continuation(prompt, completion.text, reference)
+        for prompt, completion, reference in zip(prompts, completions, references, strict=True)
+    ]

@@ -1,0 +1,83 @@
+"""The measures as tables for a terminal."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+
+from shuoshu.core.terminal import display_width, duration, table
+from shuoshu.evaluation.copies import TrainingText
+from shuoshu.evaluation.measure_set import Measures
+
+MAX_COLUMNS = 100  # of the terminal
+MAX_MODELS = 3  # side by side in a table
+MAX_TITLE = 24  # columns of a title
+NOTE_INDENT = 15  # columns before a note
+
+Column = tuple[str, Measures]  # title, measures
+
+
+def format_results(evaluation: dict, source: TrainingText | None) -> str:
+    """The tables of measures and the notes below them; `source` is where copies were searched."""
+    columns = list(evaluation["measures"].items())
+    for other in evaluation["compare"]:
+        name = Path(other["model"]).name
+        columns += [(f"{name} {split}", values) for split, values in other["measures"].items()]
+        columns += [
+            (f"difference {split}", values) for split, values in other["difference"].items()
+        ]
+    notes = [("data", evaluation["data"]["folder"])]
+    for split, counts in evaluation["counts"].items():
+        notes.append((split, ", ".join(f"{count:,} {name}" for name, count in counts.items())))
+    if evaluation["task"] == "questions":
+        definition = evaluation["definitions"]["rouge_l"]
+        lines = textwrap.wrap(definition, MAX_COLUMNS - NOTE_INDENT)
+        notes += zip(("ROUGE-L", "", ""), lines, strict=False)
+    missing = "not measured: the pretraining text is missing or has changed"
+    notes.append(("copies", f"from {source.folder}" if source else missing))
+    files = f"{evaluation['model']}/eval.json, eval_answers.jsonl, report.html"
+    notes.append(("written to", f"{files} in {duration(evaluation['seconds'])}"))
+    return "\n".join([*measure_tables(columns), *(f"  {name:<12} {note}" for name, note in notes)])
+
+
+def measure_tables(columns: Sequence[Column]) -> list[str]:
+    """One row per measure; as many columns side by side as fit into the terminal."""
+    names = list(dict.fromkeys(name for _, measures in columns for name in measures))
+    tables = []
+    while columns:
+        for count in range(MAX_MODELS, 0, -1):
+            text = measure_table(names, columns[:count])
+            if max(map(display_width, text.split("\n"))) <= MAX_COLUMNS:
+                break
+        tables.append(text)
+        columns = columns[count:]
+    return tables
+
+
+def measure_table(names: Sequence[str], columns: Sequence[Column]) -> str:
+    rows = [["measure", *(shorten_from_left(title, MAX_TITLE) for title, _ in columns)]]
+    for name in names:
+        entries = [measures.get(name) for _, measures in columns]
+        if any(entries):
+            rows.append([name, *map(format_with_interval, entries)])
+    return table(rows)
+
+
+def shorten_from_left(title: str, columns: int) -> str:
+    """The title, or its end, which names the split."""
+    while display_width(title) > columns:
+        title = "…" + title.lstrip("…")[1:]
+    return title
+
+
+def format_with_interval(entry: dict[str, float] | None) -> str:
+    """0.812 [0.760, 0.863]; empty without an entry."""
+    if entry is None:
+        return ""
+    size = abs(entry["value"])
+    digits = 1 if size >= 100 else 2 if size >= 10 else 3
+    text = f"{entry['value']:,.{digits}f}"
+    if "low" in entry:
+        text += f" [{entry['low']:,.{digits}f}, {entry['high']:,.{digits}f}]"
+    return text

@@ -1,0 +1,112 @@
+"""Layouts: which columns of a record hold the question, the answer and the system message.
+
+A layout follows from known column names or from the user's templates:
+
+    {"instruction": "译", "input": "雨", "output": "rain"}   question "译\\n雨", answer "rain"
+    --question="评论：{review} 好吗？" --answer="{label}"     texts of the columns review and label
+"""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import NamedTuple
+
+from shuoshu.core.errors import UserError
+from shuoshu.sft.pairs import preview
+
+TURN_COLUMNS = ("messages", "conversations", "conversation")  # hold a whole conversation
+# Column of the question → columns that may hold its answer. If several pairs of columns are there,
+# the first one in this order counts.
+PAIR_COLUMNS = {
+    "question": ("answer", "response"),
+    "instruction": ("output", "response"),
+    "prompt": ("completion", "response"),
+    "query": ("response",),
+    "input": ("output", "target"),
+    "q": ("a",),
+    "问题": ("答案", "回答"),
+    "提问": ("回答",),
+    "问": ("答",),
+}
+
+
+class Piece(NamedTuple):
+    """A fixed text, then the text of a column."""
+
+    literal: str
+    column: str | None
+    is_required: bool = True  # a record in which the column is empty can't be used
+
+
+Template = Sequence[Piece]
+
+
+@dataclass
+class Layout:
+    """The templates of a conversation's parts; an empty one means that there is no such part."""
+
+    question: Template = ()
+    answer: Template = ()
+    system: Template = ()
+    turns: Template = ()  # one column: the whole conversation as a list of messages
+    history: Template = ()  # one column: the turns before the question, as [question, answer]
+
+    def columns(self) -> set[str | None]:
+        """All columns that the templates use."""
+        return {piece.column for part in fields(self) for piece in getattr(self, part.name)}
+
+
+def known_layout(columns: Iterable[str]) -> Layout | None:
+    """The layout of a record with these columns; None if their names aren't known ones."""
+    names = {column.casefold(): column for column in columns}
+    layout = Layout()
+    if "system" in names:
+        layout.system = [Piece("", names["system"], is_required=False)]
+    if "history" in names:
+        layout.history = [Piece("", names["history"], is_required=False)]
+    if turns := next((names[name] for name in TURN_COLUMNS if name in names), None):
+        layout.turns = [Piece("", turns)]
+        return layout
+    for question, answers in PAIR_COLUMNS.items():
+        answer = next((name for name in answers if name in names), None)
+        if question in names and answer:
+            layout.question = [Piece("", names[question])]
+            layout.answer = [Piece("", names[answer])]
+            if question == "instruction" and "input" in names:
+                layout.question.append(Piece("\n", names["input"], is_required=False))
+            return layout
+    return None
+
+
+def parse_template(option: str, text: str, columns: Mapping[str, str], path: Path) -> Template:
+    """Parses a template: {name} is a column's text, {{ and }} are braces, \\n begins a new line.
+
+    `columns` maps the names that the file's columns may be called by to the columns. Raises
+    UserError if the template is malformed or names another column.
+    """
+    try:
+        pieces = list(string.Formatter().parse(text.replace("\\n", "\n")))
+    except ValueError as error:
+        raise UserError(
+            f"--{option}: {error}; write {{column}} for a column's text,"
+            " and {{ or }} for a brace in the text"
+        ) from None
+    template = []
+    for literal, name, format_spec, conversion in pieces:
+        column = None if name is None else columns.get(name, columns.get(name.casefold()))
+        if name is not None and (format_spec or conversion or column is None):
+            available = preview(", ".join(dict.fromkeys(columns.values())), 400)
+            raise UserError(
+                f"--{option}: {preview(name)!r} is no column of {path};"
+                f" braces must hold one of these names and nothing else: {available}"
+            )
+        template.append(Piece(literal, column))
+    if option != "system" and all(piece.column is None for piece in template):
+        raise UserError(
+            f"--{option} names no column, so every row would get the same text:"
+            " add a column's name in braces"
+        )
+    return template

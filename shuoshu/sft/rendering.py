@@ -1,0 +1,122 @@
+"""Rendering: conversations to rows of tokens. Shortens or splits those that are too long."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from shuoshu.core.errors import UserError
+from shuoshu.core.terminal import shorten
+from shuoshu.sft.pairs import Pair, RejectedRecords
+from shuoshu.text.tokenizer import Tokenizer
+
+MIN_ANSWER_TOKENS = 16  # room for the answer that a long question must leave in each row,
+MIN_ANSWER_SHARE = 1 / 8  # and as a share of the row; with less room, an answer makes too many rows
+MIN_QUESTION_CHARACTERS = 16  # of a shortened question; with fewer nobody knows what is asked
+Row = tuple[list[int], list[int]]  # ids, and a mask that is 1 where the token is trained
+
+
+class RenderedPair(NamedTuple):
+    pair: Pair
+    rows: list[Row]  # several if the answer is too long for one
+
+
+def render_pairs(
+    pairs: Sequence[Pair],
+    tokenizer: Tokenizer,
+    width: int,
+    too_long: str,
+    rejected: RejectedRecords,
+) -> list[RenderedPair]:
+    """The rows of each pair, up to `width` tokens each.
+
+    Pairs that are too long are split over several rows if `too_long` is "window" and their
+    questions leave room; else they go to `rejected`. Raises UserError if it is "error".
+    """
+    rendered: list[RenderedPair] = []
+    long: list[tuple[int, Pair]] = []  # (tokens, pair)
+    for pair in pairs:
+        ids, mask = tokenizer.render(pair.messages)
+        rows: list[Row] | None = [(ids, mask)]
+        if len(ids) > width:
+            long.append((len(ids), pair))
+            rows = split_long_answer(ids, mask, width) if too_long == "window" else None
+        if rows is None:
+            rejected.add("too long", pair.source, f"{len(ids):,} tokens: {pair.question}")
+        else:
+            rendered.append(RenderedPair(pair, rows))
+    if long and too_long == "error":
+        raise UserError(_too_long_message(long, len(pairs), width))
+    return rendered
+
+
+def _too_long_message(long: list[tuple[int, Pair]], count: int, width: int) -> str:
+    length, pair = max(long, key=lambda item: item[0])
+    question = shorten(" ".join(pair.question.split()), 90)
+    return (
+        f"{len(long):,} of {count:,} pairs are longer than the model's {width - 1:,} tokens."
+        f" The longest, {pair.source}, has {length:,}:\n"
+        f"  {question}\n"
+        f"choose --block_size={length - 1} (and train with it), which fits all, or\n"
+        "  --too_long=drop          leaves these pairs out\n"
+        "  --too_long=cut_question  removes the middle of their questions\n"
+        "  --too_long=window        splits their answers over several rows"
+    )
+
+
+def split_long_answer(ids: list[int], mask: list[int], width: int) -> list[Row] | None:
+    """Splits a conversation that is too long over several rows; each trains a part of the answer.
+
+    Each row has everything up to the last answer, then the end of the part trained before, as
+    context, then the next part. With an answer of 9 tokens and room for 4 of them (trained ones in
+    brackets):
+
+        question [1 2 3 4]    question 3 4 [5 6]    question 5 6 [7 8]    question 7 8 [9]
+
+    None if the question leaves too little room for the answer.
+    """
+    start = len(ids) - mask[::-1].index(0)  # of the last answer
+    room = width - start
+    if room < max(MIN_ANSWER_TOKENS, int(width * MIN_ANSWER_SHARE)):
+        return None
+    rows, done = [(ids[:width], mask[:width])], width
+    while done < len(ids):
+        context = min(done - start, room // 2)
+        end = min(len(ids), done + room - context)
+        row = ids[:start] + ids[done - context : end]
+        rows.append((row, [0] * (start + context) + [1] * (end - done)))
+        done = end
+    return rows
+
+
+def cut_long_questions(pairs: Sequence[Pair], tokenizer: Tokenizer, width: int) -> int:
+    """Removes the middle of questions where that makes a pair fit; returns their number."""
+    count = 0
+    for pair in pairs:
+        if len(tokenizer.render(pair.messages)[0]) > width:
+            messages = cut_question(tokenizer, pair.messages, width)
+            if messages:
+                pair.messages, count = messages, count + 1
+    return count
+
+
+def cut_question(
+    tokenizer: Tokenizer, messages: list[dict[str, str]], width: int
+) -> list[dict[str, str]] | None:
+    """The conversation with … for the middle of its longest question, so that it fits.
+
+    As much of the question as possible remains. None if too little of it would remain.
+    """
+    longest = max((m for m in messages if m["role"] == "user"), key=lambda m: len(m["content"]))
+    text = longest["content"]
+    low, high = MIN_QUESTION_CHARACTERS, len(text)
+    best = None
+    while low < high:  # binary search for the largest number of characters that fits
+        remaining = (low + high) // 2
+        short = text[: (remaining + 1) // 2] + "…" + text[len(text) - remaining // 2 :]
+        cut = [{**m, "content": short} if m is longest else m for m in messages]
+        if len(tokenizer.render(cut)[0]) <= width:
+            best, low = cut, remaining + 1
+        else:
+            high = remaining
+    return best

@@ -1,0 +1,179 @@
+"""What prepare_sft.py prints: the splits, what was rejected, leaks, the next command, rows."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+
+from shuoshu.core.command_settings import PrepareSftSettings
+from shuoshu.core.terminal import duration, shorten, table
+from shuoshu.sft.dataset import QuestionDataset
+from shuoshu.sft.leaks import find_leaks
+from shuoshu.sft.pairs import Pair, RejectedRecords
+from shuoshu.sft.rendering import RenderedPair
+from shuoshu.text.tokenizer import Tokenizer
+
+MAX_EXAMPLES_SHOWN = 2  # for each reason to reject a record
+GREEN, RESET = "\033[32m", "\033[0m"
+
+
+@dataclass
+class Preparation:
+    """What prepare_sft.py made, and how."""
+
+    folder: Path
+    meta: dict
+    rendered: list[RenderedPair]
+    rejected: RejectedRecords
+    n_cut: int  # questions whose middle was removed
+    has_given_splits: bool  # in the files
+
+
+def summary(result: Preparation, settings: PrepareSftSettings, seconds: float) -> str:
+    """The text that prepare_sft.py prints."""
+    rejected, n_used = result.rejected, len(result.rendered)
+    n_left_out = rejected.read - n_used
+    n_split = sum(len(rows) > 1 for _, rows in result.rendered)
+    lines = [
+        f"read         {rejected.read:,} rows, {n_used:,} used, {n_left_out:,} left out",
+        *rejected_lines(rejected),
+        *(f"note         {note}" for note in rejected.notes),
+    ]
+    if n_split:
+        lines.append(f"too long     {n_split:,} answers are split over several rows")
+    if result.n_cut:
+        lines.append(f"too long     {result.n_cut:,} questions were shortened in the middle")
+    lines += leak_lines([pair for pair, _ in result.rendered])
+    lines.append(f"splits       {_split_method(result)}")
+    lines.append(f"written to   {result.folder} in {duration(seconds)}")
+    lines.append(f"next         {next_command(result, settings)}")
+    return "\n".join([split_table(result), "", *(f"  {line}" for line in lines)])
+
+
+def split_table(result: Preparation) -> str:
+    """A row for each split: its size, and the lengths of its rows."""
+    rows: list[list[object]] = [
+        ["split", "pairs", "rows", "answer tokens", "row tokens: median", "95%", "longest"]
+    ]
+    for split, entry in result.meta["splits"].items():
+        lengths = [
+            len(ids) for pair, made in result.rendered if pair.split == split for ids, _ in made
+        ]
+        percentiles = [int(value) for value in np.percentile(lengths or [0], [50, 95, 100])]
+        rows.append([split, entry["pairs"], entry["rows"], entry["answer_tokens"], *percentiles])
+    return table(rows)
+
+
+def rejected_lines(rejected: RejectedRecords) -> list[str]:
+    """For each reason the number of rejected records, and examples."""
+    lines = []
+    for reason, count in rejected.counts.most_common():
+        lines.append(f"left out     {count:,} {reason}, for example")
+        examples = rejected.examples[reason][:MAX_EXAMPLES_SHOWN]
+        lines += [f"             {example}" for example in examples]
+    return lines
+
+
+def leak_lines(pairs: Sequence[Pair]) -> list[str]:
+    """The number of leaks of each kind with an example, or that there are none."""
+    report = find_leaks(list(pairs))
+    lines = []
+    if report.compared < report.candidates:
+        lines.append(
+            "leaks        near duplicates were searched for"
+            f" {report.compared:,} of {report.candidates:,} questions"
+        )
+    for kind, predicate in (
+        ("exact", "are also training questions"),
+        ("near", "are nearly the same as a training question"),
+    ):
+        leaks = [leak for leak in report.leaks if leak.kind == kind]
+        if leaks:
+            lines.append(
+                f"leaks        {len(leaks):,} validation or test questions {predicate}, for example"
+            )
+            pair, train = leaks[0].pair, leaks[0].train
+            training_question = f"  train: {_one_line(train)}" if kind == "near" else ""
+            lines.append(f"             {pair.split}: {_one_line(pair)}{training_question}")
+    if not any(pair.split in ("val", "test") for pair in pairs):
+        lines.append(
+            "note         no questions are held out, so the answers can't be measured"
+            " or used to choose a checkpoint"
+        )
+    return lines or [
+        "leaks        none: no held-out question is the same or nearly the same"
+        " as a training question"
+    ]
+
+
+def _one_line(pair: Pair) -> str:
+    return shorten(" ".join(pair.question.split()), 40)
+
+
+def _split_method(result: Preparation) -> str:
+    labels = result.meta["labels"]
+    method = "named in the files"
+    if not result.has_given_splits:
+        method = "at random by seed, equal questions together"
+        method += ", each answer in proportion" if labels else ""
+    if labels:
+        method += f"; a closed set of {len(labels)} answers: {shorten('、'.join(labels), 60)}"
+    return method
+
+
+def next_command(result: Preparation, settings: PrepareSftSettings) -> str:
+    """The command that fine-tunes a model on the data."""
+    folder = result.folder
+    name = folder.name if folder.parent == Path("data") else str(folder)
+    arguments = []
+    if name != "novella_qa":
+        arguments.append(f"--dataset={name}")
+    if settings.tokenizer != "out-pretrain":
+        arguments.append(f"--init_from={settings.tokenizer}")
+    if settings.block_size:
+        arguments.append(f"--block_size={settings.block_size}")
+    if result.meta["labels"] or result.meta["turns"] > 1:
+        # Paraphrases need questions whose words tell the answers apart; labels seldom have such
+        # questions, and conversations aren't paraphrased.
+        arguments += ["--paraphrases=0", "--batch_size=16", "--max_epochs=14"]
+    return shlex.join(["python", "train.py", "config/sft.py", *arguments])
+
+
+# ---------------------------------------------------------------- rows
+
+
+def show_rows(folder: Path, count: int) -> None:
+    """Prints training rows as the model reads them, trained tokens in green (else in ⟦ ⟧)."""
+    begin, end = (GREEN, RESET) if sys.stdout.isatty() else ("⟦", "⟧")
+    tokenizer = Tokenizer.load(folder)
+    dataset = QuestionDataset(folder, "train")
+    for number in range(min(count, len(dataset))):
+        ids, mask = dataset.row(number)
+        edges = [0, *(np.flatnonzero(np.diff(mask)) + 1).tolist(), len(ids)]
+        text = ""
+        for first, last in pairwise(edges):
+            run = visible_text(ids[first:last].tolist(), tokenizer)
+            text += f"{begin}{run}{end}" if mask[first] else run
+        print(f"\nrow {number}  {text}")
+
+
+def visible_text(ids: Sequence[int], tokenizer: Tokenizer) -> str:
+    """The text of tokens, with the names of special tokens.
+
+    Ordinary tokens are decoded together, because a character may have several tokens.
+    """
+    names = {number: name for name, number in tokenizer.specials.items()}
+    text, ordinary = "", []
+    for token in ids:
+        if token in names:
+            text += tokenizer.decode(ordinary) + names[token]
+            ordinary = []
+        else:
+            ordinary.append(token)
+    return text + tokenizer.decode(ordinary)
