@@ -75,10 +75,10 @@ class Book:
             if self.characters - nearest <= MAX_VAL_FACTOR * val_fraction * self.characters:
                 self.val_from = nearest
 
-    def splits(self) -> Iterator[tuple[str, Section]]:
+    def splits(self, block_characters: int = BLOCK_CHARACTERS) -> Iterator[tuple[str, Section]]:
         """Yields (split, section) in the book's order; the section at `val_from` is cut in two."""
         position, split = 0, "train"
-        for section in sections(self.file):
+        for section in sections(self.file, block_characters):
             end = position + len(section.text)
             if split == "train" and end > self.val_from:
                 at = self.val_from - position
@@ -200,9 +200,9 @@ def find_duplicate_books(books: Sequence[Book]) -> list[tuple[Book, Book, float]
 # ---------------------------------------------------------------- sections
 
 
-def sections(file: Path) -> Iterator[Section]:
-    """Yields a cleaned text in sections, cut at headings and where a section is too long."""
-    for block in _blocks(file):
+def sections(file: Path, block_characters: int = BLOCK_CHARACTERS) -> Iterator[Section]:
+    """Yields a cleaned text in sections, cut at headings and after a block of this length."""
+    for block in _blocks(file, block_characters):
         headings = list(HEADING.finditer(block))
         starts = [match.start() for match in headings]
         titles: list[str | None] = [" ".join(match[1].split()) for match in headings]
@@ -213,18 +213,18 @@ def sections(file: Path) -> Iterator[Section]:
             yield Section(title, block[start:end])
 
 
-def _blocks(file: Path) -> Iterator[str]:
-    """Yields blocks of about BLOCK_CHARACTERS that end at a line end.
+def _blocks(file: Path, characters: int) -> Iterator[str]:
+    """Yields blocks of about this many characters that end at a line end.
 
     The next block begins with a non-blank line, so that the tokenizer gives the same ids as for the
     whole text.
     """
     buffer = ""
     with file.open(encoding="utf-8", newline="\n") as text:
-        while chunk := text.read(BLOCK_CHARACTERS):
+        while chunk := text.read(characters):
             buffer += chunk
             cut = last_line_start(buffer)
-            if not cut and len(buffer) > MAX_LINE_BLOCKS * BLOCK_CHARACTERS:
+            if not cut and len(buffer) > MAX_LINE_BLOCKS * characters:
                 cut = len(buffer)
             if cut:
                 yield buffer[:cut]

@@ -10,9 +10,15 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from shuoshu.core.errors import UserError
-from shuoshu.text import books as text_books
 from shuoshu.text import encodings
-from shuoshu.text.books import Book, find_duplicate_books, find_files, read_books, sections
+from shuoshu.text.books import (
+    BLOCK_CHARACTERS,
+    Book,
+    find_duplicate_books,
+    find_files,
+    read_books,
+    sections,
+)
 from shuoshu.text.cleaning import clean_text
 from tests.text.book_helpers import PROSE, read, write
 
@@ -24,9 +30,9 @@ def reason(path: Path, raw: bytes) -> str:
     return bad[0][1]
 
 
-def split_texts(book: Book) -> dict[str, str]:
+def split_texts(book: Book, block: int = BLOCK_CHARACTERS) -> dict[str, str]:
     """The text of each split; the train text must all come before the validation text."""
-    pieces = list(book.splits())
+    pieces = list(book.splits(block))
     names = [split for split, _ in pieces]
     assert names == sorted(names)
     return {
@@ -229,9 +235,8 @@ def test_the_splits_join_to_the_text(
     tmp_path_factory: pytest.TempPathFactory, text: str, block: int, val_fraction: float
 ) -> None:
     assume(text.strip() and "\0" not in text)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(text_books, "BLOCK_CHARACTERS", block)
-        texts = split_texts(read(tmp_path_factory.getbasetemp() / "split.txt", text, val_fraction))
+    book = read(tmp_path_factory.getbasetemp() / "split.txt", text, val_fraction)
+    texts = split_texts(book, block)
     assert texts["train"] + texts["val"] == clean_text(text.removeprefix("\ufeff"))[0]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+from functools import partialmethod
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,9 +13,8 @@ import numpy as np
 import pytest
 
 import prepare
-from shuoshu.text import books
 from shuoshu.text import prepare as text_prepare
-from shuoshu.text.books import HEADING
+from shuoshu.text.books import HEADING, Book
 from shuoshu.text.dataset import DatasetWriter, TextDataset
 from shuoshu.text.tokenizer import Tokenizer
 from tests.text.prepare_helpers import (
@@ -143,9 +143,8 @@ def test_a_line_of_a_million_spaces_is_prepared(text: str) -> None:
 
 
 def test_the_same_books_give_the_same_bytes(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        books, "BLOCK_CHARACTERS", 2000
-    )  # many sections, which threads could reorder
+    many = partialmethod(Book.splits, 2000)  # many sections, which threads could reorder
+    monkeypatch.setattr(Book, "splits", many)
     book("a.txt", text.replace("　　", "") * 3)
     for out, threads in (("one", 1), ("two", 2), ("again", 2)):
         assert run_prepare("a.txt", f"--out={out}", f"--threads={threads}") == 0

@@ -8,13 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shuoshu.text import books as text_books
-from shuoshu.text.books import HEADING, sections
+from shuoshu.text.books import BLOCK_CHARACTERS, HEADING, sections
 from tests.text.book_helpers import PROSE, read, write
 
 
-def titles(path: Path) -> list[str]:
-    return [section.title for section in sections(path) if section.title is not None]
+def titles(path: Path, block: int = BLOCK_CHARACTERS) -> list[str]:
+    return [section.title for section in sections(path, block) if section.title is not None]
 
 
 # ---------------------------------------------------------------- headings
@@ -77,9 +76,7 @@ def test_sections_join_to_the_text(
     tmp_path_factory: pytest.TempPathFactory, text: str, block: int
 ) -> None:
     path = write(tmp_path_factory.getbasetemp() / "joined.txt", text)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(text_books, "BLOCK_CHARACTERS", block)
-        pieces = list(sections(path))
+    pieces = list(sections(path, block))
     assert "".join(section.text for section in pieces) == text
     assert all(section.text for section in pieces)
     for section in pieces:
@@ -88,49 +85,33 @@ def test_sections_join_to_the_text(
 
 
 @pytest.mark.parametrize("block", [1, 2, 3, 5, 7, 64])
-def test_characters_at_a_block_boundary_are_whole(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int
-) -> None:
+def test_characters_at_a_block_boundary_are_whole(tmp_path: Path, block: int) -> None:
     text = "é雨𠮷👩‍👧\r\n" * 20
-    monkeypatch.setattr(text_books, "BLOCK_CHARACTERS", block)
-    assert "".join(s.text for s in sections(write(tmp_path / "book.txt", text))) == text
+    assert "".join(s.text for s in sections(write(tmp_path / "book.txt", text), block)) == text
 
 
 @pytest.mark.parametrize("block", [64, 100, 1000])
-def test_chapters_are_found_wherever_the_blocks_end(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, block: int
-) -> None:
+def test_chapters_are_found_wherever_the_blocks_end(tmp_path: Path, text: str, block: int) -> None:
     path = write(tmp_path / "book.txt", text)
     whole = titles(path)
-    monkeypatch.setattr(text_books, "BLOCK_CHARACTERS", block)
-    assert titles(path) == whole and len(whole) == 10
+    assert titles(path, block) == whole and len(whole) == 10
 
 
 @pytest.mark.parametrize("block", range(25, 45))
-def test_a_section_begins_at_a_line_that_is_not_blank(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int
-) -> None:
-    monkeypatch.setattr(text_books, "BLOCK_CHARACTERS", block)
-    pieces = list(
-        sections(write(tmp_path / "book.txt", "一行文字。\n\n \n另一行文字。\n\n\n" * 20))
-    )
+def test_a_section_begins_at_a_line_that_is_not_blank(tmp_path: Path, block: int) -> None:
+    path = write(tmp_path / "book.txt", "一行文字。\n\n \n另一行文字。\n\n\n" * 20)
+    pieces = list(sections(path, block))
     assert len(pieces) > 5
     assert not any(section.text[:1].isspace() for section in pieces)
 
 
-def test_a_novel_with_indented_paragraphs_is_cut_at_lines(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(text_books, "BLOCK_CHARACTERS", 300)
-    pieces = list(
-        sections(write(tmp_path / "book.txt", "　　沈砚点起一盏油灯，望着河面出神。\n" * 200))
-    )
+def test_a_novel_with_indented_paragraphs_is_cut_at_lines(tmp_path: Path) -> None:
+    path = write(tmp_path / "book.txt", "　　沈砚点起一盏油灯，望着河面出神。\n" * 200)
+    pieces = list(sections(path, 300))
     assert all(section.text.endswith("\n") for section in pieces)
     assert max(len(section.text) for section in pieces) < 600
 
 
-def test_only_a_few_blocks_of_an_endless_line_are_in_memory(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(text_books, "BLOCK_CHARACTERS", 100)
-    assert max(len(s.text) for s in sections(write(tmp_path / "book.txt", "a" * 5000))) <= 500
+def test_only_a_few_blocks_of_an_endless_line_are_in_memory(tmp_path: Path) -> None:
+    path = write(tmp_path / "book.txt", "a" * 5000)
+    assert max(len(s.text) for s in sections(path, 100)) <= 500

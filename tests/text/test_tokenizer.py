@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as HFTokenizer
 
 from shuoshu.core.errors import UserError
-from shuoshu.text import books
 from shuoshu.text.books import sections
 from shuoshu.text.tokenizer import (
     SPECIALS,
@@ -110,9 +109,7 @@ def test_sections_are_encoded_like_the_whole_text(
     """prepare.py may cut a text into sections because no word crosses a cut."""
     path = tmp_path_factory.getbasetemp() / "cut.txt"
     path.write_bytes(written.encode("utf-8"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(books, "BLOCK_CHARACTERS", block)
-        pieces = [section.text for section in sections(path)]
+    pieces = [section.text for section in sections(path, block)]
     if all(piece.endswith("\n") for piece in pieces[:-1]):  # not in an endless line
         assert [i for piece in pieces for i in greedy.encode(piece)] == greedy.encode(
             "".join(pieces)
@@ -120,12 +117,11 @@ def test_sections_are_encoded_like_the_whole_text(
 
 
 def test_a_novel_in_sections_is_encoded_like_the_whole(
-    ours: Tokenizer, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ours: Tokenizer, text: str, tmp_path: Path
 ) -> None:
     text = text.replace("　　", "")
     (tmp_path / "book.txt").write_text(text, encoding="utf-8", newline="\n")
-    monkeypatch.setattr(books, "BLOCK_CHARACTERS", 1000)
-    pieces = [section.text for section in sections(tmp_path / "book.txt")]
+    pieces = [section.text for section in sections(tmp_path / "book.txt", 1000)]
     assert len(pieces) > 30
     assert [i for piece in pieces for i in ours.encode(piece)] == ours.encode(text)
 
