@@ -16,15 +16,15 @@ from shuoshu.core.errors import UserError
 Figures = dict[str, float]  # what one measurement found, by name
 
 
-def interleave(contenders: Sequence[Callable[[], Figures]], count: int) -> list[Figures]:
-    """Measures every contender once per round, in reversed order every second round: A B, B A, …
+def interleave(programs: Sequence[Callable[[], Figures]], count: int) -> list[Figures]:
+    """Measures every program once per round, in reversed order every second round: A B, B A, …
 
     A machine that slows down slows all of them alike.
     """
     rounds = []
     for number in range(count):
         figures: Figures = {}
-        for measure in contenders[:: -1 if number % 2 else 1]:
+        for measure in programs[:: -1 if number % 2 else 1]:
             figures |= measure()
         rounds.append(figures)
     return rounds

@@ -1,6 +1,6 @@
 """Training and sampling speed of Shuoshu, nanoGPT and the limit of the machine.
 
-Contenders: `ours`; `shipped`, nanoGPT's own command; `fair`, nanoGPT's model.py with our precision
+Programs: `ours`; `shipped`, nanoGPT's own command; `fair`, nanoGPT's model.py with our precision
 and memory settings; `limit`, what the machine could do at most.
 """
 
@@ -33,7 +33,7 @@ def train(bench: BenchContext) -> None:
         figures = bench.ours("train", **job)["figures"]
         return {"ours": figures["tokens"], "limit": figures["matrix"] / facts["flops_per_token"]}
 
-    contenders = [ours]
+    programs = [ours]
     if bench.nanogpt:
         bench.nanogpt.write_data(data, facts["vocabulary"])
         fair, result = fair_job(bench, facts)
@@ -45,12 +45,12 @@ def train(bench: BenchContext) -> None:
             step_seconds = bench.nanogpt.seconds_per_step(command, seconds)
             return {"shipped": bench.tokens_per_step / step_seconds}
 
-        contenders += [
+        programs += [
             shipped,
             lambda: {"fair": bench.theirs("train", **fair)["figures"]["tokens"]},
         ]
     report.note("limit", {"is": "the matrix rate over a token's floating-point operations"})
-    rounds = interleave(contenders, bench.settings.pairs)
+    rounds = interleave(programs, bench.settings.pairs)
     report.compare("train", rounds, "tokens/s")
     rates = [figures["limit"] * facts["flops_per_token"] / 1e9 for figures in rounds]
     report.median("train: matrix rate, GFLOP/s", rates)
@@ -72,8 +72,8 @@ def sample(bench: BenchContext) -> None:
         jobs["shipped"] = partial(theirs, is_tuned=False, dtype="auto" if on_cuda else "float32")
         if not on_cuda:
             jobs["fair"] = partial(theirs, dtype="auto")
-    contenders = [lambda n=name, j=measure: {n: j()["figures"]} for name, measure in jobs.items()]
-    rounds = interleave(contenders, settings.pairs)
+    programs = [lambda n=name, j=measure: {n: j()["figures"]} for name, measure in jobs.items()]
+    rounds = interleave(programs, settings.pairs)
     for rows in map(str, BATCHES):
         by_name = [{name: figures[rows] for name, figures in r.items()} for r in rounds]
         for figures, r in zip(by_name, rounds, strict=True):

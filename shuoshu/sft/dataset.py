@@ -53,10 +53,10 @@ def write_rows(
                 continue
             rows = [row for _, rows in chosen for row in rows]
             ids, mask = _pad_rows(rows, width, dtype, tokenizer.pad)
-            ids.tofile(writer.aside / f"{split}.bin")
-            mask.tofile(writer.aside / f"{split}.mask.bin")
-            _write_pairs(writer.aside / f"{split}.jsonl", chosen)
-            splits[split] = _split_entry(writer.aside, split, chosen, mask)
+            ids.tofile(writer.staging / f"{split}.bin")
+            mask.tofile(writer.staging / f"{split}.mask.bin")
+            _write_pairs(writer.staging / f"{split}.jsonl", chosen)
+            splits[split] = _split_entry(writer.staging, split, chosen, mask)
         meta = writer.commit(
             [name for split in splits for name in _file_names(split)],
             tokenizer,

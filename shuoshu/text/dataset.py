@@ -279,18 +279,18 @@ class StagingFolder:
     """A folder inside a data folder: files are written here, then moved up together or deleted."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.aside = folder, folder / f".writing-{os.getpid()}"
+        self.folder, self.staging = folder, folder / f".writing-{os.getpid()}"
 
     def __enter__(self) -> StagingFolder:
         self.created = [path for path in (self.folder, *self.folder.parents) if not path.exists()]
         try:
-            self.aside.mkdir(parents=True, exist_ok=True)
+            self.staging.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"can't write to {self.folder}: {error.strerror}") from None
         return self
 
     def __exit__(self, *error: object) -> None:
-        shutil.rmtree(self.aside, ignore_errors=True)
+        shutil.rmtree(self.staging, ignore_errors=True)
         with suppress(OSError):  # a folder with files stays
             for path in self.created:
                 path.rmdir()
@@ -309,11 +309,11 @@ class StagingFolder:
             ("tokenizer.json", tokenizer.to_json()),
             ("meta.json", json.dumps(meta, ensure_ascii=False, indent=1)),
         ):
-            (self.aside / name).write_text(text, encoding="utf-8", newline="\n")
+            (self.staging / name).write_text(text, encoding="utf-8", newline="\n")
         for name in (*names, "tokenizer.json", "meta.json"):
-            with (self.aside / name).open("rb+") as file:
+            with (self.staging / name).open("rb+") as file:
                 os.fsync(file.fileno())
-            (self.aside / name).replace(self.folder / name)
+            (self.staging / name).replace(self.folder / name)
         return meta
 
 
@@ -337,7 +337,7 @@ class DatasetWriter(StagingFolder):
         self.counts = {split: dict.fromkeys(names, 0) for split in TEXT_SPLITS}
         self.hashes = {split: hashlib.sha256() for split in TEXT_SPLITS}
         self.chapters: list[dict] = []
-        self.files = {split: (self.aside / f"{split}.bin").open("wb") for split in TEXT_SPLITS}
+        self.files = {split: (self.staging / f"{split}.bin").open("wb") for split in TEXT_SPLITS}
 
     def __exit__(self, *error: object) -> None:
         for file in self.files.values():

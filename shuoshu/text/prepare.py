@@ -42,7 +42,7 @@ def prepare(settings: PrepareSettings) -> None:
         os.environ["RAYON_NUM_THREADS"] = str(settings.threads)  # threads of train_bpe
     try:
         with dataset.DatasetWriter(folder) as writer:
-            books, rejected = read_books(files, writer.aside, settings.encoding, settings.clean)
+            books, rejected = read_books(files, writer.staging, settings.encoding, settings.clean)
             check_files(rejected, len(files), settings.skip_bad, bool(books))
             for book in books:
                 book.cut(settings.val_fraction)

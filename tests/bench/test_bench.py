@@ -96,10 +96,10 @@ def check_figures(raw: dict, title: str, *names: str) -> None:
 # ---------------------------------------------------------------- comparing
 
 
-def test_contenders_take_turns_and_every_second_round_is_reversed():
+def test_programs_take_turns_and_every_second_round_is_reversed():
     order = []
-    contenders = [lambda name=name: order.append(name) or {name: len(order)} for name in "abc"]
-    rounds = interleave(contenders, 3)
+    programs = [lambda name=name: order.append(name) or {name: len(order)} for name in "abc"]
+    rounds = interleave(programs, 3)
     assert "".join(order) == "abccbaabc"
     assert rounds[1] == {"a": 6, "b": 5, "c": 4}
 

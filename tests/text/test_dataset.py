@@ -259,7 +259,7 @@ def test_a_writer_that_fails_leaves_no_files(copy: Path) -> None:
 def test_a_writer_that_fails_before_it_has_a_tokenizer_leaves_no_files(copy: Path) -> None:
     before = {path.name: path.read_bytes() for path in copy.iterdir()}
     with pytest.raises(ZeroDivisionError), DatasetWriter(copy) as writer:
-        (writer.aside / "000000.txt").write_text("文\n", encoding="utf-8")  # a cleaned book
+        (writer.staging / "000000.txt").write_text("文\n", encoding="utf-8")  # a cleaned book
         raise ZeroDivisionError
     assert {path.name: path.read_bytes() for path in copy.iterdir()} == before
 
