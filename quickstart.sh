@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# From a fresh machine to a model that tells stories and answers questions: .venv, the bundled novella, a GPT pretrained on it,
-# fine-tuned on the bundled questions, and measured.
-# Run again, it skips what is done and goes on where it was interrupted. --page opens the page at the end.
+# From a fresh machine to a model that answers questions: makes .venv, prepares the bundled novella,
+# pretrains a GPT on it, fine-tunes it on the bundled questions, measures it.
+# A second run skips what is done and continues what was interrupted. --page opens the page.
 set -euo pipefail
 cd "$(dirname "$0")"
 case "$*" in "" | --page) ;; *) echo "usage: bash quickstart.sh [--page]" >&2; exit 2 ;; esac
