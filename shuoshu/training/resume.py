@@ -35,7 +35,7 @@ COMMAND_SETTINGS = {"resume", "overwrite", "configs"}
 
 
 def settings_to_json(settings: TrainSettings) -> dict[str, object]:
-    """The settings for settings.json and state.json, without the record of which were given."""
+    """The settings for settings.json and state.json, without the names of the given ones."""
     names = (field.name for field in fields(settings))
     return {name: getattr(settings, name) for name in names if name != "given"}
 

@@ -158,11 +158,8 @@ def test_ids_beyond_the_vocabulary_are_refused_despite_a_valid_hash(
 
 
 def test_a_vocabulary_larger_than_the_tokenizers_is_refused(book: Path, refused: Callable) -> None:
-    forged(
-        book,
-        "train.bin",
-        np.full(len(np.fromfile(book / "train.bin", "<u2")), 600, "<u2").tobytes(),
-    )
+    ids = np.fromfile(book / "train.bin", "<u2")
+    forged(book, "train.bin", np.full_like(ids, 600).tobytes())
     edited(book, lambda meta: meta.update(vocab_size=1000))
     refused(train_model, training(book), book, "is not the tokenizer that made the data")
 
@@ -186,21 +183,10 @@ def test_forged_questions_are_refused(facts: Path, pretrained: Path, refused: Ca
         {**line, "row": "0"},
         {**line, "messages": [1]},
     ]
-    odd += [
-        {**line, "messages": [{"role": "wizard", "content": "x"}] * 2},
-        {**line, "messages": []},
-        [line],
-        7,
-        None,
-    ]
-    for raw in [
-        *(json.dumps(record).encode() for record in odd),
-        b"{",
-        b"\xff",
-        b"[" * 200_000,
-        b"9" * 5000,
-        b'{"question": "a"}',
-    ]:
+    odd += [{**line, "messages": [{"role": "wizard", "content": "x"}] * 2}]
+    odd += [{**line, "messages": []}, [line], 7, None]
+    damaged = [b"{", b"\xff", b"[" * 200_000, b"9" * 5000, b'{"question": "a"}']
+    for raw in [*(json.dumps(record).encode() for record in odd), *damaged]:
         forged(facts, "val.jsonl", raw)
         refused(
             train_model, tuning(facts, pretrained), facts / "val.jsonl", "prepare the data again"
@@ -245,20 +231,14 @@ def put(*path: str, value: object) -> Callable[[dict], None]:
 
 
 ODD = [None, "x", -1, 2.5, 10**30, True, [], {}, float("nan"), ...]
-FIELDS = [
-    ("vocab_size",),
-    ("splits", "train", "tokens"),
-    ("splits", "val", "sha256"),
-    ("splits",),
-    ("tokenizer",),
-    ("dtype",),
-    ("format",),
-]
+FIELDS = [("vocab_size",), ("splits",), ("tokenizer",), ("dtype",), ("format",), ("chapters",)]
+FIELDS += [("splits", "train", "tokens"), ("splits", "val", "sha256")]
+FIELDS += [("splits", "train", "characters")]
+QUESTION_FIELDS = [("width",), ("turns",), ("labels",)]
+QUESTION_FIELDS += [("splits", "train", "rows"), ("splits", "val", "pairs_sha256")]
 
 
-@pytest.mark.parametrize(
-    "field", [*FIELDS, ("splits", "train", "characters"), ("chapters",)], ids=".".join
-)
+@pytest.mark.parametrize("field", FIELDS, ids=".".join)
 @pytest.mark.parametrize("value", ODD, ids=str)
 def test_a_wrong_meta_is_named(
     book: Path, refused: Callable, field: tuple[str, ...], value: object
@@ -269,17 +249,7 @@ def test_a_wrong_meta_is_named(
     refused(train_model, training(book), book)
 
 
-@pytest.mark.parametrize(
-    "field",
-    [
-        ("width",),
-        ("turns",),
-        ("labels",),
-        ("splits", "train", "rows"),
-        ("splits", "val", "pairs_sha256"),
-    ],
-    ids=".".join,
-)
+@pytest.mark.parametrize("field", QUESTION_FIELDS, ids=".".join)
 @pytest.mark.parametrize("value", ODD, ids=str)
 def test_a_wrong_meta_of_questions_is_named(
     facts: Path, pretrained: Path, refused: Callable, field: tuple[str, ...], value: object

@@ -41,7 +41,7 @@ from shuoshu.text import dataset as text_dataset
 from shuoshu.text.books import read_books
 from shuoshu.text.tokenizer import Tokenizer
 from shuoshu.training import checkpoints, plots
-from tests.faults.test_models import taken_apart, written
+from tests.faults.test_models import PARTS, taken_apart, written
 from tests.faults.test_novels import TXT, zipped
 from train import saved_settings
 
@@ -50,12 +50,8 @@ pytestmark = [pytest.mark.slow] if IS_LONG else []  # no time limit
 
 
 def fuzz(examples: int) -> settings:
-    quiet = [
-        HealthCheck.function_scoped_fixture,
-        HealthCheck.too_slow,
-        HealthCheck.data_too_large,
-        HealthCheck.large_base_example,
-    ]
+    quiet = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+    quiet += [HealthCheck.data_too_large, HealthCheck.large_base_example]
     return settings(
         max_examples=examples * (15 if IS_LONG else 1), deadline=None, suppress_health_check=quiet
     )
@@ -79,98 +75,36 @@ def survives_or_refuses(count_fault: Callable[[str], None]) -> Callable:
     return around
 
 
+JUNK = [b"\0", b"\xff", b"[" * 2000, b"9" * 4400, b'"', b"\\ud800", b"NaN", b"-1", b"1e999"]
+
+
 def hurt_bytes(data: st.DataObject, raw: bytes) -> bytes:
     """The bytes with some of them changed, removed, doubled or inserted."""
     made = bytearray(raw)
     for _ in range(data.draw(st.integers(1, 4))):
         at = data.draw(st.integers(0, max(0, len(made) - 1)))
         length = data.draw(st.sampled_from([1, 1, 2, 5, 50]))
-        made[at : at + data.draw(st.sampled_from([0, length]))] = data.draw(
-            st.binary(max_size=4)
-            | st.sampled_from(
-                [
-                    b"\0",
-                    b"\xff",
-                    b"[" * 2000,
-                    b"9" * 4400,
-                    b'"',
-                    b"\\ud800",
-                    b"NaN",
-                    b"-1",
-                    b"1e999",
-                    bytes(made[at : at + length]),
-                ]
-            )
-        )
+        junk = st.binary(max_size=4) | st.sampled_from([*JUNK, bytes(made[at : at + length])])
+        made[at : at + data.draw(st.sampled_from([0, length]))] = data.draw(junk)
     return bytes(made)
+
+
+def hurt_json(data: st.DataObject, damage: Callable, document: object) -> bytes:
+    """The document as JSON, with a value or some bytes changed."""
+    if data.draw(st.booleans()):
+        return json.dumps(damage(data, document)).encode()
+    return hurt_bytes(data, json.dumps(document).encode())
 
 
 # ---------------------------------------------------------------- settings
 
-KEYS = [
-    "n_layer",
-    "seed",
-    "dropout",
-    "dataset",
-    "compile",
-    "out_dir",
-    "max_iters",
-    "resume",
-    "unknown",
-    "_hidden",
-    "n-head",
-    "in",
-    "chat",
-    "start",
-    "inputs",
-]
-VALUES = [
-    "1",
-    "-1",
-    "2.5",
-    "'x'",
-    "''",
-    "None",
-    "True",
-    "nan",
-    "1e999",
-    "9" * 30,
-    "'\\ud800'",
-    "'\\0'",
-    "[]",
-    "(1,)",
-    "{}",
-    "x",
-    "0x10",
-    "1_0",
-    "１",
-    "é",
-    "\0",
-]
-WORDS = st.sampled_from(
-    [
-        *KEYS,
-        *VALUES,
-        "=",
-        "==",
-        "\n",
-        "\n  ",
-        "(",
-        ")",
-        "+",
-        "-",
-        "if ",
-        "else ",
-        "lambda: ",
-        "import math",
-        "math.inf",
-        "#",
-        "'''",
-        ":",
-        ";",
-        "@",
-    ]
-)
+KEYS = ["n_layer", "seed", "dropout", "dataset", "compile", "out_dir", "max_iters", "resume"]
+KEYS += ["unknown", "_hidden", "n-head", "in", "chat", "start", "inputs"]
+VALUES = ["1", "-1", "2.5", "'x'", "''", "None", "True", "nan", "1e999", "9" * 30, "'\\ud800'"]
+VALUES += ["'\\0'", "[]", "(1,)", "{}", "x", "0x10", "1_0", "１", "é", "\0"]
+SIGNS = ["=", "==", "\n", "\n  ", "(", ")", "+", "-", "if "]
+SIGNS += ["else ", "lambda: ", "import math", "math.inf", "#", "'''", ":", ";", "@"]
+WORDS = st.sampled_from([*KEYS, *VALUES, *SIGNS])
 
 
 @fuzz(200)
@@ -215,10 +149,7 @@ def test_any_saved_settings(
     data: st.DataObject,
 ) -> None:
     saved = json.loads((pretrained / "settings.json").read_text(encoding="utf-8"))
-    path = tmp_path / "settings.json"
-    path.write_text(json.dumps(damage(data, saved)), encoding="utf-8") if data.draw(
-        st.booleans()
-    ) else path.write_bytes(hurt_bytes(data, json.dumps(saved).encode()))
+    (tmp_path / "settings.json").write_bytes(hurt_json(data, damage, saved))
     read_settings(tmp_path)
     with survives_or_refuses():
         parse(TrainSettings, [], "", base=saved_settings(tmp_path))
@@ -228,31 +159,23 @@ def test_any_saved_settings(
 
 # ---------------------------------------------------------------- questions and prompts
 
+CONVERSATION = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
 RECORDS = [
     {"question": "谁？", "answer": "我。", "n": 1, "split": "train"},
     {"question": "何时？", "answer": "三更天。", "n": 2.5, "split": "val"},
-    {
-        "messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}],
-        "system": "s",
-        "history": [["a", "b"]],
-    },
+    {"messages": CONVERSATION, "system": "s", "history": [["a", "b"]]},
 ]
 TABLE = 'question,answer,n\r\n谁？,我。,1\r\n"a\nb","c""d",2\r\n'
 
 
 def check_pairs(pairs: list[Pair], tokenizer: Tokenizer) -> None:
     for pair in pairs:
-        json.dumps(
-            [pair.messages, pair.extra, pair.source, pair.group],
-            ensure_ascii=False,
-            allow_nan=False,
-        ).encode()
+        values = [pair.messages, pair.extra, pair.source, pair.group]
+        json.dumps(values, ensure_ascii=False, allow_nan=False).encode()
         ids, mask = tokenizer.render(pair.messages)
         special = sum(i in tokenizer.specials.values() for i in ids)
-        assert (
-            special == len(pair.messages) + sum(m["role"] == "assistant" for m in pair.messages)
-            and mask[-1] == 1
-        )
+        answers = sum(m["role"] == "assistant" for m in pair.messages)
+        assert special == len(pair.messages) + answers and mask[-1] == 1
 
 
 @fuzz(300)
@@ -348,12 +271,7 @@ def test_any_meta(
     whole, folder = qa if of_rows else dataset, tmp_path / "data"
     shutil.copytree(whole, folder, dirs_exist_ok=True)
     right = json.loads((whole / "meta.json").read_text(encoding="utf-8"))
-    raw = (
-        json.dumps(damage(data, right)).encode()
-        if data.draw(st.booleans())
-        else hurt_bytes(data, json.dumps(right).encode())
-    )
-    (folder / "meta.json").write_bytes(raw)
+    (folder / "meta.json").write_bytes(hurt_json(data, damage, right))
     with survives_or_refuses():
         meta = text_dataset.read_meta(folder)
         text_dataset.check_tokenizer(Tokenizer.load(folder), meta, "another tokenizer")
@@ -419,20 +337,15 @@ def test_any_tokenizer_and_any_config(
     shutil.copytree(
         pretrained, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("checkpoints")
     )
-    raw = (pretrained / name).read_bytes()
-    hurt = (
-        json.dumps(damage(data, json.loads(raw))).encode()
-        if data.draw(st.booleans())
-        else hurt_bytes(data, raw)
-    )
-    (folder / name).write_bytes(hurt)
+    document = json.loads((pretrained / name).read_bytes())
+    (folder / name).write_bytes(hurt_json(data, damage, document))
     with survives_or_refuses():
         loaded, right = weights.load_model(folder), weights.load_model(pretrained)
         assert loaded.tokenizer.hash == right.tokenizer.hash
         ids = torch.arange(40)[None]
         assert torch.equal(loaded.model(ids), right.model(ids))
     (folder / "model.safetensors").unlink()
-    with survives_or_refuses():  # without weights that vouch for it
+    with survives_or_refuses():  # without weights to compare with
         tokenizer = Tokenizer.load(folder)
         assert (
             tokenizer.decode(tokenizer.encode("雨夜，<|endoftext|> x")) == "雨夜，<|endoftext|> x"
@@ -440,12 +353,7 @@ def test_any_tokenizer_and_any_config(
 
 
 @fuzz(100)
-@given(
-    data=st.data(),
-    name=st.sampled_from(
-        ["manifest.json", "state.json", "model.safetensors", "optimizer.safetensors"]
-    ),
-)
+@given(data=st.data(), name=st.sampled_from(PARTS))
 def test_any_checkpoint(
     pretrained: Path,
     tmp_path: Path,
@@ -478,12 +386,7 @@ def test_any_log(
 ) -> None:
     lines = (pretrained / "log.jsonl").read_bytes().split(b"\n")
     number = data.draw(st.integers(0, len(lines) - 2))
-    is_whole = data.draw(st.booleans())
-    lines[number] = (
-        json.dumps(damage(data, json.loads(lines[number]))).encode()
-        if is_whole
-        else hurt_bytes(data, lines[number])
-    )
+    lines[number] = hurt_json(data, damage, json.loads(lines[number]))
     (tmp_path / "log.jsonl").write_bytes(b"\n".join(lines))
     draws = data.draw(st.integers(0, 19)) == 0  # takes long
     count_fault("tried")

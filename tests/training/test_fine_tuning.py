@@ -1,4 +1,4 @@
-"""Fine-tuning: loss over micro-batches, choice of the model, resuming, init_from, answers."""
+"""Fine-tuning: loss over micro-batches, resuming, init_from, min_iters."""
 
 from __future__ import annotations
 
@@ -15,25 +15,15 @@ import torch
 
 import prepare
 import prepare_sft
-from shuoshu.core.errors import REPO_ROOT
 from shuoshu.core.files import sha256_of
-from shuoshu.core.run_log import RunLog
 from shuoshu.core.settings import ModelSettings, TrainSettings
-from shuoshu.evaluation.loss import Score
-from shuoshu.generation.answers import answer, read_questions, render_question
-from shuoshu.generation.sampling import SamplingParams, TextGenerator
 from shuoshu.models import weights as models_weights
-from shuoshu.sft.dataset import QuestionDataset, pad_batch, read_pairs
+from shuoshu.sft.dataset import QuestionDataset, pad_batch
 from shuoshu.text.dataset import IGNORE
-from shuoshu.text.tokenizer import Tokenizer
-from shuoshu.training import checkpoints, loop, validate
-from tests.in_process import train_model
+from shuoshu.training import checkpoints, loop
+from tests.in_process import records, train_model
 
 NOISY = ["--question_drop=0.15", "--question_replace=0.15", "--dropout=0.1"]
-
-
-def records(out_dir: Path, kind: str) -> list[dict]:
-    return RunLog(out_dir / "log.jsonl").read(kind)
 
 
 def weights(out_dir: Path) -> str:
@@ -86,9 +76,8 @@ def test_a_trimmed_batch_has_the_token_weighted_mean_of_its_single_rows(
             counts.append(len(places))
         loss = model(ids, targets).item()
     assert loss == pytest.approx(sum(sums) / sum(counts), rel=1e-5)
-    assert loss != pytest.approx(
-        np.mean([s / c for s, c in zip(sums, counts, strict=True)]), rel=1e-2
-    )  # the mean over rows would differ
+    row_means = [s / c for s, c in zip(sums, counts, strict=True)]
+    assert loss != pytest.approx(np.mean(row_means), rel=1e-2)
 
 
 @pytest.mark.parametrize("size, steps", [(16, 1), (4, 4), (2, 8), (5, 3)])
@@ -148,221 +137,6 @@ def test_accumulated_batches_of_uneven_answers_train_as_one_large_batch(
         )
         losses.append([record["loss"] for record in records(tmp_path / str(size), "step")])
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
-
-
-# ---------------------------------------------------------------- choosing the model
-
-
-def answering(monkeypatch: pytest.MonkeyPatch, *each: list[float]) -> None:
-    """Makes the evaluations measure these ROUGE-L scores."""
-    left = iter(each)
-
-    def one(*args):
-        scores = next(left)
-        return (
-            {"val_rouge_l": float(np.mean(scores)), "val_exact_match": 0.0, "val_stop_rate": 1.0},
-            scores,
-            [],
-        )
-
-    monkeypatch.setattr(validate, "answer_questions", one)
-
-
-@pytest.mark.parametrize("select_by, kept", [("auto", 20), ("rouge", 20), ("loss", 10)])
-def test_the_model_that_answers_best_is_kept_or_the_one_with_the_lowest_loss(
-    sft,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    select_by: str,
-    kept: int,
-) -> None:
-    losses, rouges = iter([3.0, 2.5, 1.0, 1.5, 2.0, 2.6]), [0.1, 0.3, 0.2, 0.6, 0.9, 0.8]
-    monkeypatch.setattr(validate, "score", lambda *args: Score(next(losses) * 100, 100, 10.0, None))
-    answering(monkeypatch, *([rouge] * 4 for rouge in rouges))
-    command = [
-        *sft,
-        f"--select_by={select_by}",
-        f"--out_dir={tmp_path / 'out'}",
-        "--max_iters=25",
-        "--eval_interval=5",
-    ]
-    assert train_model(command) == 0
-    assert models_weights.read_metadata(tmp_path / "out" / "model.safetensors")["step"] == str(kept)
-    output = capsys.readouterr().out
-    assert (
-        "best       val loss 1.0000 at step 10"
-        if select_by == "loss"
-        else "best       ROUGE-L 0.9000 at step 20"
-    ) in output
-    evals = records(tmp_path / "out", "eval")
-    assert [(r["val_loss"], r["val_rouge_l"]) for r in evals] == [
-        (3.0, 0.1),
-        (2.5, 0.3),
-        (1.0, 0.2),
-        (1.5, 0.6),
-        (2.0, 0.9),
-        (2.6, 0.8),
-    ]
-    end = records(tmp_path / "out", "end")[0]
-    assert end["best_step"] == kept and end[
-        "best_loss" if select_by == "loss" else "best_rouge_l"
-    ] == (1.0 if select_by == "loss" else 0.9)
-
-
-def test_while_all_answers_are_wrong_the_lowest_loss_decides(
-    sft, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    losses = iter([3.0, 2.5, 2.0, 2.2])
-    monkeypatch.setattr(validate, "score", lambda *args: Score(next(losses) * 100, 100, 10.0, None))
-    answering(monkeypatch, *[[0.0] * 4] * 4)
-    assert (
-        train_model([*sft, f"--out_dir={tmp_path / 'out'}", "--max_iters=6", "--eval_interval=2"])
-        == 0
-    )
-    assert records(tmp_path / "out", "end")[0]["best_step"] == 4
-    assert models_weights.read_metadata(tmp_path / "out" / "model.safetensors")["step"] == "4"
-
-
-def test_only_better_answers_reset_the_patience(
-    sft, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    answering(monkeypatch, [0.1, 0.1], [0.3, 0.3], [0.3, 0.2], [0.3, 0.29], [0.9, 0.9])
-    assert (
-        train_model(
-            [
-                *sft,
-                f"--out_dir={tmp_path / 'out'}",
-                "--max_iters=25",
-                "--eval_interval=2",
-                "--patience=2",
-            ]
-        )
-        == 0
-    )
-    (end,) = records(tmp_path / "out", "end")
-    assert (end["step"], end["best_step"], end["kept_step"]) == (6, 2, 6)
-    assert [record["kept"] for record in records(tmp_path / "out", "eval")] == [True] * 4
-
-
-NONE, BEST = [0.0] * 4, [1.0, 1.0, 1.0, 0.0]
-LATER = {
-    "worse in one": ([[0.7, 1.0, 1.0, 0.0]], 10),
-    "better in one, worse in another": ([[0.0, 1.0, 1.0, 0.8]], 10),
-    "worse in three": ([[0.9, 0.9, 0.9, 0.0]], 5),
-    "a little worse, twice": ([[0.7, 1.0, 1.0, 0.0], [0.6, 0.9, 0.9, 0.0]], 10),
-    "within noise of the later one, not of the best": (
-        [[0.7, 1.0, 1.0, 0.0], [0.7, 0.8, 1.0, 0.0]],
-        10,
-    ),
-    "within noise only later": ([[0.9, 0.9, 0.9, 0.0], [0.7, 1.0, 1.0, 0.0]], 15),
-}
-
-
-@pytest.mark.parametrize("case", LATER)
-@pytest.mark.parametrize("is_resumed", [False, True])
-def test_a_later_model_within_noise_of_the_best_is_kept(
-    sft,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    case: str,
-    is_resumed: bool,
-) -> None:
-    (later, kept), out_dir = LATER[case], tmp_path / "out"
-    answering(monkeypatch, NONE, BEST, *later)
-    command, length = [*sft, f"--out_dir={out_dir}", "--eval_interval=5"], 5 * len(later) + 5
-    if is_resumed:
-        assert train_model([*command, "--max_iters=5"]) == 0
-        assert train_model([f"--out_dir={out_dir}", "--resume", f"--max_iters={length}"]) == 0
-    else:
-        assert train_model([*command, f"--max_iters={length}"]) == 0
-    assert models_weights.read_metadata(out_dir / "model.safetensors")["step"] == str(kept)
-    end = records(out_dir, "end")[-1]
-    assert (end["best_step"], end["best_rouge_l"], end["kept_step"]) == (5, 0.75, kept)
-    model = "that model" if kept == 5 else f"the model of step {kept}, within noise of it,"
-    line = f"best       ROUGE-L 0.7500 at step 5: {model} is in {out_dir}"
-    assert line in capsys.readouterr().out
-
-
-def test_a_difference_in_one_answer_is_always_within_noise() -> None:
-    """The difference is exactly one standard error; rounding must not decide."""
-    for count in range(2, 100):
-        for worse in (0.05, 0.3, 0.7, 0.9):
-            best, case = [1.0] * count, (count, worse)
-            assert validate.is_within_noise(best, [worse] + [1.0] * (count - 1)), case
-            assert not validate.is_within_noise(best, [worse] * 2 + [1.0] * (count - 2)), case
-
-
-def test_with_labels_the_best_model_is_kept(
-    sft, qa: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    data = tmp_path / "data"
-    shutil.copytree(qa, data)
-    meta = json.loads((data / "meta.json").read_text(encoding="utf-8"))
-    (data / "meta.json").write_text(json.dumps(meta | {"labels": ["好", "坏"]}), encoding="utf-8")
-    answering(monkeypatch, NONE, BEST, [0.0, 1.0, 1.0, 0.8])
-    assert (
-        train_model(
-            [
-                *sft,
-                f"--dataset={data}",
-                f"--out_dir={tmp_path / 'out'}",
-                "--eval_interval=5",
-                "--max_iters=10",
-            ]
-        )
-        == 0
-    )
-    assert models_weights.read_metadata(tmp_path / "out" / "model.safetensors")["step"] == "5"
-
-
-def test_a_run_resumed_with_another_measure_forgets_its_best(sft, tmp_path: Path) -> None:
-    out_dir = tmp_path / "out"
-    assert train_model([*sft, f"--out_dir={out_dir}", "--max_iters=20", "--eval_interval=10"]) == 0
-    assert (
-        train_model([f"--out_dir={out_dir}", "--resume", "--select_by=loss", "--max_iters=30"]) == 0
-    )
-    end = records(out_dir, "end")[-1]
-    assert (
-        end["best_loss"] == min(r["val_loss"] for r in records(out_dir, "eval") if r["step"] > 20)
-        and "best_rouge_l" not in end
-    )
-
-
-def test_the_log_and_the_samples_show_how_it_answers(tuned: Path, qa: Path) -> None:
-    evals = records(tuned, "eval")
-    assert [record["step"] for record in evals] == [0, 40, 80, 120]
-    assert all(
-        {"val_loss", "bits_per_char", "val_rouge_l", "val_exact_match", "val_stop_rate"}
-        <= record.keys()
-        for record in evals
-    )
-    assert evals[0]["val_rouge_l"] < 0.3 < 0.9 < max(record["val_rouge_l"] for record in evals)
-    assert all(
-        0 <= record[name] <= 1
-        for record in evals
-        for name in ("val_rouge_l", "val_exact_match", "val_stop_rate")
-    )
-    assert (tuned / "loss.png").read_bytes()[:4] == b"\x89PNG"
-    samples = (tuned / "samples.md").read_text(encoding="utf-8")
-    first = read_pairs(qa, "val")[0]
-    assert (
-        samples.count("## step") == 4
-        and samples.count(first["question"]) == 4
-        and f"✓ {first['answer']}" in samples
-    )
-
-
-def test_the_measures_are_those_of_the_answers(tuned: Path, qa: Path) -> None:
-    model, tokenizer, step, *_ = models_weights.load_model(tuned)
-    questions = read_questions(qa, "val", tokenizer)
-    answers = answer(TextGenerator(model, tokenizer), questions, 5)
-    (record,) = [record for record in records(tuned, "eval") if record["step"] == step]
-    assert record["val_exact_match"] == pytest.approx(
-        np.mean([a.text == q.reference for a, q in zip(answers, questions, strict=True)])
-    )
-    assert record["val_stop_rate"] == pytest.approx(np.mean([a.reason == "end" for a in answers]))
 
 
 # ---------------------------------------------------------------- stopping and resuming
@@ -586,44 +360,6 @@ def test_a_dry_run_counts_the_answers_tokens(sft, qa: Path, tmp_path: Path, caps
     )
 
 
-# ---------------------------------------------------------------- answers
-
-
-def test_every_training_question_is_answered_word_for_word(tuned: Path, qa: Path) -> None:
-    model, tokenizer, _, _, turns = models_weights.load_model(tuned)
-    assert turns == 1
-    questions = read_questions(qa, "train", tokenizer)
-    answers = answer(TextGenerator(model, tokenizer), questions, 16)
-    assert [(a.text, a.reason) for a in answers] == [(q.reference, "end") for q in questions]
-
-
-def test_answers_do_not_depend_on_the_batch_size(pretrained: Path, qa: Path) -> None:
-    model, tokenizer, *_ = models_weights.load_model(pretrained)  # its answers rarely end
-    questions = read_questions(qa, "val", tokenizer)[:7]
-    counts: list[int] = []
-    generator = TextGenerator(model, tokenizer)
-    batches = answer(generator, questions, 3, progress=counts.append)
-    assert counts == [3, 6, 7]
-    assert [f.text for f in batches] == [f.text for f in answer(generator, questions, 1)]
-    longest = max(question.length for question in questions)
-    assert all(len(f.ids) <= 2 * longest + 8 + 3 for f in batches) and {
-        f.reason for f in batches
-    } >= {"length"}
-
-
-def test_a_question_is_rendered_as_in_training(qa: Path) -> None:
-    tokenizer, file = Tokenizer.load(qa), QuestionDataset(qa, "train")
-    for question, record in zip(
-        read_questions(qa, "train", tokenizer), read_pairs(qa, "train"), strict=True
-    ):
-        ids, mask = file.row(record["row"])
-        assert (
-            question.ids == ids[: int(mask.argmax())].tolist()
-            and question.ids[-1] == tokenizer.assistant
-        )
-        assert question.text == record["question"] and question.length == mask.sum() - 1
-
-
 def test_min_iters_is_the_minimum_number_of_steps(
     sft: list[str],
     tmp_path: Path,
@@ -652,67 +388,9 @@ def test_min_iters_is_the_minimum_number_of_steps(
 
     monkeypatch.setattr(checkpoints, "load_checkpoint", of_an_older_version)
     assert train_model([f"--out_dir={tmp_path / 'out'}", "--resume", "--min_iters=7"]) == 0
-    assert (
-        json.loads((tmp_path / "out" / "log.jsonl").read_text(encoding="utf-8").splitlines()[-1])[
-            "step"
-        ]
-        == 7
-    )
+    assert records(tmp_path / "out", "end")[-1]["step"] == 7
     capsys.readouterr()
     assert (
         train_model([f"--out_dir={tmp_path / 'out'}", "--resume", "--min_iters=1"]) == 0
     )  # it is done already
     assert "length" not in capsys.readouterr().out
-
-
-def test_a_long_answer_trained_in_several_rows_is_generated_past_the_block(
-    pretrained: Path, tmp_path: Path
-) -> None:
-    """As in the rows of --too_long=window: when the block is full, the model re-reads the question
-    and the newest part of the answer."""
-    long = "".join(f"第{sign}天。" for sign in "甲乙丙丁戊己庚辛壬癸子丑寅卯")
-    rows = [
-        {"question": "天天？", "answer": long, "split": "train"},
-        {"question": "谁？", "answer": "他。", "split": "train"},
-    ]
-    rows.append({"question": "谁？", "answer": "他。", "split": "val"})
-    (tmp_path / "rows.json").write_text(json.dumps(rows), encoding="utf-8")
-    assert (
-        prepare_sft.main(
-            [
-                str(tmp_path / "rows.json"),
-                f"--out={tmp_path / 'qa'}",
-                f"--tokenizer={pretrained}",
-                "--too_long=window",
-            ]
-        )
-        == 0
-    )
-    assert read_pairs(tmp_path / "qa", "train")[0]["rows"] >= 2
-    out_dir = tmp_path / "out"
-    command = [
-        str(REPO_ROOT / "config" / "sft.py"),
-        f"--dataset={tmp_path / 'qa'}",
-        f"--init_from={pretrained}",
-        f"--out_dir={out_dir}",
-        "--batch_size=4",
-    ]
-    command += [
-        "--question_drop=0",
-        "--question_replace=0",
-        "--paraphrases=0",
-        "--dropout=0",
-        "--max_iters=80",
-        "--eval_interval=80",
-        "--sample_tokens=0",
-        "--select_by=loss",
-    ]
-    assert train_model([*command, "--device=cpu", "--dtype=float32", "--threads=1"]) == 0
-    newest, _ = checkpoints.newest_checkpoint(out_dir)
-    model, tokenizer, *_ = models_weights.load_model(out_dir)
-    model.load_tensors(checkpoints.load_checkpoint(newest)[0])
-    ids = render_question(tokenizer, [{"role": "user", "content": "天天？"}])
-    assert len(tokenizer.encode(long)) > model.config.block_size
-    params = SamplingParams(200, 0.0, keeps_prompt=True)
-    [completion] = TextGenerator(model, tokenizer).complete([ids], params, [0])
-    assert completion.reason == "end" and completion.text == long
