@@ -21,14 +21,22 @@ from shuoshu.training.console import (
     print_result,
     print_run_summary,
 )
+from shuoshu.training.data import RunData
 from shuoshu.training.run import Run, build_run
 from shuoshu.training.schedule import RunClock, RunLength
+from shuoshu.training.state import RunState
 from shuoshu.training.step import CHECK_EVERY, SkippedSteps, train_step
+from shuoshu.training.trainer import Trainer
 from shuoshu.training.validate import evaluate
 
+TakeStep = Callable[[Trainer, RunData, RunState, SkippedSteps], Tensor]  # returns the loss
 
-def train(settings: TrainSettings, draws: bool = True) -> int:
-    """Trains as the settings say and returns the exit code. `draws=False`: no loss.png."""
+
+def train(settings: TrainSettings, draws: bool = True, take_step: TakeStep = train_step) -> int:
+    """Trains as the settings say and returns the exit code.
+
+    `draws=False` leaves loss.png out. Tests pass a `take_step` that fails or changes something.
+    """
     processes = Processes()
     device = setup_process(settings.device, settings.threads, processes.local_rank, tf32=True)
     start_processes(processes, device)
@@ -36,7 +44,7 @@ def train(settings: TrainSettings, draws: bool = True) -> int:
     try:
         with Lock(Path(settings.out_dir)) as lock:
             run = build_run(settings, processes, device, lock, draws)
-            code = dry_run(run) if settings.dry_run else training_loop(run)
+            code = dry_run(run) if settings.dry_run else training_loop(run, take_step)
         failed = False
         return code
     except torch.OutOfMemoryError as error:
@@ -90,7 +98,7 @@ class RecentLoss:
         return mean
 
 
-def training_loop(run: Run) -> int:
+def training_loop(run: Run, take_step: TakeStep) -> int:
     """Trains until the plan, a signal or the patience ends the run; returns the exit code."""
     state, trainer, processes = run.state, run.trainer, run.processes
     length = RunLength(run.settings, run.steps_per_epoch)
@@ -119,7 +127,7 @@ def training_loop(run: Run) -> int:
             is_out_of_patience = patience is not None and state.worse_evals >= patience
             if is_last or signal or is_out_of_patience:
                 break
-            recent.add(train_step(trainer, run.data, state, skips))
+            recent.add(take_step(trainer, run.data, state, skips))
             state.step += 1
             state.plan = clock.plan_after(state)
             logs = state.step % run.settings.log_interval == 0

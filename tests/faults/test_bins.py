@@ -20,9 +20,8 @@ from shuoshu.core.errors import REPO_ROOT
 from shuoshu.core.files import sha256_of
 from shuoshu.evaluation.copies import TrainingText
 from shuoshu.text import dataset as text_dataset
-from shuoshu.training import loop
 from tests.conftest import QUIET, TINY
-from tests.in_process import train_model
+from tests.in_process import before_steps, train_model
 
 
 @pytest.fixture
@@ -335,23 +334,19 @@ def test_a_run_survives_changes_to_files_that_fit_into_memory(
     book: Path,
     facts: Path,
     pretrained: Path,
-    monkeypatch: pytest.MonkeyPatch,
     count_fault: Callable,
     harm: Callable,
     kind: str,
 ) -> None:
     count_fault("tried")
     folder, argv = (book, training(book)) if kind == "text" else (facts, tuning(facts, pretrained))
-    step = loop.train_step
 
-    def harmed(*args: object) -> object:
-        for path in folder.glob("*.bin"):
-            harm(path)
-        monkeypatch.setattr(loop, "train_step", step)
-        return step(*args)
+    def happen(step: int) -> None:
+        if step == 0:
+            for path in folder.glob("*.bin"):
+                harm(path)
 
-    monkeypatch.setattr(loop, "train_step", harmed)
-    assert train_model([str(word) for word in argv]) == 0
+    assert train_model([str(word) for word in argv], before_steps(happen)) == 0
     count_fault("survived")
 
 

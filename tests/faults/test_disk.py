@@ -17,9 +17,9 @@ from shuoshu.core import files
 from shuoshu.core.errors import UserError
 from shuoshu.core.run_log import RunLog
 from shuoshu.models import weights
-from shuoshu.training import checkpoints, loop
+from shuoshu.training import checkpoints
 from shuoshu.training.data import RunData
-from tests.in_process import train_model
+from tests.in_process import before_steps, train_model
 
 RUN = [
     "--max_iters=20",
@@ -28,17 +28,6 @@ RUN = [
     "--sample_tokens=0",
     "--optimizer=adamw",
 ]
-
-
-def during_steps(monkeypatch, happen):
-    """Calls happen(step) before each training step."""
-    real = loop.train_step
-
-    def step(trainer, data, state, skips):
-        happen(state.step)
-        return real(trainer, data, state, skips)
-
-    monkeypatch.setattr(loop, "train_step", step)
 
 
 def is_newest_and_valid(out_dir: Path, step: int) -> bool:
@@ -73,8 +62,8 @@ def test_a_full_disk_is_reported_and_the_next_save_is_tried(tiny, small_disk, mo
         if step == 17:
             ballast.unlink()
 
-    during_steps(monkeypatch, happen)
-    assert train_model([*tiny, *RUN, f"--out_dir={small_disk / 'out'}"]) == 0
+    argv = [*tiny, *RUN, f"--out_dir={small_disk / 'out'}"]
+    assert train_model(argv, before_steps(happen)) == 0
     output = capsys.readouterr().out
     for step in (10, 15):
         where = f"the checkpoint of step {step} to {small_disk / 'out'}"
@@ -89,8 +78,8 @@ def test_a_disk_that_stays_full_ends_the_run_with_an_error(tiny, small_disk, mon
             for module in (checkpoints, weights):  # the check can't foresee this
                 monkeypatch.setattr(module, "require_disk_space", lambda *args: None)
 
-    during_steps(monkeypatch, happen)
-    assert train_model([*tiny, *RUN, f"--out_dir={small_disk / 'out'}"]) == 2
+    argv = [*tiny, *RUN, f"--out_dir={small_disk / 'out'}"]
+    assert train_model(argv, before_steps(happen)) == 2
     output = capsys.readouterr()
     assert (
         "No space left on device; the files already written are intact, training continues"
@@ -120,10 +109,12 @@ def test_a_disk_that_turns_read_only_is_reported_and_checkpoints_stay_valid(
             raise OSError(errno.EROFS, "Read-only file system", str(self))
         return real(self, mode, *args, **kwargs)
 
-    during_steps(
-        monkeypatch, lambda step: monkeypatch.setattr(Path, "open", refused) if step == 7 else None
-    )
-    assert train_model([*tiny, *RUN, f"--out_dir={tmp_path / 'out'}"]) == 2
+    def happen(step):
+        if step == 7:
+            monkeypatch.setattr(Path, "open", refused)
+
+    argv = [*tiny, *RUN, f"--out_dir={tmp_path / 'out'}"]
+    assert train_model(argv, before_steps(happen)) == 2
     monkeypatch.undo()
     output = capsys.readouterr()
     assert (
@@ -177,9 +168,9 @@ def test_a_write_that_fails_midway_leaves_the_old_checkpoint(nursery, tiny, tmp_
     ]
 
 
-def test_a_deleted_out_dir_is_not_recreated(tiny, tmp_path, monkeypatch, capsys):
-    during_steps(monkeypatch, lambda step: shutil.rmtree(tmp_path / "out") if step == 7 else None)
-    assert train_model([*tiny, *RUN, f"--out_dir={tmp_path / 'out'}"]) == 2
+def test_a_deleted_out_dir_is_not_recreated(tiny, tmp_path, capsys):
+    take_step = before_steps(lambda step: shutil.rmtree(tmp_path / "out") if step == 7 else None)
+    assert train_model([*tiny, *RUN, f"--out_dir={tmp_path / 'out'}"], take_step) == 2
     output = capsys.readouterr()
     assert (
         "can't write the checkpoint of step 10" in output.out

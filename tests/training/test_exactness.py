@@ -9,8 +9,8 @@ import pytest
 
 from shuoshu.core.files import sha256_of
 from shuoshu.core.run_log import RunLog
-from shuoshu.training import checkpoints, loop, resume, schedule, step, trainer
-from tests.in_process import train_model
+from shuoshu.training import checkpoints, resume, schedule, step, trainer
+from tests.in_process import before_steps, killed_at, train_model
 
 LENGTH = [
     "--dropout=0.1",
@@ -32,17 +32,6 @@ def end(out_dir: Path) -> tuple[str, list]:
         for r in RunLog(out_dir / "log.jsonl").read()
         if r["kind"] != "start"
     ]
-
-
-def killed_at(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
-    real = loop.train_step
-
-    def killed(trainer, data, state, skips):
-        if state.step == number:
-            raise KeyboardInterrupt
-        return real(trainer, data, state, skips)
-
-    monkeypatch.setattr(loop, "train_step", killed)
 
 
 @pytest.fixture(scope="module")
@@ -68,11 +57,10 @@ def whole(request: pytest.FixtureRequest, tiny, sft, tmp_path_factory) -> dict:
 
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])
 @pytest.mark.parametrize("task", ["text", "questions"])
-def test_a_resumed_run_equals_an_uninterrupted_one(whole, tmp_path, monkeypatch, task, optimizer):
+def test_a_resumed_run_equals_an_uninterrupted_one(whole, tmp_path, task, optimizer):
     command, uninterrupted = whole(task, optimizer)
-    killed_at(monkeypatch, 13)  # 12.75 or 39 steps make an epoch: neither 10 nor 13 ends one
-    assert train_model([*command, f"--out_dir={tmp_path / 'out'}"]) == 130
-    monkeypatch.undo()
+    # 12.75 or 39 steps make an epoch: neither 10 nor 13 ends one
+    assert train_model([*command, f"--out_dir={tmp_path / 'out'}"], killed_at(13)) == 130
     assert train_model([f"--out_dir={tmp_path / 'out'}", "--resume"]) == 0
     assert end(tmp_path / "out") == end(uninterrupted)
 
@@ -118,9 +106,7 @@ def test_resuming_exactly_needs_every_part_of_the_checkpoint(
     whole, tmp_path, monkeypatch, optimizer, take_out
 ):
     command, uninterrupted = whole("text", optimizer)
-    killed_at(monkeypatch, 13)
-    assert train_model([*command, f"--out_dir={tmp_path / 'out'}"]) == 130
-    monkeypatch.undo()
+    assert train_model([*command, f"--out_dir={tmp_path / 'out'}"], killed_at(13)) == 130
     take_out(monkeypatch)
     assert train_model([f"--out_dir={tmp_path / 'out'}", "--resume"]) == 0
     assert end(tmp_path / "out")[0] != end(uninterrupted)[0]
@@ -133,13 +119,15 @@ def test_a_resumed_run_keeps_the_plan_of_its_time_budget(tiny, tmp_path, monkeyp
     monkeypatch.setattr(schedule.time, "perf_counter", lambda: clock["now"])
     # Corrections for a machine of another speed are test_schedule.py's.
     monkeypatch.setattr(schedule.RunClock, "_corrected_plan", lambda self, state: state.plan)
-    real = loop.train_step
 
-    def ticking(*args):
+    def tick(step: int) -> None:
         clock["now"] += clock["step"]
-        return real(*args)
 
-    monkeypatch.setattr(loop, "train_step", ticking)
+    def tick_until_killed(step: int) -> None:
+        if step == 23:
+            raise KeyboardInterrupt
+        tick(step)
+
     command = [
         *tiny,
         *LENGTH[:1],
@@ -148,16 +136,15 @@ def test_a_resumed_run_keeps_the_plan_of_its_time_budget(tiny, tmp_path, monkeyp
         "--save_interval=5",
         "--eval_interval=40",
     ]
-    assert train_model([*command, f"--out_dir={tmp_path / 'whole'}"]) == 0
+    assert train_model([*command, f"--out_dir={tmp_path / 'whole'}"], before_steps(tick)) == 0
     steps = checkpoints.list_checkpoints(tmp_path / "whole")
     assert 25 < int(steps[-1].name[5:]) <= 40
     clock["now"] = 0.0
-    killed_at(monkeypatch, 23)
-    assert train_model([*command, f"--out_dir={tmp_path / 'out'}"]) == 130
-    monkeypatch.setattr(loop, "train_step", ticking)
+    killed = before_steps(tick_until_killed)
+    assert train_model([*command, f"--out_dir={tmp_path / 'out'}"], killed) == 130
     assert checkpoints.newest_checkpoint(tmp_path / "out")[0].name == "step-000020"
     clock["step"] = 0.4
     if take_out:
         take_out(monkeypatch)
-    assert train_model([f"--out_dir={tmp_path / 'out'}", "--resume"]) == 0
+    assert train_model([f"--out_dir={tmp_path / 'out'}", "--resume"], before_steps(tick)) == 0
     assert (end(tmp_path / "out")[0] == end(tmp_path / "whole")[0]) == (take_out is None)

@@ -20,8 +20,8 @@ from shuoshu.core.settings import ModelSettings, TrainSettings
 from shuoshu.models import weights as models_weights
 from shuoshu.sft.dataset import QuestionDataset, pad_batch
 from shuoshu.text.dataset import IGNORE
-from shuoshu.training import checkpoints, loop
-from tests.in_process import records, train_model
+from shuoshu.training import checkpoints
+from tests.in_process import killed_at, records, train_model
 
 NOISY = ["--question_drop=0.15", "--question_replace=0.15", "--dropout=0.1"]
 
@@ -143,7 +143,7 @@ def test_accumulated_batches_of_uneven_answers_train_as_one_large_batch(
 
 
 def test_resumed_in_mid_epoch_with_dropout_and_noise_it_ends_with_the_same_bytes(
-    sft, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    sft, tmp_path: Path
 ) -> None:
     command = [
         *sft,
@@ -154,16 +154,7 @@ def test_resumed_in_mid_epoch_with_dropout_and_noise_it_ends_with_the_same_bytes
         "--eval_questions=4",
     ]
     assert train_model([*command, f"--out_dir={tmp_path / 'whole'}"]) == 0
-    real = loop.train_step
-
-    def killed(trainer, data, state, skips):
-        if state.step == 12:
-            raise KeyboardInterrupt
-        return real(trainer, data, state, skips)
-
-    monkeypatch.setattr(loop, "train_step", killed)
-    assert train_model([*command, f"--out_dir={tmp_path / 'cut'}"]) == 130
-    monkeypatch.setattr(loop, "train_step", real)
+    assert train_model([*command, f"--out_dir={tmp_path / 'cut'}"], killed_at(12)) == 130
     assert (
         checkpoints.newest_checkpoint(tmp_path / "cut")[0].name == "step-000010"
     )  # 3.2 steps an epoch: in the middle of one

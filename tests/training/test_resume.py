@@ -16,8 +16,8 @@ from shuoshu.core.errors import REPO_ROOT
 from shuoshu.core.files import sha256_of
 from shuoshu.core.run_log import RunLog
 from shuoshu.text.dataset import TextDataset
-from shuoshu.training import checkpoints, loop, resume, step
-from tests.in_process import train_model
+from shuoshu.training import checkpoints, resume, step
+from tests.in_process import killed_at, train_model
 
 EXACT = [
     "--dropout=0.1",
@@ -87,16 +87,8 @@ def test_a_resumed_run_needs_the_optimizer_state_and_the_step(
 ):
     out_dir = tmp_path / "out"
     command = [*tiny, *EXACT, f"--out_dir={out_dir}"]
-    real_step, real_load = loop.train_step, resume.load_state_tensors
-
-    def killed(trainer, data, state, skips):
-        if state.step == 25:
-            raise KeyboardInterrupt
-        return real_step(trainer, data, state, skips)
-
-    monkeypatch.setattr(loop, "train_step", killed)
-    assert train_model(command) == 130
-    monkeypatch.setattr(loop, "train_step", real_step)
+    real_load = resume.load_state_tensors
+    assert train_model(command, killed_at(25)) == 130
     if left_out == "optimizer":
         monkeypatch.setattr(resume, "load_state_tensors", lambda *args: None)
     if left_out == "step":
@@ -138,11 +130,9 @@ def test_a_second_interrupt_stops_at_once(monkeypatch):
             signal.raise_signal(signal.SIGINT)
 
 
-def test_a_run_killed_before_its_first_step_is_resumed(tiny, uninterrupted, tmp_path, monkeypatch):
+def test_a_run_killed_before_its_first_step_is_resumed(tiny, uninterrupted, tmp_path):
     out_dir = tmp_path / "out"
-    monkeypatch.setattr(loop, "train_step", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
-    assert train_model([*tiny, *EXACT, f"--out_dir={out_dir}"]) == 130
-    monkeypatch.undo()
+    assert train_model([*tiny, *EXACT, f"--out_dir={out_dir}"], killed_at(0)) == 130
     (out_dir / ".model.safetensors.123").write_bytes(b"half")
     (out_dir / ".mine.json.1").write_text("a user's own", encoding="utf-8")
     (out_dir / "checkpoints" / ".step-000010.123").mkdir()
