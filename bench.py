@@ -3,8 +3,8 @@
 python bench.py PART [FILE|FOLDER ...] [--vs=NANOGPT] [--json=FILE] [--key=value ...]
 PART is train (tokens/s), loss (time to nanoGPT's final loss), sample (tokens/s of text) or scale
 (how time and memory grow with model, context and batch).
-The input is novels, or one folder written by prepare.py; default: the bundled novella.
-Without --vs, only Shuoshu and the limit are measured. Only --json and --picture write files.
+The input is novels or one folder that prepare.py made; default: the bundled novella.
+Without --vs, Shuoshu and the limit are measured alone. Only --json and --picture write files.
 """
 
 from __future__ import annotations
@@ -24,8 +24,7 @@ PARTS = ("train", "loss", "sample", "scale")
 @command
 def main(argv: Sequence[str]) -> None:
     settings = parse(BenchSettings, argv, __doc__)
-    part = settings.words[0] if settings.words else None
-    if part not in PARTS:
+    if not settings.words or settings.words[0] not in PARTS:
         raise UserError(f"name the part to measure: python bench.py {'|'.join(PARTS)}")
     for name in (settings.json, settings.picture):
         if name and not Path(name).absolute().parent.is_dir():

@@ -110,7 +110,7 @@ def lookup_joined(
 def _look_up(
     documents: Sequence[str], answers: Sequence[str], questions: Sequence[str], max_ngram: int
 ) -> list[str]:
-    """The answer of the nearest document, the first if several are as near; "" without documents."""
+    """The answer of the nearest document, the first of several as near; "" without documents."""
     if not any(documents) or not questions:
         return [""] * len(questions)
     index = TfidfIndex(documents, (1, max_ngram))

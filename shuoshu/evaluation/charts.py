@@ -74,13 +74,13 @@ def points(records: Iterable[dict], kind: str, name: str) -> list[Point]:
     pairs = sorted((step, value) for step, value in pairs if step is not None and value is not None)
     if len(pairs) <= MAX_POINTS:
         return sorted(set(pairs))
-    size = math.ceil(4 * len(pairs) / MAX_POINTS)  # four points are kept of each piece
-    kept = set()
+    size = math.ceil(4 * len(pairs) / MAX_POINTS)  # a piece gives four points
+    chosen = set()
     for start in range(0, len(pairs), size):
         piece = pairs[start : start + size]
         low, high = (pick(piece, key=lambda point: point[1]) for pick in (min, max))
-        kept |= {piece[0], piece[-1], low, high}
-    return sorted(kept)
+        chosen |= {piece[0], piece[-1], low, high}
+    return sorted(chosen)
 
 
 def ticks(values: Sequence[float]) -> list[float]:

@@ -1,4 +1,4 @@
-"""Measures with bootstrap intervals; values by row are kept, so that models can be compared."""
+"""Measures with bootstrap intervals, and their differences between two models."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Aggregate(NamedTuple):
 
 
 class MeasureSet:
-    """The measures of one model on one split."""
+    """The measures of one model on one split, with the values by row that a comparison needs."""
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
@@ -84,7 +84,7 @@ class MeasureSet:
     def add_text_statistics(
         self, prefix: str, texts: Sequence[str], source: TrainingText | None
     ) -> None:
-        """Adds the measures of texts that need no reference: length, variety, repetition, copies."""
+        """Adds length, variety, repetition and copies: measures that need no reference."""
         self.add_mean(f"{prefix}length" if prefix else "mean_length", [len(text) for text in texts])
         for n in (1, 2):
             self.measures[f"{prefix}distinct_{n}"] = {"value": metrics.distinct(texts, n)}

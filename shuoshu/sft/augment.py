@@ -27,9 +27,9 @@ its own answer are clearly the most similar ones. So the model learns what the i
 which words tell the answers apart. Pieces of the answer aren't shown to the index: they would point
 to the answer whatever the question says. After 20 failures the original question is used.
 
-A paraphrase trains the whole answer once per epoch and question. The further ones train only its
+In each epoch, one paraphrase of a question trains the whole answer. The others train only its
 beginning, up to where it differs from all other answers: the rest follows from that beginning,
-whatever was asked. docs/log has the experiments (2026-11-21 and 2026-11-22).
+whatever the question is. docs/log has the experiments (2026-11-21 and 2026-11-22).
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ import numpy as np
 from shuoshu.sft.tfidf import TfidfIndex
 from shuoshu.text.tokenizer import Tokenizer
 
-# A unit: a word or a number with the white space after it, or any other single character. The range
-# from U+2E80 excludes Chinese and its neighbours, which have no spaces between words.
+# A unit: a word or a number with the white space after it, or any other single character. Chinese
+# characters (the range from U+2E80) are single, because there are no spaces between words.
 UNIT = re.compile(r"[^\W\d_\u2e80-\U0003ffff]+\s*|\d+\s*|.", re.DOTALL)
 MAX_PIECE_UNITS = 5  # a piece of that length may hold a phrase, but not a whole question
 QUESTIONS_PER_PARAPHRASE = (1, 1, 2, 3)  # how many questions are mixed; drawn evenly
@@ -56,14 +56,12 @@ USED_SHARE_DIVISOR = 0.75
 # Upper bounds, relative to the length of the pieces of step 1; each paraphrase draws a share below
 # them. Others were tried: docs/log.
 MAX_ANSWER_SHARE = 0.8  # pieces of the answer; 0 and 0.4 were tried
-MAX_FOREIGN_SHARE = (
-    1.0  # pieces of the answer and of other questions together; 0.6 and 2 were tried
-)
+MAX_FOREIGN_SHARE = 1.0  # pieces of the answer and foreign pieces together; 0.6 and 2 were tried
 # The second most similar answer must have less than this share of the first one's similarity. 0.85
 # was tried too. Seven in ten tries pass.
 MAX_RUNNER_UP = 0.95
 MAX_TRIES = 20  # enough unless no part of a question points to its answer
-MAX_TRIALS = 100  # about this many questions tell whether the data can be paraphrased
+MAX_TRIALS = 100  # questions (about) from which success_rate is estimated
 
 Row = tuple[np.ndarray, np.ndarray]  # ids, and a mask that is 1 where the token is trained
 
@@ -95,8 +93,8 @@ class QuestionNoise:
 
     def _noisy(self, ids: np.ndarray, draw: np.random.Generator) -> np.ndarray:
         text = self.tokenizer.decode(ids.tolist())
-        is_kept = draw.random(len(text)) >= self.drop
-        text = "".join(c for c, kept in zip(text, is_kept, strict=True) if kept)
+        keeps = draw.random(len(text)) >= self.drop
+        text = "".join(c for c, keep in zip(text, keeps, strict=True) if keep)
         # Characters that were in one token may need more tokens now, so that the text is cut.
         new = np.array(self.tokenizer.encode(text)[: len(ids)], dtype=ids.dtype)
         is_replaced = draw.random(len(new)) < self.replace

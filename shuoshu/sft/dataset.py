@@ -12,7 +12,7 @@ from shuoshu.core.errors import UserError
 from shuoshu.core.files import error_reason, read_text, sha256_of
 from shuoshu.sft.augment import Paraphraser, QuestionNoise, Row
 from shuoshu.sft.pairs import QUESTION_SPLITS, Pair
-from shuoshu.sft.rendering import RenderedPair
+from shuoshu.sft.rendering import RenderedPair, RenderedRow
 from shuoshu.text.dataset import (
     IGNORE,
     PREPARE_AGAIN,
@@ -73,7 +73,7 @@ def _file_names(split: str) -> tuple[str, str, str]:
 
 
 def _pad_rows(
-    rows: Sequence[tuple[list[int], list[int]]], width: int, dtype: np.dtype, pad: int
+    rows: Sequence[RenderedRow], width: int, dtype: np.dtype, pad: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """(ids, mask), each (rows, width)."""
     ids = np.full((len(rows), width), pad, dtype)

@@ -12,13 +12,13 @@ from shuoshu.text.tokenizer import Tokenizer
 
 MIN_ANSWER_TOKENS = 16  # room for the answer that a long question must leave in each row,
 MIN_ANSWER_SHARE = 1 / 8  # and as a share of the row; with less room, an answer makes too many rows
-MIN_QUESTION_CHARACTERS = 16  # of a shortened question; with fewer nobody knows what is asked
-Row = tuple[list[int], list[int]]  # ids, and a mask that is 1 where the token is trained
+MIN_QUESTION_CHARACTERS = 16  # of a shortened question; fewer don't say what is asked
+RenderedRow = tuple[list[int], list[int]]  # ids, and a mask that is 1 where the token is trained
 
 
 class RenderedPair(NamedTuple):
     pair: Pair
-    rows: list[Row]  # several if the answer is too long for one
+    rows: list[RenderedRow]  # several if the answer is too long for one
 
 
 def render_pairs(
@@ -37,7 +37,7 @@ def render_pairs(
     long: list[tuple[int, Pair]] = []  # (tokens, pair)
     for pair in pairs:
         ids, mask = tokenizer.render(pair.messages)
-        rows: list[Row] | None = [(ids, mask)]
+        rows: list[RenderedRow] | None = [(ids, mask)]
         if len(ids) > width:
             long.append((len(ids), pair))
             rows = split_long_answer(ids, mask, width) if too_long == "window" else None
@@ -64,7 +64,7 @@ def _too_long_message(long: list[tuple[int, Pair]], count: int, width: int) -> s
     )
 
 
-def split_long_answer(ids: list[int], mask: list[int], width: int) -> list[Row] | None:
+def split_long_answer(ids: list[int], mask: list[int], width: int) -> list[RenderedRow] | None:
     """Splits a conversation that is too long over several rows; each trains a part of the answer.
 
     Each row has everything up to the last answer, then the end of the part trained before, as

@@ -1,1 +1,1 @@
-"""The page in the browser."""
+"""The page in the browser: its tabs, its API, and the server of both."""

@@ -1,121 +1,178 @@
-"""What the page says, in Chinese and English."""
+"""All texts that the page shows, in Chinese and English."""
 
-WORDS: dict[str, tuple[str, str]] = {
-    # tabs, models
+from __future__ import annotations
+
+from shuoshu.evaluation.html import bilingual
+
+Text = tuple[str, str]  # Chinese, English
+
+# Names of tabs, buttons and fields, and help for settings. Gradio shows the reader's language.
+LABELS: dict[str, Text] = {
+    # tabs and models
     "ask": ("问", "Ask"),
     "continue": ("续写", "Continue"),
     "compare": ("对比", "Compare"),
     "training": ("训练", "Training"),
     "model": ("模型", "Model"),
-    "first": ("左边", "On the left"),
-    "second": ("右边", "On the right"),
-    # asking
+    "left_model": ("左边的模型", "Left model"),
+    "right_model": ("右边的模型", "Right model"),
+    # Ask
     "question": ("问题", "Question"),
-    "question_hint": ("问书里的人和事……（回车发送）", "Ask the book … (Enter sends)"),
-    "talk": ("问答", "Conversation"),
+    "question_hint": ("问书里的人和事……（回车发送）", "Ask about the book … (Enter sends)"),
+    "conversation": ("问答", "Conversation"),
     "send": ("发送", "Send"),
-    "stop": ("停", "Stop"),
+    "stop": ("停止", "Stop"),
     "retry": ("重答", "Retry"),
     "undo": ("撤回", "Undo"),
     "clear": ("清空", "Clear"),
-    # continuing
+    "inspect": ("看里面", "Look inside"),
+    # Continue
     "story": ("故事", "Story"),
-    "story_hint": ("写一个开头，或者留空……", "Write how it begins, or nothing at all …"),
-    "go_on": ("接着写", "Go on"),
-    "three": ("三种写法", "Three versions"),
+    "story_hint": ("写一个开头，或者留空……", "Write a beginning, or leave this empty …"),
+    "continue_story": ("接着写", "Continue"),
+    "write_three": ("三种写法", "Three versions"),
     "version_1": ("写法一", "Version 1"),
     "version_2": ("写法二", "Version 2"),
     "version_3": ("写法三", "Version 3"),
-    "take": ("用这个", "Take this one"),
-    # comparing
+    "use_version": ("用这个", "Use this version"),
+    # Compare
     "prompt": ("问题或开头", "Question or beginning"),
-    "run": ("一起写", "Let both write"),
-    "answer": ("写出的", "What it wrote"),
-    # looking inside
-    "inside": ("看里面", "Look inside"),
+    "prompt_hint": ("写一个问题或开头……（回车发送）", "A question or a beginning … (Enter sends)"),
+    "run_both": ("一起写", "Run both"),
+    "output": ("写出的文字", "Output"),
+    # Training
     "refresh": ("刷新", "Refresh"),
-    # settings, each with its meaning
+    # settings
     "settings": ("设置", "Settings"),
     "temperature": ("温度", "Temperature"),
     "temperature_help": (
-        "0：每处都取最可能的；越高越出人意料",
-        "0: the likeliest every time; the higher, the more surprising",
+        "0：总是取最可能的词元；越高越出人意料",
+        "0: always the most probable token; higher values are more surprising",
     ),
     "top_p": ("Top-p", "Top-p"),
     "top_p_help": (
-        "只在合起来占这么多概率的候选里挑",
-        "choose among the likeliest that together hold this share of probability",
+        "只从概率最高、合计占到这个比例的词元里选",
+        "choose among the most probable tokens that together have this probability",
     ),
     "top_k": ("Top-k", "Top-k"),
     "top_k_help": (
-        "只在最可能的这么多个里挑；0：不限",
-        "choose among so many of the likeliest; 0: among all",
+        "只从最可能的这么多个词元里选；0：不限",
+        "choose among this number of most probable tokens; 0: no limit",
     ),
     "max_new_tokens": ("长度", "Length"),
     "max_new_tokens_help": (
-        "最多写多少个词元（中文一个约一两个字）",
-        "so many tokens at most (one is a character or two of Chinese)",
+        "最多写多少个词元（中文一个词元约一两个字）",
+        "maximum number of tokens (in Chinese, a token is one or two characters)",
     ),
     "repetition_penalty": ("重复惩罚", "Repetition penalty"),
     "repetition_penalty_help": (
-        "大于 1：已经出现过的更少再用",
-        "above 1: what stands there already becomes less likely",
+        "大于 1：出现过的词元更少再用",
+        "above 1: tokens that occurred before become less probable",
     ),
     "seed": ("种子", "Seed"),
     "seed_help": (
-        "同样的种子写出同样的文字；空着：每次不同",
-        "the same seed writes the same text; empty: another one each time",
+        "种子相同，写出的文字就相同；留空：每次不同",
+        "the same seed gives the same text; empty: a different text each time",
     ),
 }
 
-SAID: dict[str, tuple[str, str]] = {
-    # under a text, once it is done
-    "end": ("点哪个回答，就看哪个的里面。", "Choose an answer to look inside it."),
-    "stop": ("", ""),
+# Sentences on the page. Both languages are in its HTML, and page.css hides one.
+TEXTS: dict[str, Text] = {
+    "motto": ("问书，续书，看它学到了什么", "Ask the book, continue it, see what it learned"),
+    "ask_below": (
+        "在下面提问，或点一个它学过的问题。",
+        "Ask below, or choose a question from its training data.",
+    ),
+    # the line under a text: why it ended ("end", "length", "time"), or a note on it
+    "end": ("点一个回答，看它的里面。", "Click an answer to look inside it."),
     "length": (
-        "到了长度上限，没有写完。长度在「设置」里。",
-        "Cut off at the length that Settings allow.",
+        "到了长度上限，没有写完。上限在「设置」里。",
+        "Cut off at the length limit, which is in Settings.",
     ),
-    "time": ("到了时间上限，停在这里。", "Stopped at the time limit."),
-    "trained": (
-        "模型后来又训练过：下面是它现在怎么看这段文字。",
-        "The model was trained further since: this is how it sees the text now.",
-    ),
-    "warmer": (
-        "温度是 0 时重答只会一字不差：这次用了 0.8。",
-        "At temperature 0 it would only repeat itself: this time 0.8 was used.",
-    ),
-    "alone": (
+    "time": ("到了时间上限，停在这里。", "Cut off at the time limit."),
+    "single_questions": (
         "这个模型学的是一问一答：每个问题单独作答，不看前面的。",
-        "It learned single questions: each is answered by itself, without what came before.",
+        "This model learned single questions: it does not see the earlier ones.",
     ),
-    # errors
-    "empty": ("还没有写问题。", "There is no question yet."),
-    "long": (
-        "太长了：最多 {0:,} 字，这里有 {1:,}。",
-        "Too long: {0:,} characters at most, there are {1:,}.",
+    "raised_temperature": (
+        "温度是 0 时重答只会一字不差：这次用了 0.8。",
+        "At temperature 0 the answer would be the same, so 0.8 was used.",
     ),
-    "no_text": ("要的是一段文字，收到的是 {0}。", "A text is wanted, this is {0}."),
-    "no_whole": ("{0} 要的是整数，收到的是 {1}。", "{0} wants a whole number, this is {1}."),
-    "no_number": ("{0} 要的是一个数，收到的是 {1}。", "{0} wants a number, this is {1}."),
-    "bounds": ("{0} 应在 {1} 与 {2} 之间。", "{0} must lie between {1} and {2}."),
-    "no_model": ("没有这个模型；有的是：{0}", "There is no such model; there are: {0}"),
-    "no_answers": (
-        "这个模型只会续写，不会答题；会答题的：{0}",
-        "This model continues text and answers no questions; these do: {0}",
+    # Look inside
+    "trained_further": (
+        "模型后来又训练过：下面是现在的模型怎么看这段文字。",
+        "The model was trained further since then. This is how the present model sees the text.",
     ),
-    "history": (
-        "history 要的是一串 [问, 答] 对。",
-        "history wants a list of [question, answer] pairs.",
+    "probability_legend": ("模型当时给每一处的概率：", "Probability of each piece: "),
+    "choose_piece": (
+        "点一处，看它本来还会写什么（键盘：左右键移动）。",
+        "Click a piece to see the alternatives (keyboard: left and right arrow).",
     ),
-    "nothing": ("还没有可看的文字。", "There is no text to look into yet."),
+    "no_training_text": (
+        "训练文本已不在原处，无法查对照抄。",
+        "The training text is no longer there, so copies can't be found.",
+    ),
+    "no_copies": (
+        "没有 {0} 字以上与训练文本逐字相同的地方。",
+        "No {0} characters in a row are word for word in the training text.",
+    ),
+    "copies": (
+        "训练文本里逐字有的（{0} 字以上）：",
+        "Word for word in the training text ({0} characters or more):",
+    ),
+    "training_text": ("训练文本", "training text"),
+    "characters": ("{0} 字", "{0} characters"),
+}
+
+# Error messages. Each is shown in both languages, because the API has no language.
+ERRORS: dict[str, Text] = {
+    "empty_question": ("还没有写问题。", "The question is empty."),
+    "too_long": (
+        "太长了：最多 {0:,} 字，这里有 {1:,} 字。",
+        "Too long: at most {0:,} characters, this has {1:,}.",
+    ),
     "too_many_tokens": (
         "问题太长：这个模型一次只读 {0:,} 个词元。",
         "The question is too long: this model reads {0:,} tokens at a time.",
     ),
+    "not_text": ("应为一段文字，收到的是 {0}。", "Expected a text, got {0}."),
+    "not_integer": ("{0} 应为整数，收到的是 {1}。", "{0} must be a whole number, got {1}."),
+    "not_number": ("{0} 应为一个数，收到的是 {1}。", "{0} must be a number, got {1}."),
+    "out_of_range": ("{0} 应在 {1} 与 {2} 之间。", "{0} must be between {1} and {2}."),
+    "not_history": (
+        "history 应为 [问, 答] 对的列表。",
+        "history must be a list of [question, answer] pairs.",
+    ),
+    "unknown_model": ("没有这个模型；可用的有：{0}", "Unknown model. Available: {0}"),
+    "answers_nothing": (
+        "这个模型只会续写，不会答题；会答题的：{0}",
+        "This model continues text and answers no questions. Models that do: {0}",
+    ),
+    "no_text": ("还没有文字。", "There is no text yet."),
+}
+
+# Texts of page.js.
+SCRIPT_TEXTS: dict[str, Text] = {
+    "end_of_text": ("（结束）", "(end of text)"),
+    "alternatives": ("。最可能的几个：", ". Most probable here:"),
+    "change_language": (
+        "切换语言会重新打开网页，写过的内容会丢失。要切换吗？",
+        "Changing the language reloads the page and clears what was written. Change it?",
+    ),
+    "queue_full": (
+        "排队的人满了，请过一会儿再试。",
+        "The queue is full: please try again in a moment.",
+    ),
 }
 
 
-def bilingual_message(key: str, *facts: object) -> str:
-    """A message in both languages."""
-    return " · ".join(dict.fromkeys(words.format(*facts) for words in SAID[key]))
+def text_html(key: str, *values: object) -> str:
+    """HTML of one of TEXTS in both languages."""
+    zh, en = TEXTS[key]
+    return bilingual(zh.format(*values), en.format(*values))
+
+
+def error_text(key: str, *values: object) -> str:
+    """One of ERRORS in both languages."""
+    zh, en = ERRORS[key]
+    return f"{zh.format(*values)} · {en.format(*values)}"

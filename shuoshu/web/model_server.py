@@ -1,4 +1,8 @@
-"""Models at the service of many readers: loaded when asked for, loaded again when trained further, one text after the other."""
+"""Loads models, reloads them after further training, and generates texts for many readers.
+
+All models are used in one thread, so one text grows at a time and later requests wait in the
+thread's queue. A text ends early when its reader stops it, closes the tab or no longer fetches it.
+"""
 
 from __future__ import annotations
 
@@ -8,201 +12,251 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple, TypeVar
 
 from shuoshu.core.command_settings import AppSettings
-from shuoshu.core.device import pick_device, setup_process
+from shuoshu.core.device import pick_device
 from shuoshu.core.errors import UserError
 from shuoshu.core.run_log import read_settings
 from shuoshu.evaluation.copies import TrainingText
 from shuoshu.generation.chat_model import ChatModel
-from shuoshu.generation.sampling import SamplingParams
+from shuoshu.generation.sampling import SamplingParams, TextEvent
 from shuoshu.models.weights import load_model, read_metadata
 
-PAUSE = 0.04  # seconds between two states of a growing text: an eye sees no more
-LEASE = 10.0  # seconds without anybody fetching a text's next state after which it ends
+UPDATE_SECONDS = 0.04  # between two states of a growing text; the eye sees no more
+POLL_SECONDS = 0.1  # how soon a reader's stop is noticed while no new state arrives
+STOP_SECONDS = 2.0  # maximum wait for a stopped text to end
+LEASE_SECONDS = 10.0  # a text ends when none of its states was fetched for this long
+MAX_READERS = 1000  # readers that are remembered
+
+T = TypeVar("T")
+Prepare = Callable[[ChatModel], tuple[list[int], SamplingParams]]
+
+
+class ModelVersion(NamedTuple):
+    """Identifies the weights that wrote a text, and the tokenizer of its ids."""
+
+    tokenizer_hash: str
+    step: int
 
 
 @dataclass
 class GenerationState:
-    """Texts as far as they have grown, side by side."""
+    """One or more texts from the same prompt, while they grow or finished."""
 
+    version: ModelVersion
     prompt: list[int]
     texts: list[str]
-    ids: list[list[int]]
-    maker: tuple[str, int] = ("", 0)  # the hash of its tokenizer, the steps of its training
-    reason: str = ""  # while they grow; then why they ended: "end", "length", "time", where texts differ "length" before "end"
+    ids: list[list[int]] = field(default_factory=list)  # only when finished
+    reason: str = ""  # why they ended: "length", "time", "stop" or "end"; empty while they grow
 
 
 @dataclass
 class ReaderState:
-    """When somebody last asked for a text, was served, and wanted no more of it."""
+    """What one open page (a session of Gradio) did last, in seconds of time.monotonic()."""
 
-    asked: float = 0.0
-    served: float = 0.0
+    requested: float = 0.0
+    started: float = 0.0
     stopped: float = 0.0
-    writing: int = 0  # texts that are being written for them
+    running: int = 0  # texts that are queued or growing
+
+    @property
+    def is_cancelled(self) -> bool:
+        """True if the last request was stopped."""
+        return self.stopped > self.requested
+
+    @property
+    def is_waiting(self) -> bool:
+        """True if the last request has neither started nor been stopped."""
+        return self.requested > max(self.started, self.stopped) and not self.running
 
 
 @dataclass
-class _Job:
-    """What the model's thread and the one who waits for its text tell each other."""
+class Job:
+    """Shared by the model's thread, which generates, and the thread that fetches the states."""
 
-    fetched: float = field(default_factory=time.monotonic)
-    draft: GenerationState | None = None  # the newest
-    grew: threading.Event = field(default_factory=threading.Event)
+    fetched: float = field(default_factory=time.monotonic)  # time of the last fetch
+    is_cancelled: bool = False
+    state: GenerationState | None = None  # the newest
+    changed: threading.Event = field(default_factory=threading.Event)
 
-    def put(self, draft: GenerationState) -> None:
-        self.draft = draft
-        self.grew.set()
+    def publish(self, state: GenerationState) -> None:
+        self.state = state
+        self.changed.set()
 
 
 class ModelServer:
-    def __init__(self, folders: Sequence[Path], settings: AppSettings) -> None:
+    def __init__(
+        self,
+        folders: Sequence[Path],
+        settings: AppSettings,
+        lease_seconds: float = LEASE_SECONDS,
+    ) -> None:
         self.folders = {str(folder): folder for folder in folders}
-        self.settings, self.device = settings, pick_device(settings.device)
-        self._worker = ThreadPoolExecutor(
-            1, "model"
-        )  # one thread: each new one would bring its own set of helpers, and compete
-        self._kept: dict[str, tuple[tuple[int, ...], ChatModel]] = {}
-        self._texts: dict[str, tuple[dict, TrainingText | None]] = {}
-        self._reading = threading.Lock()
+        self.settings, self.lease_seconds = settings, lease_seconds
+        self.device = pick_device(settings.device)
+        # One thread for all models: each thread that computes gets its own OpenMP threads, and
+        # they would compete for the cores.
+        self._worker = ThreadPoolExecutor(1, "model")
+        # model name → (size and time of its weights file, model)
+        self._models: dict[str, tuple[tuple[int, ...], ChatModel]] = {}
+        # model name → (settings of its run, training text)
+        self._training_texts: dict[str, tuple[dict, TrainingText | None]] = {}
+        self._training_texts_lock = threading.Lock()
         self._readers: dict[str, ReaderState] = {}
         self._is_closed = False
 
+    # ------------------------------------------------------------ models
+
     def turns(self, name: str) -> int:
-        """How many questions in a row a model learned to answer; 0: it continues text. Read from its file, without loading it."""
+        """Number of questions in a row that a model was trained to answer; 0: it continues text.
+
+        Reads the header of its weights, without loading them. 0 if they are damaged.
+        """
         try:
             return int(read_metadata(self.folders[name] / "model.safetensors").get("turns", 0))
         except (UserError, ValueError):
             return 0
 
+    def model(self, name: str) -> ChatModel:
+        """The model with its newest weights."""
+        return self.run(name, lambda model: model)
+
+    def run(self, name: str, function: Callable[[ChatModel], T]) -> T:
+        """Calls `function` with a model in the model's thread; returns its result."""
+        return self._worker.submit(lambda: function(self._load(name))).result()
+
+    def training_text(self, name: str) -> TrainingText | None:
+        """The text that a model was pretrained on, or None where it isn't any more.
+
+        It is read again after the model was trained on something else.
+        """
+        saved = read_settings(self.folders[name])
+        with self._training_texts_lock:
+            settings, text = self._training_texts.get(name, (None, None))
+            if text is None or settings != saved:
+                text = TrainingText.find(self.folders[name])
+                self._training_texts[name] = saved, text
+            return text
+
     def close(self) -> None:
-        """Ends what is being written and takes nothing more."""
+        """Ends the text that is growing; accepts no further requests."""
         self._is_closed = True
         self._worker.shutdown(wait=False, cancel_futures=True)
 
-    def voice(self, name: str) -> ChatModel:
-        return self._worker.submit(self._voice, name).result()
+    def _load(self, name: str) -> ChatModel:
+        """The model, loaded if its weights file changed.
 
-    def do(self, name: str, work: Callable[[ChatModel], object]) -> object:
-        """What `work` makes of a model, in the model's thread."""
-        return self._worker.submit(lambda: work(self._voice(name))).result()
+        Training replaces the files of a model one by one. While they don't fit together, the model
+        that was loaded before answers.
+        """
+        folder = self.folders[name]
+        loaded_stamp, model = self._models.get(name, (None, None))
+        try:
+            stat = (folder / "model.safetensors").stat()
+            stamp = (stat.st_mtime_ns, stat.st_size, stat.st_ino)
+            if stamp != loaded_stamp:
+                model = ChatModel(load_model(folder, self.device), self.device, self.settings.dtype)
+                self._models[name] = stamp, model
+        except (OSError, UserError):
+            if model is None:
+                raise
+        return model
 
-    def sources(self, name: str) -> TrainingText | None:
-        """The text behind a model; read again when the model was trained on another one."""
-        saved = read_settings(self.folders[name])
-        with self._reading:
-            if (
-                name not in self._texts
-                or self._texts[name][0] != saved
-                or self._texts[name][1] is None
-            ):
-                self._texts[name] = saved, TrainingText.find(self.folders[name])
-            return self._texts[name][1]
+    # ------------------------------------------------------------ readers
 
     def reader(self, session: str) -> ReaderState:
-        while len(self._readers) > 1000 and session not in self._readers:
+        """The state of a session; the oldest sessions are forgotten."""
+        while len(self._readers) >= MAX_READERS and session not in self._readers:
             del self._readers[next(iter(self._readers))]
         return self._readers.setdefault(session, ReaderState())
 
-    def asked(self, session: str) -> None:
-        """A text is asked for: what was stopped before doesn't concern it."""
-        self.reader(session).asked = time.monotonic()
+    def note_request(self, session: str) -> None:
+        """Notes a new request, so that an earlier stop doesn't cancel it."""
+        self.reader(session).requested = time.monotonic()
 
     def stop(self, session: str) -> bool:
-        """Ends what is written for a reader, or drops what waits; returns when it has ended: whether it only waited."""
-        reader = self.reader(session)
-        only_waited = reader.asked > max(reader.served, reader.stopped) and not reader.writing
-        reader.stopped = end = time.monotonic()
-        while reader.writing and time.monotonic() < end + 2:
-            time.sleep(0.02)
-        return only_waited
+        """Cancels the reader's queued or growing text and waits until it ended.
 
-    def write(
+        Returns True if the request was only queued.
+        """
+        reader = self.reader(session)
+        was_waiting = reader.is_waiting
+        reader.stopped = now = time.monotonic()
+        while reader.running and time.monotonic() < now + STOP_SECONDS:
+            time.sleep(0.02)
+        return was_waiting
+
+    # ------------------------------------------------------------ texts
+
+    def generate(
         self,
         name: str,
-        ask: Callable[[ChatModel], tuple[list[int], SamplingParams]],
+        prepare: Prepare,
         seeds: Sequence[int],
         reader: ReaderState | None = None,
     ) -> Iterator[GenerationState]:
-        """A text for each seed, as they grow; closing the iterator ends them within a token, and so does a reader's stop."""
+        """Generates one text per seed, side by side; yields their newest state as they grow.
+
+        `prepare` gets the model and returns the prompt's ids and the sampling parameters. The texts
+        end within a token when the iterator is closed (a closed tab) or the reader stops. Nothing
+        is yielded after a stop.
+        """
         reader = reader or ReaderState()
-        if reader.stopped > reader.asked:
+        if reader.is_cancelled:
             return
-        job = _Job()
-        reader.served, reader.writing = time.monotonic(), reader.writing + 1
-        future = self._worker.submit(self._write, job, name, ask, seeds)
+        job = Job()
+        reader.started, reader.running = time.monotonic(), reader.running + 1
+        future = self._worker.submit(self._generate, job, name, prepare, seeds)
         try:
             shown, is_done = None, False
-            while not is_done and reader.stopped < reader.served:
+            while not is_done and reader.stopped < reader.started:
                 job.fetched = time.monotonic()
-                is_done = future.done()  # asked before the draft is read, so that none is missed
-                job.grew.wait(0 if is_done else 0.1)
-                job.grew.clear()
-                if job.draft is not shown and reader.stopped < reader.served:
-                    shown = job.draft
+                is_done = future.done()  # read before the state, so that none is missed
+                job.changed.wait(0 if is_done else POLL_SECONDS)
+                job.changed.clear()
+                if job.state is not shown and reader.stopped < reader.started:
+                    shown = job.state
                     yield shown
-                    time.sleep(PAUSE)
+                    time.sleep(UPDATE_SECONDS)
             if is_done:
-                future.result()
+                future.result()  # raises what the generation raised
         finally:
-            job.fetched = -LEASE
-            reader.writing -= 1
+            job.is_cancelled = True
+            reader.running -= 1
 
-    def _write(
-        self,
-        job: _Job,
-        name: str,
-        ask: Callable[[ChatModel], tuple[list[int], SamplingParams]],
-        seeds: Sequence[int],
-    ) -> None:
-        voice = self._voice(name)
-        prompt, sampling = ask(voice)
-        maker = voice.tokenizer.hash, voice.step
+    def _generate(self, job: Job, name: str, prepare: Prepare, seeds: Sequence[int]) -> None:
+        """Publishes the states of the texts; runs in the model's thread."""
+        model = self._load(name)
+        prompt, sampling = prepare(model)
+        version = ModelVersion(model.tokenizer.hash, model.step)
         deadline = time.monotonic() + self.settings.max_seconds
 
         def should_stop() -> bool:
             now = time.monotonic()
-            return now > deadline or now - job.fetched > LEASE or self._is_closed
+            is_fetched = now - job.fetched <= self.lease_seconds
+            return now > deadline or not is_fetched or job.is_cancelled or self._is_closed
 
         texts = [""] * len(seeds)
-        for events in voice.stream([prompt] * len(seeds), sampling, seeds, should_stop):
+        for events in model.stream([prompt] * len(seeds), sampling, seeds, should_stop):
+            texts = [text + event.new_text for text, event in zip(texts, events, strict=True)]
             if all(event.finished for event in events):
-                completions = [event.finished for event in events]
-                reasons = {row.reason for row in completions}
-                reason = next(
-                    told for told in ("interrupted", "length", "stop", "end") if told in reasons
-                )
-                job.put(
-                    GenerationState(
-                        prompt,
-                        [row.text for row in completions],
-                        [row.ids for row in completions],
-                        maker,
-                        "time" if reason == "interrupted" else reason,
-                    )
-                )
+                job.publish(finished_state(version, prompt, events))
             else:
-                texts = [text + row.new_text for text, row in zip(texts, events, strict=True)]
-                job.put(GenerationState(prompt, texts, [], maker))
-
-    def _voice(self, name: str) -> ChatModel:
-        """The model as its folder now has it; while it is being replaced, as it was before."""
-        folder, kept = self.folders[name], self._kept.get(name)
-        try:
-            facts = (folder / "model.safetensors").stat()
-            stamp = (facts.st_mtime_ns, facts.st_size, facts.st_ino)
-            if kept is None or kept[0] != stamp:
-                kept = self._kept[name] = (
-                    stamp,
-                    ChatModel(load_model(folder, self.device), self.device, self.settings.dtype),
-                )
-        except (OSError, UserError):
-            if kept is None:
-                raise
-        return kept[1]
+                job.publish(GenerationState(version, prompt, texts))
 
 
-def start_model_process(settings: AppSettings) -> None:
-    """What this process needs before its first tensor."""
-    setup_process(settings.device, settings.threads)
+def finished_state(
+    version: ModelVersion, prompt: list[int], events: Sequence[TextEvent]
+) -> GenerationState:
+    """The last state. If the texts ended for different reasons, a limit comes before an end."""
+    rows = [event.finished for event in events]
+    reasons = {row.reason for row in rows}
+    reason = next(r for r in ("interrupted", "length", "stop", "end") if r in reasons)
+    return GenerationState(
+        version,
+        prompt,
+        [row.text for row in rows],
+        [row.ids for row in rows],
+        "time" if reason == "interrupted" else reason,
+    )

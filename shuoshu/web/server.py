@@ -1,28 +1,27 @@
-"""How the page is laid out, and its server: private unless told otherwise, nothing from outside, no uploads, no files."""
+"""Opens the page and serves it until it is stopped. Private unless the settings say otherwise."""
 
 from __future__ import annotations
 
 import logging
 import os
-import re
 import socket
 import time
 from pathlib import Path
 
 import gradio as gr
 from starlette.middleware import Middleware
-from starlette.responses import PlainTextResponse
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from shuoshu.core.command_settings import AppSettings
+from shuoshu.core.device import setup_process
 from shuoshu.core.distributed import StopFlag
 from shuoshu.core.errors import UserError
-from shuoshu.web import model_server
-from shuoshu.web.handlers import HERE, I18N, Page
+from shuoshu.web.components import I18N
 from shuoshu.web.model_server import ModelServer
-from shuoshu.web.tabs import build
+from shuoshu.web.page import build_page
+from shuoshu.web.request_filter import RequestFilter
+from shuoshu.web.service import PageService
 
-FONTS = [
+FONTS = [  # all local: the page requests nothing from other servers
     "system-ui",
     "PingFang SC",
     "Microsoft YaHei",
@@ -30,156 +29,96 @@ FONTS = [
     "Noto Sans SC",
     "sans-serif",
 ]
-
-
-# ---------------------------------------------------------------- the server
-
-
-class RequestFilter:
-    """Lets nothing in that the page doesn't need: no uploads, no files, no other servers' pages, no bodies beyond a long text.
-
-    Into the page itself it puts page.js as its first script, which Gradio's own way would run too late to choose the language.
-    """
-
-    CLOSED = re.compile(
-        r"/(upload\w*|file|stream|proxy|custom_component|component_server|process_recording|run-history|runs|deep_link|monitoring|vibe-edit|undo-vibe-edit)(?=[/=]|$)"
-    )
-    LARGEST = 1_000_000  # bytes
-
-    def __init__(self, app: ASGIApp) -> None:
-        self.app, self.script = (
-            app,
-            f"<head><script>{(HERE / 'page.js').read_text(encoding='utf-8')}</script>".encode(),
-        )
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            return await self.app(scope, receive, send)
-        if self.CLOSED.search(scope["path"]):
-            return await PlainTextResponse("not here", 403)(scope, receive, send)
-        length = dict(scope["headers"]).get(b"content-length", b"0")
-        if scope["method"] == "POST" and (
-            not length.isdigit()
-            or int(length) > self.LARGEST
-            or b"transfer-encoding" in dict(scope["headers"])
-        ):
-            await self._drain(receive)
-            return await PlainTextResponse(
-                f"at most {self.LARGEST:,} bytes, their number told", 413
-            )(scope, receive, send)
-        return await self.app(
-            scope,
-            receive,
-            self._with_script(send) if scope["path"] == "/" and scope["method"] == "GET" else send,
-        )
-
-    async def _drain(self, receive: Receive) -> None:
-        """Takes in what is being sent, up to a bound, so that the sender gets to read why it is refused."""
-        taken = 0
-        while taken < 10 * self.LARGEST:
-            message = await receive()
-            taken += len(message.get("body", b""))
-            if not message.get("more_body"):
-                return
-
-    def _with_script(self, send: Send) -> Send:
-        """Sends a page with our script in its head."""
-        begun, body = {}, b""
-
-        async def send_changed(message: Message) -> None:
-            nonlocal begun, body
-            if message["type"] == "http.response.start":
-                begun = message
-                return
-            body += message.get("body", b"")
-            if not message.get("more_body"):
-                whole = body.replace(b"<head>", self.script, 1)
-                headers = [
-                    (name, value)
-                    for name, value in begun["headers"]
-                    if name.lower() != b"content-length"
-                ]
-                await send(
-                    {**begun, "headers": [*headers, (b"content-length", str(len(whole)).encode())]}
-                )
-                await send({"type": "http.response.body", "body": whole})
-
-        return send_changed
+MAX_SESSIONS = 500  # open pages whose conversations are kept in memory
 
 
 def serve(settings: AppSettings, folders: list[Path]) -> int:
-    """Loads the first model, opens the page and stays until it is stopped; the exit code."""
-    model_server.start_model_process(settings)
+    """Loads the first model, opens the page and serves it until a signal; returns the exit code.
+
+    Raises UserError if the model can't be loaded or the address can't be used.
+    """
+    setup_process(settings.device, settings.threads)
     check_address(settings)
-    page = Page(ModelServer(folders, settings))
-    page.desk.voice((page.answering or page.names)[0])
-    os.environ["NO_PROXY"] = ",".join(
-        filter(None, (os.environ.get("NO_PROXY"), "127.0.0.1", "localhost", settings.host))
-    )  # Gradio calls on itself
-    blocks = build(page).queue(max_size=settings.queue, default_concurrency_limit=4, api_open=False)
+    models = ModelServer(folders, settings)
+    service = PageService(models)
+    models.model((service.question_models or service.names)[0])  # load it before readers come
+    bypass_proxy(settings.host)
+    page = build_page(service).queue(
+        max_size=settings.queue, default_concurrency_limit=4, api_open=False
+    )
     with StopFlag() as stop:
-        try:
-            *_, shared = blocks.launch(
-                server_name=settings.host,
-                server_port=settings.port,
-                auth=[tuple(given.split(":", 1)) for given in settings.auth] or None,
-                share=settings.share,
-                prevent_thread_lock=True,
-                quiet=True,
-                show_error=False,
-                max_file_size=1,
-                state_session_capacity=500,
-                enable_monitoring=False,
-                ssr_mode=False,
-                pwa=False,
-                mcp_server=False,
-                footer_links=[],
-                i18n=I18N,
-                theme=gr.themes.Default(
-                    primary_hue="red",
-                    neutral_hue="stone",
-                    font=FONTS,
-                    font_mono=["ui-monospace", "monospace"],
-                ),
-                css_paths=HERE / "page.css",
-                app_kwargs={
-                    "middleware": [Middleware(RequestFilter)],
-                    "docs_url": None,
-                    "redoc_url": None,
-                    "openapi_url": None,
-                },
-            )
-        except (OSError, ValueError, RuntimeError) as error:
-            raise UserError(
-                f"the page can't be opened at {settings.host}"
-                + (f":{settings.port}" if settings.port else "")
-                + f": {error}"
-            ) from None
-        print(
-            f"models     {', '.join(page.names)}\npage       {blocks.local_url.replace('0.0.0.0', socket.gethostname())}"
-        )
+        shared_url = launch(page, settings)
+        local_url = page.local_url.replace("0.0.0.0", socket.gethostname())
+        print(f"models     {', '.join(service.names)}\npage       {local_url}")
         if settings.share:
-            print(
-                f"shared     {shared or 'no: the servers that lend public addresses can not be reached'}"
-            )
-        print("Ctrl-C ends it", flush=True)
+            print(f"shared     {shared_url or 'failed: can not reach the servers of Gradio'}")
+        print("Press Ctrl-C to stop", flush=True)
         while not stop.raised:
             time.sleep(0.2)
-    page.desk.close()
-    logging.getLogger("uvicorn.error").disabled = True  # what is cut off now is no error
-    blocks.server.force_exit = True  # else pages that are open hold it for seconds
-    blocks.close()
+    models.close()
+    logging.getLogger("uvicorn.error").disabled = True  # closing open connections is no error
+    page.server.force_exit = True  # else open pages delay the exit by seconds
+    page.close()
     return 0
 
 
+def launch(page: gr.Blocks, settings: AppSettings) -> str | None:
+    """Starts serving the page in threads; returns its public address if there is one."""
+    try:
+        *_, shared_url = page.launch(
+            server_name=settings.host,
+            server_port=settings.port,
+            auth=[tuple(login.split(":", 1)) for login in settings.auth] or None,
+            share=settings.share,
+            prevent_thread_lock=True,
+            quiet=True,
+            show_error=False,
+            max_file_size=1,
+            state_session_capacity=MAX_SESSIONS,
+            enable_monitoring=False,
+            ssr_mode=False,
+            pwa=False,
+            mcp_server=False,
+            footer_links=[],
+            i18n=I18N,
+            theme=gr.themes.Default(
+                primary_hue="red",
+                neutral_hue="stone",
+                font=FONTS,
+                font_mono=["ui-monospace", "monospace"],
+            ),
+            css_paths=Path(__file__).with_name("page.css"),
+            app_kwargs={
+                "middleware": [Middleware(RequestFilter)],
+                "docs_url": None,
+                "redoc_url": None,
+                "openapi_url": None,
+            },
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        address = address_of(settings)
+        raise UserError(f"the page can't be opened at {address}: {error}") from None
+    return shared_url
+
+
+def bypass_proxy(host: str) -> None:
+    """Excludes this machine from the proxy: Gradio sends requests to its own server."""
+    hosts = [os.environ.get("NO_PROXY"), "127.0.0.1", "localhost", host]
+    os.environ["NO_PROXY"] = ",".join(filter(None, hosts))
+
+
 def check_address(settings: AppSettings) -> None:
-    """UserError if nothing can listen there: Gradio would try a hundred ports for minutes."""
+    """Raises UserError if nothing can listen there. Gradio would try a hundred ports first."""
     try:
         with socket.socket(socket.AF_INET6 if ":" in settings.host else socket.AF_INET) as trial:
             trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             trial.bind((settings.host, settings.port or 0))
     except OSError as error:
-        at = settings.host + (f":{settings.port}" if settings.port else "")
         raise UserError(
-            f"can't listen at {at}: {error.strerror}; choose another --host or --port"
+            f"can't listen at {address_of(settings)}: {error.strerror};"
+            " choose another --host or --port"
         ) from None
+
+
+def address_of(settings: AppSettings) -> str:
+    return settings.host + (f":{settings.port}" if settings.port else "")

@@ -1,131 +1,157 @@
-"""A look inside a text: how likely the model held each piece of it, what it would rather have written, what stands in its training text."""
+"""Looks inside a text: each token's probability, its alternatives, and what was copied.
+
+Returns HTML for the page; `token_probabilities` is also the result of the API's /inside.
+"""
 
 from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from shuoshu.evaluation.copies import MIN_MARKED, TrainingText
-from shuoshu.evaluation.html import bilingual, escape_html
+from shuoshu.evaluation.html import escape_html
 from shuoshu.generation.chat_model import ChatModel
 from shuoshu.generation.utf8 import WHOLE, TextStream
 from shuoshu.text.tokenizer import Tokenizer
+from shuoshu.web.labels import text_html
 
-STRONGEST = 8  # alternatives that are shown
-LEAST = 0.0005  # probability of an alternative that is worth a line
-CHUNK = 64  # positions whose whole vocabulary is looked at together, at most
+MAX_ALTERNATIVES = 8  # per piece
+MIN_PROBABILITY = 0.0005  # of an alternative
+MAX_CHUNK = 64  # positions whose logits are in memory at a time
+DARKEST_BITS = 8  # a piece with this much surprise has the darkest shade
+LEGEND = (1, 0.5, 0.2, 0.05, 0.01)  # probabilities whose shades the legend shows
+
+Alternative = tuple[str | None, float]  # (text, probability); None: the end of the text
 
 
 @dataclass
 class Piece:
-    """A token, or as many as make a whole character."""
+    """One token, or several that form a character together. Field names are the API's."""
 
     text: str
-    probability: float  # before temperature and top-k
-    others: list[tuple[str | None, float]]  # the likeliest at its place, None: the end of the text
+    probability: float  # before temperature, top-k and top-p; the product if several tokens
+    others: list[Alternative]  # most probable first tokens in its place, the chosen one included
 
 
 @torch.inference_mode()
-def token_probabilities(voice: ChatModel, prompt: list[int], ids: list[int]) -> list[Piece]:
-    """The pieces of `ids`, each as likely as the model held it after the prompt and what came before."""
-    model, tokenizer, block = voice.model, voice.tokenizer, voice.block
-    prompt = prompt or [tokenizer.end]
-    whole, device = [*prompt, *ids], model.lm_head.weight.device
-    pieces: list[Piece] = []
-    spelling, state, probability, others = TextStream(tokenizer), WHOLE, 1.0, []
-    chunk = min(CHUNK, block // 2)  # the rest of the block is context
-    for start in range(len(prompt), len(whole), chunk):
-        stop = min(start + chunk, len(whole))
-        first = max(0, stop - 1 - block)
-        hidden = model.hidden(torch.tensor([whole[first : stop - 1]], device=device))[
-            0, start - 1 - first :
-        ]
-        for token, logits in zip(whole[start:stop], model.lm_head(hidden).float(), strict=True):
-            chances = logits.masked_fill(voice.mask.forbidden[state], -torch.inf).softmax(-1)
-            if not others:
-                likeliest = chances.topk(min(STRONGEST, len(chances)))
-                others = [
-                    (token_text(tokenizer, i), p)
-                    for p, i in zip(*(part.tolist() for part in likeliest), strict=True)
-                    if p >= LEAST
-                ]
+def token_probabilities(model: ChatModel, prompt: list[int], ids: list[int]) -> list[Piece]:
+    """The pieces of `ids` with the model's probability of each, given the prompt and earlier ids.
+
+    When the text is longer than the block, each piece is predicted from at least half a block.
+    """
+    tokenizer = model.tokenizer
+    prompt = prompt or [tokenizer.end]  # as in generation
+    all_ids = [*prompt, *ids]
+    stream, pieces = TextStream(tokenizer), []
+    state, probability, others = WHOLE, 1.0, []  # of the piece that is being put together
+    chunk = min(MAX_CHUNK, model.block // 2)  # the rest of the block is context
+    for start in range(len(prompt), len(all_ids), chunk):
+        stop = min(start + chunk, len(all_ids))
+        logits = chunk_logits(model, all_ids, start, stop)
+        for token, row in zip(all_ids[start:stop], logits, strict=True):
+            chances = row.masked_fill(model.mask.forbidden[state], -torch.inf).softmax(-1)
+            others = others or alternatives(tokenizer, chances)
             probability *= chances[token].item()
-            state = max(
-                WHOLE, int(voice.mask.after[state, token])
-            )  # bytes that are no character, in a reader's own text
-            if written := spelling.push(token):
-                pieces.append(Piece(written, probability, others))
+            # A reader's own text may hold bytes that form no character. The state restarts there.
+            state = max(WHOLE, int(model.mask.after[state, token]))
+            if text := stream.push(token):
+                pieces.append(Piece(text, probability, others))
                 probability, others = 1.0, []
     return pieces
 
 
+def chunk_logits(model: ChatModel, ids: Sequence[int], start: int, stop: int) -> Tensor:
+    """Logits (stop - start, V) that predict ids[start:stop], each from the ids before it."""
+    first = max(0, stop - 1 - model.block)
+    gpt = model.model
+    context = torch.tensor([ids[first : stop - 1]], device=gpt.lm_head.weight.device)
+    hidden = gpt.model(context)[0, start - 1 - first :]  # (stop - start, C)
+    return gpt.lm_head(hidden).float()
+
+
+def alternatives(tokenizer: Tokenizer, chances: Tensor) -> list[Alternative]:
+    """The most probable tokens of chances (V,)."""
+    top = chances.topk(min(MAX_ALTERNATIVES, len(chances)))
+    return [
+        (token_text(tokenizer, token), chance)
+        for chance, token in zip(top.values.tolist(), top.indices.tolist(), strict=True)
+        if chance >= MIN_PROBABILITY
+    ]
+
+
 def token_text(tokenizer: Tokenizer, token: int) -> str | None:
-    """A token as a reader may see it: its text, its bytes where they are a part of a character, None for the end."""
+    """A token's text, its bytes as <E6 B8> if they are a part of a character, None for the end."""
     if token == tokenizer.end:
         return None
-    spelt = tokenizer.token_bytes[token]
+    token_bytes = tokenizer.token_bytes[token]
     try:
-        return spelt.decode("utf-8")
+        return token_bytes.decode("utf-8")
     except UnicodeDecodeError:
-        return f"<{spelt.hex(' ').upper()}>"
+        return f"<{token_bytes.hex(' ').upper()}>"
+
+
+# ---------------------------------------------------------------- HTML
 
 
 def shade(probability: float) -> str:
-    """How dark a piece is: 0 for the certain, 1 from eight bits of surprise on."""
-    return f"{min(1.0, abs(math.log2(max(probability, 1e-9))) / 8):.2f}"
+    """How dark a piece is, from 0 (certain) to 1 (a surprise of DARKEST_BITS or more)."""
+    bits = abs(math.log2(max(probability, 1e-9)))
+    return f"{min(1.0, bits / DARKEST_BITS):.2f}"
 
 
-def pieces_html(pieces: list[Piece], known: str) -> str:
-    """The text in pieces, the less expected the darker; page.js shows a chosen one's alternatives, which each piece carries."""
-    buttons = []
-    for number, piece in enumerate(pieces):
-        told = json.dumps([[word, round(p, 4)] for word, p in piece.others], ensure_ascii=False)
-        shown = escape_html(piece.text).replace("\n", "↵\n")
-        buttons.append(
-            f'<button type="button" class="piece" tabindex="{0 if number == 0 else -1}" style="--s:{shade(piece.probability)}" '
-            f'data-p="{piece.probability:.4f}" data-others="{escape_html(told)}" aria-pressed="false">{shown}</button>'
-        )
-    scale = "".join(
-        f'<span class="piece" style="--s:{shade(p)}">{p:.0%}</span>'
-        for p in (1, 0.5, 0.2, 0.05, 0.01)
-    )
-    legend = bilingual("模型当时给每一处的概率：", "How likely the model held each piece: ")
-    hint = bilingual(
-        "点一处看它本来还会写什么（键盘：左右键移动）。",
-        "Choose a piece to see what else it might have written (keyboard: left and right).",
+def pieces_html(pieces: list[Piece], context: str) -> str:
+    """The text in pieces, the less probable the darker, after the HTML of its context.
+
+    Each piece carries its alternatives, which page.js shows when the reader chooses it.
+    """
+    buttons = "".join(piece_button(piece, number == 0) for number, piece in enumerate(pieces))
+    legend = "".join(
+        f'<span class="piece" style="--shade:{shade(p)}">{p:.0%}</span>' for p in LEGEND
     )
     return (
-        f'<div class="inside"><p class="soft">{legend}{scale}<br>{hint}</p>'
-        f'<p class="pieces" role="group"><span class="known">{known}</span>{"".join(buttons)}</p>'
+        '<div class="inside">'
+        f'<p class="soft">{text_html("probability_legend")}{legend}<br>'
+        f"{text_html('choose_piece')}</p>"
+        f'<p class="pieces" role="group"><span class="context">{context}</span>{buttons}</p>'
         '<div class="chosen" aria-live="polite"></div></div>'
     )
 
 
-def copied_html(written: str, sources: TrainingText | None) -> str:
-    """Which spans of a text stand verbatim in the training text, and where."""
-    if sources is None:
-        return f'<p class="soft">{bilingual("训练文本已不在原处，无法查对照抄。", "The training text is no longer there: what is copied can not be told.")}</p>'
-    spans = sources.spans(written)
-    if not spans:
-        none = bilingual(
-            f"没有 {MIN_MARKED} 字以上与训练文本逐字相同的地方。",
-            f"No {MIN_MARKED} characters in a row stand verbatim in the training text.",
-        )
-        return f'<p class="soft">{none}</p>'
-    parts, places, done = [], [], 0
-    for number, (start, end, place) in enumerate(spans, 1):
-        parts.append(
-            f"{escape_html(written[done:start])}<mark>{escape_html(written[start:end])}<sup>{number}</sup></mark>"
-        )
-        places.append(
-            f"<li>{escape_html(place) if place else bilingual('训练文本', 'training text')} · {bilingual(f'{end - start} 字', f'{end - start} characters')}</li>"
-        )
-        done = end
-    head = bilingual(
-        f"训练文本里逐字有的（{MIN_MARKED} 字以上）：",
-        f"Verbatim in the training text ({MIN_MARKED} characters or more):",
+def piece_button(piece: Piece, is_first: bool) -> str:
+    """A piece as a button; only the first is reached by Tab, the others by the arrow keys."""
+    others = json.dumps([[text, round(p, 4)] for text, p in piece.others], ensure_ascii=False)
+    text = escape_html(piece.text).replace("\n", "↵\n")
+    return (
+        f'<button type="button" class="piece" tabindex="{0 if is_first else -1}"'
+        f' style="--shade:{shade(piece.probability)}" data-p="{piece.probability:.4f}"'
+        f' data-others="{escape_html(others)}" aria-pressed="false">{text}</button>'
     )
-    return f'<div class="copied"><p class="soft">{head}</p><p class="text">{"".join(parts)}{escape_html(written[done:])}</p><ol>{"".join(places)}</ol></div>'
+
+
+def copied_html(text: str, training_text: TrainingText | None) -> str:
+    """The text with its copies from the training text marked, and a list of where they are."""
+    if training_text is None:
+        return f'<p class="soft">{text_html("no_training_text")}</p>'
+    spans = training_text.spans(text)
+    if not spans:
+        return f'<p class="soft">{text_html("no_copies", MIN_MARKED)}</p>'
+    marked, places, end = [], [], 0
+    for number, (start, stop, place) in enumerate(spans, 1):
+        copy = text[start:stop]
+        visible = copy.rstrip()  # the number comes before a line break, not on the next line
+        marked.append(escape_html(text[end:start]))
+        marked.append(f"<mark>{escape_html(visible)}<sup>{number}</sup></mark>")
+        marked.append(escape_html(copy[len(visible) :]))
+        name = escape_html(place) if place else text_html("training_text")
+        places.append(f"<li>{name} · {text_html('characters', stop - start)}</li>")
+        end = stop
+    marked.append(escape_html(text[end:]))
+    return (
+        f'<div class="copied"><p class="soft">{text_html("copies", MIN_MARKED)}</p>'
+        f'<p class="text">{"".join(marked)}</p><ol>{"".join(places)}</ol></div>'
+    )

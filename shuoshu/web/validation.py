@@ -1,4 +1,4 @@
-"""What a reader may ask for: every value from the page or the API is checked here before a model sees it."""
+"""Checks every value that comes from the page or the API before a model sees it."""
 
 from __future__ import annotations
 
@@ -8,94 +8,97 @@ from typing import NamedTuple
 
 from shuoshu.core.command_settings import SampleSettings
 from shuoshu.core.errors import UserError
-from shuoshu.web.labels import bilingual_message
+from shuoshu.web.labels import error_text
 
-LONGEST = 20_000  # characters of a question or a beginning
-LOOKED = 2_000  # characters that are looked into
+MAX_TEXT_CHARS = 20_000  # of a question or a beginning
+MAX_INSPECTED_CHARS = 2_000
+MAX_HISTORY_TURNS = 100
+MAX_SEED = 2**53  # larger integers lose digits in JavaScript
+MAX_SEED_DIGITS = 19
+DEFAULT_NEW_TOKENS = 200
+
+# The order in which the page passes its settings.
+SETTING_NAMES = ("temperature", "top_p", "top_k", "max_new_tokens", "repetition_penalty", "seed")
 
 
 class Range(NamedTuple):
     low: float
     high: float
-    step: float
+    step: float  # an integer if the setting is one
     default: float
 
 
-def ranges(longest: int) -> dict[str, Range]:
-    """What a reader may turn, and how far; `longest` is the page's own limit in tokens."""
+def setting_ranges(max_new_tokens: int) -> dict[str, Range]:
+    """The range of every setting but the seed; `max_new_tokens` is the limit of this page."""
     return {
         "temperature": Range(0, 2, 0.05, 0.8),
         "top_p": Range(0.05, 1, 0.05, 1),
         "top_k": Range(0, 1000, 1, 200),
-        "max_new_tokens": Range(1, longest, 1, min(200, longest)),
+        "max_new_tokens": Range(1, max_new_tokens, 1, min(DEFAULT_NEW_TOKENS, max_new_tokens)),
         "repetition_penalty": Range(1, 2, 0.05, 1),
     }
 
 
-def parse_text(value: object, longest: int = LONGEST) -> str:
-    """A text that is not too long, what UTF-8 can't hold replaced."""
+def parse_text(value: object, max_chars: int = MAX_TEXT_CHARS) -> str:
+    """The text, with "?" for what UTF-8 can't encode. Raises UserError if it is too long."""
     if not isinstance(value, str):
-        raise UserError(bilingual_message("no_text", type(value).__name__))
-    if len(value) > longest:
-        raise UserError(bilingual_message("long", longest, len(value)))
+        raise UserError(error_text("not_text", type(value).__name__))
+    if len(value) > max_chars:
+        raise UserError(error_text("too_long", max_chars, len(value)))
     return value.encode("utf-8", "replace").decode()
 
 
-def parse_settings(values: dict[str, object], longest: int) -> SampleSettings:
-    """Settings for one text; None stands for a default, without a seed each text is another one."""
-    chosen: dict[str, object] = {}
-    for name, knob in ranges(longest).items():
+def parse_settings(values: dict[str, object], max_new_tokens: int) -> SampleSettings:
+    """Settings for one text; None means the default. Raises UserError if one is out of range.
+
+    Without a seed, each text gets a random one.
+    """
+    ranges = setting_ranges(max_new_tokens)
+    parsed: dict[str, object] = {"max_new_tokens": ranges["max_new_tokens"].default}
+    for name, limits in ranges.items():
         if values.get(name) is not None:
-            chosen[name] = _number(
-                name, values[name], knob.low, knob.high, is_whole=isinstance(knob.step, int)
-            )
-    chosen.setdefault("max_new_tokens", ranges(longest)["max_new_tokens"].default)
-    if chosen.get("top_k") == 0:
-        chosen["top_k"] = None
-    seed = values.get("seed")
-    if isinstance(seed, str):  # the page's own field, which may be empty
-        seed = (
-            int(seed)
-            if seed.strip().isascii() and seed.strip().isdigit() and len(seed) < 20
-            else seed.strip() or None
-        )
-    return SampleSettings(
-        **chosen,
-        seed=secrets.randbelow(2**31)
-        if seed is None
-        else _number("seed", seed, 0, 2**53, is_whole=True),
-    )
+            is_integer = isinstance(limits.step, int)
+            parsed[name] = _number(name, values[name], limits.low, limits.high, is_integer)
+    if parsed.get("top_k") == 0:
+        parsed["top_k"] = None
+    return SampleSettings(**parsed, seed=_seed(values.get("seed")))
 
 
-def _number(name: str, value: object, low: float, high: float, is_whole: bool = False) -> float:
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, (int, float))
-        or (isinstance(value, float) and not math.isfinite(value))
-    ):
-        raise UserError(
-            bilingual_message(
-                "no_number", name, type(value).__name__ if not isinstance(value, float) else value
-            )
-        )
+def _seed(value: object) -> int:
+    if isinstance(value, str):  # the page's own text field
+        value = value.strip() or None
+    if value is None:
+        return secrets.randbelow(2**31)
+    is_digits = isinstance(value, str) and value.isascii() and value.isdigit()
+    if is_digits and len(value) <= MAX_SEED_DIGITS:
+        value = int(value)
+    return _number("seed", value, 0, MAX_SEED, is_integer=True)
+
+
+def _number(name: str, value: object, low: float, high: float, is_integer: bool) -> float:
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not is_number or (isinstance(value, float) and not math.isfinite(value)):
+        got = value if isinstance(value, float) else type(value).__name__
+        raise UserError(error_text("not_number", name, got))
     if not low <= value <= high:
-        raise UserError(bilingual_message("bounds", name, f"{low:g}", f"{high:g}"))
-    if is_whole and value != int(value):
-        raise UserError(bilingual_message("no_whole", name, value))
-    return int(value) if is_whole else value
+        raise UserError(error_text("out_of_range", name, f"{low:g}", f"{high:g}"))
+    if is_integer and value != int(value):
+        raise UserError(error_text("not_integer", name, value))
+    return int(value) if is_integer else value
 
 
 def parse_history(value: object) -> list[dict[str, str]]:
-    """[[question, answer], …] as a conversation's messages."""
-    if not isinstance(value or [], list) or not all(
-        isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in value or []
-    ):
-        raise UserError(bilingual_message("history"))
-    if len(value or []) > 100:
-        raise UserError(bilingual_message("bounds", "history", 0, 100))
-    roles = ("user", "assistant")
+    """[[question, answer], …] as the messages of a conversation."""
+    pairs = value or []
+    is_pairs = isinstance(pairs, list) and all(
+        isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in pairs
+    )
+    if not is_pairs:
+        raise UserError(error_text("not_history"))
+    if len(pairs) > MAX_HISTORY_TURNS:
+        raise UserError(error_text("out_of_range", "history", 0, MAX_HISTORY_TURNS))
     return [
-        {"role": role, "content": parse_text(part)}
-        for pair in value or []
-        for role, part in zip(roles, pair, strict=True)
+        {"role": role, "content": parse_text(text)}
+        for pair in pairs
+        for role, text in zip(("user", "assistant"), pair, strict=True)
     ]

@@ -1,4 +1,4 @@
-"""shuoshu/runtime.py: what the machine can do, and seeds."""
+"""shuoshu/core/device.py: seeds, precision, memory, and the machine's description."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ def test_a_step_has_its_own_randomness_for_each_seed_step_and_rank():
     assert draw(1337, 5, 0) == draw(1337, 5, 0)
 
 
-def test_autocast_computes_products_in_the_precision_asked_for():
+def test_autocast_multiplies_in_the_chosen_precision():
     a = torch.ones(2, 2)
     with core_device.autocast(torch.device("cpu"), torch.bfloat16):
         assert (a @ a).dtype == torch.bfloat16
@@ -24,17 +24,17 @@ def test_autocast_computes_products_in_the_precision_asked_for():
         assert (a @ a).dtype == torch.float32
 
 
-def test_the_precision_asked_for_is_taken():
+def test_a_named_precision_is_used():
     assert core_device.pick_dtype("float32", torch.device("cpu")) == torch.float32
     assert core_device.pick_dtype("auto", torch.device("cpu")) in (torch.float32, torch.bfloat16)
 
 
-def test_the_log_can_say_what_ran_where():
-    facts = core_device.describe_machine(torch.device("cpu"))
-    assert {"python", "torch", "system", "cpu"} <= facts.keys() and "threads" in facts["cpu"]
+def test_a_machines_description_names_its_parts():
+    machine = core_device.describe_machine(torch.device("cpu"))
+    assert {"python", "torch", "system", "cpu"} <= machine.keys() and "threads" in machine["cpu"]
 
 
-def test_memory_can_be_kept_and_counted():
+def test_malloc_is_tuned_and_peak_memory_is_measured():
     core_device.tune_malloc()
     assert core_device.peak_memory(torch.device("cpu")) > 50_000_000
 
@@ -44,9 +44,9 @@ def test_memory_can_be_kept_and_counted():
     not torch.cuda.is_available(),
     reason="needs an NVIDIA GPU: the choice of precision and the peak on CUDA",
 )
-def test_a_gpu_is_used_as_it_can_be():
+def test_a_gpu_gets_its_fastest_precision_and_the_compiler():
     device = core_device.pick_device("auto")
     assert device.type == "cuda"
-    wanted = torch.bfloat16 if torch.cuda.get_device_capability()[0] >= 8 else torch.float16
-    assert core_device.pick_dtype("auto", device) == wanted
+    expected = torch.bfloat16 if torch.cuda.get_device_capability()[0] >= 8 else torch.float16
+    assert core_device.pick_dtype("auto", device) == expected
     assert core_device.can_compile(device)

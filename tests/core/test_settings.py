@@ -1,55 +1,22 @@
-"""Settings: layers, the command line's spellings, every mistake told at once, help."""
+"""Settings: layers, spellings on the command line, mistakes, and the length of a run."""
 
 from __future__ import annotations
 
-import dataclasses
-import importlib
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import example, given
-from hypothesis import strategies as st
 
-from shuoshu.bench.settings import BenchSettings
-from shuoshu.core.cli import command, parse
+from shuoshu.core.cli import parse
 from shuoshu.core.command_settings import (
-    AppSettings,
-    EvalSettings,
     PrepareSettings,
-    PrepareSftSettings,
     SampleSettings,
 )
 from shuoshu.core.errors import REPO_ROOT, UserError
 from shuoshu.core.settings import TrainSettings
-from shuoshu.core.terminal import display_width
+from tests.core.settings_helpers import config, train
 
-COMMANDS = {
-    "prepare": PrepareSettings,
-    "prepare_sft": PrepareSftSettings,
-    "train": TrainSettings,
-    "sample": SampleSettings,
-    "eval_metrics": EvalSettings,
-    "app": AppSettings,
-    "bench": BenchSettings,
-}
-
-
-@pytest.fixture(autouse=True)
-def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-def config(name: str, source: str) -> str:
-    Path(name).write_text(source, encoding="utf-8")
-    return name
-
-
-def train(*argv: str, base: dict | None = None) -> TrainSettings:
-    return parse(TrainSettings, argv, "about", base=base)
+pytestmark = pytest.mark.usefixtures("empty_folder")
 
 
 def mistakes(*argv: str, cls: type = TrainSettings) -> list[str]:
@@ -68,7 +35,7 @@ def test_without_arguments_the_defaults_hold() -> None:
     assert train() == TrainSettings()
 
 
-def test_configs_lie_over_defaults_from_left_to_right_and_flags_over_all() -> None:
+def test_later_configs_override_earlier_ones_and_flags_override_all() -> None:
     first = config("first.py", "n_layer = 5\nn_head = 6\nn_embd = 96")
     second = config("second.py", "n_head = 3\nn_embd = 48")
     settings = train(first, "--n_embd=24", second)
@@ -77,7 +44,7 @@ def test_configs_lie_over_defaults_from_left_to_right_and_flags_over_all() -> No
     assert settings.configs == (first, second)
 
 
-def test_a_saved_base_takes_the_place_of_configs() -> None:
+def test_a_saved_base_replaces_the_configs() -> None:
     base = {
         "n_layer": 7,
         "n_head": 6,
@@ -90,7 +57,7 @@ def test_a_saved_base_takes_the_place_of_configs() -> None:
     assert settings.configs == ("c.py",)
 
 
-def test_the_default_config_is_read_only_where_none_is_given() -> None:
+def test_the_default_config_is_read_only_if_none_is_named() -> None:
     config("default.py", "n_layer = 9")
     assert parse(TrainSettings, [], "about", default_config="default.py").n_layer == 9
     assert (
@@ -111,18 +78,18 @@ def test_a_config_may_compute_and_import() -> None:
     assert settings.n_layer == 7
 
 
-def test_the_house_configs_are_found_from_any_folder() -> None:
+def test_bundled_configs_are_found_from_any_folder() -> None:
     assert train("config/pretrain.py").configs == ("config/pretrain.py",)
 
 
 @pytest.mark.parametrize(
     "path", sorted((REPO_ROOT / "config").glob("*.py")), ids=lambda path: path.name
 )
-def test_every_config_of_the_house_holds_no_mistake(path: Path) -> None:
+def test_every_bundled_config_is_valid(path: Path) -> None:
     train(str(path))
 
 
-# ---------------------------------------------------------------- the command line's spellings
+# ---------------------------------------------------------------- spellings
 
 
 @pytest.mark.parametrize(
@@ -136,7 +103,7 @@ def test_every_config_of_the_house_holds_no_mistake(path: Path) -> None:
         ["--n_layer=6e0"],
     ],
 )
-def test_a_value_may_be_written_as(argv: list[str]) -> None:
+def test_a_value_has_several_spellings(argv: list[str]) -> None:
     assert train(*argv).n_layer == 6
 
 
@@ -152,11 +119,11 @@ def test_a_value_may_be_written_as(argv: list[str]) -> None:
         (["--resume", "--n_layer=2"], True),
     ],
 )
-def test_a_switch_may_be_written_as(argv: list[str], resume: bool) -> None:
+def test_a_switch_has_several_spellings(argv: list[str], resume: bool) -> None:
     assert train(*argv).resume is resume
 
 
-def test_a_switch_leaves_the_config_after_it_alone() -> None:
+def test_a_switch_does_not_consume_the_config_after_it() -> None:
     settings = train("--resume", config("c.py", "n_layer = 9"))
     assert settings.resume and settings.n_layer == 9
 
@@ -166,13 +133,13 @@ def test_a_negative_number_is_a_value_not_a_flag() -> None:
     assert parse(SampleSettings, ["--start", "-5 degrees"], "about").start == ("-5 degrees",)
 
 
-def test_a_value_may_hold_equals_signs_dashes_and_nothing() -> None:
+def test_a_value_may_contain_equals_signs_and_dashes_or_be_empty() -> None:
     assert parse(
         SampleSettings, ["--start=a=b", "--start==", "--start=--c", "--start="], "about"
     ).start == ("a=b", "=", "--c", "")
 
 
-def test_an_aliased_setting_goes_by_its_alias_alone() -> None:
+def test_an_aliased_setting_has_only_its_alias_as_a_flag() -> None:
     settings = parse(SampleSettings, ["--in=a.csv", "--out", "b.csv"], "about")
     assert (settings.infile, settings.outfile) == ("a.csv", "b.csv")
     assert len(mistakes("--infile=a.csv", cls=SampleSettings)) == 1
@@ -202,11 +169,11 @@ def test_none_is_a_value_of_an_optional_setting_only() -> None:
     assert mistakes("--n_layer=none") == ["--n_layer: 'none' is not a number"]
 
 
-def test_a_config_may_say_true_where_auto_is_a_third_choice() -> None:
+def test_a_config_may_assign_a_bool_where_true_false_and_auto_are_choices() -> None:
     assert train(config("c.py", "compile = False")).compile == "false"
 
 
-def test_what_is_no_flag_is_an_input_of_prepare() -> None:
+def test_arguments_without_dashes_are_inputs_of_prepare() -> None:
     settings = parse(PrepareSettings, ["a.txt", "--vocab_size", "300", "b"], "about")
     assert settings.inputs == ("a.txt", "b") and settings.vocab_size == 300
 
@@ -214,10 +181,10 @@ def test_what_is_no_flag_is_an_input_of_prepare() -> None:
 # ---------------------------------------------------------------- mistakes
 
 
-def test_every_mistake_is_told_at_once() -> None:
+def test_one_error_lists_every_mistake() -> None:
     wrong = config("wrong.py", "n_layers = 3\nn_head = 'two'\nbatch_size = 0\n")
     broken = config("broken.py", "n_layer = 3\nn_embd = = 4\n")
-    found = mistakes(
+    messages = mistakes(
         wrong,
         broken,
         "config/no_such_one.py",
@@ -239,12 +206,12 @@ def test_every_mistake_is_told_at_once() -> None:
         "optimizer=adam: must be one of muon, adamw - did you mean adamw?",
         "--block_size: '9.5' is not a whole number",
     ):
-        assert sum(piece in line for line in found) == 1, piece
-    assert len(found) == 10
+        assert sum(piece in line for line in messages) == 1, piece
+    assert len(messages) == 10
 
 
-def test_settings_that_do_not_fit_each_other_are_told_together() -> None:
-    found = "\n".join(
+def test_one_error_lists_all_conflicting_settings() -> None:
+    messages = "\n".join(
         mistakes(
             "--n_head=6",
             "--n_kv_head=4",
@@ -261,11 +228,11 @@ def test_settings_that_do_not_fit_each_other_are_told_together() -> None:
         "resume and overwrite exclude each other",
         "max_iters and max_minutes are both set",
     ):
-        assert piece in found
+        assert piece in messages
 
 
 @pytest.mark.parametrize(
-    ("argv", "told"),
+    ("argv", "message"),
     [
         (["--n_layer"], "--n_layer needs a value"),
         (["--n_layer", "--resume"], "--n_layer needs a value"),
@@ -278,9 +245,9 @@ def test_settings_that_do_not_fit_each_other_are_told_together() -> None:
         (["--configs=a.py"], "there is no such setting"),
     ],
 )
-def test_a_wrong_flag_is_told(argv: list[str], told: str) -> None:
+def test_a_wrong_flag_is_reported(argv: list[str], message: str) -> None:
     [line] = mistakes(*argv)
-    assert told in line
+    assert message in line
 
 
 @pytest.mark.parametrize("argv", [["--foo", "bar"], ["--foo", "-1"]])
@@ -288,13 +255,13 @@ def test_the_value_of_an_unknown_flag_is_no_second_mistake(argv: list[str]) -> N
     assert len(mistakes(*argv)) == 1
 
 
-def test_a_stray_word_is_told_where_no_input_is_taken() -> None:
+def test_an_argument_is_refused_by_a_command_without_inputs() -> None:
     [line] = mistakes("prompt.txt", cls=SampleSettings)
     assert "'prompt.txt'" in line and "--key=value" in line
 
 
 @pytest.mark.parametrize(
-    ("source", "told"),
+    ("source", "message"),
     [
         ("n_layer = True", "should be a whole number, not bool"),
         ("n_layer = 4.0", "should be a whole number, not float"),
@@ -310,12 +277,12 @@ def test_a_stray_word_is_told_where_no_input_is_taken() -> None:
         ("n_layer = 1\nn_head = '\0'", "wrong.py"),
     ],
 )
-def test_a_wrong_config_is_told(source: str, told: str) -> None:
+def test_a_wrong_config_is_reported(source: str, message: str) -> None:
     [line] = mistakes(config("wrong.py", source))
-    assert line.startswith("wrong.py") and told in line
+    assert line.startswith("wrong.py") and message in line
 
 
-def test_a_config_that_is_no_text_is_told() -> None:
+def test_a_config_that_is_not_utf_8_is_refused() -> None:
     Path("wrong.py").write_bytes("n_layer = 1  # 层".encode("gb18030"))
     assert "wrong.py" in mistakes("wrong.py")[0]
 
@@ -325,21 +292,21 @@ def test_a_config_that_is_no_text_is_told() -> None:
     ["missing.py", ".", "", "nul\0.py", "\udcff.py", "长" * 300],
     ids=["missing", "folder", "empty", "nul", "no utf-8", "too long"],
 )
-def test_a_config_that_cannot_be_read_is_told(path: str) -> None:
+def test_a_config_that_cannot_be_read_is_reported(path: str) -> None:
     assert len(mistakes(path)) == 1
 
 
-def test_a_misspelt_config_of_the_house_is_guessed() -> None:
+def test_a_misspelt_bundled_config_is_guessed() -> None:
     assert "did you mean config/pretrain.py?" in mistakes("config/pretrian.py")[0]
 
 
 @pytest.mark.parametrize("saved", [{"n_layer": "four"}, {"resume": 5}])
-def test_a_damaged_base_is_a_users_error(saved: dict) -> None:
+def test_a_damaged_base_raises_a_user_error(saved: dict) -> None:
     with pytest.raises(UserError):
         train(base=json.loads(json.dumps(saved)))
 
 
-# ---------------------------------------------------------------- the length of a run
+# ---------------------------------------------------------------- length of a run
 
 
 def lengths(settings: TrainSettings) -> tuple[int | None, float | None, float | None]:
@@ -357,7 +324,7 @@ def test_a_later_layer_replaces_the_length() -> None:
     ) == (None, None, 3.0)
 
 
-def test_steps_at_least_go_with_epochs_and_with_no_other_length() -> None:
+def test_min_iters_goes_with_max_epochs_only() -> None:
     few = config("few.py", "max_epochs = 2\nmin_iters = 400")
     assert [
         train(few, more).min_iters
@@ -377,7 +344,7 @@ def test_steps_at_least_go_with_epochs_and_with_no_other_length() -> None:
     assert train(str(REPO_ROOT / "config" / "sft.py")).min_iters
 
 
-def test_none_for_one_length_leaves_another_in_force() -> None:
+def test_unsetting_one_length_keeps_another() -> None:
     assert lengths(train(config("minutes.py", "max_minutes = 3"), "--max_iters=none")) == (
         None,
         None,
@@ -386,166 +353,10 @@ def test_none_for_one_length_leaves_another_in_force() -> None:
 
 
 def test_two_lengths_in_one_layer_are_refused() -> None:
-    told = "max_iters and max_minutes are both set"
-    assert told in mistakes("--max_iters=5", "--max_minutes=1")[0]
-    assert told in mistakes(config("both.py", "max_iters = 5\nmax_minutes = 1"))[0]
+    message = "max_iters and max_minutes are both set"
+    assert message in mistakes("--max_iters=5", "--max_minutes=1")[0]
+    assert message in mistakes(config("both.py", "max_iters = 5\nmax_minutes = 1"))[0]
     assert (
-        told
+        message
         in mistakes(config("epochs.py", "max_epochs = 2"), "--max_iters=5", "--max_minutes=1")[0]
     )
-
-
-# ---------------------------------------------------------------- help
-
-
-@pytest.mark.parametrize("name", COMMANDS)
-def test_help_describes_every_setting_in_100_columns(
-    name: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit) as end:
-        importlib.import_module(name).main(["--help"])
-    assert end.value.code == 0
-    help = capsys.readouterr().out
-    assert max(map(display_width, help.splitlines())) <= 100
-    entries = {}
-    for entry in help.split("\n  --")[1:]:
-        flag, text = entry.split(maxsplit=1)
-        entries[flag.split("=")[0]] = " ".join(text.split())
-    for field in dataclasses.fields(COMMANDS[name]):
-        if not field.metadata.get("positional"):
-            text = entries[field.metadata.get("alias", field.name)]
-            assert text.startswith(field.metadata["help"])
-
-
-def test_help_shows_the_values_that_would_hold(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        train(config("c.py", "n_layer = 9"), "--n_embd=48", "-h")
-    told = capsys.readouterr().out
-    assert "--n_layer=9 " in told and "--n_embd=48 " in told and "--max_iters=none " in told
-
-
-@pytest.mark.parametrize("name", COMMANDS)
-def test_help_and_mistakes_do_not_wait_for_torch(name: str) -> None:
-    script = (
-        f"import sys, {name}\n"
-        f"try: {name}.main(['--help'])\n"
-        "except SystemExit as end: assert end.code == 0\n"
-        f"assert {name}.main(['--n_lyer=3']) == 2\n"
-        "assert 'torch' not in sys.modules"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", script],
-        cwd=REPO_ROOT,
-        capture_output=True,
-        timeout=60,
-        encoding="utf-8",
-    )
-    assert done.returncode == 0, done.stderr
-
-
-# ---------------------------------------------------------------- what a command makes of an error
-
-
-@command
-def mistaken(argv: list[str]) -> None:
-    raise UserError("第一处\nand a second one")
-
-
-def test_a_users_mistake_is_one_message_and_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:
-    assert mistaken([]) == 2
-    told = capsys.readouterr()
-    assert told.err == "error: 第一处\nand a second one\n" and told.out == ""
-
-
-def test_debug_shows_the_traceback(capsys: pytest.CaptureFixture[str]) -> None:
-    assert mistaken(["--debug"]) == 2
-    told = capsys.readouterr().err
-    assert "Traceback" in told and told.endswith("error: 第一处\nand a second one\n")
-
-
-def test_debug_is_no_setting() -> None:
-    assert train("--debug", "--n_layer=2", "--debug").n_layer == 2
-
-
-def test_ctrl_c_is_130_and_the_end_is_0(capsys: pytest.CaptureFixture[str]) -> None:
-    @command
-    def interrupted(argv: list[str]) -> None:
-        raise KeyboardInterrupt
-
-    assert interrupted([]) == 130
-    assert capsys.readouterr().err == "interrupted\n"
-    assert command(lambda argv: None)([]) == 0
-    assert command(lambda argv: 3)([]) == 3
-
-
-def test_a_bug_is_not_hidden() -> None:
-    @command
-    def broken(argv: list[str]) -> None:
-        raise ZeroDivisionError
-
-    with pytest.raises(ZeroDivisionError):
-        broken([])
-
-
-# ---------------------------------------------------------------- whatever comes
-
-VALUES = (
-    st.none()
-    | st.booleans()
-    | st.integers()
-    | st.floats()
-    | st.text()
-    | st.sampled_from(["true", "none", "1e3", "-1", "１２", "1_0", "0x1", "+1", "1e999"])
-)
-NAMES = st.sampled_from(
-    [f.metadata.get("alias", f.name) for cls in COMMANDS.values() for f in dataclasses.fields(cls)]
-    + ["help", "debug"]
-)
-FLAGS = (
-    st.builds("--{}={}".format, NAMES | st.text(max_size=5), VALUES)
-    | st.builds("--{}".format, NAMES)
-    | VALUES.map(str)
-)
-
-
-@given(argv=st.lists(FLAGS, max_size=6), cls=st.sampled_from(list(COMMANDS.values())))
-@example(argv=["--seed=" + "9" * 5000], cls=TrainSettings)
-@example(argv=["--n_layer", "-"], cls=TrainSettings)
-def test_any_arguments_give_settings_or_a_users_error(argv: list[str], cls: type) -> None:
-    try:
-        settings = parse(cls, argv, "about")
-    except UserError:
-        return
-    except SystemExit as end:
-        assert end.code == 0 and {"--help", "-h"} & set(argv)
-        return
-    assert isinstance(settings, cls)
-    for field in dataclasses.fields(cls):  # what was let through is in its bounds
-        value = getattr(settings, field.name)
-        if value is not None:
-            assert value >= field.metadata.get("low", value) and value <= field.metadata.get(
-                "high", value
-            )
-            assert value in field.metadata.get("choices", (value,))
-
-
-@given(
-    values=st.dictionaries(
-        NAMES.filter(str.isidentifier).filter(lambda name: name != "in"),
-        VALUES | st.lists(VALUES, max_size=2),
-        max_size=6,
-    )
-)
-def test_any_config_gives_settings_or_a_users_error(
-    values: dict[str, object], tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    path = tmp_path_factory.getbasetemp() / "any.py"
-    path.write_text(
-        "".join(f"{name} = {value!r}\n" for name, value in values.items()),
-        encoding="utf-8",
-        errors="replace",
-    )
-    try:
-        assert isinstance(train(str(path)), TrainSettings)
-    except UserError as error:
-        assert str(error)

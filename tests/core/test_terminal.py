@@ -1,4 +1,4 @@
-"""What a run tells: columns under Chinese text, durations, sizes, the log, the bar, the curves."""
+"""Output of a run: tables, durations, sizes, the log, progress and curves."""
 
 from __future__ import annotations
 
@@ -36,7 +36,9 @@ def test_a_chinese_character_is_two_columns_wide(text: str, columns: int) -> Non
 
 
 @given(text=st.text(max_size=20), columns=st.integers(0, 40), right=st.booleans())
-def test_padding_fills_up_and_loses_nothing(text: str, columns: int, right: bool) -> None:
+def test_padded_text_has_the_width_and_all_its_characters(
+    text: str, columns: int, right: bool
+) -> None:
     padded = pad(text, columns, right)
     assert display_width(padded) == max(display_width(text), columns)
     assert padded.endswith(text) if right else padded.startswith(text)
@@ -49,7 +51,7 @@ def test_a_shortened_text_fits(text: str, columns: int) -> None:
     assert short == text or (short.endswith("…") and text.startswith(short[:-1]))
 
 
-def test_a_tables_columns_stand_under_each_other() -> None:
+def test_a_tables_columns_are_aligned() -> None:
     lines = table([["book", "characters"], ["红楼梦", 1_234_567], ["Ulysses", 9]]).splitlines()
     assert lines == [
         "  book     characters",
@@ -61,7 +63,7 @@ def test_a_tables_columns_stand_under_each_other() -> None:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "told"),
+    ("seconds", "text"),
     [
         (0, "0.0 s"),
         (3.24, "3.2 s"),
@@ -73,12 +75,12 @@ def test_a_tables_columns_stand_under_each_other() -> None:
         (360_000, "100 h 00 min"),
     ],
 )
-def test_durations(seconds: float, told: str) -> None:
-    assert duration(seconds) == told
+def test_durations_have_at_most_two_units(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
 
 
 @pytest.mark.parametrize(
-    ("count", "told"),
+    ("count", "text"),
     [
         (0, "0 B"),
         (999, "999 B"),
@@ -88,8 +90,8 @@ def test_durations(seconds: float, told: str) -> None:
         (5.5e12, "5500 GB"),
     ],
 )
-def test_sizes(count: float, told: str) -> None:
-    assert format_bytes(count) == told
+def test_sizes_have_a_fitting_unit(count: float, text: str) -> None:
+    assert format_bytes(count) == text
 
 
 # ---------------------------------------------------------------- log.jsonl
@@ -113,7 +115,7 @@ VALUES = (
         max_size=5,
     )
 )
-def test_what_is_logged_is_read_again(
+def test_logged_records_are_read_back(
     tmp_path_factory: pytest.TempPathFactory, records: list[dict]
 ) -> None:
     log = RunLog(tmp_path_factory.getbasetemp() / "any.jsonl")
@@ -129,7 +131,7 @@ def test_what_is_logged_is_read_again(
 @pytest.mark.parametrize(
     "character", ["\n", "\r", "\x0b", "\x0c", "\x1c", "\x85", "\u2028", "\u2029"]
 )
-def test_a_strange_line_end_in_a_text_does_not_tear_its_record(
+def test_a_line_separator_in_a_text_does_not_split_its_record(
     tmp_path: Path, character: str
 ) -> None:
     log = RunLog(tmp_path / "log.jsonl")
@@ -146,12 +148,12 @@ def test_records_are_read_by_kind_and_in_order(tmp_path: Path) -> None:
     assert [record["kind"] for record in log.read()] == ["step", "eval"] * 3
 
 
-def test_there_is_nothing_in_a_log_that_was_not_begun(tmp_path: Path) -> None:
+def test_a_missing_log_has_no_records(tmp_path: Path) -> None:
     assert RunLog(tmp_path / "log.jsonl").read() == []
 
 
 @pytest.mark.parametrize("cut", range(1, 12))
-def test_a_torn_last_line_is_left_out(tmp_path: Path, cut: int) -> None:
+def test_a_last_line_that_was_cut_off_is_skipped(tmp_path: Path, cut: int) -> None:
     log = RunLog(tmp_path / "log.jsonl")
     log.write("step", step=1)
     log.write("step", step=2, text="雨夜")
@@ -162,7 +164,7 @@ def test_a_torn_last_line_is_left_out(tmp_path: Path, cut: int) -> None:
     assert [record["step"] for record in log.read()] == [1, 2]
 
 
-def test_a_torn_last_line_takes_no_later_record_with_it(tmp_path: Path) -> None:
+def test_a_record_after_a_line_that_was_cut_off_is_read(tmp_path: Path) -> None:
     log = RunLog(tmp_path / "log.jsonl")
     log.write("step", step=1)
     log.path.write_bytes(log.path.read_bytes()[:-5])
@@ -170,14 +172,14 @@ def test_a_torn_last_line_takes_no_later_record_with_it(tmp_path: Path) -> None:
     assert [record["step"] for record in log.read()] == [2]
 
 
-def test_rewinding_drops_what_lies_after_the_step(tmp_path: Path) -> None:
+def test_rewinding_drops_the_records_after_the_step(tmp_path: Path) -> None:
     log = RunLog(tmp_path / "log.jsonl")
     log.write("run", note="开始")
     for step in (1, 2, 3, 4):
         log.write("step", step=step, loss=1.5)
     before = log.path.read_text(encoding="utf-8").splitlines()
     log.write("eval", step=2, val_loss=1.5)
-    log.rewind(2, 1)  # saved after step 2, killed before its evaluation counted
+    log.rewind(2, 1)  # saved after step 2, killed before its evaluation was saved
     assert log.path.read_text(encoding="utf-8").splitlines() == before[:3]
     assert [path.name for path in tmp_path.iterdir()] == ["log.jsonl"]
 
@@ -205,7 +207,7 @@ def test_curves_are_a_png(tmp_path: Path, kinds: tuple[str, ...]) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["log.jsonl", "loss.png"]
 
 
-def test_no_curves_are_drawn_of_nothing(tmp_path: Path) -> None:
+def test_without_values_no_curves_are_drawn(tmp_path: Path) -> None:
     log = RunLog(tmp_path / "log.jsonl")
     draw_curves(log, tmp_path / "loss.png")
     log.write("run", note="开始")
@@ -216,7 +218,7 @@ def test_no_curves_are_drawn_of_nothing(tmp_path: Path) -> None:
 
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
-    """The figures that are saved."""
+    """The figures that draw_curves saves."""
     figures: list[Figure] = []
     real = Figure.savefig
     monkeypatch.setattr(
@@ -227,9 +229,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
     return figures
 
 
-def test_the_answers_have_a_curve_of_their_own_beside_the_loss(
-    tmp_path: Path, drawn: list[Figure]
-) -> None:
+def test_answers_have_curves_beside_the_loss(tmp_path: Path, drawn: list[Figure]) -> None:
     log = RunLog(tmp_path / "log.jsonl")
     for step, loss, rouge, exact in (
         (0, 3.0, 0.1, 0.0),
@@ -258,7 +258,7 @@ def test_the_answers_have_a_curve_of_their_own_beside_the_loss(
     ]
 
 
-def test_text_alone_has_no_curve_of_answers(tmp_path: Path, drawn: list[Figure]) -> None:
+def test_text_has_no_curves_of_answers(tmp_path: Path, drawn: list[Figure]) -> None:
     log = RunLog(tmp_path / "log.jsonl")
     log.write("step", step=1, lr=0.1, loss=3)
     log.write("eval", step=1, val_loss=4)
@@ -266,7 +266,7 @@ def test_text_alone_has_no_curve_of_answers(tmp_path: Path, drawn: list[Figure])
     assert len(drawn[0].axes) == 2
 
 
-def test_samples_of_text_and_of_answers(tmp_path: Path) -> None:
+def test_samples_show_prompts_texts_and_references(tmp_path: Path) -> None:
     log = RunLog(tmp_path / "log.jsonl")
     log.write("sample", step=0, title="step 0: val loss 4", prompt="清晨，", text="雨停了。\n谁")
     for number in (1, 2):
@@ -292,7 +292,7 @@ def test_samples_of_text_and_of_answers(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- progress
 
 
-def test_progress_is_plain_lines_where_there_is_no_terminal(
+def test_without_a_terminal_progress_is_printed_as_lines(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     bar = Progress(2000, every=0.0)
@@ -300,12 +300,14 @@ def test_progress_is_plain_lines_where_there_is_no_terminal(
     bar.say("已保存")
     bar.update(2000, 2000, "loss 3.1")
     bar.close()
-    told = capsys.readouterr()
-    assert told.out == "step 1,000/2,000  loss 3.2\n已保存\nstep 2,000/2,000  loss 3.1\n"
-    assert told.err == ""
+    output = capsys.readouterr()
+    assert output.out == "step 1,000/2,000  loss 3.2\n已保存\nstep 2,000/2,000  loss 3.1\n"
+    assert output.err == ""
 
 
-def test_plain_lines_come_now_and_then_and_at_the_end(capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_lines_come_at_intervals_and_at_the_end(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     bar = Progress(50, every=3600.0)
     for step in range(1, 51):
         bar.update(step, 50, "")
@@ -313,7 +315,7 @@ def test_plain_lines_come_now_and_then_and_at_the_end(capsys: pytest.CaptureFixt
     assert len(lines) <= 2 and lines[-1].startswith("step 50/50")
 
 
-def test_silent_progress_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+def test_hidden_progress_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     bar = Progress(5, show=False)
     bar.update(5, 5, "loss 1")
     bar.say("line")

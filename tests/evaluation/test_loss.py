@@ -1,4 +1,6 @@
-"""shuoshu/scoring.py: every token once, in float64, the first one after an end token."""
+"""Every token is scored once, in float64; the first one follows an end token."""
+
+from __future__ import annotations
 
 import math
 
@@ -12,8 +14,8 @@ from shuoshu.sft.dataset import QuestionDataset, answer_batches
 from shuoshu.text.dataset import IGNORE, TextDataset, text_windows
 
 
-def by_hand(model, tokens, end):
-    """The same sums, one window after another, without batches or padding."""
+def score_by_window(model, tokens, end):
+    """The sums of disjoint windows, without batches or padding."""
     nats, text = 0.0, 0.0
     ids, block = [end, *tokens], model.config.block_size
     for start in range(0, len(tokens), block):
@@ -32,16 +34,15 @@ def test_every_token_is_scored_once(pretrained_model, length):
     tokens[length // 2] = tokenizer.end
     windows = text_windows(tokens.astype("<u2"), tokenizer.end, model.config.block_size, 3)
     scored = score(model, model, windows, tokenizer.end, torch.float32)
-    nats, text = by_hand(model, tokens.tolist(), tokenizer.end)
+    nats, text = score_by_window(model, tokens.tolist(), tokenizer.end)
     assert scored.tokens == length
-    assert scored.nats == pytest.approx(nats, rel=1e-5) and scored.text_nats == pytest.approx(
-        text, rel=1e-5, abs=1e-9
-    )
+    assert scored.nats == pytest.approx(nats, rel=1e-5)
+    assert scored.text_nats == pytest.approx(text, rel=1e-5, abs=1e-9)
     assert scored.loss == scored.nats / length
     assert scored.bits_per(10) == pytest.approx(text / math.log(2) / 10, rel=1e-5, abs=1e-9)
 
 
-def test_processes_share_the_windows_without_overlap(pretrained_model):
+def test_processes_share_the_windows(pretrained_model):
     model, tokenizer = pretrained_model
     tokens = np.random.default_rng(0).integers(0, 500, 1000)
     windows = list(text_windows(tokens, tokenizer.end, model.config.block_size, 4))
@@ -55,7 +56,7 @@ def test_processes_share_the_windows_without_overlap(pretrained_model):
     assert sum(parts) == pytest.approx(whole.nats, rel=1e-6)
 
 
-def test_scoring_leaves_a_training_model_in_training(pretrained_model):
+def test_scoring_keeps_a_model_in_training_mode(pretrained_model):
     model, tokenizer = pretrained_model
     model.train()
     score(
@@ -80,7 +81,7 @@ def test_scoring_leaves_a_training_model_in_training(pretrained_model):
         (41, 8, 3, 4),
     ],
 )
-def test_windows_that_overlap_score_each_token_once_and_give_it_a_longer_context(
+def test_overlapping_windows_score_each_token_once_with_a_longer_context(
     length, block, stride, rows
 ):
     tokens = np.random.default_rng(1).integers(10, 400, length)
@@ -102,7 +103,7 @@ def test_windows_that_overlap_score_each_token_once_and_give_it_a_longer_context
     assert context.tolist() == expected
 
 
-def test_with_a_stride_the_sums_are_those_of_each_token_by_hand(pretrained_model, dataset):
+def test_the_loss_with_a_stride_equals_a_computation_token_by_token(pretrained_model, dataset):
     model, tokenizer = pretrained_model
     tokens, block, stride = (
         TextDataset(dataset, "val").tokens[:200].astype(np.int64),
@@ -126,42 +127,39 @@ def test_with_a_stride_the_sums_are_those_of_each_token_by_hand(pretrained_model
     disjoint = score(
         model, model, text_windows(tokens, tokenizer.end, block, 4), tokenizer.end, torch.float32
     )
-    assert scored.nats < disjoint.nats  # this model does read its context
+    assert scored.nats < disjoint.nats  # this model uses its context
 
 
 # ---------------------------------------------------------------- answers
 
 
-def test_batches_of_answers_hold_each_row_once_and_the_likeliest_lengths_together(qa):
-    file = QuestionDataset(qa, "train")
-    batches = list(answer_batches(file, 7))
+def test_answer_batches_hold_each_row_once_sorted_by_length(qa):
+    data = QuestionDataset(qa, "train")
+    batches = list(answer_batches(data, 7))
     assert (
-        sum(len(ids) for ids, _ in batches) == len(file)
+        sum(len(ids) for ids, _ in batches) == len(data)
         and max(len(ids) for ids, _ in batches) == 7
     )
-    assert sum(int((targets != IGNORE).sum()) for _, targets in batches) == int(file.trained.sum())
+    assert sum(int((targets != IGNORE).sum()) for _, targets in batches) == int(data.trained.sum())
     widths = [ids.shape[1] for ids, _ in batches]
-    assert widths == sorted(widths) and widths[0] < widths[-1] == file.lengths.max() - 1
-    few = list(answer_batches(file, 7, range(10)))
-    assert sum(int((targets != IGNORE).sum()) for _, targets in few) == int(file.trained[:10].sum())
+    assert widths == sorted(widths) and widths[0] < widths[-1] == data.lengths.max() - 1
+    few = list(answer_batches(data, 7, range(10)))
+    assert sum(int((targets != IGNORE).sum()) for _, targets in few) == int(data.trained[:10].sum())
 
 
-def test_the_score_of_answers_is_that_of_their_tokens_alone(pretrained_model, qa):
+def test_the_loss_of_answers_counts_their_tokens_alone(pretrained_model, qa):
     model, tokenizer = pretrained_model
-    file = QuestionDataset(qa, "val")
+    data = QuestionDataset(qa, "val")
     nats, text, tokens = 0.0, 0.0, 0
-    for number in range(len(file)):
-        ids, mask = file.row(number)
+    for number in range(len(data)):
+        ids, mask = data.row(number)
         logp = model(torch.from_numpy(ids)[None])[0].double().log_softmax(-1)
         for place in np.flatnonzero(mask):
-            cost = -logp[place - 1, ids[place]].item()
-            nats, text, tokens = (
-                nats + cost,
-                text + cost * (ids[place] != tokenizer.end),
-                tokens + 1,
-            )
-    scored = score(model, model, answer_batches(file, 5), tokenizer.end, torch.float32)
+            loss = -logp[place - 1, ids[place]].item()
+            nats += loss
+            text += loss * (ids[place] != tokenizer.end)
+            tokens += 1
+    scored = score(model, model, answer_batches(data, 5), tokenizer.end, torch.float32)
     assert scored.tokens == tokens
-    assert scored.nats == pytest.approx(nats, rel=1e-5) and scored.text_nats == pytest.approx(
-        text, rel=1e-5
-    )
+    assert scored.nats == pytest.approx(nats, rel=1e-5)
+    assert scored.text_nats == pytest.approx(text, rel=1e-5)

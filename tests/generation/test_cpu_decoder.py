@@ -24,8 +24,8 @@ SHAPE = GPTConfig(
 )
 
 
-def made(config: GPTConfig = SHAPE) -> GPT:
-    """A model with norm weights other than 1 and small inputs: each weight and eps has an effect."""
+def make_model(config: GPTConfig = SHAPE) -> GPT:
+    """A model in which each weight and eps has an effect: norm weights are not 1, inputs small."""
     torch.manual_seed(0)
     model = GPT(config).eval()
     with torch.no_grad():
@@ -39,9 +39,7 @@ def made(config: GPTConfig = SHAPE) -> GPT:
     return model
 
 
-def read(
-    model: GPT, lengths: list[int], steps: int, dtype: torch.dtype = torch.float32
-) -> tuple[torch.Tensor, torch.Tensor]:
+def decode(model: GPT, lengths: list[int], steps: int) -> tuple[torch.Tensor, torch.Tensor]:
     """(logits, ids): the decoder's logits (B, steps, V) after prompts; ids (B, lengths + steps)."""
     ids = torch.randint(
         0, 96, (len(lengths), max(lengths) + steps), generator=torch.Generator().manual_seed(1)
@@ -51,12 +49,12 @@ def read(
         sampling.prefill(
             model, cache, [row[:n].tolist() for row, n in zip(ids, lengths, strict=True)]
         )
-        reader = CpuDecoder(model)
+        decoder = CpuDecoder(model)
         tokens = [
             torch.stack([row[n + step] for row, n in zip(ids, lengths, strict=True)])[:, None]
             for step in range(steps)
         ]
-        return torch.stack([reader(token, cache) for token in tokens], dim=1), ids
+        return torch.stack([decoder(token, cache) for token in tokens], dim=1), ids
 
 
 @pytest.mark.parametrize("lengths", [[5], [7, 7, 7], [3, 11, 6]], ids=["alone", "even", "ragged"])
@@ -66,13 +64,13 @@ def read(
     ids=["grouped", "tied"],
 )
 @pytest.mark.parametrize("is_packed", [True, False])
-def test_single_tokens_get_the_logits_of_the_whole_row(lengths, config, is_packed, monkeypatch):
+def test_decoded_tokens_get_the_logits_of_whole_rows(lengths, config, is_packed, monkeypatch):
     if not is_packed:
         monkeypatch.setattr(
             torch.ops.mkldnn, "_linear_pointwise", None
-        )  # not callable, as where torch has none
-    model = made(config)
-    logits, ids = read(model, lengths, 9)
+        )  # not callable, like a missing operator
+    model = make_model(config)
+    logits, ids = decode(model, lengths, 9)
     for row, n in enumerate(lengths):
         torch.testing.assert_close(
             logits[row], model(ids[row : row + 1, : n + 9])[0, n:], atol=2e-5, rtol=1e-5
@@ -81,42 +79,44 @@ def test_single_tokens_get_the_logits_of_the_whole_row(lengths, config, is_packe
 
 @pytest.mark.parametrize("name", [name for name, _ in GPT(SHAPE).named_parameters()])
 def test_the_decoder_reads_every_parameter_of_the_model(name):
-    model = made()
-    before, ids = read(model, [5], 4)
+    model = make_model()
+    before, ids = decode(model, [5], 4)
     with torch.no_grad():
         model.get_parameter(name).add_(0.3 * torch.randn_like(model.get_parameter(name)))
-    after, _ = read(model, [5], 4)
+    after, _ = decode(model, [5], 4)
     assert not torch.allclose(before, after, atol=1e-4)
     torch.testing.assert_close(after[0], model(ids)[0, 5:], atol=5e-5, rtol=1e-4)
 
 
-def test_products_are_packed_where_torch_can():
-    made_of = cpu_decoder.fused_linear(torch.float32, torch.nn.Linear(32, 32, bias=False)).func
-    assert (made_of is torch.ops.mkldnn._linear_pointwise) == torch.backends.mkldnn.is_available()
+def test_weights_are_packed_where_torch_supports_it():
+    operator = cpu_decoder.fused_linear(torch.float32, torch.nn.Linear(32, 32, bias=False)).func
+    assert (operator is torch.ops.mkldnn._linear_pointwise) == torch.backends.mkldnn.is_available()
 
 
 @pytest.mark.parametrize("is_autocast", [True, False])
-def test_in_bf16_it_is_as_close_to_fp32_as_the_model_is(is_autocast):
-    exact, model = made(), made() if is_autocast else made().bfloat16()
+def test_the_decoder_in_bf16_is_as_accurate_as_the_model(is_autocast):
+    exact, model = make_model(), make_model() if is_autocast else make_model().bfloat16()
     with torch.autocast("cpu", torch.bfloat16, enabled=is_autocast):
-        logits, ids = read(model, [5, 9], 9)
+        logits, ids = decode(model, [5, 9], 9)
         assert CpuDecoder(model).dtype == torch.bfloat16
         whole = torch.stack(
             [model(ids[row : row + 1, : n + 9])[0, n:].float() for row, n in enumerate((5, 9))]
         )
-    fine = torch.stack([exact(ids[row : row + 1, : n + 9])[0, n:] for row, n in enumerate((5, 9))])
-    assert 0 < (logits - fine).norm() < 1.3 * (whole - fine).norm()
+    accurate = torch.stack(
+        [exact(ids[row : row + 1, : n + 9])[0, n:] for row, n in enumerate((5, 9))]
+    )
+    assert 0 < (logits - accurate).norm() < 1.3 * (whole - accurate).norm()
 
 
-def test_autocast_does_not_touch_the_cache_it_reads():
-    ids, said = torch.arange(8)[:, None, None], []
+def test_a_decoder_does_not_depend_on_autocast_once_it_is_made():
+    ids, outputs = torch.arange(8)[:, None, None], []
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
-        reader = CpuDecoder(made())
+        decoder = CpuDecoder(make_model())
         for is_autocast in (True, False):
             cache = KVCache(SHAPE, 1)
             with torch.autocast("cpu", torch.bfloat16, enabled=is_autocast):
-                said.append(torch.stack([reader(token, cache) for token in ids]))
-    assert torch.equal(*said)
+                outputs.append(torch.stack([decoder(token, cache) for token in ids]))
+    assert torch.equal(*outputs)
 
 
 def test_a_model_in_training_decodes_with_the_weights_of_its_last_step(tokenizer):
@@ -131,21 +131,21 @@ def test_a_model_in_training_decodes_with_the_weights_of_its_last_step(tokenizer
     )
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
     prompt = tokenizer.encode("清晨，沈砚在渡口")
-    said = []
+    outputs = []
     for _ in range(3):
         generator = TextGenerator(model.eval(), tokenizer)
-        said.append(generator.complete([prompt], SamplingParams(20, 0.0), [0])[0].ids)
+        outputs.append(generator.complete([prompt], SamplingParams(20, 0.0), [0])[0].ids)
         fresh = GPT(model.config).eval()
         fresh.load_tensors(model.tensors())
         generator = TextGenerator(fresh, tokenizer)
-        assert said[-1] == generator.complete([prompt], SamplingParams(20, 0.0), [0])[0].ids
+        assert outputs[-1] == generator.complete([prompt], SamplingParams(20, 0.0), [0])[0].ids
         ids = torch.randint(
-            0, tokenizer.n_vocab, (4, 33), generator=torch.Generator().manual_seed(len(said))
+            0, tokenizer.n_vocab, (4, 33), generator=torch.Generator().manual_seed(len(outputs))
         )
         model.train()(ids[:, :-1], ids[:, 1:]).backward()
         optimizer.step()
         optimizer.zero_grad()
-    assert said[0] != said[1] != said[2]
+    assert outputs[0] != outputs[1] != outputs[2]
 
 
 def test_a_chat_model_packs_its_weights_once(pretrained_model, monkeypatch):
@@ -154,16 +154,18 @@ def test_a_chat_model_packs_its_weights_once(pretrained_model, monkeypatch):
     monkeypatch.setattr(
         CpuDecoder,
         "__call__",
-        lambda self, *given, real=CpuDecoder.__call__: calls.append(self) or real(self, *given),
+        lambda self, *arguments, real=CpuDecoder.__call__: (
+            calls.append(self) or real(self, *arguments)
+        ),
     )
-    voice = ChatModel(LoadedModel(model, tokenizer, 0, "text", 0), torch.device("cpu"))
+    chat_model = ChatModel(LoadedModel(model, tokenizer, 0, "text", 0), torch.device("cpu"))
     prompts = [[tokenizer.end]]
     expected = TextGenerator(model, tokenizer).complete(prompts, SamplingParams(20), [1])
     calls.clear()
     for _ in range(2):
-        [completion] = voice.complete(prompts, SamplingParams(20), [1])
+        [completion] = chat_model.complete(prompts, SamplingParams(20), [1])
         assert [completion] == expected
-        assert calls == [voice.next_token] * (len(completion.ids) - 1)
+        assert calls == [chat_model.next_token] * (len(completion.ids) - 1)
         calls.clear()
 
 

@@ -1,4 +1,4 @@
-"""sample.py: prompts from everywhere, texts to the terminal or a file."""
+"""sample.py: prompts from flags, files, pipes and chats; texts to the terminal or a file."""
 
 import csv
 import io
@@ -37,14 +37,14 @@ def test_a_text_begins_with_its_prompt_and_repeats_with_its_seed(ask):
     assert ask("--start=清晨，沈砚") == text != ask("--start=清晨，沈砚", "--seed=7")
 
 
-def test_several_prompts_and_samples_differ_and_are_told_apart(ask):
+def test_several_texts_differ_and_have_headers(ask):
     text = ask("--start=赵", "--start=柳青禾", "--num_samples=2")
     parts = [part.split("\n", 1)[1] for part in text.split("--- ")[1:]]
     assert len(parts) == 4 and len(set(parts)) == 4
     assert parts[0].startswith("赵") and parts[3].startswith("柳青禾")
 
 
-def test_the_prompt_may_stand_in_a_file_or_come_through_a_pipe(ask, tmp_path, monkeypatch):
+def test_a_prompt_may_come_from_a_file_or_a_pipe(ask, tmp_path, monkeypatch):
     (tmp_path / "p.txt").write_text("清晨，沈砚\n", encoding="utf-8")
     expected = ask("--start=清晨，沈砚")
     assert ask(f"--start=FILE:{tmp_path / 'p.txt'}") == expected
@@ -52,7 +52,7 @@ def test_the_prompt_may_stand_in_a_file_or_come_through_a_pipe(ask, tmp_path, mo
     assert ask() == expected
 
 
-def test_special_tokens_and_odd_signs_in_a_prompt_are_text(ask):
+def test_special_tokens_and_rare_characters_in_a_prompt_are_text(ask):
     assert ask("--start=<|endoftext|><|user|> \ud800\x00 e\u0301").startswith(
         "<|endoftext|><|user|>"
     )
@@ -84,14 +84,16 @@ def test_a_file_of_prompts_becomes_a_file_of_answers(ask, tmp_path, suffix):
     )
     with (tmp_path / "out" / "o.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
-    column = "model_answer" if suffix == "csv" else "answer"  # the file's own column stays
+    column = "model_answer" if suffix == "csv" else "answer"  # the file's own answers are kept
     assert [r[column] for r in rows] == [r[f"{column}_2"] for r in rows]  # greedy
     assert [r["question" if suffix == "csv" else "prompt"] for r in rows] == texts
     for row, text in zip(rows, texts, strict=True):
         assert ask(f"--start={text}", "--temperature=0") == text + row[column] + "\n"
 
 
-def test_interrupted_it_writes_what_is_done(ask, tmp_path, monkeypatch, capsys, pretrained):
+def test_an_interrupted_run_writes_the_finished_answers(
+    ask, tmp_path, monkeypatch, capsys, pretrained
+):
     (tmp_path / "in.txt").write_text("\n".join("清晨黄昏"), encoding="utf-8")
     real, calls = TextGenerator.complete, []
 
@@ -124,7 +126,7 @@ def test_a_line_separator_inside_json_is_text(tmp_path):
     assert prompt_files.read_prompts(tmp_path / "a.jsonl")[1] == ["a\u2028b\x85c"]
 
 
-def test_without_a_folder_the_newest_model_is_taken(pretrained, tmp_path, monkeypatch, capsys):
+def test_without_an_out_dir_the_newest_model_is_used(pretrained, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert sample.main(["--start=x"]) == 2 and "python train.py" in capsys.readouterr().err
     (tmp_path / "out-pretrain").symlink_to(pretrained)
@@ -132,7 +134,7 @@ def test_without_a_folder_the_newest_model_is_taken(pretrained, tmp_path, monkey
 
 
 @pytest.mark.parametrize(
-    "arguments, told",
+    "arguments, message",
     [
         (["--in=x.csv"], "go together"),
         (["--in=x.csv", "--out=y.csv"], "can't read x.csv"),
@@ -143,14 +145,14 @@ def test_without_a_folder_the_newest_model_is_taken(pretrained, tmp_path, monkey
         (["--temperature=nan"], "finite"),
     ],
 )
-def test_a_mistake_is_one_message(pretrained, capsys, arguments, told):
+def test_a_mistake_is_one_message(pretrained, capsys, arguments, message):
     assert sample.main([f"--out_dir={pretrained}", *arguments]) == 2
     err = capsys.readouterr().err
-    assert told in err and "Traceback" not in err
+    assert message in err and "Traceback" not in err
 
 
 @pytest.mark.parametrize(
-    "name, content, told",
+    "name, content, message",
     [
         ("a.csv", b"x,y\n1,2\n", "no column prompt"),
         ("a.csv", b"", "holds no prompt"),
@@ -161,28 +163,28 @@ def test_a_mistake_is_one_message(pretrained, capsys, arguments, told):
         ("a.pdf", b"x", ".csv, .jsonl and .txt"),
     ],
 )
-def test_a_file_that_is_none_is_named(tmp_path, name, content, told):
+def test_a_bad_file_of_prompts_is_reported(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         prompt_files.read_prompts(tmp_path / name)
 
 
-# ---------------------------------------------------------------- a model that answers
+# ---------------------------------------------------------------- a fine-tuned model
 
 
 @pytest.fixture
-def put(tuned, capsys):
-    """Puts a question to the fine-tuned model by the command line."""
+def ask_tuned(tuned, capsys):
+    """Runs sample.py with the fine-tuned model; returns its output, or its error if code != 0."""
 
-    def put(*arguments, code=0):
+    def ask_tuned(*arguments, code=0):
         assert (
             sample.main([f"--out_dir={tuned}", "--threads=1", "--device=cpu", *arguments]) == code
         )
-        told = capsys.readouterr()
-        assert "Traceback" not in told.err
-        return told.err if code else told.out
+        output = capsys.readouterr()
+        assert "Traceback" not in output.err
+        return output.err if code else output.out
 
-    return put
+    return ask_tuned
 
 
 @pytest.fixture(scope="module")
@@ -191,43 +193,45 @@ def known(qa):
     return {record["question"]: record["answer"] for record in read_pairs(qa, "train")}
 
 
-def test_a_fine_tuned_model_answers_the_question_and_says_nothing_else(put, known):
+def test_a_fine_tuned_model_prints_only_the_answer(ask_tuned, known):
     for question, answer in [*known.items()][:3] + [*known.items()][
         -3:
-    ]:  # the last ones spell special tokens
-        assert put(f"--start={question}") == f"{answer}\n"
-        assert put(f"--start=  {question}\n") == f"{answer}\n"
+    ]:  # the last questions contain special tokens
+        assert ask_tuned(f"--start={question}") == f"{answer}\n"
+        assert ask_tuned(f"--start=  {question}\n") == f"{answer}\n"
 
 
-def test_several_questions_are_told_apart(put, known):
+def test_several_answers_have_headers_with_their_questions(ask_tuned, known):
     (one, first), (two, second) = [*known.items()][:2]
     assert (
-        put(f"--start={one}", f"--start={two}")
+        ask_tuned(f"--start={one}", f"--start={two}")
         == f"--- 1/2  {one}\n{first}\n\n--- 2/2  {two}\n{second}\n"
     )
 
 
-def test_raw_continues_text_with_a_fine_tuned_model_too(put, ask, known):
+def test_continue_text_works_with_a_fine_tuned_model(ask_tuned, ask, known):
     question = next(iter(known))
-    raw = put("--continue_text", f"--start={question}", "--max_new_tokens=12")
+    raw = ask_tuned("--continue_text", f"--start={question}", "--max_new_tokens=12")
     assert raw.startswith(question) and known[question] not in raw
     texts = {
         tuple(
-            put("--continue_text", f"--start={start}", "--max_new_tokens=40", f"--seed={seed}")
+            ask_tuned(
+                "--continue_text", f"--start={start}", "--max_new_tokens=40", f"--seed={seed}"
+            )
             for start in "清赵阿白老一不"
         )
         for seed in range(3)
     }
-    assert len(texts) > 1  # drawn, as text is, unless a temperature is given
+    assert len(texts) > 1  # sampled: the default temperature of text
 
 
-def test_answers_are_the_likeliest_unless_a_temperature_is_given(put, known):
+def test_answers_are_greedy_unless_a_temperature_is_set(ask_tuned, known):
     question = next(iter(known))
-    assert len({put(f"--start={question}", f"--seed={seed}") for seed in range(4)}) == 1
+    assert len({ask_tuned(f"--start={question}", f"--seed={seed}") for seed in range(4)}) == 1
     assert (
         len(
             {
-                put(
+                ask_tuned(
                     f"--start={question}",
                     f"--seed={seed}",
                     "--temperature=30",
@@ -242,7 +246,7 @@ def test_answers_are_the_likeliest_unless_a_temperature_is_given(put, known):
 
 
 @pytest.mark.parametrize("suffix", ["csv", "jsonl", "txt"])
-def test_a_file_of_questions_is_answered_whole(put, known, tmp_path, suffix):
+def test_every_question_in_a_file_is_answered(ask_tuned, known, tmp_path, suffix):
     path, questions = tmp_path / f"in.{suffix}", list(known)
     if suffix == "csv":
         with path.open("w", encoding="utf-8", newline="") as file:
@@ -254,8 +258,8 @@ def test_a_file_of_questions_is_answered_whole(put, known, tmp_path, suffix):
         )
     else:
         path.write_text("\n".join(questions), encoding="utf-8")
-    told = put(f"--in={path}", f"--out={tmp_path / 'o.jsonl'}", "--batch_size=20")
-    assert f"{len(known)} of {len(known)} answers" in told
+    output = ask_tuned(f"--in={path}", f"--out={tmp_path / 'o.jsonl'}", "--batch_size=20")
+    assert f"{len(known)} of {len(known)} answers" in output
     rows = [
         json.loads(line) for line in (tmp_path / "o.jsonl").read_text(encoding="utf-8").splitlines()
     ]
@@ -265,30 +269,30 @@ def test_a_file_of_questions_is_answered_whole(put, known, tmp_path, suffix):
 
 
 def test_a_chat_answers_question_after_question_and_ends_with_an_empty_line(
-    put, known, monkeypatch
+    ask_tuned, known, monkeypatch
 ):
     (one, first), (two, second) = [*known.items()][:2]
     monkeypatch.setattr(
         "sys.stdin", io.StringIO(f"{one}\n{two}\n/new\n{'长' * 70}\n  {one} \n\n{two}\n")
     )
-    told = put("--chat")
-    _, *replies = told.split("\n> ")
-    assert "longer than the 64" in replies.pop(3)  # said, and the chat goes on
+    output = ask_tuned("--chat")
+    _, *replies = output.split("\n> ")
+    assert "longer than the 64" in replies.pop(3)  # printed; the chat continues
     assert replies == [f"{first}\n", f"{second}\n", "", f"{first}\n", ""]
-    monkeypatch.setattr("sys.stdin", io.StringIO(f"{one}\n"))  # the end of the file ends it too
-    assert put("--chat").count(first) == 1
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"{one}\n"))  # the end of the input ends the chat
+    assert ask_tuned("--chat").count(first) == 1
 
 
 class Recorder(ChatModel):
-    """A speaker of so many turns with a block of 64 that notes what it is asked."""
+    """A TerminalChat with a block of 64 that records the prompts and answers with their number."""
 
     def __init__(self, tokenizer, turns):
-        self.tokenizer, self.turns, self.block, self.asked = tokenizer, turns, 64, []
+        self.tokenizer, self.turns, self.block, self.prompts = tokenizer, turns, 64, []
         self.settings = SimpleNamespace(seed=1)
 
     def print_text(self, ids, seed, stop):
-        self.asked.append(self.tokenizer.decode(ids))
-        return f"{len(self.asked)}。"
+        self.prompts.append(self.tokenizer.decode(ids))
+        return f"{len(self.prompts)}。"
 
 
 @pytest.mark.parametrize(
@@ -299,24 +303,24 @@ class Recorder(ChatModel):
         (9, ["a", "a1。b", "a1。b2。c", "d", "d4。e"]),
     ],
 )
-def test_a_chat_remembers_as_many_turns_as_were_learned_until_new(
+def test_a_chat_remembers_as_many_turns_as_were_trained_until_new(
     tokenizer, monkeypatch, turns, expected
 ):
-    speaker = Recorder(tokenizer, turns)
+    terminal = Recorder(tokenizer, turns)
     monkeypatch.setattr("sys.stdin", io.StringIO("a\nb\nc\n/new\nd\ne\n\n"))
-    assert sample_command.chat(speaker) == 0 and speaker.asked == expected
+    assert sample_command.chat(terminal) == 0 and terminal.prompts == expected
 
 
-def test_a_chats_oldest_turns_go_when_half_the_block_is_full(tokenizer, monkeypatch):
-    speaker = Recorder(tokenizer, 9)
+def test_a_chat_drops_its_oldest_turns_when_half_the_block_is_full(tokenizer, monkeypatch):
+    terminal = Recorder(tokenizer, 9)
     monkeypatch.setattr("sys.stdin", io.StringIO("".join(f"{letter * 6}\n" for letter in "ABCDE")))
-    assert sample_command.chat(speaker) == 0
-    assert speaker.asked[0] == "A" * 6 and "AAAAAA1。BBBBBB" in speaker.asked[1]
-    assert speaker.asked[4].endswith("DDDDDD4。EEEEEE") and "A" not in speaker.asked[4]
+    assert sample_command.chat(terminal) == 0
+    assert terminal.prompts[0] == "A" * 6 and "AAAAAA1。BBBBBB" in terminal.prompts[1]
+    assert terminal.prompts[4].endswith("DDDDDD4。EEEEEE") and "A" not in terminal.prompts[4]
 
 
 @pytest.mark.parametrize(
-    "arguments, told",
+    "arguments, message",
     [
         (["--chat", "--start=x"], "drop --start, --in and --continue_text"),
         (["--chat", "--continue_text"], "drop --start, --in and --continue_text"),
@@ -324,8 +328,8 @@ def test_a_chats_oldest_turns_go_when_half_the_block_is_full(tokenizer, monkeypa
         (["--start=x", "--in=x.csv", "--out=y.csv"], "exclude each other"),
     ],
 )
-def test_a_mistake_with_a_fine_tuned_model_is_one_message(put, arguments, told):
-    assert told in put(*arguments, code=2)
+def test_a_mistake_with_a_fine_tuned_model_is_one_message(ask_tuned, arguments, message):
+    assert message in ask_tuned(*arguments, code=2)
 
 
 def test_a_pretrained_model_does_not_chat(pretrained, capsys):
@@ -333,9 +337,7 @@ def test_a_pretrained_model_does_not_chat(pretrained, capsys):
     assert "config/sft.py" in capsys.readouterr().err
 
 
-def test_of_two_models_the_one_trained_last_answers(
-    pretrained, tuned, tmp_path, monkeypatch, capsys, known
-):
+def test_the_newer_of_two_models_is_used(pretrained, tuned, tmp_path, monkeypatch, capsys, known):
     question = next(iter(known))
     monkeypatch.chdir(tmp_path)
     for name, source, age in (("out-pretrain", pretrained, 100), ("out-sft", tuned, 0)):
@@ -348,7 +350,7 @@ def test_of_two_models_the_one_trained_last_answers(
     assert capsys.readouterr().out.startswith(question)
 
 
-def test_an_answer_that_is_cut_is_told(tuned, known, tmp_path, capsys):
+def test_a_truncated_answer_is_reported(tuned, known, tmp_path, capsys):
     question = next(iter(known))
     assert (
         sample.main(
@@ -356,15 +358,15 @@ def test_an_answer_that_is_cut_is_told(tuned, known, tmp_path, capsys):
         )
         == 0
     )
-    told = capsys.readouterr()
-    assert "cut at --max_new_tokens=2" in told.err and "cut" not in told.out
-    (tmp_path / "asked.txt").write_text(question + "\n", encoding="utf-8")
+    output = capsys.readouterr()
+    assert "cut at --max_new_tokens=2" in output.err and "cut" not in output.out
+    (tmp_path / "questions.txt").write_text(question + "\n", encoding="utf-8")
     assert (
         sample.main(
             [
                 f"--out_dir={tuned}",
-                f"--in={tmp_path / 'asked.txt'}",
-                f"--out={tmp_path / 'said.csv'}",
+                f"--in={tmp_path / 'questions.txt'}",
+                f"--out={tmp_path / 'answers.csv'}",
                 "--max_new_tokens=2",
                 "--threads=1",
             ]
@@ -374,6 +376,6 @@ def test_an_answer_that_is_cut_is_told(tuned, known, tmp_path, capsys):
     assert "1 of them were cut" in capsys.readouterr().out
 
 
-def test_an_empty_question_is_a_mistake(tuned, capsys):
+def test_an_empty_question_is_refused(tuned, capsys):
     assert sample.main([f"--out_dir={tuned}", "--start= ", "--threads=1"]) == 2
     assert "the question is empty" in capsys.readouterr().err

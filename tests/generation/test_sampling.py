@@ -1,4 +1,4 @@
-"""shuoshu/generation/sampling.py: valid text from any model, alone as in a batch, and its end."""
+"""shuoshu/generation/sampling.py: valid UTF-8, batches, ends of texts, and the choice of tokens."""
 
 import dataclasses
 import math
@@ -24,7 +24,7 @@ from shuoshu.generation.utf8 import WHOLE, Utf8Mask
 
 @pytest.fixture(scope="module")
 def wild(tokenizer):
-    """A generator whose untrained model gives large logits to any token, parts of characters too."""
+    """A generator whose untrained model often prefers tokens that are parts of characters."""
     torch.manual_seed(0)
     config = GPTConfig(
         vocab_size=math.ceil(tokenizer.n_vocab / 64) * 64 + 64,
@@ -61,7 +61,7 @@ def test_no_text_of_100_000_tokens_holds_a_broken_character(wild, tokenizer):
             assert strict(tokenizer, result) == result.text
             assert "�" not in result.text
             assert result.reason in ("end", "length")
-            assert len(result.ids) <= params.max_new_tokens + 3  # a character may finish
+            assert len(result.ids) <= params.max_new_tokens + 3  # 3: to complete a character
             tokens += len(result.ids)
     assert tokens > 100_000
 
@@ -79,14 +79,14 @@ def test_a_length_limit_lets_the_character_finish(wild, tokenizer):
     for result in wild.complete([[tokenizer.end]] * 200, params, range(200)):
         assert strict(tokenizer, result) == result.text
         seen.add(len(result.ids))
-    assert max(seen) > 1  # it happened
+    assert max(seen) > 1  # at least one text was extended
 
 
 def test_same_seed_same_text_alone_or_in_a_batch(trained, tokenizer):
     prompts = [
         tokenizer.encode(text) for text in ("清晨，沈砚在渡口", "赵", "第二天", "黄昏时分，柳青禾")
     ]
-    params = SamplingParams(90, 1.0, 50)  # past the block of 64, which rows reach at other steps
+    params = SamplingParams(90, 1.0, 50)  # rows reach the block of 64 at different steps
     together = trained.complete(prompts, params, [1, 2, 3, 4])
     alone = [
         trained.complete([prompt], params, [seed])[0]
@@ -97,7 +97,7 @@ def test_same_seed_same_text_alone_or_in_a_batch(trained, tokenizer):
     assert len({r.text for r in others}) == 4
 
 
-def test_greedy_text_is_what_uncached_logits_say_up_to_the_block(trained, tokenizer):
+def test_greedy_text_follows_uncached_logits_up_to_the_block(trained, tokenizer):
     prompt = tokenizer.encode("清晨，沈砚在渡口")
     [completion] = trained.complete([prompt], SamplingParams(40, 0.0), [0])
     context = list(prompt)
@@ -185,7 +185,7 @@ def share(params: SamplingParams, draws: int = 4000) -> list[float]:
     return (counts / draws).tolist()
 
 
-def test_tokens_come_as_often_as_their_probabilities_say():
+def test_tokens_are_drawn_with_their_probabilities():
     assert share(SamplingParams(temperature=1.0, top_k=None)) == pytest.approx(
         LOGITS.softmax(-1)[0].tolist(), abs=1e-3
     )
@@ -220,7 +220,7 @@ def test_a_vanishing_temperature_is_greedy(temperature):
     st.floats(0, 1),
     st.floats(0, 1),
 )
-def test_a_forbidden_token_never_comes(u, temperature, top_k, top_p, min_p):
+def test_a_forbidden_token_is_never_drawn(u, temperature, top_k, top_p, min_p):
     token = pick(
         LOGITS,
         SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p),
@@ -234,7 +234,7 @@ def test_the_repetition_penalty_lowers_every_seen_logit_whatever_its_sign():
     assert penalise_repetition(LOGITS, seen, 2.0)[0].tolist() == [1.0, 1.0, 0.0, -2.0, -torch.inf]
 
 
-# ---------------------------------------------------------------- a prompt that stays
+# ---------------------------------------------------------------- a full block
 
 
 @pytest.fixture(scope="module")
@@ -283,8 +283,8 @@ def test_when_the_block_is_full_the_prompt_is_prefilled_again_before_the_latest_
             context.append(token)
     assert len(refills) >= 3
     generator = endless(model, tokenizer)
-    [found] = generator.complete([prompt], SamplingParams(130, 0.0, keeps_prompt=True), [0])
-    assert found.ids[:130] == expected
+    [result] = generator.complete([prompt], SamplingParams(130, 0.0, keeps_prompt=True), [0])
+    assert result.ids[:130] == expected
     [slid] = generator.complete([prompt], SamplingParams(130, 0.0), [0])
     assert slid.ids[: refills[0]] == expected[: refills[0]]
     assert (slid.ids[:130] == expected) == (not kept)
@@ -320,7 +320,7 @@ def endless(model, tokenizer):
         (10, 200, [*range(10), *range(181, 200)]),
     ],
 )
-def test_a_context_that_fits_stays_whole_else_the_prompt_and_half_of_the_rest_remain(
+def test_a_full_context_is_cut_to_the_prompt_and_half_of_the_remaining_block(
     kept, length, expected
 ):
     assert Context(list(range(length)), kept).fitting(48) == expected
@@ -331,7 +331,7 @@ def test_a_prompt_too_long_to_be_kept_shrinks_to_the_last_half_block(kept):
     assert Context(list(range(120)), kept).fitting(48) == [*range(96, 120)]
 
 
-def test_many_prompts_come_back_in_their_order_whatever_the_batches(trained, tokenizer):
+def test_complete_many_keeps_the_order_of_the_prompts(trained, tokenizer):
     prompts = [
         tokenizer.encode("清晨，沈砚在渡口望着河面出神。"[:n]) for n in (9, 1, 5, 12, 3, 7, 2)
     ]

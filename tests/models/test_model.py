@@ -1,4 +1,4 @@
-"""model.py: Qwen3's block, exactly; the cache; causality; initialisation."""
+"""model.py equals Qwen3; the cache, causality, initialisation and config.json."""
 
 import dataclasses
 import math
@@ -24,7 +24,7 @@ ODD = GPTConfig(
     n_embd=48,
     head_dim=16,
     n_hidden=80,
-)  # 16 != 48 / 4
+)  # head_dim is not n_embd / n_head
 TIED = dataclasses.replace(ODD, tie_embeddings=True)
 
 
@@ -35,7 +35,7 @@ def random_ids(config: GPTConfig, rows: int, length: int, seed: int = 0) -> torc
 
 
 def model_of(config: GPTConfig, steps: int = 20) -> GPT:
-    """A model trained a little and with perturbed gains: fresh gains of 1 would hide swapped tensors."""
+    """A model after a few steps. Its norm weights differ: equal ones would hide swapped tensors."""
     torch.manual_seed(1)
     model = GPT(config)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
@@ -109,7 +109,7 @@ def test_cached_logits_equal_uncached_up_to_the_block():
         model.hidden(ids[:, :1], cache)
 
 
-def test_prompts_of_different_lengths_side_by_side_get_what_each_gets_alone():
+def test_prompts_of_different_lengths_get_the_same_logits_together_as_alone():
     model = model_of(ODD)
     lengths, steps = [3, 11, 6], 9
     ids = random_ids(ODD, 3, max(lengths) + steps)
@@ -151,7 +151,7 @@ def test_the_loss_is_float32_over_the_targets_that_are_not_ignored():
 
 
 @pytest.mark.parametrize("path", sorted(REPO_ROOT.glob("config/*.py")), ids=lambda path: path.stem)
-def test_each_shipped_config_begins_near_a_blind_guess(path):
+def test_each_bundled_config_starts_near_the_loss_of_uniform_guessing(path):
     settings = parse(TrainSettings, [str(path)], "")
     shape = {
         field.name: getattr(settings, field.name) for field in dataclasses.fields(ModelSettings)
@@ -174,7 +174,7 @@ def test_dropout_acts_in_training_only():
     assert torch.equal(model(ids), model(ids))
 
 
-def test_a_longer_block_changes_nothing_within_the_old_one(tmp_path, tokenizer):
+def test_a_longer_block_keeps_the_logits_of_shorter_rows(tmp_path, tokenizer):
     config = dataclasses.replace(ODD, vocab_size=576)
     model = model_of(config)
     weights.write_model_folder(tmp_path, config, tokenizer)
@@ -206,7 +206,7 @@ def test_another_architecture_is_refused(change):
         config_from_hf(config_to_hf(ODD) | change)
 
 
-def test_parameters_and_work_are_counted():
+def test_parameters_and_flops_are_counted():
     total, inner = GPT(ODD).count_parameters()
     assert total == inner + 2 * 96 * 48 == sum(p.numel() for p in GPT(ODD).parameters())
     assert GPT(TIED).count_parameters() == (inner + 96 * 48, inner)

@@ -1,4 +1,4 @@
-"""Each operation that may be replaced, against the plain one in model.py."""
+"""Each operation that may be replaced agrees with the plain one in model.py."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def run(operation, name: str, dtype: torch.dtype) -> list[torch.Tensor]:
     """The result of an operation and its gradients."""
     tensors, others = inputs_of(name)
     tensors = [tensor.requires_grad_() for tensor in tensors]
-    if name == "causal_attention":  # queries, keys and values come in the autocast type
+    if name == "causal_attention":  # its inputs have the autocast dtype
         tensors = [tensor.detach().to(dtype).requires_grad_() for tensor in tensors]
     with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
         result = operation(*tensors, *others)
@@ -60,7 +60,7 @@ def test_the_installed_operation_agrees_with_the_plain_one(name):
     )
     exact = run(plain, name, torch.float32)
     for own, true in zip(run(installed, name, torch.float32), exact, strict=True):
-        assert torch.equal(own, true)  # without autocast it is the plain one
+        assert torch.equal(own, true)  # without autocast the plain operation runs
     fast = run(installed, name, torch.bfloat16)
     for own, true in zip(fast, exact, strict=True):
         assert own.shape == true.shape
@@ -73,7 +73,7 @@ def test_the_plain_operations_are_the_defaults():
     assert all(function is plain[name] for name, function in vars(plain["ops"]).items())
 
 
-def test_model_py_imports_nothing_of_the_package_and_asks_for_no_device():
+def test_model_py_has_no_imports_from_the_package_and_no_device_conditions():
     source = inspect.getsource(model)
     imported = [
         node.module if isinstance(node, ast.ImportFrom) else node.names[0].name

@@ -90,23 +90,23 @@ def test_rows_of_the_file_have_noise_and_paraphrases_have_none(qa: Path, tokeniz
     assert all(set(UNIT.findall(question)) <= units for question in paraphrases)
 
 
-def test_paraphrases_depend_on_seed_and_epoch(qa: Path, tokenizer_of_qa) -> None:
-    tokenizer = tokenizer_of_qa
-    dataset = QuestionDataset(qa, "train", 8)
-    dataset.add_paraphrases(tokenizer, 1)
+def test_paraphrases_depend_on_seed_and_epoch(tokenizer, tmp_path: Path) -> None:
+    chat = conversation("谁？", "老船夫。", "还有呢？", "没有了。")
+    single = conversation("清晨的时候，沈砚在城南的渡口到底做了什么事情呢？", "等船。")
+    dataset = QuestionDataset(write_pairs(tmp_path, tokenizer, [chat, single]), "train")
+    dataset.add_paraphrases(tokenizer, 98)
     size = dataset.rows_per_epoch(64)
+    assert size == 100
 
-    def questions(epoch: int, seed: int) -> dict[int, str]:
-        """Entry → question; so that the order of the epoch doesn't matter."""
-        ids, targets = dataset.rows(epoch * size, size, 64, seed)
-        entries = dataset.entries(epoch * size, size, seed).tolist()
-        rows = zip(entries, ids, targets, strict=True)
-        return {entry: decode(*row, tokenizer)[0] for entry, *row in rows if entry >= len(dataset)}
+    def questions(epoch: int, seed: int) -> list[str]:
+        """Nearly all are paraphrases of one question, so their order doesn't matter."""
+        rows = zip(*dataset.rows(epoch * size, size, 64, seed), strict=True)
+        return [decode(*row, tokenizer)[0] for row in rows]
 
     first = questions(0, 1)
     assert first == questions(0, 1)
     for others in (questions(0, 2), questions(1, 1)):
-        assert np.mean([first[entry] == others[entry] for entry in first]) < 0.4
+        assert np.mean([a == b for a, b in zip(first, others, strict=True)]) < 0.2
 
 
 def test_target_count_and_rows_do_not_depend_on_the_rows_read_before(

@@ -1,4 +1,4 @@
-"""Reading novels: headings, sections, books, the same book twice, and where the validation text begins."""
+"""Reading novels: files, books, duplicates, and the beginning of the validation text."""
 
 from __future__ import annotations
 
@@ -12,65 +12,19 @@ from hypothesis import strategies as st
 from shuoshu.core.errors import UserError
 from shuoshu.text import books as text_books
 from shuoshu.text import encodings
-from shuoshu.text.books import HEADING, Book, find_duplicate_books, find_files, read_books, sections
+from shuoshu.text.books import Book, find_duplicate_books, find_files, read_books, sections
 from shuoshu.text.cleaning import clean_text
-
-# Text in which every kind of cut is near: line ends of all kinds, indents, headings, characters of one to four bytes.
-PROSE = st.lists(
-    st.sampled_from(
-        [
-            "\n",
-            "\r\n",
-            "\r",
-            "\n\n",
-            " ",
-            "　",
-            "第一回 风起",
-            "第12章",
-            "Chapter 3",
-            "a",
-            "é",
-            "雨",
-            "𠮷",
-            "👩‍👧",
-            "。",
-            "\u2028",
-            "\x85",
-            "\x1c",
-        ]
-    )
-    | st.text(max_size=3),
-    max_size=40,
-).map("".join)
-
-
-def write(path: Path, text: str | bytes) -> Path:
-    path.write_bytes(text if isinstance(text, bytes) else text.encode("utf-8"))
-    return path
-
-
-def titles(path: Path) -> list[str]:
-    return [section.title for section in sections(path) if section.title is not None]
-
-
-def read(path: Path, text: str | bytes, val_fraction: float = 0.0, **settings: object) -> Book:
-    """A text, written to a file and read as a book."""
-    aside = path.parent / "aside"
-    aside.mkdir(exist_ok=True)
-    books, bad = read_books([write(path, text)], aside, **settings)
-    assert bad == [] and len(books) == 1
-    books[0].cut(val_fraction)
-    return books[0]
+from tests.text.book_helpers import PROSE, read, write
 
 
 def reason(path: Path, raw: bytes) -> str:
-    """Why a file is no book."""
+    """The reason why a file can't be read as a book."""
     books, bad = read_books([write(path, raw)], path.parent)
     assert books == [] and [named for named, _ in bad] == [path]
     return bad[0][1]
 
 
-def parts(book: Book) -> dict[str, str]:
+def split_texts(book: Book) -> dict[str, str]:
     """The text of each split; the train text must all come before the validation text."""
     pieces = list(book.splits())
     names = [split for split, _ in pieces]
@@ -81,152 +35,35 @@ def parts(book: Book) -> dict[str, str]:
     }
 
 
-# ---------------------------------------------------------------- headings
-
-
-@pytest.mark.parametrize(
-    "line",
-    [
-        "第一回 灵根育孕源流出",
-        "第一回",
-        "　　第一回　甄士隐梦幻识通灵",
-        "\t第十二章：雨夜",
-        "第12章",
-        "第１２章 归来",
-        "第一百零八回 大结局",
-        "第三卷 北国",
-        "第两千节",
-        "Chapter 12",
-        "CHAPTER XII.",
-        "  chapter iv: The Storm",
-        "Chapter 7. In which it rains",
-    ],
-)
-def test_a_heading_is_recognised(tmp_path: Path, line: str) -> None:
-    assert titles(write(tmp_path / "book.txt", f"前言。\n{line}\n正文。\n")) == [
-        " ".join(line.split())
-    ]
-
-
-@pytest.mark.parametrize(
-    "line",
-    [
-        "第一回见到他时，雨正下着。",
-        "第二天",
-        "第二天 他又来了",
-        "他读到第三回 就睡了",
-        "第一章，他写得很慢。",
-        "第回 无数",
-        "Chapters 12 and 13",
-        "Chapter and verse",
-        "Chapter 12th of the law",
-        "CHAPTER XIIth",
-        "第一回 " + "长" * 70,
-    ],
-)
-def test_prose_is_no_heading(line: str) -> None:
-    assert not HEADING.search(f"前言。\n{line}\n正文。\n")
-
-
-def test_a_heading_is_found_at_the_beginning_and_at_the_end_of_a_file(tmp_path: Path) -> None:
-    book = read(tmp_path / "book.txt", "\ufeff第一回 甲\r\n文\r\n第二回 乙")
-    assert titles(book.file) == [title for title, _ in book.chapters] == ["第一回 甲", "第二回 乙"]
-
-
-# ---------------------------------------------------------------- sections
-
-
-@given(text=PROSE, block=st.integers(1, 24))
-def test_sections_join_to_the_text(
-    tmp_path_factory: pytest.TempPathFactory, text: str, block: int
-) -> None:
-    path = write(tmp_path_factory.getbasetemp() / "joined.txt", text)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(text_books, "BLOCK_CHARACTERS", block)
-        found = list(sections(path))
-    assert "".join(section.text for section in found) == text
-    assert all(section.text for section in found)
-    for section in found:
-        if section.title is not None:
-            assert section.text.lstrip(" \t　").startswith(section.title.split(" ")[0])
-
-
-@pytest.mark.parametrize("block", [1, 2, 3, 5, 7, 64])
-def test_characters_cut_by_a_block_stay_whole(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int
-) -> None:
-    text = "é雨𠮷👩‍👧\r\n" * 20
-    monkeypatch.setattr(text_books, "BLOCK_CHARACTERS", block)
-    assert "".join(s.text for s in sections(write(tmp_path / "book.txt", text))) == text
-
-
-@pytest.mark.parametrize("block", [64, 100, 1000])
-def test_chapters_are_found_wherever_the_blocks_end(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, block: int
-) -> None:
-    path = write(tmp_path / "book.txt", text)
-    whole = titles(path)
-    monkeypatch.setattr(text_books, "BLOCK_CHARACTERS", block)
-    assert titles(path) == whole and len(whole) == 10
-
-
-@pytest.mark.parametrize("block", range(25, 45))
-def test_a_section_begins_at_a_line_that_is_not_blank(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int
-) -> None:
-    monkeypatch.setattr(text_books, "BLOCK_CHARACTERS", block)
-    found = list(sections(write(tmp_path / "book.txt", "一行文字。\n\n \n另一行文字。\n\n\n" * 20)))
-    assert len(found) > 5
-    assert not any(section.text[:1].isspace() for section in found)
-
-
-def test_a_novel_with_indented_paragraphs_is_cut_at_lines_too(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(text_books, "BLOCK_CHARACTERS", 300)
-    found = list(
-        sections(write(tmp_path / "book.txt", "　　沈砚点起一盏油灯，望着河面出神。\n" * 200))
-    )
-    assert all(section.text.endswith("\n") for section in found)
-    assert max(len(section.text) for section in found) < 600
-
-
-def test_only_a_few_blocks_of_an_endless_line_are_held(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(text_books, "BLOCK_CHARACTERS", 100)
-    assert max(len(s.text) for s in sections(write(tmp_path / "book.txt", "a" * 5000))) <= 500
-
-
 # ---------------------------------------------------------------- books
 
 
-def test_folders_are_searched_and_each_file_is_taken_once_in_order(tmp_path: Path) -> None:
+def test_folders_are_searched_and_each_file_is_read_once_in_order(tmp_path: Path) -> None:
     (tmp_path / "deep" / "er").mkdir(parents=True)
     for name in ("b.txt", "a.TXT", "deep/c.zip", "deep/er/d.txt.gz", "notes.md"):
         write(tmp_path / name, "文")
     (tmp_path / "folder.txt").mkdir()
-    found = [
+    result = [
         path.relative_to(tmp_path).as_posix()
         for path in find_files(
             [str(tmp_path), str(tmp_path / "b.txt"), str(tmp_path / "deep" / ".." / "b.txt")]
         )
     ]
-    assert found == sorted(found) == ["a.TXT", "b.txt", "deep/c.zip", "deep/er/d.txt.gz"]
+    assert result == sorted(result) == ["a.TXT", "b.txt", "deep/c.zip", "deep/er/d.txt.gz"]
 
 
-def test_files_are_taken_in_the_order_given(tmp_path: Path) -> None:
+def test_files_are_read_in_the_order_of_the_arguments(tmp_path: Path) -> None:
     files = find_files([str(write(tmp_path / name, "文")) for name in ("z.txt", "a.txt")])
     books, _ = read_books(files, tmp_path)
     assert [book.title for book in books] == ["z", "a"]
 
 
-def test_a_file_named_by_the_user_may_have_any_ending(tmp_path: Path) -> None:
+def test_a_named_file_may_have_any_suffix(tmp_path: Path) -> None:
     [path] = find_files([str(write(tmp_path / "novel.md", "文"))])
     assert read(path, "文").title == "novel"
 
 
-def test_a_folder_without_text_is_told(tmp_path: Path) -> None:
+def test_a_folder_without_text_is_reported(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"holds no \.txt, \.zip, \.gz file"):
         find_files([str(tmp_path)])
 
@@ -236,7 +73,7 @@ def test_a_folder_without_text_is_told(tmp_path: Path) -> None:
     ["missing.txt", "nul\0.txt", "", "长" * 200],
     ids=["missing", "nul", "empty", "too long"],
 )
-def test_a_path_that_is_not_there_is_told(
+def test_a_missing_path_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -253,7 +90,7 @@ def test_bad_files_are_named_and_the_others_read(tmp_path: Path) -> None:
     books, bad = read_books([*names, tmp_path / "gone.txt"], tmp_path)
     assert [book.title for book in books] == ["a", "z"]
     assert [path for path, _ in bad] == [names[1], tmp_path / "gone.txt"] and all(
-        told for _, told in bad
+        message for _, message in bad
     )
 
 
@@ -305,35 +142,36 @@ def test_a_book_read_in_parts_has_the_same_text_chapters_and_account(
 ) -> None:
     whole = read(tmp_path / "a.txt", text)
     monkeypatch.setattr(encodings, "PART_CHARACTERS", 500)
-    monkeypatch.setattr(encodings, "SAMPLE_BYTES", 9000)  # the first part; then comes the rest
-    parts = read(tmp_path / "b.txt", text)
-    assert parts.account.is_exact() and parts.account.read == len(text)
-    assert [title for title, _ in parts.chapters] == [title for title, _ in whole.chapters]
-    cleaned = parts.file.read_text(encoding="utf-8")
-    assert len(cleaned) == parts.characters
+    monkeypatch.setattr(encodings, "SAMPLE_BYTES", 9000)  # the book is read in two parts
+    in_parts = read(tmp_path / "b.txt", text)
+    assert in_parts.account.is_exact() and in_parts.account.read == len(text)
+    assert [title for title, _ in in_parts.chapters] == [title for title, _ in whole.chapters]
+    cleaned = in_parts.file.read_text(encoding="utf-8")
+    assert len(cleaned) == in_parts.characters
     assert all(
-        " ".join(cleaned[start:].split("\n")[0].split()) == title for title, start in parts.chapters
+        " ".join(cleaned[start:].split("\n")[0].split()) == title
+        for title, start in in_parts.chapters
     )
     lines = [
         [line for line in book.file.read_text(encoding="utf-8").split("\n") if line]
-        for book in (whole, parts)
+        for book in (whole, in_parts)
     ]
     assert lines[0] == lines[1]
 
 
-def test_traditional_script_stays_as_it_is(tmp_path: Path) -> None:
+def test_traditional_script_is_not_converted(tmp_path: Path) -> None:
     text = "沈硯點起一盞油燈，望著河面出神，說：「這雨怕是停不了。」\n" * 30
     assert read(tmp_path / "a.txt", text.encode("big5")).file.read_text(encoding="utf-8") == text
 
 
-def test_odd_characters_are_counted_and_kept(tmp_path: Path) -> None:
+def test_rare_characters_are_counted_and_kept(tmp_path: Path) -> None:
     text = "他姓\ue123，名\ue123，字\U00020bb7，号㐂，籍贯�。\n" + "雨还在下。\n" * 20
     book = read(tmp_path / "a.txt", text)
     assert dict(book.odd) == {"private-use": 2, "unreadable (�)": 1, "rare": 2}
     assert book.file.read_text(encoding="utf-8") == text
 
 
-# ---------------------------------------------------------------- the same book twice
+# ---------------------------------------------------------------- duplicates
 
 
 def tale(seed: int, size: int = 4000) -> str:
@@ -351,7 +189,7 @@ def read_all(folder: Path, texts: dict[str, str | bytes]) -> list[Book]:
     return books
 
 
-def test_the_same_book_in_another_encoding_and_layout_is_noticed(tmp_path: Path) -> None:
+def test_a_duplicate_in_another_encoding_and_layout_is_found(tmp_path: Path) -> None:
     text = tale(1)
     other = text.replace("\n", "\r\n\r\n").replace("。", "．").encode("utf-16")
     books = read_all(tmp_path, {"a.txt": text, "b.txt": tale(2), "c.txt": other})
@@ -360,13 +198,13 @@ def test_the_same_book_in_another_encoding_and_layout_is_noticed(tmp_path: Path)
     ]
 
 
-def test_a_part_of_a_book_is_noticed_beside_the_whole(tmp_path: Path) -> None:
+def test_a_part_of_another_book_is_found(tmp_path: Path) -> None:
     books = read_all(tmp_path, {"whole.txt": tale(1) + tale(2), "part.txt": tale(2)})
     [(a, b, share)] = find_duplicate_books(books)
     assert {a.title, b.title} == {"whole", "part"} and share > 0.95
 
 
-def test_different_books_with_a_common_quotation_are_not_the_same(tmp_path: Path) -> None:
+def test_books_that_share_a_quotation_are_not_duplicates(tmp_path: Path) -> None:
     common = tale(9, 1000)
     assert (
         find_duplicate_books(read_all(tmp_path, {f"{n}.txt": tale(n) + common for n in range(4)}))
@@ -374,7 +212,7 @@ def test_different_books_with_a_common_quotation_are_not_the_same(tmp_path: Path
     )
 
 
-def test_short_texts_are_compared_without_a_fault(tmp_path: Path) -> None:
+def test_short_texts_can_be_compared(tmp_path: Path) -> None:
     assert (
         find_duplicate_books(
             read_all(tmp_path, {"a.txt": "雨", "b.txt": "雨", "c.txt": "一二三四五六七八"})
@@ -383,7 +221,7 @@ def test_short_texts_are_compared_without_a_fault(tmp_path: Path) -> None:
     )
 
 
-# ---------------------------------------------------------------- where the validation text begins
+# ---------------------------------------------------------------- validation text
 
 
 @given(text=PROSE, block=st.integers(1, 24), val_fraction=st.floats(0, 0.9))
@@ -393,32 +231,32 @@ def test_the_splits_join_to_the_text(
     assume(text.strip() and "\0" not in text)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(text_books, "BLOCK_CHARACTERS", block)
-        found = parts(read(tmp_path_factory.getbasetemp() / "split.txt", text, val_fraction))
-    assert found["train"] + found["val"] == clean_text(text.removeprefix("\ufeff"))[0]
+        texts = split_texts(read(tmp_path_factory.getbasetemp() / "split.txt", text, val_fraction))
+    assert texts["train"] + texts["val"] == clean_text(text.removeprefix("\ufeff"))[0]
 
 
 def test_the_validation_text_begins_at_the_nearest_chapter(tmp_path: Path, text: str) -> None:
-    found = parts(read(tmp_path / "book.txt", text, 0.05))
-    assert found["val"].startswith("第十回")
-    found = parts(read(tmp_path / "book.txt", text, 0.28))
-    assert found["val"].startswith("第八回")
+    texts = split_texts(read(tmp_path / "book.txt", text, 0.05))
+    assert texts["val"].startswith("第十回")
+    texts = split_texts(read(tmp_path / "book.txt", text, 0.28))
+    assert texts["val"].startswith("第八回")
 
 
-def test_a_far_chapter_gives_way_to_a_line(tmp_path: Path) -> None:
+def test_without_a_near_chapter_the_validation_text_begins_at_a_line(tmp_path: Path) -> None:
     text = "开头。\n" * 10 + "第一回 甲\n" + "一行正文。\n" * 1000
-    found = parts(read(tmp_path / "book.txt", text, 0.05))
-    assert found["train"].endswith("\n") and found["val"].startswith("一行正文。")
-    assert len(found["val"]) == pytest.approx(0.05 * len(text), abs=10)
+    texts = split_texts(read(tmp_path / "book.txt", text, 0.05))
+    assert texts["train"].endswith("\n") and texts["val"].startswith("一行正文。")
+    assert len(texts["val"]) == pytest.approx(0.05 * len(text), abs=10)
 
 
 def test_a_book_without_chapters_is_cut_at_a_line(tmp_path: Path) -> None:
     lines = [f"第{n}天，{'风' * (n % 13)}。\n" for n in range(300)]
-    found = parts(read(tmp_path / "book.txt", "".join(lines), 0.1))
-    assert found["val"] == "".join(lines[-found["val"].count("\n") :])
-    assert len(found["val"]) == pytest.approx(0.1 * len("".join(lines)), abs=20)
+    texts = split_texts(read(tmp_path / "book.txt", "".join(lines), 0.1))
+    assert texts["val"] == "".join(lines[-texts["val"].count("\n") :])
+    assert len(texts["val"]) == pytest.approx(0.1 * len("".join(lines)), abs=20)
 
 
-def test_the_rest_of_a_section_that_was_cut_begins_no_chapter(tmp_path: Path) -> None:
+def test_the_rest_of_a_cut_section_begins_no_chapter(tmp_path: Path) -> None:
     book = read(tmp_path / "book.txt", "第一回 甲\n" + "正文。\n" * 100, 0.1)
     assert [
         (split, section.title)
@@ -427,15 +265,15 @@ def test_the_rest_of_a_section_that_was_cut_begins_no_chapter(tmp_path: Path) ->
     ][:2] == [("train", "第一回 甲"), ("val", None)]
 
 
-def test_no_validation_text_where_none_is_asked_for(tmp_path: Path, text: str) -> None:
-    assert parts(read(tmp_path / "book.txt", text, 0.0)) == {
+def test_without_a_validation_share_there_is_no_validation_text(tmp_path: Path, text: str) -> None:
+    assert split_texts(read(tmp_path / "book.txt", text, 0.0)) == {
         "train": text.replace("　　", ""),
         "val": "",
     }
 
 
-def test_one_endless_line_is_cut_where_the_share_ends(tmp_path: Path) -> None:
-    assert parts(read(tmp_path / "book.txt", "雨" * 1000, 0.1)) == {
+def test_a_text_of_one_line_is_cut_where_the_share_ends(tmp_path: Path) -> None:
+    assert split_texts(read(tmp_path / "book.txt", "雨" * 1000, 0.1)) == {
         "train": "雨" * 901,
         "val": "雨" * 99 + "\n",
     }

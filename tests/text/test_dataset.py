@@ -1,4 +1,4 @@
-"""Token files: rows are a pure function of (seed, row number), an epoch is every token once, damage is told."""
+"""Token files: rows depend on (seed, number), epochs cover every token, damage is reported."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_rows_do_not_depend_on_how_they_are_grouped(
 
 
 @given(block_size=st.integers(1, 203), seed=st.integers(0, 2**40), epoch=st.integers(0, 5))
-def test_an_epoch_trains_every_token_once_but_for_less_than_a_block(
+def test_an_epoch_trains_every_token_once_except_less_than_a_block(
     folder: Path, block_size: int, seed: int, epoch: int
 ) -> None:
     file = TextDataset(folder, "train")
@@ -78,9 +78,7 @@ def test_an_epoch_trains_every_token_once_but_for_less_than_a_block(
 
 
 @given(block_size=st.integers(2, 60), seed=st.integers(0, 2**40), row=st.integers(0, 500))
-def test_targets_are_the_ids_that_come_next(
-    folder: Path, block_size: int, seed: int, row: int
-) -> None:
+def test_targets_are_the_next_ids(folder: Path, block_size: int, seed: int, row: int) -> None:
     ids, targets = TextDataset(folder, "train").rows(row, 3, block_size, seed)
     assert ids.shape == targets.shape == (3, block_size) and ids.dtype == targets.dtype == np.int64
     assert (targets[:, :-1] == ids[:, 1:]).all()
@@ -94,16 +92,16 @@ def test_epochs_and_seeds_differ(folder: Path) -> None:
     assert len({epoch.tobytes() for epoch in epochs}) == 6
     assert (
         len({tuple(sorted(epoch[:, 0])) for epoch in epochs}) > 1
-    )  # not only another order: other windows
+    )  # other windows, not only another order
 
 
-def test_an_epochs_windows_come_in_random_order(folder: Path) -> None:
+def test_the_windows_of_an_epoch_are_shuffled(folder: Path) -> None:
     file = TextDataset(folder, "train")
     starts = file.rows(0, file.rows_per_epoch(4), 4, 7)[0][:, 0]
     assert not (np.diff(starts) == 4).mean() > 0.3
 
 
-def test_both_widths_of_ids_are_read(tmp_path: Path) -> None:
+def test_ids_of_two_and_of_four_bytes_are_read(tmp_path: Path) -> None:
     for n_vocab, width in ((1 << 16, 2), ((1 << 16) + 1, 4)):
         folder = written(tmp_path / str(width), n_vocab)
         assert (folder / "train.bin").stat().st_size == width * TOKENS["train"]
@@ -114,7 +112,7 @@ def test_an_empty_split_has_no_tokens(tmp_path: Path) -> None:
     assert len(TextDataset(written(tmp_path / "d", tokens={"train": 9}), "val")) == 0
 
 
-# ---------------------------------------------------------------- files that are not what they were
+# ---------------------------------------------------------------- damaged files
 
 
 @pytest.mark.parametrize("change", [-1, -2, -100, +1, +2])
@@ -143,7 +141,7 @@ def test_swapped_files_are_named(tmp_path: Path, tokens: dict[str, int]) -> None
             TextDataset(folder, split)
 
 
-def test_one_changed_bit_is_told(copy: Path) -> None:
+def test_one_changed_bit_is_reported(copy: Path) -> None:
     raw = bytearray((copy / "train.bin").read_bytes())
     raw[100] ^= 1
     (copy / "train.bin").write_bytes(raw)
@@ -152,16 +150,16 @@ def test_one_changed_bit_is_told(copy: Path) -> None:
 
 
 @given(data=st.data())
-def test_a_damaged_meta_is_named(
+def test_a_damaged_meta_is_reported(
     folder: Path, data: st.DataObject, damage: Callable, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    hurt = tmp_path_factory.getbasetemp() / "hurt-meta"
-    shutil.copytree(folder, hurt, dirs_exist_ok=True)
+    damaged = tmp_path_factory.getbasetemp() / "damaged-meta"
+    shutil.copytree(folder, damaged, dirs_exist_ok=True)
     document = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
-    (hurt / "meta.json").write_text(json.dumps(damage(data, document)), encoding="utf-8")
+    (damaged / "meta.json").write_text(json.dumps(damage(data, document)), encoding="utf-8")
     for split in TEXT_SPLITS:
         try:
-            assert len(TextDataset(hurt, split)) == TOKENS[split]
+            assert len(TextDataset(damaged, split)) == TOKENS[split]
         except UserError as error:
             assert "meta.json" in str(error) or f"{split}.bin" in str(error)
 
@@ -189,7 +187,7 @@ def lose_the_width(meta: dict) -> None:
 @pytest.mark.parametrize(
     "harm", [lose_a_count, spell_a_count, unknown_count, listed, lose_the_width]
 )
-def test_a_meta_without_its_facts_is_named(copy: Path, harm: Callable[[dict], None]) -> None:
+def test_a_meta_without_a_field_is_reported(copy: Path, harm: Callable[[dict], None]) -> None:
     meta = json.loads((copy / "meta.json").read_text(encoding="utf-8"))
     harm(meta)
     (copy / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
@@ -202,13 +200,13 @@ def test_a_meta_without_its_facts_is_named(copy: Path, harm: Callable[[dict], No
     [b"", b"{", b"[]", b"null", b"\xff", b"[" * 100_000],
     ids=["empty", "torn", "list", "null", "no utf-8", "deep"],
 )
-def test_a_meta_that_is_no_json_object_is_named(copy: Path, raw: bytes) -> None:
+def test_a_meta_that_is_not_an_object_is_reported(copy: Path, raw: bytes) -> None:
     (copy / "meta.json").write_bytes(raw)
     with pytest.raises(UserError, match=r"meta\.json can't be read"):
         read_meta(copy)
 
 
-def test_another_format_is_told(copy: Path) -> None:
+def test_another_format_is_reported(copy: Path) -> None:
     meta = json.loads((copy / "meta.json").read_text(encoding="utf-8"))
     (copy / "meta.json").write_text(
         json.dumps({**meta, "format": dataset.FORMAT + 1}), encoding="utf-8"
@@ -219,10 +217,10 @@ def test_another_format_is_told(copy: Path) -> None:
         read_meta(copy)
 
 
-# ---------------------------------------------------------------- finding and writing a folder
+# ---------------------------------------------------------------- finding and writing folders
 
 
-def test_a_dataset_goes_by_its_name_or_its_path(
+def test_a_dataset_is_found_by_name_or_path(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -235,7 +233,7 @@ def test_a_dataset_goes_by_its_name_or_its_path(
     )
 
 
-def test_a_missing_dataset_is_told_how_to_make_it(
+def test_the_error_for_a_missing_dataset_says_how_to_make_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -248,7 +246,7 @@ def test_a_missing_dataset_is_told_how_to_make_it(
         find_dataset("mine")
 
 
-def test_nothing_is_left_of_a_writer_that_fails(copy: Path) -> None:
+def test_a_writer_that_fails_leaves_no_files(copy: Path) -> None:
     before = {path.name: path.read_bytes() for path in copy.iterdir()}
     fake = SimpleNamespace(n_vocab=9, end=8, kind="fake", hash="", to_json=lambda: "{}")
     with pytest.raises(ZeroDivisionError), DatasetWriter(copy) as writer:
@@ -258,23 +256,21 @@ def test_nothing_is_left_of_a_writer_that_fails(copy: Path) -> None:
     assert {path.name: path.read_bytes() for path in copy.iterdir()} == before
 
 
-def test_nothing_is_left_of_a_writer_that_fails_before_it_has_a_tokenizer(copy: Path) -> None:
+def test_a_writer_that_fails_before_it_has_a_tokenizer_leaves_no_files(copy: Path) -> None:
     before = {path.name: path.read_bytes() for path in copy.iterdir()}
     with pytest.raises(ZeroDivisionError), DatasetWriter(copy) as writer:
-        (writer.aside / "000000.txt").write_text(
-            "文\n", encoding="utf-8"
-        )  # what is read is put there too
+        (writer.aside / "000000.txt").write_text("文\n", encoding="utf-8")  # a cleaned book
         raise ZeroDivisionError
     assert {path.name: path.read_bytes() for path in copy.iterdir()} == before
 
 
-def test_folders_made_for_a_writer_that_fails_are_taken_away_again(tmp_path: Path) -> None:
+def test_a_writer_that_fails_removes_the_folders_it_made(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError), DatasetWriter(tmp_path / "data" / "mine"):
         raise ZeroDivisionError
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_made_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("", encoding="utf-8")
     with pytest.raises(UserError, match="can't write to"):
         written(tmp_path / "file")

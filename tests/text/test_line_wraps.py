@@ -1,4 +1,4 @@
-"""Hard-wrapped lines are rejoined; verse, lists, dialogues and paragraphs are left as they are."""
+"""Hard-wrapped lines are rejoined; verse, lists, dialogues and paragraphs are not changed."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ SAID = [
 def prose(seed: int, paragraphs: int = 60) -> list[str]:
     """Chinese paragraphs of 20 to 250 characters."""
     draw = random.Random(seed)
-    made = []
+    texts = []
     for _ in range(paragraphs):
         sentences = []
         for _ in range(draw.randint(1, 6)):
@@ -62,12 +62,12 @@ def prose(seed: int, paragraphs: int = 60) -> list[str]:
                     ]
                 )
             )
-        made.append("".join(sentences))
-    return made
+        texts.append("".join(sentences))
+    return texts
 
 
 def wrap(paragraph: str, width: int) -> list[str]:
-    """Lines of at most so many characters; no line begins with a closing sign or ends with an opening one."""
+    """Lines of up to `width` characters that start with no closing, end with no opening sign."""
     lines = []
     while len(paragraph) > width:
         cut = width
@@ -85,33 +85,30 @@ def wrapped(
     gap: str = "",
     drop_indent: bool = False,
 ) -> str:
-    """Wrapped paragraphs, `gap` between lines; the indentation may get lost after the wrapping."""
+    """Wrapped paragraphs with `gap` between lines; the indent may be removed after the wrapping."""
     lines = [line for paragraph in paragraphs for line in wrap(indent + paragraph, width)]
     return "".join((line.strip("　") if drop_indent else line) + "\n" + gap for line in lines)
 
 
 def ends(lines: list[str]) -> set[int]:
-    """Where lines end, counted in characters that aren't blanks."""
-    return set(
-        accumulate(
-            len(line) for line in (line.replace(" ", "").strip("　") for line in lines) if line
-        )
-    )
+    """The positions where lines end, counted in characters that are not spaces."""
+    texts = [line.replace(" ", "").strip("　") for line in lines]
+    return set(accumulate(len(text) for text in texts if text))
 
 
 def outcome(source: str, paragraphs: list[str]) -> tuple[float, float]:
-    """(share of the wrapping's breaks that remain, share of the paragraphs' ends that are gone); the words are all there."""
+    """(share of the wrapping's breaks that remain, share of paragraph ends that were lost)."""
     cleaned, account = clean_text(source)
     assert account.is_exact() and clean_text(cleaned)[0] == cleaned
-    found = [line for line in cleaned.split("\n") if line]
-    assert "".join(found).replace(" ", "") == "".join(paragraphs).replace(" ", "")
-    true, made, now = ends(paragraphs), ends(source.split("\n")), ends(found)
-    breaks = made - true
+    lines = [line for line in cleaned.split("\n") if line]
+    assert "".join(lines).replace(" ", "") == "".join(paragraphs).replace(" ", "")
+    true, given, now = ends(paragraphs), ends(source.split("\n")), ends(lines)
+    breaks = given - true
     assert len(breaks) > 50
     return len(now & breaks) / len(breaks), len(true - now) / len(true)
 
 
-# ---------------------------------------------------------------- what is wrapped
+# ---------------------------------------------------------------- wrapped text
 
 
 @pytest.mark.parametrize("seed", [1, 2])
@@ -140,15 +137,13 @@ def test_indented_prose_with_a_blank_line_after_every_line_is_rejoined(width: in
 
 @pytest.mark.parametrize("gap", ["", "\n"])
 @pytest.mark.parametrize("width", [24, 32, 40])
-def test_prose_whose_paragraphs_nothing_marks_but_a_short_line_is_rejoined(
-    width: int, gap: str
-) -> None:
+def test_prose_whose_paragraphs_end_only_in_a_short_line_is_rejoined(width: int, gap: str) -> None:
     paragraphs = prose(6, 120)
     remaining, merged = outcome(wrapped(paragraphs, width, gap=gap, drop_indent=True), paragraphs)
     assert remaining <= 0.02 and merged <= 0.06
 
 
-def test_every_line_indented_alike_and_a_blank_line_after_each_is_rejoined() -> None:
+def test_prose_with_equal_indents_and_blank_lines_is_rejoined() -> None:
     paragraphs = prose(7)
     source = "".join(
         f"    {line}\n\n" for line in wrapped(paragraphs, 40, drop_indent=True).split("\n") if line
@@ -157,9 +152,7 @@ def test_every_line_indented_alike_and_a_blank_line_after_each_is_rejoined() -> 
     assert remaining <= 0.02 and merged <= 0.06
 
 
-def test_chapters_wrapped_at_different_widths_and_not_wrapped_are_each_treated_as_they_are() -> (
-    None
-):
+def test_each_chapter_is_rejoined_by_its_own_width() -> None:
     plain = prose(8, 20)
     source, whole = "", []
     for number, width in zip("一二三四", (24, 999, 40, 32), strict=True):
@@ -183,9 +176,9 @@ def test_a_wrapped_passage_in_a_chapter_that_is_not_wrapped_is_rejoined(
         + "".join(f"{line}\n" for line in lines)
         + "".join(f"　　{p}\n" for p in after)
     )[0]
-    found = cleaned.split("\n")[:-1]
-    assert found[: len(before)] == before and found[-len(after) :] == after
-    rest = found[len(before) : -len(after)]
+    result = cleaned.split("\n")[:-1]
+    assert result[: len(before)] == before and result[-len(after) :] == after
+    rest = result[len(before) : -len(after)]
     assert "".join(rest) == letter and len(rest) <= 1 + 0.02 * len(lines)
 
 
@@ -224,13 +217,11 @@ def test_english_prose_is_rejoined_with_single_spaces(width: int, indent: str) -
 
 
 def test_a_word_broken_at_its_hyphen_gets_no_space() -> None:
-    source = (
-        "\n\n".join(textwrap.fill(p, 66) for p in ENGLISH) + "\n"
-    )  # breaks tea-house at its hyphen, if it comes so
+    source = "\n\n".join(textwrap.fill(p, 66) for p in ENGLISH) + "\n"  # may break tea-house
     assert [line for line in clean_text(source)[0].split("\n") if line] == ENGLISH
 
 
-# ---------------------------------------------------------------- what is not
+# ---------------------------------------------------------------- other text
 
 COUPLETS = [
     "青灯照壁人初睡，冷雨敲窗被未温。",
@@ -295,7 +286,7 @@ SHEETS = {
 
 @pytest.mark.parametrize("name", SHEETS)
 @pytest.mark.parametrize("gap", ["\n", "\n\n"])
-def test_what_is_set_in_lines_stays_in_lines(name: str, gap: str) -> None:
+def test_verse_lists_and_other_short_lines_are_not_joined(name: str, gap: str) -> None:
     text = gap.join(SHEETS[name]) + "\n"
     cleaned, account = clean_text(text)
     assert "wrapped lines" not in account.places
@@ -304,7 +295,7 @@ def test_what_is_set_in_lines_stays_in_lines(name: str, gap: str) -> None:
 
 @pytest.mark.parametrize("gap", ["\n", "\n\n"])
 @pytest.mark.parametrize("indent", ["", "　　", "    "])
-def test_a_long_list_of_names_in_pairs_stays_in_lines(indent: str, gap: str) -> None:
+def test_a_long_list_of_names_in_pairs_is_not_joined(indent: str, gap: str) -> None:
     draw, by = random.Random(4), ["铁臂", "夜渡", "听雨客", "半边船", "云里灯", "没影儿", "石桥老"]
     names = [
         f"{'天地'[n % 2]}{a}星{draw.choice(by)}{draw.choice(WHO[:7])}{'天地'[n % 2]}{b}星{draw.choice(by)}{draw.choice(WHO[:7])}"
@@ -320,18 +311,18 @@ def test_a_long_list_of_names_in_pairs_stays_in_lines(indent: str, gap: str) -> 
 @pytest.mark.parametrize("gap", ["\n", "\n\n"])
 @pytest.mark.parametrize("indent", ["", "　　"])
 @pytest.mark.parametrize("seed", range(4))
-def test_paragraphs_that_are_not_wrapped_stay_apart(seed: int, indent: str, gap: str) -> None:
+def test_paragraphs_that_are_not_wrapped_are_not_joined(seed: int, indent: str, gap: str) -> None:
     paragraphs = prose(seed)
     assert (
         "wrapped lines" not in clean_text("".join(indent + p + gap for p in paragraphs))[1].places
     )
-    short = [p for p in prose(seed, 300) if len(p) <= 45]  # as long as wrapped lines are
+    short = [p for p in prose(seed, 300) if len(p) <= 45]  # no longer than a wrapped line
     assert len(short) > 40
     assert "wrapped lines" not in clean_text("".join(indent + p + gap for p in short))[1].places
 
 
 @pytest.mark.parametrize("name", SHEETS)
-def test_verse_and_lists_within_wrapped_prose_stay_in_lines(name: str) -> None:
+def test_verse_and_lists_within_wrapped_prose_are_not_joined(name: str) -> None:
     sheet = [line for line in SHEETS[name] if line][:16]
     before, after = prose(10, 12), prose(11, 12)
     heading = "第二回 归舟"
@@ -362,7 +353,7 @@ def test_a_heading_is_never_joined_to_anything() -> None:
     ]
 
 
-# ---------------------------------------------------------------- any lines
+# ---------------------------------------------------------------- arbitrary lines
 
 
 def test_columns_count_two_for_chinese_and_one_for_latin() -> None:
@@ -393,10 +384,10 @@ def test_columns_count_two_for_chinese_and_one_for_latin() -> None:
         max_size=40,
     )
 )
-def test_joining_changes_nothing_but_line_ends_and_blanks_and_says_how_many(
+def test_joining_changes_only_line_ends_and_spaces_and_counts_them(
     lines: list[str],
 ) -> None:
-    lines = [line.rstrip(" 　") for line in lines]  # as uniform_characters leaves them
+    lines = [line.rstrip(" 　") for line in lines]  # like the output of uniform_characters
     result, changes = join_wrapped_lines(list(lines), HEADING)
     assert "".join("".join(result).split()) == "".join("".join(lines).split())
     assert len("\n".join(lines)) - sum(removed for removed, _ in changes) + sum(

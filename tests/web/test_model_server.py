@@ -1,149 +1,151 @@
-"""Models at the service of many readers: growing texts, limits, models that are replaced meanwhile."""
+"""ModelServer: growing texts, their limits, and models that are replaced meanwhile."""
 
 from __future__ import annotations
 
 import itertools
 import shutil
-import threading
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
 from shuoshu.core.command_settings import AppSettings
 from shuoshu.core.errors import UserError
+from shuoshu.generation.chat_model import ChatModel
 from shuoshu.generation.sampling import SamplingParams
-from shuoshu.web.model_server import ModelServer
+from shuoshu.web.model_server import GenerationState, ModelServer
+
+ENDLESS = 10**6  # tokens, more than a test waits for
 
 
 @pytest.fixture
-def moved(pretrained: Path, tmp_path: Path) -> Path:
+def folder(pretrained: Path, tmp_path: Path) -> Path:
     """A copy of the pretrained model that a test may change."""
-    return Path(
-        shutil.copytree(
-            pretrained, tmp_path / "out-copy", ignore=shutil.ignore_patterns("checkpoints")
-        )
-    )
+    ignored = shutil.ignore_patterns("checkpoints")
+    return Path(shutil.copytree(pretrained, tmp_path / "out-copy", ignore=ignored))
 
 
-def writes(desk: ModelServer, name: str, n: int, seeds=(1,), temperature: float = 0.0):
-    """A text of n tokens; greedy ones run in circles and don't end before."""
-    return desk.write(
-        name,
-        lambda voice: (
-            voice.tokenizer.encode("清晨"),
-            SamplingParams(max_new_tokens=n, temperature=temperature),
-        ),
-        list(seeds),
-    )
-
-
-def desk_of(*folders: Path, **settings) -> ModelServer:
-    return ModelServer(folders, AppSettings(device="cpu", threads=1, **settings))
+def new_server(*folders: Path, lease_seconds: float = 10, **settings: object) -> ModelServer:
+    settings = AppSettings(device="cpu", threads=1, **settings)
+    return ModelServer(folders, settings, lease_seconds)
 
 
 @pytest.fixture(scope="module")
-def desk(pretrained: Path) -> ModelServer:
-    return desk_of(pretrained)
+def server(pretrained: Path) -> ModelServer:
+    return new_server(pretrained)
 
 
-def test_a_text_grows_and_says_why_it_ended(desk, pretrained):
-    states = list(writes(desk, str(pretrained), 300))
-    assert (
-        len(states) > 2
-        and states[-1].reason == "length"
-        and not any(state.reason for state in states[:-1])
-    )
+def generate(
+    server: ModelServer,
+    length: int,
+    seeds: Sequence[int] = (1,),
+    temperature: float = 0.0,
+) -> Iterator[GenerationState]:
+    """Texts of the first model; greedy ones repeat themselves and don't end before `length`."""
+    params = SamplingParams(max_new_tokens=length, temperature=temperature)
+
+    def prepare(model: ChatModel) -> tuple[list[int], SamplingParams]:
+        return model.tokenizer.encode("清晨"), params
+
+    return server.generate(next(iter(server.folders)), prepare, list(seeds))
+
+
+# ---------------------------------------------------------------- texts
+
+
+def test_a_text_grows_and_ends_with_a_reason(server):
+    states = list(generate(server, 300))
+    assert len(states) > 2 and states[-1].reason == "length"
+    assert not any(state.reason or state.ids for state in states[:-1])
     for before, after in itertools.pairwise(states):
         assert after.texts[0].startswith(before.texts[0])
     assert len(states[-1].ids[0]) >= 300
 
 
-def test_three_texts_grow_side_by_side_each_from_its_seed(desk, pretrained):
-    *_, last = writes(desk, str(pretrained), 20, (5, 6, 7), temperature=0.8)
-    alone = [
-        list(writes(desk, str(pretrained), 20, (seed,), temperature=0.8))[-1].texts[0]
-        for seed in (5, 6, 7)
-    ]
+def test_three_texts_grow_side_by_side_each_from_its_seed(server):
+    seeds = (5, 6, 7)
+    *_, last = generate(server, 20, seeds, temperature=0.8)
+    alone = [list(generate(server, 20, (s,), temperature=0.8))[-1].texts[0] for s in seeds]
     assert last.texts == alone and len(set(alone)) == 3
 
 
 def test_a_text_ends_at_the_time_limit(pretrained):
-    begun = time.monotonic()
-    *_, last = writes(desk_of(pretrained, max_seconds=1.0), str(pretrained), 10**6)
-    assert last.reason == "time" and last.texts[0] and time.monotonic() - begun < 20
+    start = time.monotonic()
+    *_, last = generate(new_server(pretrained, max_seconds=1.0), ENDLESS)
+    assert last.reason == "time" and last.texts[0] and time.monotonic() - start < 20
 
 
 def test_closing_a_text_frees_the_model_at_once(pretrained):
-    desk = desk_of(pretrained, max_seconds=600.0)
-    growing = writes(desk, str(pretrained), 10**6)
-    assert next(growing).texts
-    growing.close()
-    begun = time.monotonic()
-    assert desk.do(str(pretrained), lambda voice: voice.step) == 150
-    assert time.monotonic() - begun < 2
+    server = new_server(pretrained, max_seconds=600.0)
+    states = generate(server, ENDLESS)
+    assert next(states).texts
+    states.close()
+    start = time.monotonic()
+    assert server.model(str(pretrained)).step == 150
+    assert time.monotonic() - start < 2
 
 
-def test_a_text_that_nobody_fetches_ends_with_its_lease(pretrained, monkeypatch):
-    monkeypatch.setattr("shuoshu.web.model_server.LEASE", 0.5)
-    desk = desk_of(pretrained, max_seconds=600.0)
-    growing = writes(desk, str(pretrained), 10**6)
-    assert next(growing).texts  # and never again
-    freed = threading.Event()
-    desk._worker.submit(freed.set)
-    assert freed.wait(20)
-    growing.close()
+def test_a_text_that_nobody_fetches_ends_with_its_lease(pretrained):
+    server = new_server(pretrained, lease_seconds=0.5, max_seconds=600.0)
+    states = generate(server, ENDLESS)
+    assert next(states).texts  # the only fetch
+    start = time.monotonic()
+    assert server.model(str(pretrained)).step == 150  # waits for the model's thread
+    assert time.monotonic() - start < 20
+    states.close()
 
 
-def retrained(folder: Path, tuned: Path) -> None:
-    """Another model takes the folder's place, as training does it: each file by one rename."""
+# ---------------------------------------------------------------- models
+
+
+def retrain(folder: Path, tuned: Path) -> None:
+    """Replaces a model as training does: file by file, each by a rename."""
     for name in ("config.json", "model.safetensors"):
-        shutil.copy(tuned / name, folder / ".aside")
-        (folder / ".aside").replace(folder / name)
+        shutil.copy(tuned / name, folder / ".new")
+        (folder / ".new").replace(folder / name)
 
 
-def test_a_model_that_was_trained_further_is_read_again(moved, tuned):
-    desk, name = desk_of(moved), str(moved)
-    before = desk.voice(name)
-    assert desk.voice(name) is before and before.step == 150
-    retrained(moved, tuned)
-    assert desk.voice(name).step == 120 and desk.voice(name) is desk.voice(name)
+def test_a_retrained_model_is_loaded_again(folder, tuned):
+    server, name = new_server(folder), str(folder)
+    before = server.model(name)
+    assert server.model(name) is before and before.step == 150
+    retrain(folder, tuned)
+    assert server.model(name).step == 120 and server.model(name) is server.model(name)
 
 
 @pytest.mark.parametrize("damage", ["missing", "half", "flipped", "no config", "no folder"])
-def test_while_a_model_is_replaced_the_one_before_answers(moved, tuned, damage):
-    desk, name, weights = desk_of(moved), str(moved), moved / "model.safetensors"
-    before, data = desk.voice(name), bytearray(weights.read_bytes())
+def test_while_a_model_is_replaced_the_old_one_answers(folder, tuned, damage):
+    server, name, weights = new_server(folder), str(folder), folder / "model.safetensors"
+    before, data = server.model(name), bytearray(weights.read_bytes())
     if damage == "no folder":
-        moved.rename(moved.with_name("gone"))
+        folder.rename(folder.with_name("moved"))
     elif damage == "missing":
         weights.unlink()
     else:
         data[-5] ^= 1
         weights.write_bytes(data[: len(data) // 2] if damage == "half" else data)
         if damage == "no config":
-            (moved / "config.json").unlink()
-    assert desk.voice(name) is before
-    assert list(writes(desk, name, 5))[-1].texts[0]
+            (folder / "config.json").unlink()
+    assert server.model(name) is before
+    assert list(generate(server, 5))[-1].texts[0]
     if damage == "no folder":
-        moved.with_name("gone").rename(moved)
-    retrained(moved, tuned)
-    assert desk.voice(name).step == 120
+        folder.with_name("moved").rename(folder)
+    retrain(folder, tuned)
+    assert server.model(name).step == 120
 
 
-def test_a_first_model_that_is_damaged_is_an_error_and_later_served(moved, pretrained):
-    desk, weights = desk_of(moved), moved / "model.safetensors"
+def test_a_damaged_first_model_is_an_error_until_it_is_replaced(folder, pretrained):
+    server, weights = new_server(folder), folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    assert desk.turns(str(moved)) == 0
+    assert server.turns(str(folder)) == 0
     with pytest.raises(UserError, match=r"model\.safetensors"):
-        desk.voice(str(moved))
+        server.model(str(folder))
     shutil.copy(pretrained / "model.safetensors", weights)
-    assert desk.voice(str(moved)).step == 150
+    assert server.model(str(folder)).step == 150
 
 
 def test_two_folders_are_two_models(tuned, pretrained):
-    desk = desk_of(tuned, pretrained)
-    assert [(desk.voice(name).step, desk.turns(name)) for name in desk.folders] == [
-        (120, 1),
-        (150, 0),
-    ]
+    server = new_server(tuned, pretrained)
+    models = [(server.model(name).step, server.turns(name)) for name in server.folders]
+    assert models == [(120, 1), (150, 0)]

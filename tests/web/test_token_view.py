@@ -1,4 +1,4 @@
-"""Looking inside a text: probabilities, alternatives, what was copied, and all of it as HTML."""
+"""Looking inside a text: probabilities, alternatives, copies, and their HTML."""
 
 from __future__ import annotations
 
@@ -12,155 +12,150 @@ import torch
 from shuoshu.evaluation.copies import MIN_MARKED, TrainingText
 from shuoshu.generation.chat_model import ChatModel
 from shuoshu.generation.sampling import SamplingParams
-from shuoshu.generation.utf8 import WHOLE, TextStream, Utf8Mask
-from shuoshu.models import weights
+from shuoshu.generation.utf8 import WHOLE, TextStream
+from shuoshu.models.weights import load_model
 from shuoshu.web import token_view
 
 EVIL = "<script>alert(1)</script> **b** <img src=x onerror=alert(1)> '\"& \x00\x1b\x7f\x85\r"
 
 
 @pytest.fixture(scope="module")
-def voice(pretrained: Path) -> ChatModel:
-    return ChatModel(weights.load_model(pretrained), torch.device("cpu"))
+def model(pretrained: Path) -> ChatModel:
+    return ChatModel(load_model(pretrained), torch.device("cpu"))
 
 
 @pytest.fixture(scope="module")
-def sources(pretrained: Path) -> TrainingText:
+def training_text(pretrained: Path) -> TrainingText:
     return TrainingText.find(pretrained)
 
 
-def plain(voice, context: list[int], token: int, state: int) -> float:
-    """The probability of a token after a context, by a forward pass and the mask alone."""
+@pytest.fixture(scope="module")
+def line(text: str) -> str:
+    """A line of the training text."""
+    return next(line for line in text.split("\n")[40:] if len(line) > 60)
+
+
+# ---------------------------------------------------------------- probabilities
+
+
+def forward_probability(model: ChatModel, context: list[int], token: int, state: int) -> float:
+    """The probability of a token after a context, by one forward pass and the UTF-8 mask."""
     with torch.inference_mode():
-        logits = voice.model.lm_head(voice.model.hidden(torch.tensor([context])))[0, -1].float()
-    return (
-        logits.masked_fill(
-            Utf8Mask(voice.tokenizer, len(logits), logits.device).forbidden[state], -torch.inf
-        )
-        .softmax(-1)[token]
-        .item()
-    )
+        hidden = model.model.model(torch.tensor([context]))
+        logits = model.model.lm_head(hidden)[0, -1].float()
+    logits = logits.masked_fill(model.mask.forbidden[state], -torch.inf)
+    return logits.softmax(-1)[token].item()
 
 
-def by_hand(voice: ChatModel, prompt: list[int], ids: list[int]) -> list[float]:
-    """The probability of each token after all that came before it."""
-    whole, state, chances = [*prompt, *ids], WHOLE, []
-    for at in range(len(prompt), len(whole)):
-        chances.append(plain(voice, whole[:at], whole[at], state))
-        state = max(WHOLE, int(voice.mask.after[state, whole[at]]))
+def forward_probabilities(model: ChatModel, prompt: list[int], ids: list[int]) -> list[float]:
+    """The probability of each of `ids` after everything before it."""
+    all_ids, state, chances = [*prompt, *ids], WHOLE, []
+    for at in range(len(prompt), len(all_ids)):
+        chances.append(forward_probability(model, all_ids[:at], all_ids[at], state))
+        state = max(WHOLE, int(model.mask.after[state, all_ids[at]]))
     return chances
 
 
-def test_within_a_block_a_piece_is_as_likely_as_a_plain_forward_pass_holds_it(voice):
-    prompt, ids = voice.tokenizer.encode("清晨，沈砚"), voice.tokenizer.encode("在渡口🏮点灯。é")
-    pieces, expected = (
-        token_view.token_probabilities(voice, prompt, ids),
-        by_hand(voice, prompt, ids),
-    )
-    assert "".join(piece.text for piece in pieces) == "在渡口🏮点灯。é"
-    assert math.prod(piece.probability for piece in pieces) == pytest.approx(
-        math.prod(expected), rel=1e-3, abs=0
-    )
+def test_probabilities_within_a_block_equal_those_of_forward_passes(model):
+    tokenizer, text = model.tokenizer, "在渡口🏮点灯。é"
+    prompt, ids = tokenizer.encode("清晨，沈砚"), tokenizer.encode(text)
+    pieces = token_view.token_probabilities(model, prompt, ids)
+    expected = forward_probabilities(model, prompt, ids)
+    assert "".join(piece.text for piece in pieces) == text
+    product = math.prod(piece.probability for piece in pieces)
+    assert product == pytest.approx(math.prod(expected), rel=1e-3, abs=0)
+
+    # The lamp is several tokens, first … last. Its piece has the product of their probabilities.
+    prefixes = [tokenizer.decode(ids[: n + 1]) for n in range(len(ids))]
+    last = next(n for n, prefix in enumerate(prefixes) if "🏮" in prefix)
+    first = next(n for n, prefix in enumerate(prefixes) if "\ufffd" in prefix)
     lamp = next(piece for piece in pieces if "🏮" in piece.text)
-    at = next(n for n in range(len(ids)) if "🏮" in voice.tokenizer.decode(ids[: n + 1]))
-    first = next(n for n in range(at + 1) if "\ufffd" in voice.tokenizer.decode(ids[: n + 1]))
-    assert at > first and lamp.probability == pytest.approx(
-        math.prod(expected[first : at + 1]), rel=1e-3, abs=0
-    )
+    product = math.prod(expected[first : last + 1])
+    assert last > first and lamp.probability == pytest.approx(product, rel=1e-3, abs=0)
 
 
-def is_seen_after_half_a_block(
-    voice: ChatModel, whole: list[int], at: int, probability: float
+def has_half_a_block_of_context(
+    model: ChatModel, ids: list[int], at: int, probability: float
 ) -> bool:
-    """Whether it is the probability of whole[at] after some context that is as long as can be, or half a block at least."""
-    contexts = range(min(at, voice.block // 2), min(at, voice.block) + 1)
+    """True if it is the probability of ids[at] after a context of half a block or more."""
+    lengths = range(min(at, model.block // 2), min(at, model.block) + 1)
     return any(
-        math.isclose(probability, plain(voice, whole[at - n : at], whole[at], WHOLE), rel_tol=1e-3)
-        for n in contexts
+        math.isclose(
+            probability,
+            forward_probability(model, ids[at - length : at], ids[at], WHOLE),
+            rel_tol=1e-3,
+        )
+        for length in lengths
     )
 
 
-def test_beyond_a_block_a_piece_is_seen_after_half_a_block_at_least(voice):
-    prompt = voice.tokenizer.encode("清晨，沈砚")
-    params = SamplingParams(max_new_tokens=2 * voice.block + 20)
-    [written] = voice.complete([prompt], params, [1])
-    pieces, spelling, single, state = (
-        iter(token_view.token_probabilities(voice, prompt, written.ids)),
-        TextStream(voice.tokenizer),
-        {},
-        WHOLE,
-    )
-    for at, token in enumerate(written.ids, len(prompt)):
-        before, state = state, int(voice.mask.after[state, token])
-        if spelling.push(token):
+def test_beyond_a_block_each_piece_has_half_a_block_of_context(model):
+    prompt = model.tokenizer.encode("清晨，沈砚")
+    params = SamplingParams(max_new_tokens=2 * model.block + 20)
+    [written] = model.complete([prompt], params, [1])
+    ids, state, stream = [*prompt, *written.ids], WHOLE, TextStream(model.tokenizer)
+    pieces = iter(token_view.token_probabilities(model, prompt, written.ids))
+    probabilities = {}  # index of a token → its probability, for pieces of one token
+    for at in range(len(prompt), len(ids)):
+        before, state = state, int(model.mask.after[state, ids[at]])
+        if stream.push(ids[at]):
             piece = next(pieces)
-            single |= {at: piece.probability} if before == WHOLE else {}
-    chosen = [*single][::5]
-    assert len(chosen) > 8 and chosen[-1] > 2 * voice.block
-    assert [
-        at
-        for at in chosen
-        if not is_seen_after_half_a_block(voice, [*prompt, *written.ids], at, single[at])
-    ] == []
+            if before == WHOLE:
+                probabilities[at] = piece.probability
+    chosen = list(probabilities)[::5]
+    assert len(chosen) > 8 and chosen[-1] > 2 * model.block
+    for at in chosen:
+        assert has_half_a_block_of_context(model, ids, at, probabilities[at]), at
 
 
-def test_alternatives_are_sorted_likely_and_hold_the_choice_of_a_greedy_text(voice):
+def test_alternatives_are_sorted_and_begin_with_the_choice_of_a_greedy_text(model):
     params = SamplingParams(max_new_tokens=40, temperature=0)
-    [greedy] = voice.complete([[voice.tokenizer.end]], params, [1])
-    for piece in token_view.token_probabilities(voice, [], greedy.ids):
-        chances = [p for _, p in piece.others]
-        assert (
-            chances == sorted(chances, reverse=True)
-            and len(chances) <= token_view.STRONGEST
-            and min(chances) >= token_view.LEAST
-        )
-        first = piece.others[0]
-        assert first[0].startswith("<") or (
-            piece.text.startswith(first[0]) and piece.probability <= first[1] + 1e-6
-        )
+    [greedy] = model.complete([[model.tokenizer.end]], params, [1])
+    for piece in token_view.token_probabilities(model, [], greedy.ids):
+        chances = [chance for _, chance in piece.others]
+        assert chances == sorted(chances, reverse=True)
+        assert len(chances) <= token_view.MAX_ALTERNATIVES
+        assert min(chances) >= token_view.MIN_PROBABILITY
+        text, chance = piece.others[0]
+        is_part_of_character = text.startswith("<")
+        assert is_part_of_character or piece.text.startswith(text)
+        assert is_part_of_character or piece.probability <= chance + 1e-6
 
 
-def test_a_readers_own_odd_text_is_looked_into_whole(voice):
-    for odd in ("a\x00b\x7f", "e\u0301\u200d👩‍👩‍👧", "?\ufffd?", " \n\t", "ÿ" * 200):
-        pieces = token_view.token_probabilities(voice, [], voice.tokenizer.encode(odd))
-        assert "".join(piece.text for piece in pieces) == odd
-        assert all(0 <= piece.probability <= 1 for piece in pieces)
+@pytest.mark.parametrize(
+    "odd", ["a\x00b\x7f", "e\u0301\u200d👩‍👩‍👧", "?\ufffd?", " \n\t", "ÿ" * 200]
+)
+def test_the_pieces_of_an_odd_text_are_the_text(model, odd):
+    pieces = token_view.token_probabilities(model, [], model.tokenizer.encode(odd))
+    assert "".join(piece.text for piece in pieces) == odd
+    assert all(0 <= piece.probability <= 1 for piece in pieces)
 
 
-def test_pieces_and_copies_hold_no_markup_but_the_pages_own(sources, text):
-    line = next(line for line in text.split("\n")[40:] if len(line) > 60)
-    shown = token_view.pieces_html(
-        [token_view.Piece(EVIL, 0.5, [(EVIL, 0.5), (None, 0.1)])], "known"
-    ) + token_view.copied_html(EVIL + line + EVIL, sources)
-    assert "<mark>" in shown
-    assert (
-        "<script" not in shown
-        and "<img" not in shown
-        and not re.search(r"[\x00-\x08\x0b-\x1f\x7f\x80-\x9f]", shown)
-    )
-    assert set(re.findall(r"<(\w+)", shown)) <= {
-        "div",
-        "p",
-        "span",
-        "br",
-        "button",
-        "mark",
-        "sup",
-        "ol",
-        "li",
-    }
-    [others] = re.findall(r'data-others="([^"]*)"', shown)
+# ---------------------------------------------------------------- HTML
+
+
+def test_the_html_of_a_text_with_markup_has_only_our_own_markup(training_text, line):
+    piece = token_view.Piece(EVIL, 0.5, [(EVIL, 0.5), (None, 0.1)])
+    pieces = token_view.pieces_html([piece], "context")
+    html = pieces + token_view.copied_html(EVIL + line + EVIL, training_text)
+    assert "<mark>" in html and "<script" not in html and "<img" not in html
+    assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f\x80-\x9f]", html)
+    ours = {"div", "p", "span", "br", "button", "mark", "sup", "ol", "li"}
+    assert set(re.findall(r"<(\w+)", html)) <= ours
+    [others] = re.findall(r'data-others="([^"]*)"', html)
     assert "<" not in others and "&quot;" in others
 
 
-def test_a_copied_span_names_its_book_and_chapter(sources, text):
-    line = next(line for line in text.split("\n")[40:] if len(line) > 60)
-    shown = token_view.copied_html(f"我说：{line[5:35]}！？", sources)
-    assert re.search(rf"<mark>{re.escape(line[5:35])}<sup>1</sup></mark>", shown)
-    assert re.search(r"<li>《book》第.回.*30 字", shown)
-    assert "<mark>" not in token_view.copied_html(line[5 : 5 + MIN_MARKED - 1], sources)
+def test_a_copied_span_has_its_book_and_chapter(training_text, line):
+    html = token_view.copied_html(f"我说：{line[5:35]}！？", training_text)
+    assert f"<mark>{line[5:35]}<sup>1</sup></mark>" in html
+    assert re.search(r"<li>《book》第.回.*30 字", html)
+    broken = token_view.copied_html(line[-20:] + "\n", training_text)
+    assert f"{line[-20:]}<sup>1</sup></mark>" in broken  # not after the line break
+    short = line[5 : 5 + MIN_MARKED - 1]
+    assert "<mark>" not in token_view.copied_html(short, training_text)
 
 
-def test_without_its_training_text_a_copy_is_not_denied():
-    shown = token_view.copied_html("清晨", None)
-    assert "no longer there" in shown and "verbatim" not in shown
+def test_without_the_training_text_copies_are_unknown(line):
+    html = token_view.copied_html(line, None)
+    assert "can't be found" in html.replace("&#x27;", "'") and "No 8" not in html

@@ -1,0 +1,89 @@
+"""The endpoints of the API. Gradio makes their parameters from these signatures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import gradio as gr
+
+from shuoshu.web.components import errors_to_gradio, setting_values
+from shuoshu.web.service import GenerationRequest, PageService
+from shuoshu.web.validation import parse_history
+
+
+class Api:
+    def __init__(self, service: PageService) -> None:
+        self.service = service
+
+    def add(self) -> None:
+        """Adds the endpoints to the page that is being built."""
+        for function, name in (
+            (self.ask, "ask"),
+            (self.continue_text, "continue"),
+            (self.inside, "inside"),
+            (self.models, "models"),
+        ):
+            gr.api(
+                errors_to_gradio(function),
+                api_name=name,
+                concurrency_limit=1,
+                concurrency_id="model",
+            )
+
+    def ask(
+        self,
+        question: str,
+        history: list | None = None,
+        model: str | None = None,
+        temperature: float | None = None,
+        top_p: float | None = None,
+        top_k: int | None = None,
+        max_new_tokens: int | None = None,
+        repetition_penalty: float | None = None,
+        seed: int | None = None,
+    ) -> Iterator[str]:
+        """Streams the answer to a question: each item is the whole answer so far.
+
+        history: [[question, answer], …]. A setting that is None has its default.
+        """
+        settings = setting_values(
+            (temperature, top_p, top_k, max_new_tokens, repetition_penalty, seed)
+        )
+        yield from self._stream(
+            self.service.question(model, question, settings, parse_history(history))
+        )
+
+    def continue_text(
+        self,
+        text: str,
+        model: str | None = None,
+        temperature: float | None = None,
+        top_p: float | None = None,
+        top_k: int | None = None,
+        max_new_tokens: int | None = None,
+        repetition_penalty: float | None = None,
+        seed: int | None = None,
+    ) -> Iterator[str]:
+        """Streams the continuation of a text: each item is all of it so far, without `text`."""
+        settings = setting_values(
+            (temperature, top_p, top_k, max_new_tokens, repetition_penalty, seed)
+        )
+        yield from self._stream(self.service.continuation(model, text, settings))
+
+    def _stream(self, request: GenerationRequest) -> Iterator[str]:
+        for progress in self.service.generate(request):
+            yield progress.texts[0].text
+
+    def inside(self, text: str, start: str = "", model: str | None = None) -> list[dict]:
+        """The pieces of `text` after `start`: text, probability and most probable alternatives.
+
+        An alternative is [text, probability]; its text is None for the end of the text.
+        """
+        return [vars(piece) for piece in self.service.inspect_pieces(model, text, start)]
+
+    def models(self) -> list[dict]:
+        """The models, and how many questions in a row each was trained to answer.
+
+        0: it continues text.
+        """
+        return [{"model": name, "turns": self.service.turns[name]} for name in self.service.names]

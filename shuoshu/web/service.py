@@ -1,0 +1,210 @@
+"""What the tabs and the API share: choose a model, generate a text, look inside it, stop."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from html import escape
+
+import gradio as gr
+
+from shuoshu.core.command_settings import SampleSettings
+from shuoshu.core.errors import UserError
+from shuoshu.evaluation.html import escape_html
+from shuoshu.generation.chat_model import ChatModel
+from shuoshu.generation.sampling import SamplingParams
+from shuoshu.web import token_view
+from shuoshu.web.labels import error_text, text_html
+from shuoshu.web.model_server import ModelServer, ModelVersion, ReaderState
+from shuoshu.web.validation import (
+    MAX_INSPECTED_CHARS,
+    parse_settings,
+    parse_text,
+    setting_ranges,
+)
+
+DELIVERY_SECONDS = 0.15  # for a state that was yielded to reach the page
+
+Message = dict[str, str]
+
+
+@dataclass
+class GeneratedText:
+    """A text, the prompt that it continues, and the model that wrote it."""
+
+    model: str
+    prompt: str = ""
+    prompt_ids: list[int] = field(default_factory=list)
+    text: str = ""
+    ids: list[int] = field(default_factory=list)  # only if it was not stopped
+    version: ModelVersion | None = None  # None: no model wrote it
+
+
+@dataclass
+class GenerationRequest:
+    """What to generate, with every value checked."""
+
+    model: str
+    text: str  # a question, or the beginning to continue
+    settings: SampleSettings
+    is_question: bool
+    history: Sequence[Message] = ()
+    copies: int = 1
+
+
+@dataclass
+class Progress:
+    """The texts of a request so far, and why they ended: "end", "length", "time", or not yet."""
+
+    texts: list[GeneratedText]
+    reason: str = ""
+
+
+class PageService:
+    def __init__(self, models: ModelServer) -> None:
+        self.models = models
+        self.names = list(models.folders)
+        self.turns = {name: models.turns(name) for name in self.names}
+        self.question_models = [name for name in self.names if self.turns[name]]
+        self.ranges = setting_ranges(models.settings.max_new_tokens)
+
+    def find_model(self, name: object, answers: bool = False) -> str:
+        """Checks the name of a model; None means the first one.
+
+        answers: it must be a model that answers questions. Raises UserError.
+        """
+        candidates = self.question_models if answers else self.names
+        if name is None and candidates:
+            return candidates[0]
+        if name not in self.names:
+            raise UserError(error_text("unknown_model", ", ".join(self.names)))
+        if name not in candidates:
+            available = ", ".join(self.question_models) or "—"
+            raise UserError(error_text("answers_nothing", available))
+        return name
+
+    def question(
+        self,
+        model: object,
+        text: object,
+        settings: dict[str, object],
+        history: Sequence[Message] = (),
+    ) -> GenerationRequest:
+        """A request for an answer. Raises UserError if a value is wrong."""
+        model, text = self.find_model(model, answers=True), parse_text(text)
+        if not text.strip():
+            raise UserError(error_text("empty_question"))
+        return GenerationRequest(model, text, self._settings(settings), True, history)
+
+    def continuation(
+        self, model: object, text: object, settings: dict[str, object], copies: int = 1
+    ) -> GenerationRequest:
+        """A request to continue a text, in several versions. Raises UserError like `question`."""
+        model, text = self.find_model(model), parse_text(text)
+        return GenerationRequest(model, text, self._settings(settings), False, copies=copies)
+
+    def _settings(self, values: dict[str, object]) -> SampleSettings:
+        return parse_settings(values, self.models.settings.max_new_tokens)
+
+    def generate(
+        self, request: GenerationRequest, reader: ReaderState | None = None
+    ) -> Iterator[Progress]:
+        """Yields the texts of a request as they grow. Yields no more once the reader stopped it.
+
+        Raises UserError if a question is longer than the model's block.
+        """
+
+        def prepare(model: ChatModel) -> tuple[list[int], SamplingParams]:
+            sampling = model.sampling_params(request.settings, request.is_question)
+            if not request.is_question:
+                return model.tokenizer.encode(request.text), sampling
+            try:
+                return model.question_ids(request.text, request.history), sampling
+            except UserError:
+                raise UserError(error_text("too_many_tokens", model.block)) from None
+
+        seeds = [request.settings.seed + n for n in range(request.copies)]
+        for state in self.models.generate(request.model, prepare, seeds, reader):
+            texts = [
+                GeneratedText(request.model, request.text, state.prompt, text, ids, state.version)
+                for text, ids in zip(state.texts, state.ids or [[]] * request.copies, strict=True)
+            ]
+            yield Progress(texts, state.reason)
+
+    # ------------------------------------------------------------ look inside
+
+    def inspect(self, generated: GeneratedText | None, context: str = "") -> str:
+        """HTML: the text's probabilities and alternatives, after a line of context, and its copies.
+
+        Raises UserError if there is no text.
+        """
+        if generated is None or not generated.text:
+            raise UserError(error_text("no_text"))
+
+        def pieces(model: ChatModel) -> tuple[list[token_view.Piece], bool]:
+            tokenizer, version = model.tokenizer, generated.version
+            is_current = version in (None, (tokenizer.hash, model.step))
+            if is_current or version.tokenizer_hash == tokenizer.hash:
+                prompt_ids, ids = generated.prompt_ids, generated.ids
+            else:  # the ids are another tokenizer's
+                prompt_ids, ids = tokenizer.encode(generated.prompt), []
+            ids = ids or tokenizer.encode(generated.text)
+            return token_view.token_probabilities(model, prompt_ids, ids), is_current
+
+        found, is_current = self.models.run(generated.model, pieces)
+        note = "" if is_current else f'<p class="soft">{text_html("trained_further")}</p>'
+        return (
+            note
+            + token_view.pieces_html(found, escape_html(context))
+            + token_view.copied_html(generated.text, self.models.training_text(generated.model))
+        )
+
+    def inspect_pieces(self, model: object, text: object, start: object) -> list[token_view.Piece]:
+        """The pieces of a text after `start`. Raises UserError if a value is wrong."""
+        name, start = self.find_model(model), parse_text(start)
+        text = parse_text(text, MAX_INSPECTED_CHARS)
+
+        def pieces(model: ChatModel) -> list[token_view.Piece]:
+            encode = model.tokenizer.encode
+            return token_view.token_probabilities(model, encode(start), encode(text))
+
+        return self.models.run(name, pieces)
+
+    # ------------------------------------------------------------ readers
+
+    def reader(self, request: gr.Request) -> ReaderState:
+        return self.models.reader(request.session_hash)
+
+    def note_request(self, request: gr.Request) -> None:
+        """Runs at once when a reader asks for a text, before the text waits for the model."""
+        self.models.note_request(request.session_hash)
+
+    def stop(self, request: gr.Request) -> bool:
+        """Stops the reader's text. Returns True if it was only waiting for the model.
+
+        When this returns, the page shows all that was sent of the text.
+        """
+        was_waiting = self.models.stop(request.session_hash)
+        time.sleep(DELIVERY_SECONDS)
+        return was_waiting
+
+
+# ---------------------------------------------------------------- conversations
+
+
+def messages(turns: Sequence[GeneratedText]) -> list[Message]:
+    """The conversation as the model reads it."""
+    return [
+        {"role": role, "content": text}
+        for turn in turns
+        for role, text in (("user", turn.prompt), ("assistant", turn.text))
+    ]
+
+
+def chat_messages(turns: Sequence[GeneratedText]) -> list[Message]:
+    """The conversation for Gradio's Chatbot, which takes messages as HTML."""
+    return [
+        {**message, "content": escape(message["content"], quote=False)}
+        for message in messages(turns)
+    ]

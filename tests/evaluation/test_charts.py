@@ -1,0 +1,39 @@
+"""The report's curves: points, thinning and ticks."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shuoshu.evaluation.charts import MAX_POINTS, points, ticks
+
+
+def test_values_that_are_no_finite_numbers_are_left_out_of_a_curve() -> None:
+    odd = [None, float("nan"), float("inf"), "3", True, 1e300]
+    records = [{"kind": "step", "step": i, "loss": loss} for i, loss in enumerate([*odd, 2.0])] + [
+        {"kind": "step", "step": None, "loss": 1.0},
+        {"kind": "step"},
+    ]
+    assert points(records, "step", "loss") == [(6, 2.0)]
+
+
+def test_a_long_curve_is_thinned_but_keeps_ends_and_spikes() -> None:
+    records = [{"kind": "step", "step": i, "loss": 1 + i % 7} for i in range(20_000)]
+    records[12_345]["loss"] = 99.0
+    line = points(records, "step", "loss")
+    assert (
+        len(line) <= MAX_POINTS
+        and line[0][0] == 0
+        and line[-1][0] == 19_999
+        and (12_345, 99.0) in line
+    )
+
+
+@given(values=st.lists(st.floats(-1e15, 1e15), min_size=1, max_size=5))
+def test_ticks_are_few_and_enclose_every_value(values: list[float]) -> None:
+    marks, slack = ticks(values), 1e-9 * (abs(max(values)) + abs(min(values)) + 1)
+    assert (
+        2 <= len(marks) <= 8
+        and marks[0] <= min(values) + slack
+        and marks[-1] >= max(values) - slack
+    )
