@@ -215,25 +215,38 @@ def test_an_error_on_rank_0_ends_all_processes(nursery, prose, tmp_path):
 
 
 @pytest.mark.slow
-def test_ctrl_c_under_torchrun_saves_the_last_step(prose, tmp_path):
-    """The real launcher. The other ways to end a group are above, without its slow start."""
+def test_under_torchrun_ctrl_c_saves_and_a_lost_process_ends_the_others(prose, tmp_path):
+    """The real launcher: stopped by Ctrl-C; then resumed, with one of its processes killed."""
     out_dir = tmp_path / "out"
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    length = ["--max_iters=4000", "--save_interval=20", "--eval_interval=4000"]
-    process = subprocess.Popen(
-        [*torchrun, "--nproc_per_node=2", "train.py", *prose, *length, f"--out_dir={out_dir}"],
-        cwd=REPO_ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    until = time.monotonic() + 60
-    while not (out_dir / "checkpoints" / "step-000020").exists():
-        assert process.poll() is None and time.monotonic() < until
-        time.sleep(0.01)
+    length = ["--max_iters=4000", "--save_interval=20", "--eval_interval=4000", "--resume"]
+    command = [*torchrun, "--nproc_per_node=2", "train.py", *prose, *length, f"--out_dir={out_dir}"]
+
+    def start_and_wait(step: int) -> subprocess.Popen:
+        process = subprocess.Popen(
+            command,
+            cwd=REPO_ROOT,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        until = time.monotonic() + 60
+        while not (out_dir / "checkpoints" / f"step-{step:06d}").exists():
+            assert process.poll() is None and time.monotonic() < until
+            time.sleep(0.01)
+        return process
+
+    process = start_and_wait(20)
     process.send_signal(signal.SIGINT)
     output = process.communicate(timeout=60)[0]
     stopped = int(re.search(r"stopped by SIGINT after step (\d+)", output)[1])
     assert process.returncode
     assert checkpoints.newest_checkpoint(out_dir)[0].name == f"step-{stopped:06d}"
+
+    process = start_and_wait(stopped // 20 * 20 + 40)
+    rank_zero = int((out_dir / ".lock").read_text(encoding="utf-8").split()[1])
+    os.kill(rank_zero, signal.SIGKILL)
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode == 1, output
+    assert re.search(r"Root Cause(?s:.*)rank +: 0(?s:.*)Signal 9", output), output
