@@ -110,6 +110,13 @@ def read_metadata(path: Path) -> dict[str, str]:
         ) from None
 
 
+def task_and_turns(metadata: dict[str, str]) -> tuple[str, int]:
+    """What a model was trained for: ("text", 0) or ("questions", turns of a conversation)."""
+    turns = int(metadata.get("turns", 0))
+    # Weights of earlier versions have no task.
+    return metadata.get("task", "questions" if turns else "text"), turns
+
+
 # ---------------------------------------------------------------- the model folder
 
 
@@ -213,7 +220,5 @@ def load_model(
             f"{folder}: the tokenizer has {tokenizer.n_vocab:,} entries, the model only "
             f"{model.config.vocab_size:,}: they don't belong together"
         )
-    step, turns = int(metadata.get("step", 0)), int(metadata.get("turns", 0))
-    # Weights of earlier versions have no task.
-    task = metadata.get("task", "questions" if turns else "text")
-    return LoadedModel(model.to(device).eval(), tokenizer, step, task, turns)
+    step = int(metadata.get("step", 0))
+    return LoadedModel(model.to(device).eval(), tokenizer, step, *task_and_turns(metadata))

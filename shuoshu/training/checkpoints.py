@@ -8,7 +8,8 @@ out_dir/checkpoints/step-000500/ holds everything that a run needs to continue a
                            tokenizer and of both splits of the data
     manifest.json          the sha256 of the three files above; written last
 
-There is no random state: dropout and the order of the rows follow from the seed and the step.
+OutDir.save in out_dir.py puts them together. There is no random state: dropout and the order of
+the rows follow from the seed and the step.
 The best model is not in here: it is out_dir itself, a Hugging Face folder. All files are
 safetensors or JSON, so nothing is unpickled.
 """

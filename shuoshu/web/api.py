@@ -82,8 +82,6 @@ class Api:
         return [vars(piece) for piece in self.service.inspect_pieces(model, text, start)]
 
     def models(self) -> list[dict]:
-        """The models, and how many questions in a row each was trained to answer.
-
-        0: it continues text.
-        """
-        return [{"model": name, "turns": self.service.turns[name]} for name in self.service.names]
+        """The models, with their task ("text" or "questions") and the turns that they answer."""
+        tasks, turns = self.service.tasks, self.service.turns
+        return [{"model": n, "task": tasks[n], "turns": turns[n]} for n in self.service.names]

@@ -21,7 +21,7 @@ from shuoshu.core.run_log import read_settings
 from shuoshu.evaluation.copies import TrainingText
 from shuoshu.generation.chat_model import ChatModel
 from shuoshu.generation.sampling import SamplingParams, TextEvent
-from shuoshu.models.weights import load_model, read_metadata
+from shuoshu.models.weights import load_model, read_metadata, task_and_turns
 
 UPDATE_SECONDS = 0.04  # between two states of a growing text; the eye sees no more
 POLL_SECONDS = 0.1  # how soon a reader's stop is noticed while no new state arrives
@@ -108,15 +108,15 @@ class ModelServer:
 
     # ------------------------------------------------------------ models
 
-    def turns(self, name: str) -> int:
-        """Number of questions in a row that a model was trained to answer; 0: it continues text.
+    def task_and_turns(self, name: str) -> tuple[str, int]:
+        """What a model was trained for: ("text", 0) or ("questions", turns of a conversation).
 
-        Reads the header of its weights, without loading them. 0 if they are damaged.
+        Reads the weights file without loading it. ("text", 0) if it is damaged.
         """
         try:
-            return int(read_metadata(self.folders[name] / "model.safetensors").get("turns", 0))
-        except (UserError, ValueError):
-            return 0
+            return task_and_turns(read_metadata(self.folders[name] / "model.safetensors"))
+        except UserError:
+            return "text", 0
 
     def model(self, name: str) -> ChatModel:
         """The model with its newest weights."""

@@ -65,8 +65,10 @@ class PageService:
     def __init__(self, models: ModelServer) -> None:
         self.models = models
         self.names = list(models.folders)
-        self.turns = {name: models.turns(name) for name in self.names}
-        self.question_models = [name for name in self.names if self.turns[name]]
+        self.tasks, self.turns = {}, {}
+        for name in self.names:
+            self.tasks[name], self.turns[name] = models.task_and_turns(name)
+        self.question_models = [name for name in self.names if self.tasks[name] == "questions"]
         self.ranges = setting_ranges(models.settings.max_new_tokens)
 
     def find_model(self, name: object, answers: bool = False) -> str:

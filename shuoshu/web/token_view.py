@@ -100,7 +100,10 @@ def token_text(tokenizer: Tokenizer, token: int) -> str | None:
 
 
 def shade(probability: float) -> str:
-    """How dark a piece is, from 0 (certain) to 1 (a surprise of DARKEST_BITS or more)."""
+    """How dark a piece is, from 0 (certain) to 1 (a surprise of DARKEST_BITS or more).
+
+    page.css turns it into a colour.
+    """
     bits = abs(math.log2(max(probability, 1e-9)))
     return f"{min(1.0, bits / DARKEST_BITS):.2f}"
 

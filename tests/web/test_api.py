@@ -117,8 +117,10 @@ def test_a_long_continuation_streams(client, pretrained):
 
 
 def test_the_models_are_listed(client, tuned, pretrained):
-    models = [(entry["model"], entry["turns"]) for entry in client.predict(api_name="/models")]
-    assert models == [(str(tuned), 1), (str(pretrained), 0)]
+    assert client.predict(api_name="/models") == [
+        {"model": str(tuned), "task": "questions", "turns": 1},
+        {"model": str(pretrained), "task": "text", "turns": 0},
+    ]
 
 
 def test_inside_returns_pieces_with_alternatives(client, pretrained):

@@ -138,7 +138,7 @@ def test_while_a_model_is_replaced_the_old_one_answers(folder, tuned, damage):
 def test_a_damaged_first_model_is_an_error_until_it_is_replaced(folder, pretrained):
     server, weights = new_server(folder), folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    assert server.turns(str(folder)) == 0
+    assert server.task_and_turns(str(folder)) == ("text", 0)
     with pytest.raises(UserError, match=r"model\.safetensors"):
         server.model(str(folder))
     shutil.copy(pretrained / "model.safetensors", weights)
@@ -147,5 +147,5 @@ def test_a_damaged_first_model_is_an_error_until_it_is_replaced(folder, pretrain
 
 def test_two_folders_are_two_models(tuned, pretrained):
     server = new_server(tuned, pretrained)
-    models = [(server.model(name).step, server.turns(name)) for name in server.folders]
-    assert models == [(120, 1), (150, 0)]
+    models = [(server.model(name).step, *server.task_and_turns(name)) for name in server.folders]
+    assert models == [(120, "questions", 1), (150, "text", 0)]
