@@ -166,7 +166,7 @@ def _checked_record(record: dict, n_rows: int) -> dict:
     if len(messages) < 2:
         raise ValueError("a pair has no answer")
     if not all(m["role"] in ROLES and isinstance(m["content"], str) for m in messages):
-        raise ValueError("a message is no text")
+        raise ValueError("a message is not text")
     if not 0 <= record["row"] < record["row"] + record["rows"] <= n_rows:
         raise ValueError("a pair has no rows")
     return record

@@ -298,7 +298,7 @@ class StagingFolder:
     def commit(self, names: Sequence[str], tokenizer: Tokenizer, meta: dict) -> dict:
         """Writes tokenizer.json and meta.json, and moves all files into place; returns the meta.
 
-        meta.json comes last: without a meta.json that fits, no program reads the other files.
+        meta.json comes last, because no program reads files that it does not describe.
         """
         meta = {
             "format": FORMAT,

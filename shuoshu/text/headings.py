@@ -1,4 +1,4 @@
-"""Chapter headings: recognise a heading line, and compare the numbers of two headings."""
+"""Chapter headings: recognises heading lines and compares their numbers."""
 
 from __future__ import annotations
 

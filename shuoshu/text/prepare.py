@@ -24,7 +24,7 @@ from shuoshu.text.tokenizer import Tokenizer, character_tokenizer, gpt2_tokenize
 
 SAMPLE_BYTES = 8_000_000  # for training the tokenizer; more costs seconds and changes little
 SAMPLE_PIECE = 20_000  # characters; the sample is drawn in pieces of this length
-# (characters of training text below which it is used, vocabulary size) of --tokenizer=bpe
+# --tokenizer=bpe: (below this many characters of training text, vocabulary size)
 VOCAB_SIZES = ((250_000, 2048), (1_000_000, 4096), (float("inf"), 8192))
 MAX_BOOKS_SHOWN = 12
 MAX_NOTES_SHOWN = 12
@@ -78,7 +78,7 @@ def protect_bundled_novella(folder: Path, inputs: Iterable[str]) -> None:
 def check_files(
     rejected: list[tuple[Path, str]], count: int, skip_bad: bool, has_books: bool
 ) -> None:
-    """UserError that lists the unusable files; none if they may be skipped and a book remains."""
+    """UserError that lists the unusable files, unless they may be skipped and a book remains."""
     if not rejected or (skip_bad and has_books):
         return
     lines = "\n".join(f"  {path}: {reason}" for path, reason in rejected)

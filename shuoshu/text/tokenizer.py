@@ -34,7 +34,7 @@ WORDS = (
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 CHARACTERS = r"[\s\S]"  # each character alone
-MAX_TOKEN_CHARACTERS = 32  # in training; a longer token would come from a ruler like ======
+MAX_TOKEN_CHARACTERS = 32  # in training; longer ones would be rulers like ======
 MIN_PAIR_COUNT = 2  # in training; a rarer pair isn't merged
 
 # A loaded tokenizer must encode and decode this without loss.
@@ -69,7 +69,7 @@ class Tokenizer:
 
     @cached_property
     def token_bytes(self) -> list[bytes]:
-        """The bytes of each id; empty for special tokens, which belong to no text."""
+        """The bytes of each id; empty for special tokens, which have no text."""
         table = [b""] * self.n_vocab
         for token, rank in self.ranks.items():
             table[rank] = token
