@@ -20,7 +20,7 @@ MAX_CELL_CHARACTERS = 1 << 17  # a longer cell is the sign of a missing quotatio
 
 
 def read_prompts(path: Path) -> tuple[list[dict], list[str]]:
-    """(rows, prompts) of a file; a row has all columns. UserError says what is wrong where."""
+    """(rows with all columns, prompts) of a file. UserError says what is wrong and where."""
     readers = {".csv": _read_csv, ".jsonl": _read_jsonl, ".txt": _read_lines}
     try:
         text = read_text(path)
@@ -48,7 +48,7 @@ def _read_lines(path: Path, text: str) -> list[dict]:
 
 
 def _read_csv(path: Path, text: str) -> list[dict]:
-    csv.field_size_limit(MAX_CELL_CHARACTERS)  # the limit is one for the whole process
+    csv.field_size_limit(MAX_CELL_CHARACTERS)  # the csv module has one limit for all readers
     source = io.StringIO(text, newline="")
     reader = csv.DictReader(source, restkey="more", restval="", strict=True)
     try:

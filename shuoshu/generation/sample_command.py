@@ -1,4 +1,4 @@
-"""What sample.py does: prompts and questions in; continuations and answers to terminal or file."""
+"""Runs sample.py: reads prompts or questions, writes the texts to the terminal or a file."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ TakeStep = Callable[[Trainer, RunData, RunState, SkippedSteps], Tensor]  # retur
 
 
 def train(settings: TrainSettings, draws: bool = True, take_step: TakeStep = train_step) -> int:
-    """Trains as the settings say and returns the exit code.
+    """Runs the training that the settings describe; returns the exit code.
 
     `draws=False` leaves loss.png out. Tests pass a `take_step` that fails or changes something.
     """
@@ -99,7 +99,7 @@ class RecentLoss:
 
 
 def training_loop(run: Run, take_step: TakeStep) -> int:
-    """Trains until the plan, a signal or the patience ends the run; returns the exit code."""
+    """Trains until the plan ends, a signal comes or patience runs out; returns the exit code."""
     state, trainer, processes = run.state, run.trainer, run.processes
     length = RunLength(run.settings, run.steps_per_epoch)
     processes.on_rank_zero(lambda: run.out_dir.open(trainer, run.data, state))

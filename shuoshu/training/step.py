@@ -52,7 +52,10 @@ def train_step(trainer: Trainer, data: RunData, state: RunState, skips: SkippedS
 
 
 def halve_batch_on_oom(trainer: Trainer, step: int, work: Callable[[], Result]) -> Result:
-    """Returns work(); halves the micro-batches permanently while they don't fit on the GPU."""
+    """Returns work(). While it runs out of GPU memory, halves the micro-batches for good.
+
+    Raises OutOfMemoryError if they have one row, or if there are several processes.
+    """
     while True:
         try:
             return work()
