@@ -1,6 +1,6 @@
-"""One measurement of nanoGPT's model.py where its own commands don't reach.
+"""One measurement of nanoGPT's model.py that its own commands can't make.
 
-That is: training with our precision and memory settings, sampling, and scoring by our evaluator.
+It trains with our precision and memory settings, samples, or scores with our evaluator.
 It runs in a folder with nanoGPT's model.py, which `import model` finds before ours.
 """
 

@@ -91,7 +91,7 @@ def step_of(run: Run) -> Callable[[], float]:
 
 
 def facts_of(run: Run) -> dict:
-    """What is trained, and how."""
+    """The run's model, optimizer and precision, for the report."""
     trainer, model = run.trainer, run.trainer.raw
     total, inner = model.count_parameters()
     return {

@@ -1,5 +1,7 @@
-"""How time and memory of training grow with model, context and batch, beside the growth that the
-arithmetic demands. Each round of each point is a process of its own.
+"""Measures how training time and memory grow with model, context and batch.
+
+The measured exponents are compared with those of the arithmetic. Each round of each point is a
+process of its own.
 """
 
 from __future__ import annotations

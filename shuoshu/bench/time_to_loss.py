@@ -1,5 +1,6 @@
-"""Time to nanoGPT's final loss: nanoGPT trains for a budget at several rates, then Shuoshu trains
-until it is as good. One evaluator scores both.
+"""Time to nanoGPT's final loss, scored by one evaluator.
+
+nanoGPT trains for a fixed time at several learning rates. Then Shuoshu trains until it is as good.
 """
 
 from __future__ import annotations

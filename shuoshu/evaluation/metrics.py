@@ -58,7 +58,7 @@ def definition(beta: float = 1.0, chars: bool = False) -> str:
 
 
 def exact_match(answer: str, reference: str) -> bool:
-    """True if the texts are equal but for white space around them."""
+    """True if the texts are equal apart from white space around them."""
     return answer.strip() == reference.strip()
 
 

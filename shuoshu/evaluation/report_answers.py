@@ -28,7 +28,7 @@ class MarkedText:
 
 @dataclass
 class Card:
-    """What the report shows of an answer: signs above, labelled texts below."""
+    """An answer in the report: signs above, labelled texts below."""
 
     texts: list[tuple[Bilingual, MarkedText]]
     signs: list[Bilingual] = field(default_factory=list)

@@ -38,7 +38,7 @@ class Row(NamedTuple):
 
 
 def format_value(value: object, form: str, sign: str = "") -> str:
-    """A number as `form` says, — if it is none; `sign` "+" also marks positive numbers."""
+    """A number in this format; — for any other value. `sign` "+" also marks positive numbers."""
     number = finite_number(value)
     if number is None:
         return "—"
@@ -124,7 +124,7 @@ def significance(name: str, change: dict) -> Bilingual | None:
 
 
 def verdict(evaluation: dict, split: str) -> Bilingual:
-    """The main measure in one sentence: beside the strongest baseline and the other models."""
+    """One sentence: the main measure, compared with the strongest baseline and other models."""
     measures = evaluation["measures"].get(split, {})
     name = next((name for name in MAIN_MEASURES if name in measures), None)
     if name is None:

@@ -149,7 +149,7 @@ def save_weights(
 
 
 class LoadedModel(typing.NamedTuple):
-    """What a model folder holds."""
+    """The content of a model folder."""
 
     model: GPT
     tokenizer: Tokenizer

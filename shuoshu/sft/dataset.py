@@ -264,7 +264,7 @@ class QuestionDataset:
         return self.sources[self.entries(first, count, seed)]
 
     def rows(self, first: int, count: int, block_size: int, seed: int) -> Batch:
-        """`count` rows from row `first` on: (ids, targets) of int64, little wider than the longest.
+        """`count` rows from row `first` on: (ids, targets) of int64, padded to a common width.
 
         Rows are numbered through all epochs. A row depends on (seed, its number) alone.
         """
@@ -289,7 +289,7 @@ class QuestionDataset:
         return pad_batch(rows, self._padded_width(max(len(ids) for ids, _ in rows)))
 
     def _padded_width(self, longest: int) -> int:
-        """The next one of few widths: each new shape costs the kernels' setup time and memory."""
+        """Rounds up to one of a few widths: each new shape costs the kernels time and memory."""
         inputs = longest - 1  # the last token is a target only
         next_power_of_two = 1 << (inputs - 1).bit_length()
         step = max(1, next_power_of_two // (2 * WIDTHS_PER_DOUBLING))

@@ -100,7 +100,7 @@ def parse_template(option: str, text: str, columns: Mapping[str, str], path: Pat
         if name is not None and (format_spec or conversion or column is None):
             available = preview(", ".join(dict.fromkeys(columns.values())), 400)
             raise UserError(
-                f"--{option}: {preview(name)!r} is no column of {path};"
+                f"--{option}: {preview(name)!r} is not a column of {path};"
                 f" braces must hold one of these names and nothing else: {available}"
             )
         template.append(Piece(literal, column))

@@ -12,11 +12,11 @@ import numpy as np
 from shuoshu.sft.pairs import Pair, normalized
 from shuoshu.text.books import HASH_FACTOR
 
-NEAR_SIMILARITY = 0.8  # Jaccard similarity of the trigrams from which on a leak is a near one
-MAX_CHARACTERS = 500  # of a longer text only the end is compared: there a conversation asks
+NEAR_SIMILARITY = 0.8  # smallest Jaccard similarity of the trigrams of a near leak
+MAX_CHARACTERS = 500  # of a longer text only the end is compared: a conversation's last question
 MAX_COMPARED = 5_000  # held-out questions that are compared, evenly chosen; limits the time
 TRIGRAM_BITS = 22  # of a hash; 4 million values, few of which collide within one question
-MIN_QUESTIONS_FOR_TEMPLATES = 20  # among fewer, a frequent trigram is no sign of a template
+MIN_QUESTIONS_FOR_TEMPLATES = 20  # with fewer, a frequent trigram doesn't indicate a template
 Question = tuple[str, Pair]  # normalized text, and the pair that asks it
 
 

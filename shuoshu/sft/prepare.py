@@ -118,7 +118,7 @@ def load_tokenizer(settings: PrepareSftSettings) -> tuple[Tokenizer, int]:
         try:
             block_size = read_json(config)["max_position_embeddings"]
             if not is_count(block_size) or not block_size:
-                raise ValueError("max_position_embeddings is no length")
+                raise ValueError("max_position_embeddings is not a length")
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(
                 f"{config} is damaged ({error_reason(error)}): copy the model's folder again"

@@ -55,7 +55,7 @@ class GenerationRequest:
 
 @dataclass
 class Progress:
-    """The texts of a request so far, and why they ended: "end", "length", "time", or not yet."""
+    """The texts of a request so far. `reason`: "end", "length" or "time"; empty while they grow."""
 
     texts: list[GeneratedText]
     reason: str = ""
@@ -177,7 +177,7 @@ class PageService:
         return self.models.reader(request.session_hash)
 
     def note_request(self, request: gr.Request) -> None:
-        """Runs at once when a reader asks for a text, before the text waits for the model."""
+        """Notes a request as soon as a reader makes it, before it waits for the model."""
         self.models.note_request(request.session_hash)
 
     def stop(self, request: gr.Request) -> bool:
