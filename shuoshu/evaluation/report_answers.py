@@ -86,7 +86,7 @@ def answer_card(answer: dict) -> Card:
     ]
     closer_to = answer.get("closer_to")
     if closer_to and closer_to != answer["answer"]:
-        texts.append((("更像另一问的", "Closer to another's"), unmarked(closer_to)))
+        texts.append((("更像另一个问题的答案", "Closer to another's"), unmarked(closer_to)))
     probabilities = sorted(
         (answer.get("probabilities") or {}).items(),
         key=lambda pair: -(finite_number(pair[1]) or 0),
@@ -112,7 +112,9 @@ def answer_signs(answer: dict) -> list[Bilingual]:
     if stop := answer.get("stop"):
         signs.append(STOP_REASONS.get(stop, (stop, stop)))
     if answer.get("closer_to") and answer["closer_to"] == answer["answer"]:
-        signs.append(("✗ 正是另一问的参考答案", "✗ another question's reference, word for word"))
+        signs.append(
+            ("✗ 正是另一个问题的参考答案", "✗ another question's reference, word for word")
+        )
     return signs
 
 

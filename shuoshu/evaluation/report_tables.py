@@ -17,7 +17,7 @@ from shuoshu.evaluation.measure_labels import (
 
 MAIN_MEASURES = ("accuracy", "rouge_l", "perplexity")  # the verdict is about the first one measured
 SIGNIFICANCE = {
-    "same": ("≈ 分不出", "≈ no clear difference"),
+    "same": ("≈ 无明显差别", "≈ no clear difference"),
     "better": ("▲ 更好", "▲ better"),
     "different": ("≠ 不同", "≠ differs"),
     "worse": ("▼ 更差", "▼ worse"),
