@@ -41,11 +41,16 @@ def measure(settings: BenchSettings, run: Callable[[list[str], dict, Path], str]
     """
     from shuoshu.bench.context import BenchContext
     from shuoshu.bench.measure import BenchReport
-    from shuoshu.bench.scale import scale
-    from shuoshu.bench.throughput import sample, train
-    from shuoshu.bench.time_to_loss import loss
+    from shuoshu.bench.scale import measure_scale
+    from shuoshu.bench.throughput import measure_sampling, measure_training
+    from shuoshu.bench.time_to_loss import measure_loss
 
-    parts = {"train": train, "loss": loss, "sample": sample, "scale": scale}
+    parts = {
+        "train": measure_training,
+        "loss": measure_loss,
+        "sample": measure_sampling,
+        "scale": measure_scale,
+    }
     report = BenchReport(settings.words[0], settings)
     try:
         with tempfile.TemporaryDirectory(prefix="bench-", ignore_cleanup_errors=True) as folder:

@@ -15,7 +15,7 @@ from shuoshu.core.errors import UserError
 from shuoshu.text.dataset import TEXT_SPLITS, TextDataset
 
 NEEDED = ("train.py", "model.py", "configurator.py")
-WARM_UP = 3  # iterations: the first holds an evaluation, the others warm up
+WARM_UP_ITERATIONS = 3  # iterations: the first holds an evaluation, the others warm up
 MAX_VOCAB_SIZE = 1 << 16  # it reads 16-bit tokens
 ITERATION = re.compile(r"iter (\d+): loss ([\d.naif]+), time ([\d.]+)ms")
 RECENT = 20  # iterations whose median replaces the time of one with an evaluation
@@ -89,12 +89,14 @@ class NanoGPT:
         times: list[float] = []
         run = self.iterations(command)
         for number, passed, _ in run:
-            times += [passed] if number >= WARM_UP else []
+            times += [passed] if number >= WARM_UP_ITERATIONS else []
             if sum(times) >= seconds:
                 break
         run.close()
         if not times:
-            raise UserError(f"{' '.join(command)} printed no iteration after the first {WARM_UP}")
+            raise UserError(
+                f"{' '.join(command)} printed no iteration after the first {WARM_UP_ITERATIONS}"
+            )
         return sum(times) / len(times)
 
     def train(self, command: list[str], out: Path) -> list[tuple[float, Path]]:

@@ -1,6 +1,6 @@
-"""One measurement of nanoGPT's model.py where its own commands don't reach.
+"""One measurement of nanoGPT's model.py that its own commands can't make.
 
-That is: training with our precision and memory settings, sampling, and scoring by our evaluator.
+It trains with our precision and memory settings, samples, or scores with our evaluator.
 It runs in a folder with nanoGPT's model.py, which `import model` finds before ours.
 """
 
@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 import model as nanogpt
-from shuoshu.bench.worker import WARM_UP, answer, rate_of
+from shuoshu.bench.worker import WARM_UP, rate_of, run_job
 from shuoshu.core.device import autocast, peak_memory, pick_dtype, synchronize
 from shuoshu.evaluation.loss import score
 from shuoshu.text.dataset import TextDataset, text_windows
@@ -100,4 +100,4 @@ def score_checkpoints(device: torch.device, data: str, checkpoints: list[str]) -
 
 
 if __name__ == "__main__":
-    answer({"train": train, "sample": sample, "score": score_checkpoints})
+    run_job({"train": train, "sample": sample, "score": score_checkpoints})

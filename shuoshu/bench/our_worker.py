@@ -11,7 +11,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from model import GPT, GPTConfig
-from shuoshu.bench.worker import WARM_UP, answer, rate_of
+from shuoshu.bench.worker import WARM_UP, rate_of, run_job
 from shuoshu.core.cli import parse
 from shuoshu.core.device import describe_machine, free_memory, peak_memory, synchronize
 from shuoshu.core.distributed import Processes
@@ -91,7 +91,7 @@ def step_of(run: Run) -> Callable[[], float]:
 
 
 def facts_of(run: Run) -> dict:
-    """What is trained, and how."""
+    """The run's model, optimizer and precision, for the report."""
     trainer, model = run.trainer, run.trainer.raw
     total, inner = model.count_parameters()
     return {
@@ -206,4 +206,4 @@ def memory_copy(device: torch.device) -> Callable[[], float]:
 
 
 if __name__ == "__main__":
-    answer({"train": train, "scale": scale, "sample": sample})
+    run_job({"train": train, "scale": scale, "sample": sample})

@@ -1,5 +1,7 @@
-"""How time and memory of training grow with model, context and batch, beside the growth that the
-arithmetic demands. Each round of each point is a process of its own.
+"""Measures how training time and memory grow with model, context and batch.
+
+The measured exponents are compared with those of the arithmetic. Each round of each point is a
+process of its own.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from shuoshu.core.errors import UserError
 from shuoshu.core.terminal import table
 
 CONTEXTS = (256, 512, 1024, 2048, 4096, 8192)  # with equal tokens per step: 8192 has one row
-BATCHES = (1, 2, 4, 8, 16, 32, 64)
+BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)
 # The axis of each series, and what the reported cost is seconds of.
 AXES = {"size": ("parameters", "token"), "context": ("context", "token"), "batch": ("rows", "step")}
 # A point that took this many times --seconds, start included, gets no more rounds.
@@ -26,7 +28,7 @@ COLUMNS = ("parameters", "context", "rows", "tokens/s", "s/step", "share", "with
 COLUMNS += ("memory, GB", "estimate", "rounds")
 
 
-def scale(bench: BenchContext) -> None:
+def measure_scale(bench: BenchContext) -> None:
     """Measures all series: tokens/s and memory at each point, and the exponents of both."""
     data = bench.prepared()
     for series in bench.settings.series or AXES:
@@ -43,7 +45,7 @@ def points_of(series: str) -> dict[str, dict[str, int]]:
         return {name: dict(zip(names, shape, strict=True)) for name, shape in SIZES.items()}
     if series == "context":
         return {str(c): {"block_size": c, "batch_size": max(CONTEXTS) // c} for c in CONTEXTS}
-    return {str(rows): {"batch_size": rows} for rows in BATCHES}
+    return {str(rows): {"batch_size": rows} for rows in BATCH_SIZES}
 
 
 def measure_series(bench: BenchContext, data: Path, series: str) -> list[dict]:

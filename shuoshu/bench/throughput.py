@@ -15,14 +15,14 @@ from shuoshu.bench.context import BenchContext
 from shuoshu.bench.measure import Figures, interleave, short
 from shuoshu.core.errors import UserError
 
-Result = TypeVar("Result")
-BATCHES = (1, 10)  # texts sampled at the same time
+T = TypeVar("Result")
+TEXTS_AT_ONCE = (1, 10)  # texts sampled at the same time
 FAIR = "its model.py and optimizer in our loop, with our autocast, malloc and OpenMP settings"
 COMPILE_SECONDS = 30.0  # approximate time of compiling nanoGPT on a CPU
 EPSILON = 1e-9  # avoids a division by zero
 
 
-def train(bench: BenchContext) -> None:
+def measure_training(bench: BenchContext) -> None:
     """Tokens/s of training, optimizer included, and the limit by the rate of matrix products."""
     data, seconds, report = bench.prepared(), bench.settings.seconds, bench.report
     job = {"argv": bench.train_argv(data), "seconds": seconds}
@@ -58,10 +58,10 @@ def train(bench: BenchContext) -> None:
         report.figure(f"train: peak memory of {name}, GB", count / 1e9)
 
 
-def sample(bench: BenchContext) -> None:
+def measure_sampling(bench: BenchContext) -> None:
     """Tokens/s of generated text, one and ten at a time; on CUDA beside the memory bound."""
     data, settings = bench.prepared(), bench.settings
-    job = {"shape": bench.shape, "tokens": settings.tokens, "batches": BATCHES}
+    job = {"shape": bench.shape, "tokens": settings.tokens, "batches": TEXTS_AT_ONCE}
     ours = {**job, "data": str(data), "dtype": settings.dtype}
     jobs = {"ours": partial(bench.ours, "sample", **ours)}
     if bench.nanogpt:
@@ -74,7 +74,7 @@ def sample(bench: BenchContext) -> None:
             jobs["fair"] = partial(theirs, dtype="auto")
     programs = [lambda n=name, j=measure: {n: j()["figures"]} for name, measure in jobs.items()]
     rounds = interleave(programs, settings.pairs)
-    for rows in map(str, BATCHES):
+    for rows in map(str, TEXTS_AT_ONCE):
         by_name = [{name: figures[rows] for name, figures in r.items()} for r in rounds]
         for figures, r in zip(by_name, rounds, strict=True):
             if f"{rows} limit" in r["ours"]:
@@ -85,7 +85,7 @@ def sample(bench: BenchContext) -> None:
 # ---------------------------------------------------------------- nanoGPT, eager or compiled
 
 
-def both_ways(measure: Callable[[bool], Result]) -> dict[bool, Result]:
+def both_ways(measure: Callable[[bool], T]) -> dict[bool, T]:
     """measure(False), eager, and measure(True), compiled; UserError if neither works."""
     results = {}
     for compiled in (False, True):

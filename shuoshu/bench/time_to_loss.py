@@ -1,5 +1,6 @@
-"""Time to nanoGPT's final loss: nanoGPT trains for a budget at several rates, then Shuoshu trains
-until it is as good. One evaluator scores both.
+"""Time to nanoGPT's final loss, scored by one evaluator.
+
+nanoGPT trains for a fixed time at several learning rates. Then Shuoshu trains until it is as good.
 """
 
 from __future__ import annotations
@@ -15,15 +16,15 @@ from shuoshu.text.dataset import read_meta
 RATES = (0.0006, 0.002, 0.006)  # learning rates for nanoGPT, from large models' to small ones'
 SHARES = (0.1, 0.2, 0.4, 1.0)  # shares of the budget that Shuoshu tries in turn
 EVALUATIONS = 12  # per run
-Curve = list[tuple[float, float]]  # (seconds of training, bits per byte) of each evaluation
+LossCurve = list[tuple[float, float]]  # (seconds of training, bits per byte) of each evaluation
 
 
-def loss(bench: BenchContext) -> None:
+def measure_loss(bench: BenchContext) -> None:
     """Measures seconds to nanoGPT's final loss and the best loss of both within the budget."""
     data, report = bench.prepared(), bench.report
     result = bench.ours("train", argv=bench.train_argv(data), seconds=bench.settings.seconds)
     step_seconds = bench.tokens_per_step / result["figures"]["tokens"]
-    curves: dict[str, dict[str, Curve]] = {"nanogpt": {}, "ours": {}}
+    curves: dict[str, dict[str, LossCurve]] = {"nanogpt": {}, "ours": {}}
     report.content["curves"] = curves
     goal = None
     if bench.nanogpt:
@@ -47,7 +48,7 @@ def loss(bench: BenchContext) -> None:
         draw(Path(bench.settings.picture), curves)
 
 
-def time_to(curve: Curve, goal: float) -> float | None:
+def time_to(curve: LossCurve, goal: float) -> float | None:
     """Seconds until a curve first reaches the goal, interpolated linearly; None: never."""
     for (t0, b0), (t1, b1) in itertools.pairwise(curve):
         if b1 <= goal:
@@ -62,7 +63,7 @@ def steps_for(seconds: float, step_seconds: float) -> tuple[int, int]:
 
 
 def train_nanogpt(
-    bench: BenchContext, data: Path, facts: dict, curves: dict[str, Curve]
+    bench: BenchContext, data: Path, facts: dict, curves: dict[str, LossCurve]
 ) -> tuple[float, int]:
     """Trains nanoGPT at every rate and dropout, filling `curves`.
 
@@ -96,7 +97,7 @@ def train_ours(
     data: Path,
     step_seconds: float,
     goal: float | None,
-    curves: dict[str, Curve],
+    curves: dict[str, LossCurve],
 ) -> None:
     """Trains Shuoshu for growing shares of the budget until the goal, and for the last share."""
     default = SHARES if goal is not None else (1.0,)
@@ -120,7 +121,7 @@ def train_ours(
             is_there = is_there or (goal is not None and curve[-1][1] <= goal)
 
 
-def curve_of(log: RunLog, val: dict, tokens_per_step: int) -> Curve:
+def curve_of(log: RunLog, val: dict, tokens_per_step: int) -> LossCurve:
     """The evaluations of one of our runs over its training time, without evaluation time."""
     clocks, last = {0: 0.0}, 0
     for record in log.read("step"):
@@ -132,7 +133,7 @@ def curve_of(log: RunLog, val: dict, tokens_per_step: int) -> Curve:
     return [(clocks[r["step"]], r["bits_per_char"] * characters_per_byte) for r in log.read("eval")]
 
 
-def draw(path: Path, curves: dict[str, dict[str, Curve]]) -> None:
+def draw(path: Path, curves: dict[str, dict[str, LossCurve]]) -> None:
     """Draws all curves over training time; the best of each program in full colour."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

@@ -20,7 +20,7 @@ def rate_of(step: Callable[[], float], seconds: float) -> float:
     return amount / (time.perf_counter() - start)
 
 
-def answer(kinds: dict[str, Callable[..., dict]]) -> None:
+def run_job(kinds: dict[str, Callable[..., dict]]) -> None:
     """Does the job in the first argument; prints the result as the last line of output."""
     job = json.loads(sys.argv[1])
     is_tuned = job.pop("is_tuned", True)

@@ -32,9 +32,10 @@ def parse(
     base: dict | None = None,
     default_config: str | None = None,
 ) -> typing.Any:
-    """Settings from `argv` on top of the config files, or on top of `base`, a saved run's settings.
+    """The settings that `argv` describes.
 
-    `default_config` is read where argv names no config. UserError lists every mistake; --help
+    Its flags override the config files, or instead of these `base`, a saved run's settings.
+    `default_config` is read if argv names no config file. UserError lists every mistake; --help
     prints `about` and the settings, and exits.
     """
     schema, problems = Schema(cls), []
@@ -92,7 +93,7 @@ def read_config(schema: Schema, path: Path, problems: list[str]) -> dict[str, ob
 
 
 def _run_config(path: Path, problems: list[str]) -> Iterator[tuple[str, object]]:
-    """Runs a config file as Python; its variables, none if it can't be read or raises."""
+    """Runs a config file as Python; yields its variables, none if it can't be read or raises."""
     rule = "a config file holds plain Python assignments, key = value"
     variables: dict[str, object] = {}
     try:
@@ -101,7 +102,7 @@ def _run_config(path: Path, problems: list[str]) -> Iterator[tuple[str, object]]
         try:
             source = read_text(path)
         except ValueError as error:
-            problems.append(f"{path} is no config file ({error_reason(error)}): {rule}")
+            problems.append(f"{path} is not a config file ({error_reason(error)}): {rule}")
             return
         exec(compile(source, str(path), "exec"), variables)
     except OSError as error:

@@ -95,7 +95,7 @@ MIN_BF16_GAIN = 1.5  # without hardware support bf16 is slower than fp32 or equa
 
 
 def _multiplies_faster_in_bf16(n: int = 768) -> bool:
-    """Whether this CPU has bf16 in hardware, by the fastest of eight products of n x n matrices.
+    """Whether this CPU has bf16 in hardware: compares the fastest of eight n x n products.
 
     The two types alternate, so that other load on the machine slows both.
     """
@@ -168,7 +168,7 @@ def seed_step(seed: int, step: int, rank: int) -> None:
 
 
 def describe_machine(device: torch.device) -> dict[str, str]:
-    """Versions, hardware and commit: what it takes to repeat a logged run."""
+    """Versions, hardware and commit, which are needed to repeat a logged run."""
     machine = {
         "python": platform.python_version(),
         "torch": torch.__version__,

@@ -57,7 +57,7 @@ class Processes:
         return values[0]
 
     def on_rank_zero(self, work: Callable[[], Any]) -> Any:
-        """Runs `work` on rank 0; returns its result on all ranks. Its UserError ends them all."""
+        """Runs `work` on rank 0; returns its result on all ranks. Its UserError ends all ranks."""
         result, error = None, None
         if self.is_rank_zero:
             try:
@@ -96,7 +96,10 @@ class Processes:
 
 
 class StopFlag:
-    """Ctrl-C, SIGTERM and SIGHUP set `raised`, which the loop checks; a second Ctrl-C stops."""
+    """Ctrl-C, SIGTERM and SIGHUP set `raised`, which loops check.
+
+    A second Ctrl-C raises KeyboardInterrupt.
+    """
 
     def __init__(self) -> None:
         self.raised: int | None = None  # the number of the last signal

@@ -40,7 +40,7 @@ def open_file(path: Path, largest: int | None = None) -> BinaryIO:
     if stat.S_ISDIR(status.st_mode):
         raise OSError(errno.EINVAL, "it is a folder", str(path))
     if not stat.S_ISREG(status.st_mode):
-        raise OSError(errno.EINVAL, "it is a pipe or a device, no file", str(path))
+        raise OSError(errno.EINVAL, "it is a pipe or a device, not a file", str(path))
     if largest is not None and status.st_size > largest:
         size, limit = format_bytes(status.st_size), format_bytes(largest)
         raise OSError(errno.EFBIG, f"it has {size}; the limit is {limit}", str(path))
@@ -61,7 +61,7 @@ def read_json(path: Path) -> object:
     try:
         return json.loads(read_text(path))
     except json.JSONDecodeError as error:
-        raise ValueError(f"it is no JSON: {error}") from None
+        raise ValueError(f"it is not JSON: {error}") from None
     except RecursionError:
         raise ValueError("its brackets are nested too deeply") from None
 
@@ -179,7 +179,7 @@ def write_synced_text(path: Path, text: str) -> str:
 
 
 def verify_sha256(path: Path, sha256: str | None) -> None:
-    """OSError if the file's content has another sha256 than this; None: no check."""
+    """OSError if the sha256 of the file's content is not this one; None: no check."""
     if sha256 is not None and sha256_of(path) != sha256:
         raise OSError(
             errno.EIO, f"{path.name} does not read back as it was written: is the disk failing?"
@@ -201,7 +201,7 @@ class Lock:
             self._file.close()
 
     def take(self) -> None:
-        """Takes the lock; UserError if another run holds it. No lock where the system has none."""
+        """Takes the lock; UserError if another run holds it."""
         if self._file:
             return
         handle = os.open(self.path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)

@@ -32,7 +32,7 @@ class RunLog:
             file.write((line + "\n").encode())
 
     def read(self, kind: str | None = None) -> list[dict]:
-        """The records in order, without lines that a crash cut off or that are damaged."""
+        """The records in order, without damaged lines; only those of `kind` if it is given."""
         if not self.path.is_file():
             return []
         records = []
@@ -46,9 +46,9 @@ class RunLog:
         return records
 
     def rewind(self, step: int, evaluated: int) -> None:
-        """Drops the records that a resume repeats: those after `step`.
+        """Drops the records that a resumed run writes again.
 
-        Evaluations and samples: those after `evaluated`.
+        These are evaluations and samples after step `evaluated`, and other records after `step`.
         """
         records = [
             record

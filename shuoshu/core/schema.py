@@ -1,4 +1,4 @@
-"""What the command line knows of a settings dataclass: its flags, types and checks."""
+"""The flags, types and checks that the command line derives from a settings dataclass."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Settings:
 
 
 class Schema:
-    """What the command line knows of a settings dataclass: its flags, types and checks."""
+    """The flags, types and checks of a settings dataclass."""
 
     def __init__(self, cls: type) -> None:
         self.cls = cls
@@ -77,7 +77,7 @@ class Schema:
         return self.fields[name].metadata.get("alias", name)
 
     def unknown(self, where: str, key: str) -> str:
-        """The message about a name that is no setting."""
+        """The message about a name that is not a setting."""
         message = f"{where}: there is no such setting"
         if hint := getattr(self.cls, "REPLACED_BY", {}).get(key):
             return f"{message} here; {hint}"
@@ -85,7 +85,7 @@ class Schema:
         return message + (f" - did you mean {near[0]}?" if near else "")
 
     def override(self, values: dict, layer: dict) -> None:
-        """Puts a later layer over `values`: a length that it sets replaces any earlier length."""
+        """Updates `values` with a later layer. A run length in it replaces any earlier one."""
         for name, value in layer.items():
             if value is not None:
                 for other in self.fields[name].metadata.get("overrides", ()):
@@ -152,7 +152,7 @@ class Schema:
         return None
 
     def flag_values(self, flags: dict[str, list[str]], problems: list[str]) -> dict[str, object]:
-        """The values of the flags' texts."""
+        """The flags' values by field name; texts that can't be read go to `problems`."""
         values = {}
         for name, texts in flags.items():
             try:
@@ -193,7 +193,7 @@ class Schema:
         return words.get(kind, "a list of texts") + (" or None" if optional else "")
 
     def out_of_bounds(self, name: str, value: object) -> str | None:
-        """What a value's checks object to; None if it passes."""
+        """Why the value is not allowed; None if it is."""
         checks = self.fields[name].metadata
         if value is None:
             return None
@@ -228,7 +228,7 @@ def unwrap_optional(kind: object) -> tuple[object, bool]:
 
 
 def from_text(texts: list[str], kind: object) -> object:
-    """The value that the flag's texts mean, the last one winning; ValueError if they mean none."""
+    """The value of a flag: a tuple of all its texts, or the last one as `kind`; else ValueError."""
     kind, optional = unwrap_optional(kind)
     if typing.get_origin(kind) is tuple:
         return tuple(texts)

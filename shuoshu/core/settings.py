@@ -174,9 +174,9 @@ class RunSettings(Settings):
     )
     select_by: str = setting(
         "auto",
-        "which model to keep; loss: that of the lowest validation loss; rouge: that of the"
-        " highest ROUGE-L, and the later of two that differ only by chance; auto: rouge on"
-        " questions, else loss",
+        "which model to keep; loss: the one with the lowest validation loss; rouge: the one with"
+        " the highest ROUGE-L, or a later one within noise of it; auto: rouge on questions,"
+        " else loss",
         choices=("auto", "loss", "rouge"),
     )
     patience: int | None = count(
@@ -231,7 +231,7 @@ class RunSettings(Settings):
 @dataclass
 class TrainSettings(RunSettings, DataSettings, OptimSettings, ModelSettings):
     REPLACED_BY: ClassVar[dict[str, str]] = {  # settings of nanoGPT that don't exist here
-        "min_lr": "--min_lr_fraction sets the last learning rate, relative to the full one",
+        "min_lr": "--min_lr_fraction sets the last learning rate as a fraction of the peak",
         "decay_lr": "--schedule=constant turns the decay off",
         "lr_decay_iters": "the decay ends with the run; --decay_fraction sets its length",
         "eval_iters": "--eval_tokens limits the validation text, which is scored in full otherwise",

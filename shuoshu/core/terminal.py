@@ -75,7 +75,7 @@ def print_line(line: str, write: Callable[[str], None] | None = None) -> None:
         pass
 
 
-class Progress:
+class ProgressBar:
     """A bar on a terminal, a line every `every` seconds elsewhere; nothing if `show` is false."""
 
     def __init__(self, total: int, start: int = 0, show: bool = True, every: float = 10.0) -> None:

@@ -84,7 +84,7 @@ def points(records: Iterable[dict], kind: str, name: str) -> list[Point]:
 
 
 def ticks(values: Sequence[float]) -> list[float]:
-    """Round numbers at equal distances from the lowest value or below to the highest or above."""
+    """Round numbers at equal distances that enclose all values."""
     low, high = min(values), max(values)
     min_step = max(high - low, 1e-6 * abs(high), 1e-9) / TICK_STEPS
     power = 10.0 ** math.floor(math.log10(min_step))

@@ -17,7 +17,7 @@ from shuoshu.text.tokenizer import Tokenizer
 
 MIN_COPIED = 20  # consecutive characters: an answer with such a span counts as copied
 MIN_MARKED = 8  # consecutive characters: the report marks such a span
-MAX_INIT_FROM = 8  # models that are followed back to the pretrained one
+MAX_INIT_FROM = 8  # steps from a fine-tuned model back to the pretrained one
 N_CODE_POINTS = 0x110000
 
 

@@ -80,7 +80,7 @@ def eval_json(
     meta: dict,
     results: dict[str, SplitResult],
 ) -> dict:
-    """The content of eval.json, but for the time taken."""
+    """The content of eval.json, without the time taken."""
     first = models[0]
     comparisons = [
         {

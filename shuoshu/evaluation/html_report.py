@@ -17,7 +17,7 @@ from shuoshu.evaluation.measure_labels import Bilingual, split_label
 from shuoshu.evaluation.report_answers import answer_card, sampled_steps, worst_and_random
 from shuoshu.evaluation.report_tables import (
     Cell,
-    Row,
+    TableRow,
     comparison_rows,
     format_value,
     measure_rows,
@@ -40,7 +40,7 @@ class Comparison(NamedTuple):
 
     before: str
     after: str
-    splits: list[tuple[Bilingual, list[Row]]]
+    splits: list[tuple[Bilingual, list[TableRow]]]
 
 
 class Confusion(NamedTuple):
@@ -49,7 +49,7 @@ class Confusion(NamedTuple):
     split: Bilingual
     labels: list[str]  # shortened
     rows: list[tuple[str, list[tuple[int, float]]]]  # actual label: count, share of the row
-    by_label: list[Row]
+    by_label: list[TableRow]
 
 
 def report_html(
@@ -137,7 +137,7 @@ def confusions(evaluation: dict) -> list[Confusion]:
         for label in classes["labels"]:
             scores = classes.get("per_class", {}).get(label, {})
             cells = [Cell(format_value(scores.get(name), form)) for name, form in forms.items()]
-            by_label.append(Row((label, label), cells))
+            by_label.append(TableRow((label, label), cells))
         result.append(Confusion(split_label(split), labels, rows, by_label))
     return result
 

@@ -45,8 +45,8 @@ def score(
     """Scores every target that is not IGNORE; the processes share the batches.
 
     `model` is `raw` or its compiled form; `end` is the id of the end token. The caller sets the
-    precision by autocast. All processes call `should_stop` equally often and must get the same
-    result. Returns None if it returned true.
+    precision by autocast. All processes call `should_stop` equally often, and it must give all of
+    them the same result. Returns None if it returned true.
     """
     device, processes = raw.lm_head.weight.device, processes or Processes()
     rows = [np.zeros((0, 4))]

@@ -20,7 +20,7 @@ from shuoshu.evaluation.evaluated_model import (
 )
 from shuoshu.evaluation.loss import score
 from shuoshu.evaluation.measure_set import MeasureSet
-from shuoshu.generation.answers import Question, answer, label_scores, read_questions
+from shuoshu.generation.answers import Question, answer, label_log_likelihoods, read_questions
 from shuoshu.generation.sampling import Completion, TextGenerator
 from shuoshu.sft.dataset import QuestionDataset, answer_batches
 
@@ -171,7 +171,7 @@ def add_label_scores(
     """
     labels = questions.labels
     generator = TextGenerator(model.model, model.tokenizer)
-    scores = label_scores(generator, questions.asked, labels, settings.batch_size)
+    scores = label_log_likelihoods(generator, questions.asked, labels, settings.batch_size)
     probabilities = np.exp(scores - scores.max(axis=1, keepdims=True))
     probabilities /= probabilities.sum(axis=1, keepdims=True)
     predicted = [labels[best] for best in scores.argmax(axis=1)]
@@ -180,7 +180,7 @@ def add_label_scores(
     classes = {
         "labels": labels,
         "confusion": confusion.tolist(),
-        "per_class": metrics.label_scores(confusion, labels),
+        "per_class": metrics.label_measures(confusion, labels),
     }
     return probabilities, classes
 

@@ -14,8 +14,8 @@ class Measure(NamedTuple):
     note: Bilingual | None = None
 
 
-CHARACTERS = ("字数", "characters")
-PAIRED = ("成对之差", "paired difference")
+CHARACTER_UNIT = ("字数", "characters")
+PAIRED = ("成对比较的差", "paired difference")
 MEASURES = {  # in the order of the report
     "accuracy": Measure(("准确率", "Accuracy"), "%", 1),
     "macro_f1": Measure(
@@ -39,13 +39,13 @@ MEASURES = {  # in the order of the report
         ("字符 F1", "Character F1"),
         ".3f",
         1,
-        ("共有的字，不论次序", "shared characters in any order"),
+        ("相同的字，不论次序", "shared characters in any order"),
     ),
     "wrong_question_rate": Measure(
         ("答非所问率", "Wrong-question rate"),
         "%",
         -1,
-        ("更像另一问的参考答案", "closer to another question's reference"),
+        ("更像另一个问题的参考答案", "closer to another question's reference"),
     ),
     "stop_rate": Measure(
         ("自行结束率", "Stop rate"), "%", 1, ("在长度上限前说完", "ended before the length limit")
@@ -73,27 +73,27 @@ MEASURES = {  # in the order of the report
     ),
     "bits_per_byte": Measure(("每字节比特", "Bits per byte"), ".3f", -1),
     "above_lookup_joined_rouge_l": Measure(
-        ("高出查表（合并）", "Above the joined lookup"), ".3f", 1, PAIRED
+        ("比查表（合并）高出", "Above the joined lookup"), ".3f", 1, PAIRED
     ),
     "above_lookup_rouge_l": Measure(
-        ("高出查表（最近）", "Above the nearest lookup"), ".3f", 1, PAIRED
+        ("比查表（最近）高出", "Above the nearest lookup"), ".3f", 1, PAIRED
     ),
-    "mean_length": Measure(("平均字数", "Mean length"), ",.1f", 0, CHARACTERS),
+    "mean_length": Measure(("平均字数", "Mean length"), ",.1f", 0, CHARACTER_UNIT),
     "reference_length": Measure(
-        ("参考文本的平均字数", "Mean length of the references"), ",.1f", 0, CHARACTERS
+        ("参考文本的平均字数", "Mean length of the references"), ",.1f", 0, CHARACTER_UNIT
     ),
     "distinct_1": Measure(
-        ("Distinct-1", "Distinct-1"), ".3f", 0, ("不同的字占全部", "different units of all")
+        ("Distinct-1", "Distinct-1"), ".3f", 0, ("不同的字所占比例", "different units of all")
     ),
     "distinct_2": Measure(
-        ("Distinct-2", "Distinct-2"), ".3f", 0, ("不同的二字组占全部", "different pairs of all")
+        ("Distinct-2", "Distinct-2"), ".3f", 0, ("不同的二字组所占比例", "different pairs of all")
     ),
     "repetition": Measure(
         ("重复", "Repetition"),
         "%",
         -1,
         (
-            "同一段里先前出现过的四字组",
+            "同一段里前面出现过的四字组所占比例",
             "runs of four that occurred before in the same text",
         ),
     ),
@@ -102,7 +102,7 @@ MEASURES = {  # in the order of the report
         ",.1f",
         0,
         (
-            "训练文本里原有的最长一段，字数",
+            "与训练文本完全相同的最长一段，字数",
             "longest span found verbatim in the training text, characters",
         ),
     ),
@@ -117,7 +117,7 @@ REFERENCE_PREFIX = "reference_"
 BASELINES = {  # prefix of a measure's name: what was measured instead of the model
     "lookup_joined_": ("查表，同答案的问题合并", "lookup, an answer's questions joined"),
     "lookup_": ("查表，最近的问题", "lookup, nearest question"),
-    "majority_": ("总选最多的一类", "always the commonest class"),
+    "majority_": ("总选最常见的一类", "always the commonest class"),
     "tfidf_": ("TF-IDF + 逻辑回归", "TF-IDF + logistic regression"),
     REFERENCE_PREFIX: ("参考文本", "the references"),
 }

@@ -23,7 +23,7 @@ SAME_FOR_ALL_MODELS = ("lookup_", "reference_")
 
 
 class Aggregate(NamedTuple):
-    """A statistic of many rows that is no mean of values by row."""
+    """A statistic of many rows that is not the mean of one value per row."""
 
     rows: np.ndarray  # equal arrays: two models were measured on the same rows
     statistic: Callable[[np.ndarray], float]  # takes row numbers

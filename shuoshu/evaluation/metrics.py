@@ -58,7 +58,7 @@ def definition(beta: float = 1.0, chars: bool = False) -> str:
 
 
 def exact_match(answer: str, reference: str) -> bool:
-    """True if the texts are equal but for white space around them."""
+    """True if the texts are equal apart from white space around them."""
     return answer.strip() == reference.strip()
 
 
@@ -160,7 +160,7 @@ def label_f1(confusion: np.ndarray) -> np.ndarray:
     return 2 * right / np.maximum(1, confusion.sum(axis=0) + confusion.sum(axis=1))
 
 
-def label_scores(confusion: np.ndarray, labels: Sequence[str]) -> dict[str, dict[str, float]]:
+def label_measures(confusion: np.ndarray, labels: Sequence[str]) -> dict[str, dict[str, float]]:
     """Each label's precision, recall, F1 and support; what is undefined is 0."""
     right, support = confusion.diagonal(), confusion.sum(axis=1)
     columns = {

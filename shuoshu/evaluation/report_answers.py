@@ -15,7 +15,7 @@ MAX_SAMPLED_STEPS = 12  # evaluations whose samples are shown
 MAX_PROBABILITIES = 10  # labels
 QUESTION, REFERENCE = ("问题", "Question"), ("参考答案", "Reference")
 PROMPT, CONTINUATION = ("开头", "Prompt"), ("原文", "True continuation")
-MODEL = ("模型", "Model")
+MODEL_LABEL = ("模型", "Model")
 
 
 @dataclass
@@ -28,7 +28,7 @@ class MarkedText:
 
 @dataclass
 class Card:
-    """What the report shows of an answer: signs above, labelled texts below."""
+    """An answer in the report: signs above, labelled texts below."""
 
     texts: list[tuple[Bilingual, MarkedText]]
     signs: list[Bilingual] = field(default_factory=list)
@@ -82,11 +82,11 @@ def answer_card(answer: dict) -> Card:
     texts = [
         (QUESTION if is_scored else PROMPT, unmarked(answer["question"])),
         (REFERENCE if is_scored else CONTINUATION, unmarked(answer["reference"])),
-        (MODEL, mark_copies(answer["answer"], answer.get("copied") or [])),
+        (MODEL_LABEL, mark_copies(answer["answer"], answer.get("copied") or [])),
     ]
     closer_to = answer.get("closer_to")
     if closer_to and closer_to != answer["answer"]:
-        texts.append((("更像另一问的", "Closer to another's"), unmarked(closer_to)))
+        texts.append((("更像另一个问题的答案", "Closer to another's"), unmarked(closer_to)))
     probabilities = sorted(
         (answer.get("probabilities") or {}).items(),
         key=lambda pair: -(finite_number(pair[1]) or 0),
@@ -112,7 +112,9 @@ def answer_signs(answer: dict) -> list[Bilingual]:
     if stop := answer.get("stop"):
         signs.append(STOP_REASONS.get(stop, (stop, stop)))
     if answer.get("closer_to") and answer["closer_to"] == answer["answer"]:
-        signs.append(("✗ 正是另一问的参考答案", "✗ another question's reference, word for word"))
+        signs.append(
+            ("✗ 正是另一个问题的参考答案", "✗ another question's reference, word for word")
+        )
     return signs
 
 
@@ -154,5 +156,5 @@ def sample_card(record: dict) -> Card:
     prompt, text = unmarked(record.get("prompt")), unmarked(record.get("text"))
     reference = record.get("reference")
     if reference is None:
-        return Card([(PROMPT, prompt), (MODEL, text)])
-    return Card([(QUESTION, prompt), (MODEL, text), (REFERENCE, unmarked(reference))])
+        return Card([(PROMPT, prompt), (MODEL_LABEL, text)])
+    return Card([(QUESTION, prompt), (MODEL_LABEL, text), (REFERENCE, unmarked(reference))])

@@ -17,7 +17,7 @@ from shuoshu.evaluation.measure_labels import (
 
 MAIN_MEASURES = ("accuracy", "rouge_l", "perplexity")  # the verdict is about the first one measured
 SIGNIFICANCE = {
-    "same": ("≈ 分不出", "≈ no clear difference"),
+    "same": ("≈ 无明显差别", "≈ no clear difference"),
     "better": ("▲ 更好", "▲ better"),
     "different": ("≠ 不同", "≠ differs"),
     "worse": ("▼ 更差", "▼ worse"),
@@ -30,7 +30,7 @@ class Cell(NamedTuple):
     significance: Bilingual | None = None
 
 
-class Row(NamedTuple):
+class TableRow(NamedTuple):
     label: Bilingual
     cells: list[Cell]
     note: Bilingual | None = None
@@ -38,7 +38,7 @@ class Row(NamedTuple):
 
 
 def format_value(value: object, form: str, sign: str = "") -> str:
-    """A number as `form` says, — if it is none; `sign` "+" also marks positive numbers."""
+    """A number in this format; — for any other value. `sign` "+" also marks positive numbers."""
     number = finite_number(value)
     if number is None:
         return "—"
@@ -78,7 +78,7 @@ def sort_measures(names: Iterable[str]) -> list[str]:
     return sorted(set(names), key=lambda name: (places.get(name, len(order)), name))
 
 
-def measure_rows(measures: dict[str, dict]) -> list[Row]:
+def measure_rows(measures: dict[str, dict]) -> list[TableRow]:
     """A row per measure and a cell per split."""
     rows = []
     for name in sort_measures(name for split in measures.values() for name in split):
@@ -89,11 +89,11 @@ def measure_rows(measures: dict[str, dict]) -> list[Row]:
             zh_baseline, en_baseline = BASELINES[prefix]
             (zh, en), note = (f"{zh}（{zh_baseline}）", f"{en} ({en_baseline})"), None
         cells = [cell(split.get(name), measure.form) for split in measures.values()]
-        rows.append(Row((zh, en), cells, note, bool(prefix)))
+        rows.append(TableRow((zh, en), cells, note, bool(prefix)))
     return rows
 
 
-def comparison_rows(before: dict, after: dict, changes: dict) -> list[Row]:
+def comparison_rows(before: dict, after: dict, changes: dict) -> list[TableRow]:
     """Before, after and difference on one split, without baselines and references."""
     rows = []
     for name in sort_measures(before.keys() & after.keys()):
@@ -106,7 +106,7 @@ def comparison_rows(before: dict, after: dict, changes: dict) -> list[Row]:
             cell(after[name], form),
             cell(change, form, "+", significance(name, change)),
         ]
-        rows.append(Row(label, cells))
+        rows.append(TableRow(label, cells))
     return rows
 
 
@@ -124,7 +124,7 @@ def significance(name: str, change: dict) -> Bilingual | None:
 
 
 def verdict(evaluation: dict, split: str) -> Bilingual:
-    """The main measure in one sentence: beside the strongest baseline and the other models."""
+    """One sentence: the main measure, compared with the strongest baseline and other models."""
     measures = evaluation["measures"].get(split, {})
     name = next((name for name in MAIN_MEASURES if name in measures), None)
     if name is None:

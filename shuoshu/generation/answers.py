@@ -61,7 +61,7 @@ def answer(
     progress: Callable[[int], None] = lambda done: None,
     max_new_tokens: int | None = None,
 ) -> list[Completion | None]:
-    """The greedy answer to each question, in batches of `rows`; None for those after a stop.
+    """The greedy answer to each question, in batches of `rows`; None if stopped before it.
 
     An answer is cut at `max_new_tokens`, by default a little over twice the longest reference.
     `progress` gets the number of answers done after each batch.
@@ -74,7 +74,7 @@ def answer(
 
 
 @torch.inference_mode()
-def label_scores(
+def label_log_likelihoods(
     generator: TextGenerator, questions: Sequence[Question], labels: Sequence[str], rows: int
 ) -> np.ndarray:
     """(questions, labels): the log-likelihood of each label as the answer, end token included.

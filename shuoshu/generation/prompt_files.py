@@ -14,13 +14,13 @@ from shuoshu.sft.question_files import parse_json
 
 # The column with the prompts is the first of these that the file has.
 PROMPT_COLUMNS = ("prompt", "question", "instruction", "start", "text", "问题")
-MAX_CELL_CHARACTERS = 1 << 17  # a longer cell is the sign of a missing quotation mark
+MAX_PROMPT_CHARACTERS = 1 << 17  # a longer cell is the sign of a missing quotation mark
 
 # ---------------------------------------------------------------- read
 
 
 def read_prompts(path: Path) -> tuple[list[dict], list[str]]:
-    """(rows, prompts) of a file; a row has all columns. UserError says what is wrong where."""
+    """(rows with all columns, prompts) of a file. UserError says what is wrong and where."""
     readers = {".csv": _read_csv, ".jsonl": _read_jsonl, ".txt": _read_lines}
     try:
         text = read_text(path)
@@ -48,7 +48,7 @@ def _read_lines(path: Path, text: str) -> list[dict]:
 
 
 def _read_csv(path: Path, text: str) -> list[dict]:
-    csv.field_size_limit(MAX_CELL_CHARACTERS)  # the limit is one for the whole process
+    csv.field_size_limit(MAX_PROMPT_CHARACTERS)  # the csv module has one limit for all readers
     source = io.StringIO(text, newline="")
     reader = csv.DictReader(source, restkey="more", restval="", strict=True)
     try:
@@ -97,7 +97,7 @@ def require_writable(path: Path) -> None:
         raise UserError(f"can't write {path}: {error.strerror}") from None
 
 
-def write_rows(path: Path, rows: list[dict]) -> None:
+def write_prompt_rows(path: Path, rows: list[dict]) -> None:
     """Replaces the file by these rows; UserError if that fails."""
     write = WRITERS[path.suffix.lower()]
     try:

@@ -1,4 +1,4 @@
-"""What sample.py does: prompts and questions in; continuations and answers to terminal or file."""
+"""Runs sample.py: reads prompts or questions, writes the texts to the terminal or a file."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from shuoshu.core.distributed import StopFlag
 from shuoshu.core.errors import UserError
 from shuoshu.core.files import error_reason, read_text
 from shuoshu.generation.chat_model import ChatModel
-from shuoshu.generation.prompt_files import read_prompts, require_writable, write_rows
+from shuoshu.generation.prompt_files import read_prompts, require_writable, write_prompt_rows
 from shuoshu.models.weights import LoadedModel, load_model
 
 
@@ -177,7 +177,7 @@ def write_answers(terminal: TerminalChat, rows: list[dict], prompts: list[str]) 
         row, sample = divmod(number, samples)
         name = column if sample == 0 else f"{column}_{sample + 1}"
         rows[row][name] = result.text if result else ""
-    write_rows(Path(settings.outfile), rows)
+    write_prompt_rows(Path(settings.outfile), rows)
     finished = [result for result in results if result]
     kind = "answers" if terminal.is_answering else "continuations"
     print(f"{len(finished):,} of {len(ids):,} {kind} in {settings.outfile}")

@@ -150,18 +150,18 @@ class TextGenerator:
     def decode_one_token(
         self, tokens: Tensor, cache: KVCache, contexts: Sequence[Context]
     ) -> Tensor:
-        """Reads one token per row, which its context holds already; returns logits (B, V).
+        """Reads one token per row, which is already in its context; returns logits (B, V).
 
-        A row whose block is full is prefilled again with the part of its context that `fitting`
-        selects, which makes room for new tokens.
+        A row whose block is full is prefilled again with the ids that `Context.fitting` selects.
+        This makes room for new tokens.
         """
         full = [row for row, length in enumerate(cache.lengths) if length == self.block]
         if not full:
             return self.next_token(tokens[:, None], cache)
         logits = torch.empty(len(tokens), self.model.config.vocab_size, device=cache.k.device)
         if len(full) < len(tokens):
-            # All rows are read together. A full row has no room for the token, so it pretends to
-            # be empty; what it writes at position 0 is overwritten below.
+            # All rows are read together. A full row has no room for the token, so its length is
+            # set to 0; what this call writes at position 0 is overwritten below.
             for row in full:
                 cache.lengths[row] = 0
             logits = self.next_token(tokens[:, None], cache)
@@ -177,8 +177,8 @@ class TextGenerator:
 def prefill(model: GPT, cache: KVCache, prompts: Sequence[Sequence[int]]) -> Tensor:
     """Reads prompts of any lengths into an empty cache; logits (B, V) after each one's last token.
 
-    Prompts are padded on the right. Causal attention keeps the padding from the prompt, and later
-    tokens overwrite its keys and values.
+    Prompts are padded on the right. Causal attention hides the padding from the prompt, and later
+    tokens overwrite the padding's keys and values.
     """
     lengths = [len(prompt) for prompt in prompts]
     ids = torch.zeros(len(prompts), max(lengths), dtype=torch.long)
@@ -202,9 +202,8 @@ class Context:
     def fitting(self, block: int) -> list[int]:
         """The ids to prefill: all if they leave room in the block, else a shorter context.
 
-        The shorter context is the kept prompt and, of the ids after it, as many of the last as
-        fill half of the remaining block. A prompt of more than three quarters of the block is
-        not kept.
+        The shorter context is the kept prompt and then the last ids, as many as fill half of the
+        remaining block. A prompt of more than three quarters of the block is not kept.
         """
         if len(self.ids) < block:
             return self.ids
@@ -346,7 +345,7 @@ def pick(logits: Tensor, params: SamplingParams, draws: Tensor) -> Tensor:
     """
     if params.temperature == 0 or params.top_k == 1:
         return logits.argmax(dim=-1)
-    # Without the maximum, a tiny temperature can't overflow.
+    # Subtracting the maximum keeps a tiny temperature from overflowing.
     logits = (logits - logits.amax(dim=-1, keepdim=True)) / params.temperature
     order = None  # (B, k): the token at each place of the sorted logits
     if params.top_k and params.top_k < logits.shape[-1]:
@@ -354,13 +353,13 @@ def pick(logits: Tensor, params: SamplingParams, draws: Tensor) -> Tensor:
     elif params.top_p < 1:
         logits, order = logits.sort(descending=True)
     p = logits.softmax(dim=-1)
-    if params.top_p < 1:  # drop what follows once top_p is reached; the first always remains
+    if params.top_p < 1:  # drop the tokens after the sum reaches top_p; the first always remains
         p = p.masked_fill(p.cumsum(dim=-1) - p >= max(params.top_p, MIN_TOP_P), 0)
     if params.min_p > 0:
         p = p.masked_fill(p < params.min_p * p.amax(dim=-1, keepdim=True), 0)
     sums = p.cumsum(dim=-1)
     total = sums[:, -1:]
-    # Rounding must not lift the threshold to the total: no token lies beyond it.
+    # Rounding must not raise the threshold to the total, where searchsorted finds no token.
     below_total = torch.nextafter(total, torch.zeros_like(total))
     threshold = torch.minimum(draws[:, None] * total, below_total)
     at = torch.searchsorted(sums, threshold, right=True)

@@ -1,4 +1,4 @@
-"""UTF-8 in tokens, which may hold parts of characters: which tokens may follow, and their text."""
+"""UTF-8 in tokens that may hold parts of characters: which may follow, and how they decode."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def utf8_transitions(tokenizer: Tokenizer, vocab_size: int) -> tuple[np.ndarray,
     """(after, finishes), both (STATES, V).
 
     after: the state after each token, -1 if it may not follow. The end token may follow between
-    characters; chat tokens and the ids that pad a model's vocabulary never.
+    characters. Chat tokens, and the ids that pad a model's vocabulary, may never follow.
     finishes: whether the token only continues the character that the state is in.
     """
     automaton = utf8_automaton()

@@ -20,8 +20,8 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 import model
 from shuoshu.text.dataset import IGNORE
 
-# oneDNN prepares and caches a kernel for each new matrix size, which costs time and memory. So
-# target counts are rounded up to a multiple, and blocks of queries have few different sizes.
+# oneDNN prepares and caches a kernel for each new matrix size, which costs time and memory. So the
+# number of targets is rounded up to a multiple, and blocks of queries have few different sizes.
 PAD_TARGETS_TO = 64
 QUERY_BLOCK = 128  # the last block has up to half as many more
 # Longer rows use torch's attention: the saved probabilities would need too much memory.
@@ -32,7 +32,7 @@ in_bfloat16 = custom_fwd(device_type="cpu", cast_inputs=torch.bfloat16)
 
 
 def backward_as_forward(backward: Callable) -> Callable:
-    """Decorator for backward(): runs under forward's autocast state; has no derivative itself."""
+    """Decorator for backward(): runs it under forward's autocast; it is not differentiable."""
     return custom_bwd(once_differentiable(backward), device_type="cpu")
 
 
@@ -116,7 +116,7 @@ class FusedNormRotate(torch.autograd.Function):
 
 
 def query_blocks(T: int) -> list[tuple[slice, slice]]:
-    """Each block of queries, and the keys up to its last query. It needs no later keys."""
+    """(queries, keys) of each block: causal attention needs the keys up to its last query."""
     edges = [*range(0, max(1, T - QUERY_BLOCK // 2), QUERY_BLOCK), T]
     return [(slice(first, end), slice(0, end)) for first, end in pairwise(edges)]
 

@@ -40,7 +40,7 @@ SAFETENSORS_DTYPES = {
 }
 HEADER_BYTES = 300  # of one tensor, at most
 MAX_HEADER_BYTES = 1 << 24  # a longer header is a sign of damage
-READ_BYTES = 1 << 20  # of a file at a time
+HASH_CHUNK_BYTES = 1 << 20  # of a file at a time
 
 
 def tensor_bytes(tensors: Iterable[Tensor]) -> int:
@@ -93,7 +93,7 @@ def read_metadata(path: Path) -> dict[str, str]:
             metadata = header["__metadata__"]
             expected = metadata.pop("sha256")
             digest = hashlib.sha256(json.dumps(header).encode())
-            while chunk := file.read(READ_BYTES):
+            while chunk := file.read(HASH_CHUNK_BYTES):
                 digest.update(chunk)
         if digest.hexdigest() != expected:
             raise ValueError("its content doesn't match its sha256")
@@ -156,7 +156,7 @@ def save_weights(
 
 
 class LoadedModel(typing.NamedTuple):
-    """What a model folder holds."""
+    """The content of a model folder."""
 
     model: GPT
     tokenizer: Tokenizer

@@ -1,7 +1,7 @@
 """Augmentation: noise on training questions, and synthetic paraphrases of them.
 
-A small model learns the exact words of each training question. Asked in other words, it gives the
-answer to another question. Both methods change the words, anew in every epoch.
+A small model learns the exact words of each training question. If a user asks in other words, it
+gives the answer to another question. So both methods change the words, differently in each epoch.
 
 **Noise** (question_drop, question_replace) removes characters of the questions, then replaces
 tokens by random ones:
@@ -23,9 +23,9 @@ it may be 度分别是多南崖到北崖江面:
 4. Pieces are removed at random until the result is no longer than the original question.
 
 A TF-IDF index over the training questions judges the result: it is used only if the questions with
-its own answer are clearly the most similar ones. So the model learns what the index knows, namely
-which words tell the answers apart. Pieces of the answer aren't shown to the index: they would point
-to the answer whatever the question says. After 20 failures the original question is used.
+its own answer are clearly the most similar ones. So the model learns which words tell the answers
+apart. Pieces of the answer aren't shown to the index: they would point to the answer whatever the
+question says. After 20 failures the original question is used.
 
 In each epoch, one paraphrase of a question trains the whole answer. The others train only its
 beginning, up to where it differs from all other answers: the rest follows from that beginning,
@@ -46,15 +46,15 @@ from shuoshu.text.tokenizer import Tokenizer
 
 # A unit: a word or a number with the white space after it, or any other single character. Chinese
 # characters (the range from U+2E80) are single, because there are no spaces between words.
-UNIT = re.compile(r"[^\W\d_\u2e80-\U0003ffff]+\s*|\d+\s*|.", re.DOTALL)
+TEXT_UNIT = re.compile(r"[^\W\d_\u2e80-\U0003ffff]+\s*|\d+\s*|.", re.DOTALL)
 MAX_PIECE_UNITS = 5  # a piece of that length may hold a phrase, but not a whole question
-QUESTIONS_PER_PARAPHRASE = (1, 1, 2, 3)  # how many questions are mixed; drawn evenly
+QUESTIONS_PER_PARAPHRASE = (1, 1, 2, 3)  # number of questions to mix; one of these is drawn
 # Share of a question's pieces that is used. With n questions it is divided by 0.75 n, so that the
 # text grows little with n.
 MIN_USED_SHARE, MAX_USED_SHARE = 0.25, 0.8
 USED_SHARE_DIVISOR = 0.75
-# Upper bounds, relative to the length of the pieces of step 1; each paraphrase draws a share below
-# them. Others were tried: docs/log.
+# Upper bounds, relative to the length of the pieces of step 1. Each paraphrase draws a share below
+# them. docs/log has other values that were tried.
 MAX_ANSWER_SHARE = 0.8  # pieces of the answer; 0 and 0.4 were tried
 MAX_FOREIGN_SHARE = 1.0  # pieces of the answer and foreign pieces together; 0.6 and 2 were tried
 # The second most similar answer must have less than this share of the first one's similarity. 0.85
@@ -63,7 +63,7 @@ MAX_RUNNER_UP = 0.95
 MAX_TRIES = 20  # enough unless no part of a question points to its answer
 MAX_TRIALS = 100  # questions (about) from which success_rate is estimated
 
-Row = tuple[np.ndarray, np.ndarray]  # ids, and a mask that is 1 where the token is trained
+TrainedRow = tuple[np.ndarray, np.ndarray]  # ids, and a mask that is 1 where the token is trained
 
 
 # ---------------------------------------------------------------- noise
@@ -80,7 +80,7 @@ class QuestionNoise:
         self.is_special = np.isin(np.arange(tokenizer.n_vocab), list(tokenizer.specials.values()))
         self.ordinary = np.flatnonzero(~self.is_special)
 
-    def __call__(self, ids: np.ndarray, mask: np.ndarray, draw: np.random.Generator) -> Row:
+    def __call__(self, ids: np.ndarray, mask: np.ndarray, draw: np.random.Generator) -> TrainedRow:
         """The row with noisy questions; it is never longer than before."""
         new_ids, new_masks, done = [], [], 0
         for start in np.flatnonzero(ids == self.tokenizer.user) + 1:
@@ -105,14 +105,14 @@ class QuestionNoise:
 
 
 class Paraphraser:
-    """Makes synthetic paraphrases of the rows that are one question and its whole answer.
+    """Makes synthetic paraphrases of rows that hold a single question and its whole answer.
 
     Other rows (conversations, parts of long answers) are not paraphrased. Their questions are in
     the index, so that no paraphrase points to them.
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, read_row: Callable[[int], Row], n_rows: int, width: int
+        self, tokenizer: Tokenizer, read_row: Callable[[int], TrainedRow], n_rows: int, width: int
     ) -> None:
         self.tokenizer, self.read_row = tokenizer, read_row
         self.questions: dict[int, str] = {}  # of each row that can be paraphrased
@@ -149,7 +149,7 @@ class Paraphraser:
         self.index = TfidfIndex(documents, split_words) if answers else None
 
     def success_rate(self) -> float:
-        """The share of some evenly chosen rows for which a paraphrase is found."""
+        """The share of about MAX_TRIALS evenly chosen rows for which a paraphrase is found."""
         sample = self.sources[:: max(1, len(self.sources) // MAX_TRIALS)].tolist()
         counts = [self.distinguishing[number] for number in sample]
         draws = [np.random.default_rng(number) for number in sample]
@@ -159,8 +159,8 @@ class Paraphraser:
 
     def paraphrase_rows(
         self, numbers: Sequence[int], counts: Sequence[int], draws: Sequence[np.random.Generator]
-    ) -> list[Row]:
-        """For each row number a row with a paraphrase that trains `count` tokens of the answer."""
+    ) -> list[TrainedRow]:
+        """A paraphrased row for each row number; it trains `count` tokens of the answer."""
         rows = []
         questions = self.paraphrase_questions(numbers, counts, draws)
         for number, count, question in zip(numbers, counts, questions, strict=True):
@@ -176,7 +176,7 @@ class Paraphraser:
     def paraphrase_questions(
         self, numbers: Sequence[int], counts: Sequence[int], draws: Sequence[np.random.Generator]
     ) -> list[str]:
-        """For each row number a paraphrase of its question, or the question if none is found.
+        """A paraphrase of each row's question, or the question itself if none is found.
 
         With `count` tokens of the answer, the paraphrase fits into a row.
         """
@@ -255,7 +255,7 @@ class Paraphraser:
 
 def split_into_pieces(text: str, draw: np.random.Generator) -> list[str]:
     """Cuts a text into pieces of random length, 1 to MAX_PIECE_UNITS units."""
-    units = UNIT.findall(text)
+    units = TEXT_UNIT.findall(text)
     pieces = []
     while units:
         size = int(draw.integers(1, MAX_PIECE_UNITS + 1))
@@ -267,10 +267,10 @@ def split_into_pieces(text: str, draw: np.random.Generator) -> list[str]:
 def random_pieces(
     draw_text: Callable[[], str], length: float, draw: np.random.Generator
 ) -> list[str]:
-    """Pieces with at least `length` characters in total, each from a text drawn for it."""
+    """Pieces of at least `length` characters in total. Each comes from a text drawn at random."""
     pieces = []
     while sum(map(len, pieces)) < length:
-        units = UNIT.findall(draw_text())
+        units = TEXT_UNIT.findall(draw_text())
         start = draw.integers(len(units))
         pieces.append("".join(units[start : start + draw.integers(1, MAX_PIECE_UNITS + 1)]))
     return pieces
@@ -284,14 +284,14 @@ def insert_randomly(pieces: list[str], others: Sequence[str], draw: np.random.Ge
 
 def split_words(text: str) -> list[str]:
     """The units of a text without white space: the terms of the index."""
-    return [unit for unit in map(str.strip, UNIT.findall(text)) if unit]
+    return [unit for unit in map(str.strip, TEXT_UNIT.findall(text)) if unit]
 
 
 def distinguishing_lengths(answers: Sequence[Sequence[int]]) -> list[int]:
-    """For each answer the number of tokens by which it differs from all others, plus one.
+    """For each answer, the length of its shortest beginning that no other answer has, plus one.
 
-    The answers are token ids, all different. At most the whole answer: one that is the beginning of
-    another has to be trained to its end.
+    The answers are token ids, all different. The result is at most the answer's length: an answer
+    that is the beginning of another one has to be trained to its end.
     """
     lengths = [1] * len(answers)
     # In sorted order, an answer has the longest common beginning with one of its neighbours.

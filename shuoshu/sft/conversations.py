@@ -42,7 +42,7 @@ class UnusableRecord(Exception):
 def parse_pairs(
     paths: Sequence[Path], settings: PrepareSftSettings
 ) -> tuple[list[Pair], RejectedRecords]:
-    """(conversations in all files, what was rejected).
+    """(conversations in all files, rejected records).
 
     Raises UserError if a file can't be read, or if the settings don't fit its columns.
     """
@@ -151,7 +151,7 @@ def _messages(record: dict, layout: Layout) -> list[dict[str, str]]:
     """
     turns = record[layout.turns[0].column] if layout.turns else _question_turns(record, layout)
     if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
-        raise UnusableRecord("wrong type", "the conversation is no list of messages")
+        raise UnusableRecord("wrong type", "the conversation is not a list of messages")
     messages = [_message(turn) for turn in turns]
     system = ""
     if messages and messages[0]["role"] == "system":
@@ -177,7 +177,7 @@ def _question_turns(record: dict, layout: Layout) -> list[dict[str, object]]:
     history = record.get(layout.history[0].column) if layout.history else None
     exchanges = [*history, last] if isinstance(history, list) else [last]
     if any(not isinstance(exchange, list) or len(exchange) != 2 for exchange in exchanges):
-        raise UnusableRecord("wrong type", "the history is no list of [question, answer]")
+        raise UnusableRecord("wrong type", "the history is not a list of [question, answer]")
     return [
         {"role": role, "content": text}
         for exchange in exchanges
@@ -230,7 +230,7 @@ def parse_labels(text: str) -> Labels:
     for entry in re.split("[,，]", text) if text else ():
         value, _, label = (clean_field(part) for part in entry.partition("="))
         if not value or not label or _label_key(value) in labels:
-            problem = "is given twice" if value and label else "is no VALUE=LABEL"
+            problem = "is given twice" if value and label else "is not VALUE=LABEL"
             raise UserError(f'--labels: {entry!r} {problem}; write --labels="1=正面,0=负面"')
         labels[_label_key(value)] = label
     return labels

@@ -10,7 +10,7 @@ import numpy as np
 
 from shuoshu.core.errors import UserError
 from shuoshu.core.files import error_reason, read_text, sha256_of
-from shuoshu.sft.augment import Paraphraser, QuestionNoise, Row
+from shuoshu.sft.augment import Paraphraser, QuestionNoise, TrainedRow
 from shuoshu.sft.pairs import QUESTION_SPLITS, Pair
 from shuoshu.sft.rendering import RenderedPair, RenderedRow
 from shuoshu.text.dataset import (
@@ -166,7 +166,7 @@ def _checked_record(record: dict, n_rows: int) -> dict:
     if len(messages) < 2:
         raise ValueError("a pair has no answer")
     if not all(m["role"] in ROLES and isinstance(m["content"], str) for m in messages):
-        raise ValueError("a message is no text")
+        raise ValueError("a message is not text")
     if not 0 <= record["row"] < record["row"] + record["rows"] <= n_rows:
         raise ValueError("a pair has no rows")
     return record
@@ -246,7 +246,7 @@ class QuestionDataset:
         """Number of rows in the file."""
         return len(self.ids)
 
-    def row(self, number: int) -> Row:
+    def row(self, number: int) -> TrainedRow:
         """(ids, mask) of a row of the file, without padding."""
         length = self.lengths[number]
         return self.ids[number, :length].astype(np.int64), self.mask[number, :length]
@@ -264,7 +264,7 @@ class QuestionDataset:
         return self.sources[self.entries(first, count, seed)]
 
     def rows(self, first: int, count: int, block_size: int, seed: int) -> Batch:
-        """`count` rows from row `first` on: (ids, targets) of int64, little wider than the longest.
+        """`count` rows from row `first` on: (ids, targets) of int64, padded to a common width.
 
         Rows are numbered through all epochs. A row depends on (seed, its number) alone.
         """
@@ -289,7 +289,7 @@ class QuestionDataset:
         return pad_batch(rows, self._padded_width(max(len(ids) for ids, _ in rows)))
 
     def _padded_width(self, longest: int) -> int:
-        """The next one of few widths: each new shape costs the kernels' setup time and memory."""
+        """Rounds up to one of a few widths: each new shape costs the kernels time and memory."""
         inputs = longest - 1  # the last token is a target only
         next_power_of_two = 1 << (inputs - 1).bit_length()
         step = max(1, next_power_of_two // (2 * WIDTHS_PER_DOUBLING))
@@ -326,7 +326,7 @@ class QuestionDataset:
 # ---------------------------------------------------------------- batches
 
 
-def pad_batch(rows: Sequence[Row], width: int = 0) -> Batch:
+def pad_batch(rows: Sequence[TrainedRow], width: int = 0) -> Batch:
     """(ids, targets), padded to the longest row or to `width`, whichever is larger.
 
     Targets are shifted by one token; those that aren't trained are IGNORE.

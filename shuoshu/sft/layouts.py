@@ -33,7 +33,7 @@ PAIR_COLUMNS = {
 }
 
 
-class Piece(NamedTuple):
+class TemplatePiece(NamedTuple):
     """A fixed text, then the text of a column."""
 
     literal: str
@@ -41,7 +41,7 @@ class Piece(NamedTuple):
     is_required: bool = True  # a record in which the column is empty can't be used
 
 
-Template = Sequence[Piece]
+Template = Sequence[TemplatePiece]
 
 
 @dataclass
@@ -64,19 +64,19 @@ def known_layout(columns: Iterable[str]) -> Layout | None:
     names = {column.casefold(): column for column in columns}
     layout = Layout()
     if "system" in names:
-        layout.system = [Piece("", names["system"], is_required=False)]
+        layout.system = [TemplatePiece("", names["system"], is_required=False)]
     if "history" in names:
-        layout.history = [Piece("", names["history"], is_required=False)]
+        layout.history = [TemplatePiece("", names["history"], is_required=False)]
     if turns := next((names[name] for name in TURN_COLUMNS if name in names), None):
-        layout.turns = [Piece("", turns)]
+        layout.turns = [TemplatePiece("", turns)]
         return layout
     for question, answers in PAIR_COLUMNS.items():
         answer = next((name for name in answers if name in names), None)
         if question in names and answer:
-            layout.question = [Piece("", names[question])]
-            layout.answer = [Piece("", names[answer])]
+            layout.question = [TemplatePiece("", names[question])]
+            layout.answer = [TemplatePiece("", names[answer])]
             if question == "instruction" and "input" in names:
-                layout.question.append(Piece("\n", names["input"], is_required=False))
+                layout.question.append(TemplatePiece("\n", names["input"], is_required=False))
             return layout
     return None
 
@@ -100,10 +100,10 @@ def parse_template(option: str, text: str, columns: Mapping[str, str], path: Pat
         if name is not None and (format_spec or conversion or column is None):
             available = preview(", ".join(dict.fromkeys(columns.values())), 400)
             raise UserError(
-                f"--{option}: {preview(name)!r} is no column of {path};"
+                f"--{option}: {preview(name)!r} is not a column of {path};"
                 f" braces must hold one of these names and nothing else: {available}"
             )
-        template.append(Piece(literal, column))
+        template.append(TemplatePiece(literal, column))
     if option != "system" and all(piece.column is None for piece in template):
         raise UserError(
             f"--{option} names no column, so every row would get the same text:"

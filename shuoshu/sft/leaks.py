@@ -12,12 +12,12 @@ import numpy as np
 from shuoshu.sft.pairs import Pair, normalized
 from shuoshu.text.books import HASH_FACTOR
 
-NEAR_SIMILARITY = 0.8  # Jaccard similarity of the trigrams from which on a leak is a near one
-MAX_CHARACTERS = 500  # of a longer text only the end is compared: there a conversation asks
+NEAR_SIMILARITY = 0.8  # smallest Jaccard similarity of the trigrams of a near leak
+MAX_CHARACTERS = 500  # of a longer text only the end is compared: a conversation's last question
 MAX_COMPARED = 5_000  # held-out questions that are compared, evenly chosen; limits the time
 TRIGRAM_BITS = 22  # of a hash; 4 million values, few of which collide within one question
-MIN_QUESTIONS_FOR_TEMPLATES = 20  # among fewer, a frequent trigram is no sign of a template
-Question = tuple[str, Pair]  # normalized text, and the pair that asks it
+MIN_QUESTIONS_FOR_TEMPLATES = 20  # with fewer, a frequent trigram doesn't indicate a template
+ComparedQuestion = tuple[str, Pair]  # normalized text, and the pair that asks it
 
 
 class Leak(NamedTuple):
@@ -47,7 +47,7 @@ def find_leaks(pairs: list[Pair], max_compared: int = MAX_COMPARED) -> LeakRepor
     return LeakReport(exact + near, len(compared), len(candidates))
 
 
-def _near_leaks(train: list[Question], held_out: list[Question]) -> Iterator[Leak]:
+def _near_leaks(train: list[ComparedQuestion], held_out: list[ComparedQuestion]) -> Iterator[Leak]:
     """Yields a leak for each held-out question whose most similar training question is near.
 
     The similarity is the number of common trigrams over that of all different ones (Jaccard). An
@@ -80,7 +80,7 @@ def _near_leaks(train: list[Question], held_out: list[Question]) -> Iterator[Lea
         yield Leak("near", held_out[n][1], train[nearest[n]][1], float(best[n]))
 
 
-def _is_rare(questions: list[Question]) -> np.ndarray:
+def _is_rare(questions: list[ComparedQuestion]) -> np.ndarray:
     """For each hash, whether at most half of the questions have it.
 
     More frequent trigrams belong to a template around the questions ("Is this review positive?").

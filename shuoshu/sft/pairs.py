@@ -63,7 +63,7 @@ class RejectedRecords:
 
 
 def clean_field(text: str) -> str:
-    """Valid Unicode with \\n at line ends, without NUL, byte order marks and outer white space."""
+    """The text as valid Unicode with \\n at line ends; removes NUL, BOMs and outer white space."""
     text = text.replace("\r\n", "\n").replace("\r", "\n").replace("\0", "").replace("\ufeff", "")
     return re.sub("[\ud800-\udfff]", "�", text).strip()
 
@@ -84,7 +84,7 @@ def preview(value: object, columns: int = 70) -> str:
 
 
 def normalized(text: str) -> str:
-    """The form in which texts are compared: without differences in width, case, white space."""
+    """The text without differences in width, case and white space, for comparisons."""
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
@@ -107,7 +107,7 @@ def drop_repeats(pairs: list[Pair], rejected: RejectedRecords) -> list[Pair]:
 def closed_set_labels(pairs: list[Pair]) -> list[str] | None:
     """The different answers, the most frequent first, if they are a closed set; else None.
 
-    They are if there are few short ones, each with many pairs, and no pair has several turns.
+    A closed set has few answers, all short and each with many pairs; no pair has several turns.
     """
     counts = Counter(pair.answer for pair in pairs)
     if not MIN_LABELS <= len(counts) <= MAX_LABELS:
@@ -143,7 +143,7 @@ def split_pairs(pairs: list[Pair], val_fraction: float, test_fraction: float, se
     strata: dict[str, list[Group]] = defaultdict(list)  # by answer, if that is a label
     for group in _linked_groups(without):
         strata[group[0].answer if is_closed else ""].append(group)
-    # In this order a group is offered to the splits. train takes all that the others leave.
+    # A group is offered to the splits in this order. train takes the groups that others leave.
     fractions = {"val": val_fraction, "test": test_fraction, "train": math.inf}
     splits = _distribute(strata.values(), fractions, random.Random(seed))
     _fill_empty_splits(splits, fractions)
@@ -179,8 +179,8 @@ def _distribute(
 ) -> dict[str, list[Group]]:
     """Distributes the groups of each stratum over the splits, in random order."""
     splits: dict[str, list[Group]] = {name: [] for name in fractions}
-    # Pairs that a split should still get. What one stratum leaves is due from the next one, so that
-    # the total is right even if every stratum is small.
+    # Number of pairs that each split should still get. A remainder of one stratum carries over to
+    # the next, so that the total is right even if every stratum is small.
     due = dict.fromkeys(fractions, 0.0)
     for groups in strata:
         draw.shuffle(groups)

@@ -14,7 +14,7 @@ from shuoshu.sft.dataset import write_rows
 from shuoshu.sft.pairs import QUESTION_SPLITS, closed_set_labels, drop_repeats, split_pairs
 from shuoshu.sft.question_files import find_question_files
 from shuoshu.sft.rendering import RenderedPair, cut_long_questions, render_pairs
-from shuoshu.sft.summary import Preparation, rejected_lines, show_rows, summary
+from shuoshu.sft.summary import Preparation, questions_summary, rejected_lines, show_rows
 from shuoshu.text.dataset import read_meta
 from shuoshu.text.tokenizer import Tokenizer
 
@@ -40,7 +40,7 @@ def prepare_sft(settings: PrepareSftSettings) -> None:
     """
     began = time.perf_counter()
     result = prepare_questions(settings)
-    print(summary(result, settings, time.perf_counter() - began))
+    print(questions_summary(result, settings, time.perf_counter() - began))
     if settings.show:
         show_rows(result.folder, settings.show)
 
@@ -118,7 +118,7 @@ def load_tokenizer(settings: PrepareSftSettings) -> tuple[Tokenizer, int]:
         try:
             block_size = read_json(config)["max_position_embeddings"]
             if not is_count(block_size) or not block_size:
-                raise ValueError("max_position_embeddings is no length")
+                raise ValueError("max_position_embeddings is not a length")
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(
                 f"{config} is damaged ({error_reason(error)}): copy the model's folder again"

@@ -18,18 +18,18 @@ from shuoshu.sft.layouts import known_layout
 from shuoshu.sft.pairs import QUESTION_SPLITS, RejectedRecords, clean_field, preview
 from shuoshu.text.encodings import MAX_FILE_BYTES, TextDecoder
 
-SUFFIXES = (".json", ".jsonl", ".csv", ".tsv")
+QUESTION_SUFFIXES = (".json", ".jsonl", ".csv", ".tsv")
 DELIMITERS = {".csv": ",\t;", ".tsv": "\t,;"}  # the first one that the header contains is used
 MAX_JSON_BYTES = 1 << 30  # a .json file is parsed in one piece
 MAX_CELL_CHARACTERS = (1 << 31) - 1  # the csv module's own limit would be 131,072
 MAX_INT_DIGITS = 4000  # int() refuses more than 4,300 digits; a longer number stays text
-# A line added after a table's last one. If it doesn't come back as a row of its own, a quotation
-# mark before it is still open.
+# A line that is added after a table's last one. If the csv module doesn't return it as a row of its
+# own, a quotation mark before it is still open.
 END_MARK = "\x1cend\x1c"
 
 
 class Rejection(NamedTuple):
-    """Why a row of a file is no record."""
+    """Why a row of a file is not a record."""
 
     reason: str
     detail: str
@@ -44,18 +44,18 @@ def find_question_files(inputs: Sequence[str | Path]) -> list[Path]:
     Files that prepare_sft.py wrote into a folder are left out. Raises UserError if a path doesn't
     exist, has another suffix, or is a folder without question files.
     """
-    files = find_input_files(inputs, SUFFIXES, _users_files)
+    files = find_input_files(inputs, QUESTION_SUFFIXES, _users_files)
     for file in files:
-        if file.suffix.lower() not in SUFFIXES:
+        if file.suffix.lower() not in QUESTION_SUFFIXES:
             raise UserError(
-                f"{file}: questions and answers are read from {', '.join(SUFFIXES)}"
+                f"{file}: questions and answers are read from {', '.join(QUESTION_SUFFIXES)}"
                 " (save a spreadsheet as CSV)"
             )
     return files
 
 
 def _users_files(folder: Path) -> list[Path]:
-    """What a folder contains, without hidden files and those that prepare_sft.py wrote."""
+    """The files in a folder, without hidden ones and those that prepare_sft.py wrote."""
     written = {"meta.json", "tokenizer.json"}
     if (folder / "meta.json").exists():
         written |= {f"{split}.jsonl" for split in QUESTION_SPLITS}
@@ -65,7 +65,7 @@ def _users_files(folder: Path) -> list[Path]:
 def read_records(
     path: Path, encoding: str | None = None, rejected: RejectedRecords | None = None
 ) -> list[tuple[int, dict]]:
-    """(row number, record) of each record in a file; rows that are no records go to `rejected`.
+    """(row number, record) of each record in a file; other rows go to `rejected`.
 
     Rows of a JSON list are counted from 1, those of JSON Lines are line numbers, and the header of
     a table is row 1. Raises UserError if the file can't be read or has no records.
@@ -175,7 +175,7 @@ def _json_lines(lines: Iterable[str]) -> Iterator[tuple[int, object]]:
 def parse_json(text: str, line: int = 1) -> object:
     """Parses a JSON document that begins at this line of a file.
 
-    Raises UserError, with the place, if the text is no JSON or an object has a field twice.
+    Raises UserError, with the place, if the text is not JSON or an object has a field twice.
     """
     try:
         return json.loads(

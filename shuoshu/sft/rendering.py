@@ -10,8 +10,9 @@ from shuoshu.core.terminal import shorten
 from shuoshu.sft.pairs import Pair, RejectedRecords
 from shuoshu.text.tokenizer import Tokenizer
 
-MIN_ANSWER_TOKENS = 16  # room for the answer that a long question must leave in each row,
-MIN_ANSWER_SHARE = 1 / 8  # and as a share of the row; with less room, an answer makes too many rows
+# Room for the answer that a long question must leave in each row, in tokens and as a share of the
+# row. With less room an answer would need too many rows.
+MIN_ANSWER_TOKENS, MIN_ANSWER_SHARE = 16, 1 / 8
 MIN_QUESTION_CHARACTERS = 16  # of a shortened question; fewer don't say what is asked
 RenderedRow = tuple[list[int], list[int]]  # ids, and a mask that is 1 where the token is trained
 
@@ -67,9 +68,8 @@ def _too_long_message(long: list[tuple[int, Pair]], count: int, width: int) -> s
 def split_long_answer(ids: list[int], mask: list[int], width: int) -> list[RenderedRow] | None:
     """Splits a conversation that is too long over several rows; each trains a part of the answer.
 
-    Each row has everything up to the last answer, then the end of the part trained before, as
-    context, then the next part. With an answer of 9 tokens and room for 4 of them (trained ones in
-    brackets):
+    Each row has all before the last answer, then the end of the previous part as context, then the
+    next part. Example: an answer of 9 tokens, room for 4 of them, trained ones in brackets:
 
         question [1 2 3 4]    question 3 4 [5 6]    question 5 6 [7 8]    question 7 8 [9]
 

@@ -20,7 +20,7 @@ from shuoshu.sft.rendering import RenderedPair
 from shuoshu.text.tokenizer import Tokenizer
 
 MAX_EXAMPLES_SHOWN = 2  # for each reason to reject a record
-GREEN, RESET = "\033[32m", "\033[0m"
+ANSI_GREEN, ANSI_RESET = "\033[32m", "\033[0m"
 
 
 @dataclass
@@ -35,7 +35,7 @@ class Preparation:
     has_given_splits: bool  # in the files
 
 
-def summary(result: Preparation, settings: PrepareSftSettings, seconds: float) -> str:
+def questions_summary(result: Preparation, settings: PrepareSftSettings, seconds: float) -> str:
     """The text that prepare_sft.py prints."""
     rejected, n_used = result.rejected, len(result.rendered)
     n_left_out = rejected.read - n_used
@@ -150,7 +150,7 @@ def next_command(result: Preparation, settings: PrepareSftSettings) -> str:
 
 def show_rows(folder: Path, count: int) -> None:
     """Prints training rows as the model reads them, trained tokens in green (else in ⟦ ⟧)."""
-    begin, end = (GREEN, RESET) if sys.stdout.isatty() else ("⟦", "⟧")
+    begin, end = (ANSI_GREEN, ANSI_RESET) if sys.stdout.isatty() else ("⟦", "⟧")
     tokenizer = Tokenizer.load(folder)
     dataset = QuestionDataset(folder, "train")
     for number in range(min(count, len(dataset))):

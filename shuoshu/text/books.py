@@ -1,6 +1,6 @@
-"""Novel files to books: finds files, cleans them, cuts validation text off, detects duplicates.
+"""Novel files to books: finds and cleans files, splits off validation text, detects duplicates.
 
-A book's cleaned text lies in a file, and only a part of it is in memory at a time.
+A book's cleaned text is stored in a file; only a part of it is in memory at a time.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from shuoshu.core.files import find_input_files
 from shuoshu.text.account import Account
 from shuoshu.text.cleaning import clean_text
 from shuoshu.text.encodings import (
-    SUFFIXES,
+    TEXT_SUFFIXES,
     TextDecoder,
     last_line_start,
     max_unpacked_bytes,
@@ -30,7 +30,7 @@ from shuoshu.text.headings import HEADING
 BLOCK_CHARACTERS = 1 << 17  # read at once; a longer section is cut
 MAX_LINE_BLOCKS = 4  # blocks after which a line without an end is cut
 MAX_VAL_FACTOR = 4  # a chapter's start may make the validation text this many times too large
-# Characters that a reader should check before training. They are counted and stay.
+# Characters that the user should check before training. They are counted, not removed.
 ODD_CHARACTERS = {
     "private-use": re.compile("[\ue000-\uf8ff]"),
     "unreadable (�)": re.compile("�"),
@@ -48,7 +48,7 @@ class Section:
 
 @dataclass
 class Book:
-    """A cleaned text in a file, with what was found out while it was read."""
+    """A cleaned text in a file, with its chapters and counts."""
 
     title: str
     source: str  # the name of the original file
@@ -64,8 +64,8 @@ class Book:
     def cut(self, val_fraction: float) -> None:
         """Sets `val_from` to the chapter start nearest to this fraction of the book's end.
 
-        If that chapter would make the validation text over four times too large, or if there are no
-        chapters, `splits` cuts at the next line instead.
+        `splits` cuts at the next line instead if there are no chapters, or if that one would make
+        the validation text more than four times too large.
         """
         target = round(self.characters * (1 - val_fraction))
         self.val_from = target
@@ -93,7 +93,7 @@ class Book:
 
 
 def _line_start_from(text: str, at: int, is_last: bool) -> int:
-    """Start of the first line at or after `at`; `at` itself where that would leave nothing."""
+    """Start of the first line at or after `at`; `at` itself if no text would remain."""
     start = text.find("\n", at - 1) + 1
     leaves_text = start < len(text) or not is_last
     return start if start and leaves_text else at
@@ -107,7 +107,7 @@ def find_files(inputs: Sequence[str]) -> list[Path]:
 
     Raises UserError if a path doesn't exist or a folder has no such file.
     """
-    return find_input_files(inputs, SUFFIXES, lambda folder: folder.rglob("*"))
+    return find_input_files(inputs, TEXT_SUFFIXES, lambda folder: folder.rglob("*"))
 
 
 def read_books(
@@ -180,7 +180,7 @@ def _fingerprint(text: str) -> set[int]:
 
 
 def find_duplicate_books(books: Sequence[Book]) -> list[tuple[Book, Book, float]]:
-    """(book, book, share) for pairs in which one contains over half of the shorter one."""
+    """(book, book, share) for each pair that shares over half of the shorter book's spans."""
     owners: dict[int, list[int]] = {}  # span → indices of the books that contain it
     for number, book in enumerate(books):
         for span in book.fingerprint:

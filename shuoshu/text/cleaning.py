@@ -147,8 +147,8 @@ def _entity_character(entity: str) -> str:
 
 # ---------------------------------------------------------------- licence
 
-START = re.compile(r"^\*{3} ?START OF (?:THE|THIS) PROJECT GUTENBERG", re.IGNORECASE)
-END = re.compile(
+LICENCE_START = re.compile(r"^\*{3} ?START OF (?:THE|THIS) PROJECT GUTENBERG", re.IGNORECASE)
+LICENCE_END = re.compile(
     r"^(?:\*{3} ?END OF (?:THE|THIS) PROJECT GUTENBERG|End of (?:the )?Project Gutenberg)",
     re.IGNORECASE,
 )
@@ -157,9 +157,9 @@ END = re.compile(
 def remove_licence(lines: list[str], account: Account) -> list[str]:
     """Removes Project Gutenberg's START and END lines and everything outside them."""
     marks = {  # index of a mark → True if it is a START line
-        i: bool(START.match(line))
+        i: bool(LICENCE_START.match(line))
         for i, line in enumerate(lines)
-        if START.match(line) or END.match(line)
+        if LICENCE_START.match(line) or LICENCE_END.match(line)
     }
     is_story = not next(iter(marks.values()), False)  # before the first mark
     rule_of = {}
@@ -172,7 +172,7 @@ def remove_licence(lines: list[str], account: Account) -> list[str]:
 
 # ---------------------------------------------------------------- advertisements: patterns
 
-# Signs that a site scatters into its address to escape such filters: ｗｗｗ．ｙ^ｕ^ｙ^ｅ．ｃｏｍ
+# Signs that sites put into their addresses to escape filters: ｗｗｗ．ｙ^ｕ^ｙ^ｅ．ｃｏｍ
 SCATTERED = r"[\^*~_#@|+=♂♀★☆◎※→ -]{0,2}"
 LETTER, DOT = "A-Za-z0-9ａ-ｚＡ-Ｚ０-９", "[.．。·]"
 ADDRESS = re.compile(
@@ -183,7 +183,7 @@ ADDRESS = re.compile(
     rf"(?:com|net|org|cc|cn|info|ｃｏｍ|ｎｅｔ|ｃｃ)(?![{LETTER}])",
     re.IGNORECASE,
 )
-# Cheap test before the slow ADDRESS: lines without a match have no address.
+# A fast test before the slow ADDRESS: a line without a match has no address.
 MAY_BE_ADDRESS = re.compile("[.．。·][\\^*~_#@|+=♂♀★☆◎※→ -]?[a-zａ-ｚA-ZＡ-Ｚ]|http", re.IGNORECASE)
 SCATTERED_WATERMARK = re.compile(
     rf"(?:\w[\^*~_#@|♂♀★☆◎※]){{1,12}}[\w…]{{0,3}}?(?:{ADDRESS.pattern})", re.IGNORECASE
@@ -216,12 +216,12 @@ CLAUSE_BREAK = re.compile(
 MAX_BANNER_LINES = 20  # from ruler to ruler
 MAX_NOTICE_CHARACTERS = 80
 MAX_WATERMARK_CHARACTERS = 80  # of the clause that contains the address
-MAX_WORDS_BESIDE_ADDRESS = 60  # characters of a line that is removed for its address
-MIN_OWN_WORDS = 9  # letters of the story around a watermark inside one clause
+MAX_CHARACTERS_BESIDE_ADDRESS = 60  # in a line that is removed for its address
+MIN_STORY_LETTERS = 9  # in the clause around a watermark that is removed from inside it
 
 
 def remove_banners(lines: list[str], account: Account) -> list[str]:
-    """Banner: two rulers close together with an address or a notice between them."""
+    """Removes banners: two rulers with an address or a notice and little else between them."""
     rulers = [i for i, line in enumerate(lines) if RULER.match(line)]
     rule_of: dict[int, str] = {}
     for a, b in pairwise(rulers):
@@ -250,24 +250,24 @@ def remove_advertisements(lines: list[str], account: Account) -> list[str]:
 
 
 def is_notice(line: str) -> bool:
-    """Notice: a short line without quotation marks that contains a phrase of web sites."""
+    """Whether a short line without quotation marks contains a phrase of novel sites."""
     text = line.strip()
     is_short = len(text) <= MAX_NOTICE_CHARACTERS
     return bool(is_short and NOTICE.search(text) and not QUOTES.search(text))
 
 
 def is_address_line(line: str) -> bool:
-    """Address line: an address alone, or with a few words that include a site's and no sentence."""
+    """Whether a line is an address, alone or with a few words: a site's word but no sentence."""
     if not _has_address(line.strip()):
         return False
     rest = ADDRESS.sub("", line.strip())
-    is_short = len(rest) <= MAX_WORDS_BESIDE_ADDRESS
+    is_short = len(rest) <= MAX_CHARACTERS_BESIDE_ADDRESS
     names_site = not rest.strip() or SITE_WORD.search(rest)
     return bool(is_short and names_site and not SENTENCE.search(rest))
 
 
 def is_watermark(clause: str) -> bool:
-    """Watermark: a short clause without quotation marks, with an address and a site's word."""
+    """Whether a short clause without quotation marks has an address and a site's word."""
     is_short = len(clause) <= MAX_WATERMARK_CHARACTERS
     if not is_short or QUOTES.search(clause) or not ADDRESS.search(clause):
         return False
@@ -295,8 +295,8 @@ def _remove_scattered_watermarks(line: str, account: Account) -> str:
     def replacement(mark: re.Match) -> str:
         before = re.split("[，。；！？”」]", line[: mark.start()])[-1]
         after = re.split("[，。；！？“「]", line[mark.end() :], maxsplit=1)[0]
-        own_words = sum(map(str.isalnum, before + after))
-        if own_words >= MIN_OWN_WORDS and SITE_WORD.search(mark[0]):
+        story_letters = sum(map(str.isalnum, before + after))
+        if story_letters >= MIN_STORY_LETTERS and SITE_WORD.search(mark[0]):
             return account.record("addresses", mark[0])
         return mark[0]
 
@@ -342,7 +342,10 @@ def remove_contents_and_doubled_headings(lines: list[str], account: Account) -> 
 
 
 def _contents_entries(run: list[tuple[str, str]], everywhere: Counter) -> list[int]:
-    """Positions in a run of heading keys that form a table of contents; empty if it is none."""
+    """Positions of the headings in a run that form a table of contents; empty if none do.
+
+    `run` and `everywhere` are heading keys. A listed heading occurs a second time: at its chapter.
+    """
     best: list[int] = []
     best_share = 0.0
     shortest = max(MIN_CONTENTS_LINES, len(run) - MAX_STORY_HEADINGS)
@@ -380,7 +383,7 @@ MAX_FRONT_CHARACTERS, MAX_FRONT_SHARE = 500, 0.02  # the larger one counts
 
 
 def remove_front_matter(lines: list[str], account: Account) -> list[str]:
-    """Front matter: a short text before chapter one with a synopsis, an author or 目录.
+    """Removes front matter: a short text before chapter one with a synopsis, an author or 目录.
 
     A prologue stays.
     """

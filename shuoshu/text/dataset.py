@@ -20,7 +20,7 @@ from shuoshu.text.tokenizer import Tokenizer
 
 Batch = tuple[np.ndarray, np.ndarray]  # ids and targets (B, T)
 
-FORMAT = 1  # of meta.json
+META_FORMAT = 1  # of meta.json
 IGNORE = -100  # target of a position that is not trained; cross_entropy's default ignore_index
 TASKS = ("text", "questions")
 TEXT_SPLITS = ("train", "val")
@@ -212,9 +212,9 @@ def read_meta(folder: Path) -> dict:
     path = folder / "meta.json"
     try:
         meta = read_json(path)
-        if meta["format"] != FORMAT:
+        if meta["format"] != META_FORMAT:
             raise UserError(
-                f"{path} has format {meta['format']!r:.20}, this version reads {FORMAT}: "
+                f"{path} has format {meta['format']!r:.20}, this version reads {META_FORMAT}: "
                 f"{PREPARE_AGAIN}"
             )
         # Without the field: question data has a row width, text has none.
@@ -298,10 +298,10 @@ class StagingFolder:
     def commit(self, names: Sequence[str], tokenizer: Tokenizer, meta: dict) -> dict:
         """Writes tokenizer.json and meta.json, and moves all files into place; returns the meta.
 
-        meta.json comes last: without a meta.json that fits, no program reads the other files.
+        meta.json comes last, because no program reads files that it does not describe.
         """
         meta = {
-            "format": FORMAT,
+            "format": META_FORMAT,
             "vocab_size": tokenizer.n_vocab,
             "tokenizer": {"kind": tokenizer.kind, "hash": tokenizer.hash},
         } | meta

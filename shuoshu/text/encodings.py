@@ -16,14 +16,14 @@ from typing import BinaryIO
 from shuoshu.core.errors import UserError
 from shuoshu.core.files import format_bytes
 
-SUFFIXES = (".txt", ".zip", ".gz")
+TEXT_SUFFIXES = (".txt", ".zip", ".gz")
 MAX_FILE_BYTES = 4 << 30  # unpacked size of one file
 MAX_EXPANSION = 100  # unpacked size / file size; novels have 2 to 5, zip bombs about 1,000
 MIN_UNPACKED_LIMIT = 1 << 20  # bytes that every archive may unpack to, however small it is
 SAMPLE_BYTES = 400_000  # read to detect the encoding
 READ_BYTES = 1 << 20  # read at once
 PART_CHARACTERS = 8_000_000  # cleaned at once; limits memory
-# Undecodable places up to which a text counts as damaged rather than as the wrong encoding.
+# A text with more undecodable places than this has another encoding or is not a text.
 MAX_UNREADABLE_PLACES, MAX_UNREADABLE_SHARE = 3, 0.01  # the larger one counts
 MAX_NUL_SHARE = 0.1  # of the characters; more is a binary file
 UNREADABLE_PENALTY = 20  # everyday characters that one undecodable place outweighs
@@ -182,12 +182,12 @@ class TextDecoder:
         if self.broken > max(MAX_UNREADABLE_PLACES, MAX_UNREADABLE_SHARE * self.characters):
             raise UserError(
                 f"{self.broken:,} places can't be decoded as {self.encoding}: "
-                "it is no text, or set its encoding with --encoding"
+                "it is not a text file, or its --encoding must be set"
             )
         if (nuls := part.count("\0")) > MAX_NUL_SHARE * len(part):
             raise UserError(
                 f"{nuls:,} of {len(part):,} characters are NUL: "
-                "it is no text, or set its encoding with --encoding"
+                "it is not a text file, or its --encoding must be set"
             )
         return part
 
@@ -223,7 +223,7 @@ def _forced_encoding(name: str, head: bytes) -> tuple[str, int]:
             marked = (known for bom, known in BOMS if head.startswith(bom))
             same_family = (known for known in marked if known.startswith(encoding))
             encoding = next(same_family, f"{encoding}-le")
-        b"\x80 a".decode(encoding, "replace")  # fails for codecs that are no text encoding
+        b"\x80 a".decode(encoding, "replace")  # fails for codecs that are not text encodings
     except (LookupError, ValueError):
         raise UserError(
             f"there is no encoding called {name!r} (utf-8, gb18030, big5, utf-16 …)"

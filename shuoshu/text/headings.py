@@ -1,4 +1,4 @@
-"""Chapter headings: recognise a heading line, and compare the numbers of two headings."""
+"""Chapter headings: recognises heading lines and compares their numbers."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import unicodedata
 
 NUMERALS = "0-9０-９零〇○一二两三四五六七八九十百千廿卅壹贰叁肆伍陆柒捌玖拾"
 NUMBER = rf"(?=[ \t　]*[{NUMERALS}])[{NUMERALS} \t　]{{1,12}}"
-UNIT = "[回章节卷集部篇折]"
+CHAPTER_UNIT = "[回章节卷集部篇折]"
 
 # A whole line: 第一回 …, 第 十二 章, 正文 第01节, Chapter 12, CHAPTER XII.
 # A space or a colon must separate the number from the title, otherwise the line is prose.
 HEADING = re.compile(
-    rf"^[ \t　]*(?:正文[ \t　]*)?(第{NUMBER}{UNIT}(?=[\s:：、.．]|$).{{0,60}}"
+    rf"^[ \t　]*(?:正文[ \t　]*)?(第{NUMBER}{CHAPTER_UNIT}(?=[\s:：、.．]|$).{{0,60}}"
     r"|(?i:chapter)[ \t]+(?:\d{1,4}|[IVXLC]{1,8}|[ivxlc]{1,8})(?=[\s.:]|$).{0,60})$",
     re.MULTILINE,
 )
@@ -24,7 +24,7 @@ PROLOGUE = re.compile(
 
 def heading_key(line: str) -> tuple[str, str]:
     """(unit, number) of a heading. Two headings of the same chapter have the same key."""
-    if match := re.search(rf"第({NUMBER})({UNIT})", line):
+    if match := re.search(rf"第({NUMBER})({CHAPTER_UNIT})", line):
         return match[2], str(_number(match[1]))
     words = line.split()
     return words[0].lower(), words[1].rstrip(".:").lower()
@@ -32,7 +32,7 @@ def heading_key(line: str) -> tuple[str, str]:
 
 def heading_title(line: str) -> str:
     """A heading without its number and without spaces."""
-    return re.sub(r"\s", "", re.sub(rf"^\s*第{NUMBER}{UNIT}", "", line))
+    return re.sub(r"\s", "", re.sub(rf"^\s*第{NUMBER}{CHAPTER_UNIT}", "", line))
 
 
 def _number(numeral: str) -> int:

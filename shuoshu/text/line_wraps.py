@@ -13,8 +13,8 @@ from itertools import pairwise
 
 BLANKS = " \t　"
 PHRASE_END = re.compile(r"[。！？：；…!?.:;”’」』）)】》\"'—]$")
-# What a line break can't separate at the beginning of a line: a Latin word, or one Chinese
-# character with the quotes before it and the punctuation after it.
+# The unbreakable beginning of a line: a Latin word, or one Chinese character with the quotes before
+# it and the punctuation after it.
 FIRST_PIECE = re.compile(
     r"[\"'“‘(]*[A-Za-z0-9'’-]+[\"'”’,.!?:;)…—]*|[“‘「『（《【]*.[，。！？：；、…”’」』）】》—,.!?:;)]*",
     re.DOTALL,
@@ -26,7 +26,7 @@ MIN_LINES = 4  # fewer lines are no evidence of a common width
 MAX_LINE_WIDTH = 100  # a longer line is a paragraph that was not wrapped
 LATIN_LINE_RATIO = 1.3  # columns per character below which a line counts as Latin
 MIN_LATIN_SHARE = 0.5  # of the lines
-# The width at which it was wrapped
+# The width at which a stretch was wrapped
 MIN_LATIN_WIDTH = 55  # narrower lines are more likely verse
 MIN_CHINESE_WIDTH = 40  # likewise
 WIDTH_SPREAD = 4  # lines end up to two characters early to keep punctuation off the line start
@@ -36,14 +36,14 @@ MIN_FULL_LINES = 3
 MIN_FULL_SHARE_LATIN = 0.9  # of the lines that another line follows directly
 MIN_FULL_SHARE_CHINESE = 0.5  # of all lines; paragraphs end with a short one
 MIN_BROKEN_LINES, MIN_BROKEN_SHARE = 2, 0.5  # full lines that end in mid-phrase
-MIN_FORCED_SHARE = 0.9  # of the broken lines: the next piece had no room, so the break was forced
+MIN_FORCED_SHARE = 0.9  # of the broken lines: those in which the next piece had no room
 # A Chinese line
 FULL_SLACK = 6  # columns below the width at which a line still counts as full
 FULL_SLACK_AT_PHRASE_END = 10  # the same for a line that ends with a phrase
 PARAGRAPH_INDENT = 4  # columns: two full-width spaces
 # How paragraphs are marked
 MIN_INDENTED_SHARE, MAX_INDENTED_SHARE = 0.02, 0.6  # between these, indentation marks paragraphs
-MAX_GAP_SHARE = 0.7  # up to this share of lines, blank lines mark paragraphs
+MAX_GAP_SHARE = 0.7  # of the lines; if blank lines follow more of them, they mark no paragraphs
 
 
 def line_columns(text: str) -> int:
@@ -53,7 +53,7 @@ def line_columns(text: str) -> int:
 
 @dataclass
 class Line:
-    """A line that isn't blank, with what the search needs to know of it. Sizes are in columns."""
+    """A non-blank line with its measurements, in columns."""
 
     index: int
     text: str  # without indentation
@@ -66,7 +66,7 @@ class Line:
 def join_wrapped_lines(
     lines: list[str], heading: re.Pattern
 ) -> tuple[list[str], list[tuple[int, int]]]:
-    """(lines, (removed characters, added characters) of each join).
+    """(lines, [(removed characters, added characters) of each join]).
 
     Joins a stretch of at least four lines if most are close to one width and end in mid-phrase.
     """
@@ -97,7 +97,7 @@ def join_wrapped_lines(
 
 
 def _split_into_stretches(lines: list[str], heading: re.Pattern) -> list[list[Line]]:
-    """Runs of lines without headings and long lines. Blank lines are left out and end no run."""
+    """Splits the lines at headings and at long lines, and leaves out blank lines."""
     stretches: list[list[Line]] = [[]]
     for i, line in enumerate(lines):
         text = line.strip(BLANKS)
@@ -128,7 +128,7 @@ def _find_joins(stretch: list[Line]) -> set[int]:
     if width is None:
         return set()
     if any(line.width > width + OVERLONG for line in stretch):
-        # Lines that were not wrapped at this width separate those that were: search each part.
+        # A wider line was not wrapped at this width: search the parts before and after it.
         parts: list[list[Line]] = [[]]
         for line in stretch:
             if line.width > width + OVERLONG:
@@ -146,7 +146,10 @@ def _latin_width(stretch: list[Line]) -> int | None:
 
 
 def _chinese_width(stretch: list[Line]) -> int | None:
-    """The width with most lines at it or just below (the larger of two); None if all are narrow."""
+    """The width that most lines have or narrowly miss; None if all are narrow.
+
+    Of two such widths it is the larger one.
+    """
     counts = Counter(line.width for line in stretch)
     wide = [width for width in counts if width >= MIN_CHINESE_WIDTH]
 
@@ -157,8 +160,10 @@ def _chinese_width(stretch: list[Line]) -> int | None:
 
 
 def _latin_joins(stretch: list[Line], width: int) -> set[int]:
-    """Latin text breaks at spaces: a line is full if the next word had no room. Blank lines
-    separate paragraphs."""
+    """Latin text breaks at spaces: a line is full if the next word had no room.
+
+    Blank lines separate paragraphs.
+    """
 
     def is_full(line: Line) -> bool:
         return line.width + 1 + line.next_piece > width
@@ -209,7 +214,7 @@ def _chinese_joins(stretch: list[Line], width: int) -> set[int]:
 def _is_wrapped(full: list[Line], broken: list[Line], width: int) -> bool:
     """True if enough full lines end in mid-phrase where the next piece had no room.
 
-    Verse and lists fail here: their lines end with a phrase, or although there was room.
+    Verse and lists fail: their lines end with a phrase, or end although the next piece had room.
     """
     if len(full) < MIN_FULL_LINES:
         return False

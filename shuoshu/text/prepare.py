@@ -22,9 +22,11 @@ from shuoshu.text.account import Account
 from shuoshu.text.books import Book, Section, find_duplicate_books, find_files, read_books
 from shuoshu.text.tokenizer import Tokenizer, character_tokenizer, gpt2_tokenizer, train_bpe
 
-SAMPLE_BYTES = 8_000_000  # for training the tokenizer; more costs seconds and changes little
+TOKENIZER_SAMPLE_BYTES = (
+    8_000_000  # for training the tokenizer; more costs seconds and changes little
+)
 SAMPLE_PIECE = 20_000  # characters; the sample is drawn in pieces of this length
-# (characters of training text below which it is used, vocabulary size) of --tokenizer=bpe
+# --tokenizer=bpe: (below this many characters of training text, vocabulary size)
 VOCAB_SIZES = ((250_000, 2048), (1_000_000, 4096), (float("inf"), 8192))
 MAX_BOOKS_SHOWN = 12
 MAX_NOTES_SHOWN = 12
@@ -58,7 +60,7 @@ def prepare(settings: PrepareSettings) -> None:
             )
     except OSError as error:
         raise UserError(f"can't write to {folder}: {error.strerror}") from None
-    print(summary(books, meta, tokenizer, reason, settings.show_removed))
+    print(books_summary(books, meta, tokenizer, reason, settings.show_removed))
     for path, error in rejected:
         print(f"  skipped      {path}: {error}")
     name = folder.name if folder.parent == Path("data") else folder
@@ -78,7 +80,7 @@ def protect_bundled_novella(folder: Path, inputs: Iterable[str]) -> None:
 def check_files(
     rejected: list[tuple[Path, str]], count: int, skip_bad: bool, has_books: bool
 ) -> None:
-    """UserError that lists the unusable files; none if they may be skipped and a book remains."""
+    """UserError that lists the unusable files, unless they may be skipped and a book remains."""
     if not rejected or (skip_bad and has_books):
         return
     lines = "\n".join(f"  {path}: {reason}" for path, reason in rejected)
@@ -135,7 +137,7 @@ def choose_tokenizer(settings: PrepareSettings, books: list[Book]) -> tuple[Toke
 def _train_bpe(books: list[Book], settings: PrepareSettings) -> tuple[Tokenizer, str]:
     characters = sum(book.val_from for book in books)
     default = next(size for limit, size in VOCAB_SIZES if characters < limit)
-    tokenizer = train_bpe(sample(books, settings.seed), settings.vocab_size or default)
+    tokenizer = train_bpe(sample_text(books, settings.seed), settings.vocab_size or default)
     if not settings.vocab_size:
         return tokenizer, f"for {characters:,} characters of training text"
     if tokenizer.n_vocab < settings.vocab_size:
@@ -148,9 +150,9 @@ def training_text(books: list[Book]) -> Iterator[str]:
     return (section.text for book in books for split, section in book.splits() if split == "train")
 
 
-def sample(books: list[Book], seed: int) -> Iterator[str]:
+def sample_text(books: list[Book], seed: int) -> Iterator[str]:
     """Yields all of the training text, or random pieces of about SAMPLE_BYTES in total."""
-    share = SAMPLE_BYTES / max(1, sum(book.file.stat().st_size for book in books))
+    share = TOKENIZER_SAMPLE_BYTES / max(1, sum(book.file.stat().st_size for book in books))
     draw = random.Random(seed)
     for text in training_text(books):
         for start in range(0, len(text), SAMPLE_PIECE):
@@ -204,7 +206,7 @@ def ordered_map(pool: ThreadPoolExecutor, work, items: Iterable, ahead: int) -> 
 # ---------------------------------------------------------------- summary
 
 
-def summary(
+def books_summary(
     books: list[Book], meta: dict, tokenizer: Tokenizer, reason: str, show_removed: bool
 ) -> str:
     """What prepare.py prints: books, cleaning account, splits, notes, vocabulary."""

@@ -19,7 +19,7 @@ import tiktoken
 from shuoshu.core.errors import UserError
 from shuoshu.core.files import error_reason, read_json
 
-END, SYSTEM, USER, ASSISTANT, PAD = SPECIALS = (
+END_TOKEN, SYSTEM, USER, ASSISTANT, PAD_TOKEN = SPECIALS = (
     "<|endoftext|>",
     "<|system|>",
     "<|user|>",
@@ -33,8 +33,8 @@ WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-CHARACTERS = r"[\s\S]"  # each character alone
-MAX_TOKEN_CHARACTERS = 32  # in training; a longer token would come from a ruler like ======
+EACH_CHARACTER = r"[\s\S]"  # each character alone
+MAX_TOKEN_CHARACTERS = 32  # in training; longer ones would be rulers like ======
 MIN_PAIR_COUNT = 2  # in training; a rarer pair isn't merged
 
 # A loaded tokenizer must encode and decode this without loss.
@@ -69,7 +69,7 @@ class Tokenizer:
 
     @cached_property
     def token_bytes(self) -> list[bytes]:
-        """The bytes of each id; empty for special tokens, which belong to no text."""
+        """The bytes of each id; empty for special tokens, which have no text."""
         table = [b""] * self.n_vocab
         for token, rank in self.ranks.items():
             table[rank] = token
@@ -172,8 +172,8 @@ class Tokenizer:
         config = {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "model_max_length": block_size,
-            "eos_token": END,
-            "pad_token": PAD,
+            "eos_token": END_TOKEN,
+            "pad_token": PAD_TOKEN,
             "clean_up_tokenization_spaces": False,
             "chat_template": template,
             "shuoshu_kind": self.kind,
@@ -229,7 +229,7 @@ class Tokenizer:
             raise ValueError("it has no token for some byte")
         if merged_ranks != sorted(rank for token, rank in ranks.items() if len(token) > 1):
             raise ValueError("its merges don't build its vocabulary in the order of the ids")
-        kind = "chars" if pattern == CHARACTERS else "bpe" if pattern == WORDS else "gpt2"
+        kind = "chars" if pattern == EACH_CHARACTER else "bpe" if pattern == WORDS else "gpt2"
         tokenizer = cls(ranks, specials, pattern, kind)
         if tokenizer.decode(tokenizer.encode(PROBE)) != PROBE:
             raise ValueError("its pattern loses text")
@@ -282,7 +282,7 @@ def character_tokenizer(counts: Counter[str], vocab_size: int | None = None) -> 
             continue
         for prefix in prefixes:
             ranks[prefix] = len(ranks)
-    return Tokenizer(ranks, _special_ids(ranks), CHARACTERS, "chars")
+    return Tokenizer(ranks, _special_ids(ranks), EACH_CHARACTER, "chars")
 
 
 def gpt2_tokenizer() -> Tokenizer:

@@ -40,8 +40,8 @@ from shuoshu.core.files import (
 )
 from shuoshu.models.weights import tensor_bytes, write_tensors
 
-FORMAT = 1
-MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
+CHECKPOINT_FORMAT = 1
+MODEL_FILE, OPTIMIZER_FILE, STATE_FILE = "model.safetensors", "optimizer.safetensors", "state.json"
 MANIFEST = "manifest.json"
 KEPT_CHECKPOINTS = 2  # per run
 JSON_BYTES = 100_000  # room that state.json and manifest.json need at most
@@ -65,17 +65,17 @@ def save_checkpoint(
     staging.mkdir()
     try:
         metadata = {"step": str(step)}
-        state = {"format": FORMAT, "step": step, **state}
+        state = {"format": CHECKPOINT_FORMAT, "step": step, **state}
         hashes = {
-            MODEL: write_tensors(staging / MODEL, weights, metadata),
-            OPTIMIZER: write_tensors(staging / OPTIMIZER, optimizer, metadata),
-            STATE: write_synced_text(
-                staging / STATE, json.dumps(state, ensure_ascii=False, indent=1)
+            MODEL_FILE: write_tensors(staging / MODEL_FILE, weights, metadata),
+            OPTIMIZER_FILE: write_tensors(staging / OPTIMIZER_FILE, optimizer, metadata),
+            STATE_FILE: write_synced_text(
+                staging / STATE_FILE, json.dumps(state, ensure_ascii=False, indent=1)
             ),
         }
         for name, digest in hashes.items():
             verify_sha256(staging / name, digest)
-        manifest = {"format": FORMAT, "sha256": hashes}
+        manifest = {"format": CHECKPOINT_FORMAT, "sha256": hashes}
         write_synced_text(staging / MANIFEST, json.dumps(manifest, indent=1))
         sync_folder(staging)
         _put_in_place(staging, folder)
@@ -139,9 +139,9 @@ def _problem_of(folder: Path) -> str | None:
     """Why the checkpoint can't be used; None if it is valid."""
     try:
         manifest = read_json(folder / MANIFEST)
-        if manifest["format"] != FORMAT:
-            return f"it has format {manifest['format']}, this version reads {FORMAT}"
-        if set(manifest["sha256"]) != {MODEL, OPTIMIZER, STATE}:
+        if manifest["format"] != CHECKPOINT_FORMAT:
+            return f"it has format {manifest['format']}, this version reads {CHECKPOINT_FORMAT}"
+        if set(manifest["sha256"]) != {MODEL_FILE, OPTIMIZER_FILE, STATE_FILE}:
             return "its manifest names other files"
         for name, digest in manifest["sha256"].items():
             if sha256_of(folder / name) != digest:
@@ -155,12 +155,13 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor],
     """(weights, optimizer tensors, state.json) of a valid checkpoint; UserError if they can't be
     read."""
     try:
-        state = read_json(folder / STATE)
-        if state["format"] != FORMAT:
+        state = read_json(folder / STATE_FILE)
+        if state["format"] != CHECKPOINT_FORMAT:
             raise ValueError(
-                f"its state has format {state['format']!r:.20}, this version reads {FORMAT}"
+                f"its state has format {state['format']!r:.20},"
+                f" this version reads {CHECKPOINT_FORMAT}"
             )
-        return load_file(folder / MODEL), load_file(folder / OPTIMIZER), state
+        return load_file(folder / MODEL_FILE), load_file(folder / OPTIMIZER_FILE), state
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise UserError(
             f"{folder} can't be resumed from: {error_reason(error)};"

@@ -13,7 +13,7 @@ from shuoshu.core.device import peak_flops, peak_memory, synchronize
 from shuoshu.core.distributed import Processes
 from shuoshu.core.files import format_bytes
 from shuoshu.core.settings import TrainSettings
-from shuoshu.core.terminal import Progress, duration, print_line
+from shuoshu.core.terminal import ProgressBar, duration, print_line
 from shuoshu.training.checkpoints import KEPT_CHECKPOINTS
 from shuoshu.training.run import Run
 from shuoshu.training.schedule import RunClock, RunLength
@@ -98,7 +98,7 @@ def best_measure(state: RunState) -> tuple[str, float] | None:
     return "val loss", state.best_loss
 
 
-def log_progress(run: Run, clock: RunClock, bar: Progress, loss: float) -> None:
+def log_progress(run: Run, clock: RunClock, bar: ProgressBar, loss: float) -> None:
     """Writes the mean loss of the last steps and the speed to the bar and the log."""
     state, trainer = run.state, run.trainer
     lr = trainer.optimizers[0].param_groups[0]["lr"]

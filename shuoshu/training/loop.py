@@ -13,7 +13,7 @@ from shuoshu.core.distributed import Processes, StopFlag
 from shuoshu.core.errors import UserError
 from shuoshu.core.files import Lock, error_reason
 from shuoshu.core.settings import TrainSettings
-from shuoshu.core.terminal import Progress
+from shuoshu.core.terminal import ProgressBar
 from shuoshu.training.console import (
     dry_run,
     log_progress,
@@ -27,13 +27,13 @@ from shuoshu.training.schedule import RunClock, RunLength
 from shuoshu.training.state import RunState
 from shuoshu.training.step import CHECK_EVERY, SkippedSteps, train_step
 from shuoshu.training.trainer import Trainer
-from shuoshu.training.validate import evaluate
+from shuoshu.training.validate import evaluate_run
 
 TakeStep = Callable[[Trainer, RunData, RunState, SkippedSteps], Tensor]  # returns the loss
 
 
 def train(settings: TrainSettings, draws: bool = True, take_step: TakeStep = train_step) -> int:
-    """Trains as the settings say and returns the exit code.
+    """Runs the training that the settings describe; returns the exit code.
 
     `draws=False` leaves loss.png out. Tests pass a `take_step` that fails or changes something.
     """
@@ -99,7 +99,7 @@ class RecentLoss:
 
 
 def training_loop(run: Run, take_step: TakeStep) -> int:
-    """Trains until the plan, a signal or the patience ends the run; returns the exit code."""
+    """Trains until the plan ends, a signal comes or patience runs out; returns the exit code."""
     state, trainer, processes = run.state, run.trainer, run.processes
     length = RunLength(run.settings, run.steps_per_epoch)
     processes.on_rank_zero(lambda: run.out_dir.open(trainer, run.data, state))
@@ -110,7 +110,7 @@ def training_loop(run: Run, take_step: TakeStep) -> int:
     skips = SkippedSteps(trainer, run.data, state, run.out_dir)
     recent = RecentLoss(trainer.device)
     planned_steps = state.plan.max_iters if state.plan else 0
-    bar = Progress(planned_steps, state.step, show=processes.is_rank_zero)
+    bar = ProgressBar(planned_steps, state.step, show=processes.is_rank_zero)
     trainer.raw.train()
     with StopFlag() as stop:
         while True:
@@ -173,7 +173,7 @@ def pause_for_evaluation(
     if run.state.step == 0 and run.out_dir.saved_step is None:
         save_or_fail(run)  # from now on, a run killed at any moment can be resumed
     if evaluates:
-        evaluate(run, clock, say, stop)
+        evaluate_run(run, clock, say, stop)
     # Weights whose last step was skipped may be bad: they must not replace good checkpoints.
     if saves and not run.state.skipped_in_row:
         clock.update_state(run.state)

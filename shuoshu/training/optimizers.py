@@ -20,7 +20,7 @@ FIRST_MOMENTUM, MOMENTUM_GROWTH, MOMENTUM_STEPS = 0.85, 0.10, 200
 MUON_STATE, ADAMW_STATE = {"momentum"}, {"exp_avg", "exp_avg_sq", "step"}  # per parameter
 
 # Polar Express (Amsel, Persson, Musco, Gower 2025, arXiv 2505.16932): odd quintics whose
-# composition drives singular values to 1. Each is the best one for the result of those before it.
+# composition drives singular values to 1. Each is optimal for the results of the previous one.
 # These three were computed by linear programming for singular values from 0.02 to 1.
 # All but the last take x / 1.01 instead of x, as a margin for bf16's rounding.
 _QUINTICS = (
@@ -52,7 +52,7 @@ def orthogonalize(matrices: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Moves each matrix by its orthogonalised momentum: all directions get the same step size.
+    """Moves each matrix by its orthogonalised momentum, so that all directions get equal steps.
 
     The step is scaled by sqrt(max(1, rows / columns)). Matrices of one shape are orthogonalised
     together, in `dtype`: bfloat16 is fast, float32 gives the same result for any number of

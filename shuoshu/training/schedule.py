@@ -35,18 +35,18 @@ DEFAULT_EVALUATIONS = 10  # of a run without eval_interval
 MIN_EVALUATIONS = 2
 MAX_EVALUATION_SHARE = 0.15  # of a time budget; costly evaluations become rarer
 WARM_UP_STEPS = 3  # not measured: compilation and cold caches make them slow
-STEPS_PER_MEASUREMENT = 10  # processes communicate about the step time only this often
+STEPS_PER_MEASUREMENT = 10  # processes exchange the step time only this often
 MIN_MEASURED_SHARE = 0.03  # of a time budget, before its first plan is made
 # A plan stays while the run would end between these shares of its budget. A new plan for every
 # small change would move the decay again and again.
 EARLIEST_END, LATEST_END = 0.90, 1.03
-CHECKS = 100  # of the plan over a run,
-MIN_CHECK_INTERVAL = 5  # at least this many steps apart
+CHECKS = 100  # of the plan in a run
+MIN_CHECK_INTERVAL = 5  # steps between two checks, at least
 EPSILON_SECONDS = 1e-9  # avoids a division by zero
 
 
 def rate_factor(step: int, plan: Plan | None, settings: OptimSettings) -> float:
-    """The learning rate of step `step` (from 0) as a share of the full one.
+    """The learning rate of step `step` (from 0) as a fraction of the peak.
 
     Without a plan the length is not known yet, so there is no decay. Example: wsd with
     warmup_iters=4, max_iters=100, decay_start=50, min_lr_fraction=0.02:

@@ -20,7 +20,7 @@ from shuoshu.training.schedule import rate_factor
 from shuoshu.training.state import RunState
 from shuoshu.training.trainer import Trainer
 
-Result = TypeVar("Result")
+T = TypeVar("Result")
 
 MAX_SKIPPED_IN_A_ROW = 10  # more consecutive non-finite steps end the run
 # Non-finite fp16 steps to ignore while GradScaler halves its scale from 65536 to 1.
@@ -51,8 +51,11 @@ def train_step(trainer: Trainer, data: RunData, state: RunState, skips: SkippedS
     return loss.masked_fill(is_bad, 0)
 
 
-def halve_batch_on_oom(trainer: Trainer, step: int, work: Callable[[], Result]) -> Result:
-    """Returns work(); halves the micro-batches permanently while they don't fit on the GPU."""
+def halve_batch_on_oom(trainer: Trainer, step: int, work: Callable[[], T]) -> T:
+    """Returns work(). While it runs out of GPU memory, halves the micro-batches for good.
+
+    Raises OutOfMemoryError if they have one row, or if there are several processes.
+    """
     while True:
         try:
             return work()

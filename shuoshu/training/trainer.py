@@ -1,4 +1,4 @@
-"""What one optimizer step works on: model, optimizers, loss scaler, device and precision."""
+"""The Trainer that a step works on: model, optimizers, loss scaler, device and precision."""
 
 from __future__ import annotations
 
@@ -164,6 +164,6 @@ def build_model(
 def wrap_in_ddp(model: nn.Module) -> DistributedDataParallel:
     """DistributedDataParallel without broadcasting buffers: position tables never change."""
     names = signature(DistributedDataParallel).parameters
-    # torch renamed the parameter
+    # The parameter's name depends on torch's version.
     option = "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"
     return DistributedDataParallel(model, **{option: False})

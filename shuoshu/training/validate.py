@@ -22,10 +22,11 @@ from shuoshu.training.step import halve_batch_on_oom
 
 ANSWER_BATCH_SIZE = 64
 SAMPLE_ANSWERS = 4  # in samples.md
-# The prompt of the samples is the start of the data: its first line, at most
+# Without --sample_prompt the samples' prompt is the first line of the data, cut to these lengths.
 SAMPLE_PROMPT_TOKENS = 64
 SAMPLE_PROMPT_CHARACTERS = 24
-# If one answer alone differs, the mean difference is exactly one standard error, up to rounding.
+# If only one answer differs, the mean difference equals one standard error. This tolerance keeps
+# rounding from deciding such a comparison.
 ROUNDING = 1e-9
 
 
@@ -50,12 +51,12 @@ class Evaluation:
         return ": " + ", ".join(parts)
 
 
-def evaluate(run: Run, clock: RunClock, say: Callable[[str], None], stop: StopFlag) -> None:
+def evaluate_run(run: Run, clock: RunClock, say: Callable[[str], None], stop: StopFlag) -> None:
     """Scores the validation data, keeps the model if it is good enough, logs and samples.
 
     An evaluation that a signal stops leaves nothing behind; the resumed run repeats it.
     """
-    result = measure(run, stop)
+    result = measure_validation(run, stop)
     if result is None:
         return
     state = run.state
@@ -78,7 +79,7 @@ def evaluate(run: Run, clock: RunClock, say: Callable[[str], None], stop: StopFl
 # ---------------------------------------------------------------- measuring
 
 
-def measure(run: Run, stop: StopFlag) -> Evaluation | None:
+def measure_validation(run: Run, stop: StopFlag) -> Evaluation | None:
     """The measures of the model on the validation data; None if a signal stopped it."""
     result = Evaluation()
     if not len(run.data.val):
@@ -212,7 +213,7 @@ def keep_if_best(
 def _is_better(run: Run, loss: float, rouge: float | None) -> bool:
     """Whether the model beats the best one so far.
 
-    The loss decides between equal ROUGE-Ls: at first no model answers anything right.
+    The loss decides between equal ROUGE-Ls: early models all have 0.
     """
     state = run.state
     if not state.has_best():
@@ -223,11 +224,11 @@ def _is_better(run: Run, loss: float, rouge: float | None) -> bool:
 
 
 def _is_as_good(run: Run, scores: list[float]) -> bool:
-    """Whether a later model replaces the best one, because its answers are as good.
+    """Whether the answers of a later model are as good as the best ones, so that it replaces them.
 
-    The later model has seen the training questions more often, so it answers those better. This
-    is no advantage with labels, where nobody asks the training questions again. While all
-    ROUGE-Ls are 0 there is no good model yet.
+    The later model has seen the training questions more often, so it answers those better. With
+    labels this is no advantage, because nobody asks the training questions again. While the best
+    ROUGE-L is 0, there is no good model yet.
     """
     state = run.state
     if not run.data.selects_by_answers or run.data.has_labels or not state.best_rouge_l:
@@ -236,7 +237,7 @@ def _is_as_good(run: Run, scores: list[float]) -> bool:
 
 
 def is_within_noise(best: list[float], scores: list[float]) -> bool:
-    """Whether the mean of the paired differences is at most one standard error below 0."""
+    """Whether the mean score is at most one standard error of the differences below the best."""
     if not 1 < len(scores) == len(best):
         return False
     losses = np.subtract(best, scores)

@@ -51,12 +51,12 @@ LABELS: dict[str, Text] = {
     ),
     "top_p": ("Top-p", "Top-p"),
     "top_p_help": (
-        "只从概率最高、合计占到这个比例的词元里选",
+        "从概率最高的词元取起，合计达到这个比例为止，只在其中选",
         "choose among the most probable tokens that together have this probability",
     ),
     "top_k": ("Top-k", "Top-k"),
     "top_k_help": (
-        "只从最可能的这么多个词元里选；0：不限",
+        "只在概率最高的这么多个词元里选；0：不限",
         "choose among this number of most probable tokens; 0: no limit",
     ),
     "max_new_tokens": ("长度", "Length"),
@@ -66,7 +66,7 @@ LABELS: dict[str, Text] = {
     ),
     "repetition_penalty": ("重复惩罚", "Repetition penalty"),
     "repetition_penalty_help": (
-        "大于 1：出现过的词元更少再用",
+        "大于 1 时，出现过的词元不容易再出现",
         "above 1: tokens that occurred before become less probable",
     ),
     "seed": ("种子", "Seed"),
@@ -84,9 +84,9 @@ TEXTS: dict[str, Text] = {
         "Ask below, or choose a question from its training data.",
     ),
     # the line under a text: why it ended ("end", "length", "time"), or a note on it
-    "end": ("点一个回答，看它的里面。", "Click an answer to look inside it."),
+    "end": ("点一个回答，看模型写每一处时的概率。", "Click an answer to look inside it."),
     "length": (
-        "到了长度上限，没有写完。上限在「设置」里。",
+        "到了长度上限，没有写完；上限可以在「设置」里改。",
         "Cut off at the length limit, which is in Settings.",
     ),
     "time": ("到了时间上限，停在这里。", "Cut off at the time limit."),
@@ -95,29 +95,29 @@ TEXTS: dict[str, Text] = {
         "This model learned single questions: it does not see the earlier ones.",
     ),
     "raised_temperature": (
-        "温度是 0 时重答只会一字不差：这次用了 0.8。",
+        "温度为 0 时，重答会一字不差，所以这次用了 0.8。",
         "At temperature 0 the answer would be the same, so 0.8 was used.",
     ),
     # Look inside
     "trained_further": (
-        "模型后来又训练过：下面是现在的模型怎么看这段文字。",
+        "模型后来又训练过：下面是现在的模型给这段文字的概率。",
         "The model was trained further since then. This is how the present model sees the text.",
     ),
     "probability_legend": ("模型当时给每一处的概率：", "Probability of each piece: "),
     "choose_piece": (
-        "点一处，看它本来还会写什么（键盘：左右键移动）。",
+        "点一处，看模型在这里还可能写什么（也可以用左右键移动）。",
         "Click a piece to see the alternatives (keyboard: left and right arrow).",
     ),
     "no_training_text": (
-        "训练文本已不在原处，无法查对照抄。",
+        "找不到训练文本了，无法检查有没有照抄。",
         "The training text is no longer there, so copies can't be found.",
     ),
     "no_copies": (
-        "没有 {0} 字以上与训练文本逐字相同的地方。",
+        "没有连续 {0} 字以上与训练文本完全相同的地方。",
         "No {0} characters in a row are word for word in the training text.",
     ),
     "copies": (
-        "训练文本里逐字有的（{0} 字以上）：",
+        "与训练文本完全相同的地方（连续 {0} 字以上）：",
         "Word for word in the training text ({0} characters or more):",
     ),
     "training_text": ("训练文本", "training text"),
@@ -140,12 +140,12 @@ ERRORS: dict[str, Text] = {
     "not_number": ("{0} 应为一个数，收到的是 {1}。", "{0} must be a number, got {1}."),
     "out_of_range": ("{0} 应在 {1} 与 {2} 之间。", "{0} must be between {1} and {2}."),
     "not_history": (
-        "history 应为 [问, 答] 对的列表。",
+        "history 应为 [问题, 回答] 的列表。",
         "history must be a list of [question, answer] pairs.",
     ),
     "unknown_model": ("没有这个模型；可用的有：{0}", "Unknown model. Available: {0}"),
     "answers_nothing": (
-        "这个模型只会续写，不会答题；会答题的：{0}",
+        "这个模型只会续写，不会回答问题。能回答的模型：{0}",
         "This model continues text and answers no questions. Models that do: {0}",
     ),
     "no_text": ("还没有文字。", "There is no text yet."),
@@ -156,11 +156,11 @@ SCRIPT_TEXTS: dict[str, Text] = {
     "end_of_text": ("（结束）", "(end of text)"),
     "alternatives": ("。最可能的几个：", ". Most probable here:"),
     "change_language": (
-        "切换语言会重新打开网页，写过的内容会丢失。要切换吗？",
+        "切换语言会刷新网页，已经写的内容会丢失。要切换吗？",
         "Changing the language reloads the page and clears what was written. Change it?",
     ),
     "queue_full": (
-        "排队的人满了，请过一会儿再试。",
+        "排队的人太多，请过一会儿再试。",
         "The queue is full: please try again in a moment.",
     ),
 }

@@ -42,7 +42,7 @@ class ModelVersion(NamedTuple):
 
 @dataclass
 class GenerationState:
-    """One or more texts from the same prompt, while they grow or finished."""
+    """One or more texts from the same prompt, growing or finished."""
 
     version: ModelVersion
     prompt: list[int]
@@ -53,7 +53,7 @@ class GenerationState:
 
 @dataclass
 class ReaderState:
-    """What one open page (a session of Gradio) did last, in seconds of time.monotonic()."""
+    """The last actions of one open page (a Gradio session), in seconds of time.monotonic()."""
 
     requested: float = 0.0
     started: float = 0.0
@@ -127,9 +127,9 @@ class ModelServer:
         return self._worker.submit(lambda: function(self._load(name))).result()
 
     def training_text(self, name: str) -> TrainingText | None:
-        """The text that a model was pretrained on, or None where it isn't any more.
+        """The text that a model was pretrained on; None if it is no longer there.
 
-        It is read again after the model was trained on something else.
+        It is read again when the model was trained on another text.
         """
         saved = read_settings(self.folders[name])
         with self._training_texts_lock:
@@ -147,8 +147,8 @@ class ModelServer:
     def _load(self, name: str) -> ChatModel:
         """The model, loaded if its weights file changed.
 
-        Training replaces the files of a model one by one. While they don't fit together, the model
-        that was loaded before answers.
+        Training replaces the files of a model one by one. Until they fit together, the model that
+        was loaded before stays in use.
         """
         folder = self.folders[name]
         loaded_stamp, model = self._models.get(name, (None, None))

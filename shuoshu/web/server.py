@@ -56,7 +56,7 @@ def serve(settings: AppSettings, folders: list[Path]) -> int:
         while not stop.raised:
             time.sleep(0.2)
     models.close()
-    logging.getLogger("uvicorn.error").disabled = True  # closing open connections is no error
+    logging.getLogger("uvicorn.error").disabled = True  # closing open connections is not an error
     page.server.force_exit = True  # else open pages delay the exit by seconds
     page.close()
     return 0
@@ -108,7 +108,7 @@ def bypass_proxy(host: str) -> None:
 
 
 def check_address(settings: AppSettings) -> None:
-    """Raises UserError if nothing can listen there. Gradio would try a hundred ports first."""
+    """UserError if the address can't be used. Without this, Gradio would try a hundred ports."""
     try:
         with socket.socket(socket.AF_INET6 if ":" in settings.host else socket.AF_INET) as trial:
             trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

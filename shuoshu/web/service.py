@@ -19,7 +19,7 @@ from shuoshu.web.labels import error_text, text_html
 from shuoshu.web.model_server import ModelServer, ModelVersion, ReaderState
 from shuoshu.web.validation import (
     MAX_INSPECTED_CHARS,
-    parse_settings,
+    parse_sampling_settings,
     parse_text,
     setting_ranges,
 )
@@ -54,8 +54,8 @@ class GenerationRequest:
 
 
 @dataclass
-class Progress:
-    """The texts of a request so far, and why they ended: "end", "length", "time", or not yet."""
+class GenerationProgress:
+    """The texts of a request so far. `reason`: "end", "length" or "time"; empty while they grow."""
 
     texts: list[GeneratedText]
     reason: str = ""
@@ -107,11 +107,11 @@ class PageService:
         return GenerationRequest(model, text, self._settings(settings), False, copies=copies)
 
     def _settings(self, values: dict[str, object]) -> SampleSettings:
-        return parse_settings(values, self.models.settings.max_new_tokens)
+        return parse_sampling_settings(values, self.models.settings.max_new_tokens)
 
     def generate(
         self, request: GenerationRequest, reader: ReaderState | None = None
-    ) -> Iterator[Progress]:
+    ) -> Iterator[GenerationProgress]:
         """Yields the texts of a request as they grow. Yields no more once the reader stopped it.
 
         Raises UserError if a question is longer than the model's block.
@@ -132,7 +132,7 @@ class PageService:
                 GeneratedText(request.model, request.text, state.prompt, text, ids, state.version)
                 for text, ids in zip(state.texts, state.ids or [[]] * request.copies, strict=True)
             ]
-            yield Progress(texts, state.reason)
+            yield GenerationProgress(texts, state.reason)
 
     # ------------------------------------------------------------ look inside
 
@@ -144,7 +144,7 @@ class PageService:
         if generated is None or not generated.text:
             raise UserError(error_text("no_text"))
 
-        def pieces(model: ChatModel) -> tuple[list[token_view.Piece], bool]:
+        def pieces(model: ChatModel) -> tuple[list[token_view.TokenPiece], bool]:
             tokenizer, version = model.tokenizer, generated.version
             is_current = version in (None, (tokenizer.hash, model.step))
             if is_current or version.tokenizer_hash == tokenizer.hash:
@@ -162,12 +162,14 @@ class PageService:
             + token_view.copied_html(generated.text, self.models.training_text(generated.model))
         )
 
-    def inspect_pieces(self, model: object, text: object, start: object) -> list[token_view.Piece]:
+    def inspect_pieces(
+        self, model: object, text: object, start: object
+    ) -> list[token_view.TokenPiece]:
         """The pieces of a text after `start`. Raises UserError if a value is wrong."""
         name, start = self.find_model(model), parse_text(start)
         text = parse_text(text, MAX_INSPECTED_CHARS)
 
-        def pieces(model: ChatModel) -> list[token_view.Piece]:
+        def pieces(model: ChatModel) -> list[token_view.TokenPiece]:
             encode = model.tokenizer.encode
             return token_view.token_probabilities(model, encode(start), encode(text))
 
@@ -179,7 +181,7 @@ class PageService:
         return self.models.reader(request.session_hash)
 
     def note_request(self, request: gr.Request) -> None:
-        """Runs at once when a reader asks for a text, before the text waits for the model."""
+        """Notes a request as soon as a reader makes it, before it waits for the model."""
         self.models.note_request(request.session_hash)
 
     def stop(self, request: gr.Request) -> bool:

@@ -31,7 +31,7 @@ Alternative = tuple[str | None, float]  # (text, probability); None: the end of 
 
 
 @dataclass
-class Piece:
+class TokenPiece:
     """One token, or several that form a character together. Field names are the API's."""
 
     text: str
@@ -40,7 +40,7 @@ class Piece:
 
 
 @torch.inference_mode()
-def token_probabilities(model: ChatModel, prompt: list[int], ids: list[int]) -> list[Piece]:
+def token_probabilities(model: ChatModel, prompt: list[int], ids: list[int]) -> list[TokenPiece]:
     """The pieces of `ids` with the model's probability of each, given the prompt and earlier ids.
 
     When the text is longer than the block, each piece is predicted from at least half a block.
@@ -61,7 +61,7 @@ def token_probabilities(model: ChatModel, prompt: list[int], ids: list[int]) -> 
             # A reader's own text may hold bytes that form no character. The state restarts there.
             state = max(WHOLE, int(model.mask.after[state, token]))
             if text := stream.push(token):
-                pieces.append(Piece(text, probability, others))
+                pieces.append(TokenPiece(text, probability, others))
                 probability, others = 1.0, []
     return pieces
 
@@ -108,7 +108,7 @@ def shade(probability: float) -> str:
     return f"{min(1.0, bits / DARKEST_BITS):.2f}"
 
 
-def pieces_html(pieces: list[Piece], context: str) -> str:
+def pieces_html(pieces: list[TokenPiece], context: str) -> str:
     """The text in pieces, the less probable the darker, after the HTML of its context.
 
     Each piece carries its alternatives, which page.js shows when the reader chooses it.
@@ -126,7 +126,7 @@ def pieces_html(pieces: list[Piece], context: str) -> str:
     )
 
 
-def piece_button(piece: Piece, is_first: bool) -> str:
+def piece_button(piece: TokenPiece, is_first: bool) -> str:
     """A piece as a button; only the first is reached by Tab, the others by the arrow keys."""
     others = json.dumps([[text, round(p, 4)] for text, p in piece.others], ensure_ascii=False)
     text = escape_html(piece.text).replace("\n", "↵\n")

@@ -13,7 +13,7 @@ from shuoshu.web.labels import error_text
 MAX_TEXT_CHARS = 20_000  # of a question or a beginning
 MAX_INSPECTED_CHARS = 2_000
 MAX_HISTORY_TURNS = 100
-MAX_SEED = 2**53  # larger integers lose digits in JavaScript
+MAX_JS_INTEGER = 2**53  # larger integers lose digits in JavaScript
 MAX_SEED_DIGITS = 19
 DEFAULT_NEW_TOKENS = 200
 
@@ -48,7 +48,7 @@ def parse_text(value: object, max_chars: int = MAX_TEXT_CHARS) -> str:
     return value.encode("utf-8", "replace").decode()
 
 
-def parse_settings(values: dict[str, object], max_new_tokens: int) -> SampleSettings:
+def parse_sampling_settings(values: dict[str, object], max_new_tokens: int) -> SampleSettings:
     """Settings for one text; None means the default. Raises UserError if one is out of range.
 
     Without a seed, each text gets a random one.
@@ -72,7 +72,7 @@ def _seed(value: object) -> int:
     is_digits = isinstance(value, str) and value.isascii() and value.isdigit()
     if is_digits and len(value) <= MAX_SEED_DIGITS:
         value = int(value)
-    return _number("seed", value, 0, MAX_SEED, is_integer=True)
+    return _number("seed", value, 0, MAX_JS_INTEGER, is_integer=True)
 
 
 def _number(name: str, value: object, low: float, high: float, is_integer: bool) -> float:

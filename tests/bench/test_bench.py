@@ -22,7 +22,7 @@ from shuoshu.bench.context import OURS, THEIRS, BenchContext, run_command
 from shuoshu.bench.measure import BenchReport, exponent, interleave
 from shuoshu.bench.nanogpt import NanoGPT
 from shuoshu.bench.settings import BenchSettings
-from shuoshu.bench.throughput import BATCHES, fair_job
+from shuoshu.bench.throughput import TEXTS_AT_ONCE, fair_job
 from shuoshu.core.cli import parse
 from shuoshu.core.errors import UserError
 from shuoshu.core.settings import TrainSettings
@@ -146,7 +146,7 @@ def test_figures_measured_before_an_error_are_written(tmp_path, monkeypatch):
         bench.report.figure("half", 0.5)
         raise UserError("the disk is full")
 
-    monkeypatch.setattr(scale, "scale", fail)
+    monkeypatch.setattr(scale, "measure_scale", fail)
     assert bench.main(["scale", f"--json={tmp_path / 'raw.json'}"]) == 2
     raw = json.loads((tmp_path / "raw.json").read_text(encoding="utf-8"))
     assert raw["figures"] == {"half": 0.5} and raw["complete"] is False
@@ -187,7 +187,7 @@ def test_a_checkout_that_does_not_compile_is_measured_eagerly(checkout, dataset,
 
 def test_sampling_is_measured_alone_and_in_batches(in_process, checkout, dataset, tmp_path):
     raw = measured(tmp_path, in_process, "sample", str(dataset), f"--vs={checkout}", *TINY)
-    for rows in BATCHES:
+    for rows in TEXTS_AT_ONCE:
         check_figures(raw, f"sampling, batch {rows}", "ours", "shipped", "fair")
 
 

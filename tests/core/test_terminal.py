@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from shuoshu.core.files import format_bytes
 from shuoshu.core.run_log import RunLog
-from shuoshu.core.terminal import Progress, display_width, duration, pad, shorten, table
+from shuoshu.core.terminal import ProgressBar, display_width, duration, pad, shorten, table
 from shuoshu.training.plots import draw_curves, write_samples
 
 
@@ -295,7 +295,7 @@ def test_samples_show_prompts_texts_and_references(tmp_path: Path) -> None:
 def test_without_a_terminal_progress_is_printed_as_lines(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    bar = Progress(2000, every=0.0)
+    bar = ProgressBar(2000, every=0.0)
     bar.update(1000, 2000, "loss 3.2")
     bar.say("已保存")
     bar.update(2000, 2000, "loss 3.1")
@@ -308,7 +308,7 @@ def test_without_a_terminal_progress_is_printed_as_lines(
 def test_progress_lines_come_at_intervals_and_at_the_end(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    bar = Progress(50, every=3600.0)
+    bar = ProgressBar(50, every=3600.0)
     for step in range(1, 51):
         bar.update(step, 50, "")
     lines = capsys.readouterr().out.splitlines()
@@ -316,7 +316,7 @@ def test_progress_lines_come_at_intervals_and_at_the_end(
 
 
 def test_hidden_progress_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    bar = Progress(5, show=False)
+    bar = ProgressBar(5, show=False)
     bar.update(5, 5, "loss 1")
     bar.say("line")
     bar.close()
@@ -330,7 +330,7 @@ def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
 
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
-    bar = Progress(10, start=4)
+    bar = ProgressBar(10, start=4)
     bar.update(7, 20, "loss 2.5")
     assert (bar.bar.n, bar.bar.total) == (7, 20)
     bar.close()

@@ -135,3 +135,27 @@ def test_files_and_functions_are_small():
                 count = len(set(names) - {"self", "cls"})
                 assert node.end_lineno - node.lineno < MAX_FUNCTION_LINES, (path, node.name)
                 assert count <= MAX_PARAMETERS or node.name in API_FUNCTIONS, (path, node.name)
+
+
+def public_names(path: Path) -> set[str]:
+    """The names that a module defines at its top level, without those that begin with _."""
+    names = set()
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            names.add(node.name)
+        elif isinstance(node, ast.Assign):
+            targets = (n for target in node.targets for n in ast.walk(target))
+            names |= {n.id for n in targets if isinstance(n, ast.Name)}
+    return {name for name in names if not name.startswith("_")}
+
+
+def test_no_two_public_things_have_one_name():
+    # cpu_kernels names its functions after the operations that they stand in for; the two workers
+    # of the bench do the same jobs; config files hold settings.
+    apart = {"cpu_kernels", "our_worker", "nanogpt_worker"}
+    homes: dict[str, list[str]] = {}
+    for path in PRODUCT:
+        if path.stem not in apart and path.parent.name != "config":
+            for name in public_names(path) - {"main", "T"}:
+                homes.setdefault(name, []).append(path.stem)
+    assert not {name: paths for name, paths in homes.items() if len(paths) > 1}

@@ -10,7 +10,12 @@ import pytest
 import torch
 
 from model import GPT
-from shuoshu.generation.answers import Question, label_scores, read_questions, render_question
+from shuoshu.generation.answers import (
+    Question,
+    label_log_likelihoods,
+    read_questions,
+    render_question,
+)
 from shuoshu.generation.sampling import TextGenerator
 from shuoshu.models import weights
 from shuoshu.sft.dataset import QuestionDataset
@@ -163,7 +168,7 @@ def test_label_scores_equal_the_likelihood_of_whole_rows(pretrained_model, rows:
         len({len(ids) for ids in asked}) > 4
         and len({len(tokenizer.encode(label)) for label in labels}) >= 4
     )
-    scores = label_scores(TextGenerator(model, tokenizer), questions, labels, rows)
+    scores = label_log_likelihoods(TextGenerator(model, tokenizer), questions, labels, rows)
     expected = [[log_likelihood(model, tokenizer, ids, label) for label in labels] for ids in asked]
     np.testing.assert_allclose(scores, expected, atol=1e-4)
 
@@ -177,7 +182,7 @@ def test_a_question_without_room_for_the_longest_label_loses_its_beginning(
     room = model.config.block_size - len(tokenizer.encode(LABELS[1]))
     assert room < len(ids) < model.config.block_size
     generator = TextGenerator(model, tokenizer)
-    scores = label_scores(generator, [Question([], "", ids, 0, range(0))], LABELS, 4)
+    scores = label_log_likelihoods(generator, [Question([], "", ids, 0, range(0))], LABELS, 4)
     np.testing.assert_allclose(
         scores,
         [[log_likelihood(model, tokenizer, ids[-room:], label) for label in LABELS]],

@@ -231,7 +231,7 @@ def test_classification_equals_scikit_learn():
     def same(rows):
         predicted, actual = np.array(rows).T
         confusion = metrics.confusion_matrix(predicted, actual, len(labels))
-        by_label = metrics.label_scores(confusion, labels)
+        by_label = metrics.label_measures(confusion, labels)
         expected = precision_recall_fscore_support(
             actual, predicted, labels=range(4), zero_division=0
         )
@@ -248,5 +248,5 @@ def test_classification_of_nothing_is_zero():
     nothing = np.zeros(0, np.int64)
     confusion = metrics.confusion_matrix(nothing, nothing, 2)
     assert confusion.tolist() == [[0, 0], [0, 0]]
-    scores = metrics.label_scores(confusion, ["好", "坏"])["好"]
+    scores = metrics.label_measures(confusion, ["好", "坏"])["好"]
     assert scores == {"precision": 0, "recall": 0, "f1": 0, "support": 0}

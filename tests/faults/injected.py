@@ -56,7 +56,7 @@ def board(path: str) -> None:
 
     loop.print_result = print_result
     loop.train_step = during(STEP, loop.train_step)
-    loop.evaluate = during(EVALUATION, loop.evaluate)
+    loop.evaluate_run = during(EVALUATION, loop.evaluate_run)
     out_dir.OutDir.save = during(CHECKPOINT, out_dir.OutDir.save)
     out_dir.OutDir.write_model = during(MODEL, out_dir.OutDir.write_model)
 
@@ -110,11 +110,12 @@ def saves_in_place(_: bool) -> None:
             ),
             "state.json": files.write_synced_text(
                 folder / "state.json",
-                json.dumps({"format": checkpoints.FORMAT, "step": step, **state}),
+                json.dumps({"format": checkpoints.CHECKPOINT_FORMAT, "step": step, **state}),
             ),
         }
         files.write_synced_text(
-            folder / "manifest.json", json.dumps({"format": checkpoints.FORMAT, "sha256": hashes})
+            folder / "manifest.json",
+            json.dumps({"format": checkpoints.CHECKPOINT_FORMAT, "sha256": hashes}),
         )
 
     weights.write_atomically = write_whole
@@ -156,14 +157,14 @@ def fails_at(what: list) -> None:
 
 def largest_file(size: int) -> None:
     """From the first evaluation on no file may grow beyond this many bytes."""
-    real = loop.evaluate
+    real = loop.evaluate_run
 
     def then(*args):
         result = real(*args)
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
         return result
 
-    loop.evaluate = then
+    loop.evaluate_run = then
 
 
 def counts_messages(path: str) -> None:

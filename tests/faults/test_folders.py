@@ -159,14 +159,14 @@ def test_processes_that_cannot_connect_get_advice_on_torchrun(tiny, tmp_path, mo
 def test_a_closed_output_pipe_saves_the_run(tiny, tmp_path, monkeypatch):
     from shuoshu.core import terminal
 
-    real_say = terminal.Progress.say
+    real_say = terminal.ProgressBar.say
 
     def broken(self, line):
         if line.startswith("step 2"):
             raise BrokenPipeError
         real_say(self, line)
 
-    monkeypatch.setattr(terminal.Progress, "say", broken)
+    monkeypatch.setattr(terminal.ProgressBar, "say", broken)
     monkeypatch.setattr(os, "dup2", lambda a, b: None)
     assert (
         train_model([*tiny, *SHORT, "--save_interval=100", f"--out_dir={tmp_path / 'out'}"]) == 141

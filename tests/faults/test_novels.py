@@ -43,8 +43,8 @@ WHOLE = zipped({"a.txt": TXT})
 REFUSED: dict[str, tuple[str, bytes, str]] = {
     "empty": ("a.txt", b"", "it is empty"),
     "blank": ("a.txt", b" \r\n\t\n" * 50, "it is empty"),
-    "binary": ("a.txt", bytes(range(256)) * 200, "no text"),
-    "random": ("a.txt", np.random.default_rng(1).bytes(100_000), "no text"),
+    "binary": ("a.txt", bytes(range(256)) * 200, "is not a text file"),
+    "random": ("a.txt", np.random.default_rng(1).bytes(100_000), "is not a text file"),
     "NUL": ("a.txt", bytes(10_000), "NUL"),
     "half NUL": ("a.txt", TXT + bytes(3 * len(TXT)), ""),
     "an empty zip": ("a.zip", zipped({}), "holds no .txt file"),

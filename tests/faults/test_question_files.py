@@ -57,7 +57,7 @@ REFUSED: dict[str, tuple[str, bytes, str]] = {
         f'{ROW}\n{{"question": "a", "answer": "b", "answer": "c"}}'.encode(),
         "line 2: an object has two fields called answer",
     ),
-    "NUL": ("a.json", bytes(100_000), "is no text"),
+    "NUL": ("a.json", bytes(100_000), "is not a text file"),
     "binary": ("a.json", bytes(range(256)) * 400, ""),
     "a list of lists": ("a.json", b"[[1, 2], [3, 4]]", "no rows"),
     "a number": ("a.json", b"5", "a list of objects is expected"),
@@ -87,7 +87,7 @@ REFUSED: dict[str, tuple[str, bytes, str]] = {
         "after line 6",
     ),
     "columns twice": ("a.csv", b"question,question\na,b\n", "several columns are called question"),
-    "a table with NUL": ("a.csv", bytes(5000), "is no text"),
+    "a table with NUL": ("a.csv", bytes(5000), "is not a text file"),
     "a table with CR alone": ("a.csv", b"question\ranswer", ""),
     "another kind": ("a.xlsx", b"PK", "read from .json"),
 }

@@ -112,7 +112,7 @@ def test_damaged_rows_give_pairs_or_a_user_error(
 
 @given(
     content=SOUP | st.binary(max_size=60),
-    suffix=st.sampled_from(question_files.SUFFIXES),
+    suffix=st.sampled_from(question_files.QUESTION_SUFFIXES),
     template=st.none() | SOUP,
 )
 def test_any_bytes_give_pairs_or_a_user_error(

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from shuoshu.sft.augment import (
     MAX_PIECE_UNITS,
-    UNIT,
+    TEXT_UNIT,
     Paraphraser,
     distinguishing_lengths,
     split_into_pieces,
@@ -60,10 +60,11 @@ def test_paraphrase_has_mostly_pieces_of_its_answers_questions_and_some_of_the_a
 ) -> None:
     paraphraser, draw = paraphrased.paraphraser, np.random.default_rng(0)
     question_units = {
-        number: set(UNIT.findall(question)) for number, question in paraphraser.questions.items()
+        number: set(TEXT_UNIT.findall(question))
+        for number, question in paraphraser.questions.items()
     }
     answer_units = {
-        number: set(UNIT.findall(record["answer"]))
+        number: set(TEXT_UNIT.findall(record["answer"]))
         for number, record in enumerate(read_pairs(qa, "train"))
     }
     all_units = set().union(*question_units.values())
@@ -72,7 +73,7 @@ def test_paraphrase_has_mostly_pieces_of_its_answers_questions_and_some_of_the_a
         first = int(rows[0])
         own = set().union(*(question_units[number] for number in rows))
         for text in paraphrase(paraphraser, [first] * 5, [draw] * 5):
-            units = UNIT.findall(text)
+            units = TEXT_UNIT.findall(text)
             assert len(text) <= len(paraphraser.questions[first])
             assert units and set(units) <= all_units | answer_units[first], (
                 "no other answer's words"
@@ -251,7 +252,7 @@ def test_pieces_make_up_the_text_and_words_and_numbers_stay_whole(text: str, see
     pieces = split_into_pieces(text, np.random.default_rng(seed))
     assert "".join(pieces) == text
     for before, after in pairwise(pieces):
-        assert 1 <= len(UNIT.findall(before)) <= MAX_PIECE_UNITS
+        assert 1 <= len(TEXT_UNIT.findall(before)) <= MAX_PIECE_UNITS
         assert not (before[-1] in "abé" and after[0] in "abé")
         assert not before[-1] == after[0] == "1"
 

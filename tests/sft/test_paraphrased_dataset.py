@@ -10,7 +10,7 @@ import pytest
 
 from shuoshu.core.errors import UserError
 from shuoshu.sft.augment import (
-    UNIT,
+    TEXT_UNIT,
     QuestionNoise,
     distinguishing_lengths,
 )
@@ -82,12 +82,12 @@ def test_rows_of_the_file_have_noise_and_paraphrases_have_none(qa: Path, tokeniz
     dataset.add_paraphrases(tokenizer, 1)
     questions = set(dataset.paraphraser.questions.values())
     texts = {*questions, *dataset.paraphraser.answer_texts}
-    units = {unit for text in texts for unit in UNIT.findall(text)}
+    units = {unit for text in texts for unit in TEXT_UNIT.findall(text)}
     epoch = read_epoch(dataset, tokenizer)
     rows = [question for entry, question, _ in epoch if entry < len(dataset)]
     paraphrases = [question for entry, question, _ in epoch if entry >= len(dataset)]
     assert np.mean([question in questions for question in rows]) < 0.1
-    assert all(set(UNIT.findall(question)) <= units for question in paraphrases)
+    assert all(set(TEXT_UNIT.findall(question)) <= units for question in paraphrases)
 
 
 def test_paraphrases_depend_on_seed_and_epoch(tokenizer, tmp_path: Path) -> None:

@@ -209,10 +209,11 @@ def test_a_meta_that_is_not_an_object_is_reported(copy: Path, raw: bytes) -> Non
 def test_another_format_is_reported(copy: Path) -> None:
     meta = json.loads((copy / "meta.json").read_text(encoding="utf-8"))
     (copy / "meta.json").write_text(
-        json.dumps({**meta, "format": dataset.FORMAT + 1}), encoding="utf-8"
+        json.dumps({**meta, "format": dataset.META_FORMAT + 1}), encoding="utf-8"
     )
     with pytest.raises(
-        UserError, match=f"has format {dataset.FORMAT + 1}, this version reads {dataset.FORMAT}"
+        UserError,
+        match=f"has format {dataset.META_FORMAT + 1}, this version reads {dataset.META_FORMAT}",
     ):
         read_meta(copy)
 

@@ -1,4 +1,4 @@
-"""Bytes to text: detected and forced encodings, and files that are no text."""
+"""Bytes to text: detected and forced encodings, and files that are not text."""
 
 from __future__ import annotations
 
@@ -215,7 +215,7 @@ def test_a_few_broken_bytes_do_not_spoil_a_long_text(
     ids=["every byte", "noise", "png", "nuls", "nuls and text", "pdf"],
 )
 def test_a_file_that_is_not_text_is_refused(raw: bytes) -> None:
-    assert "it is no text" in refusal(raw)
+    assert "it is not a text file" in refusal(raw)
 
 
 @pytest.mark.parametrize(

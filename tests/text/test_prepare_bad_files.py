@@ -42,7 +42,7 @@ def test_all_bad_files_are_reported_and_nothing_is_written(
     reasons = dict(re.findall(r"shelf.(\d\d\.\w+): (.+)", output.err))
     assert reasons.keys() == BAD.keys()
     assert (
-        "it is no text" in reasons["07.txt"]
+        "it is not a text file" in reasons["07.txt"]
         and "the archive is damaged" in reasons["12.zip"]
         and "it is empty" in reasons["18.txt"]
     )

@@ -350,7 +350,7 @@ def test_a_full_queue_is_an_error_and_the_waiting_readers_are_served(visit):
         button(page, "接着写").click()
         if page is not refused:
             expect(page.get_by_text(PLACE_IN_QUEUE)).to_be_visible()
-    expect(refused.get_by_text("排队的人满了")).to_be_visible()
+    expect(refused.get_by_text("排队的人太多")).to_be_visible()
     button(writing, "停止").click()
     for page in waiting:
         wait_for(lambda page=page: len(story(page)) > 10, "the waiting reader's text")

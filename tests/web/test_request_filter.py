@@ -128,5 +128,5 @@ def test_a_body_needs_a_length_within_the_limit(headers, status):
 def test_the_page_begins_with_our_script_and_its_texts():
     _, body = request("/")
     page = body.decode()
-    assert page.startswith("<head><script>window.shuoshuTexts = ") and "排队的人满了" in page
+    assert page.startswith("<head><script>window.shuoshuTexts = ") and "排队的人太多" in page
     assert request("/config")[1] == b"<head></head>"

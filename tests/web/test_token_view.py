@@ -135,7 +135,7 @@ def test_the_pieces_of_an_odd_text_are_the_text(model, odd):
 
 
 def test_the_html_of_a_text_with_markup_has_only_our_own_markup(training_text, line):
-    piece = token_view.Piece(EVIL, 0.5, [(EVIL, 0.5), (None, 0.1)])
+    piece = token_view.TokenPiece(EVIL, 0.5, [(EVIL, 0.5), (None, 0.1)])
     pieces = token_view.pieces_html([piece], "context")
     html = pieces + token_view.copied_html(EVIL + line + EVIL, training_text)
     assert "<mark>" in html and "<script" not in html and "<img" not in html
