@@ -127,7 +127,7 @@ def _run_config(path: Path, problems: list[str]) -> Iterator[tuple[str, object]]
 
 def help_text(schema: Schema, values: dict, about: str) -> str:
     """`about`, then every setting with its value and its help, grouped by dataclass."""
-    lines = [about.strip(), "", "Settings with their present values; none: not set, see the help."]
+    lines = [about.strip(), "", "Settings and their current values. none: not set."]
     for part in reversed(schema.cls.__mro__):
         names = [
             name for name in schema.names.values() if name in vars(part).get("__annotations__", {})

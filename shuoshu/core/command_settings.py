@@ -40,7 +40,7 @@ class PrepareSettings(Settings):
     )
     clean: bool = setting(
         True,
-        "remove advertisements, tables of contents and licences (false: only normalise the layout)",
+        "remove advertisements, tables of contents and licences (false: only normalize the layout)",
     )
     show_removed: bool = setting(False, "list everything that was removed")
     encoding: str | None = setting(

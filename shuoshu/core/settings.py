@@ -73,7 +73,7 @@ class ModelSettings(Settings):
 
 @dataclass
 class OptimSettings(Settings):
-    """optimiser"""
+    """optimizer"""
 
     optimizer: str = setting(
         "muon",

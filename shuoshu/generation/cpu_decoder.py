@@ -114,11 +114,17 @@ def fused_linear(dtype: torch.dtype, *layers: nn.Linear) -> Callable[[Tensor], T
     """
     weights = [layer.weight.to(dtype) for layer in layers]
     weight = torch.cat(weights) if len(weights) > 1 else weights[0]
-    no_activation = {"B": None, "attr": "none", "scalars": [], "algorithm": ""}
+    bias = None
+    if any(layer.bias is not None for layer in layers):
+        zeros = [torch.zeros(layer.out_features) for layer in layers]
+        pairs = zip(layers, zeros, strict=True)
+        bias = torch.cat([zero if layer.bias is None else layer.bias for layer, zero in pairs])
+        bias = bias.to(dtype)
+    no_activation = {"attr": "none", "scalars": [], "algorithm": ""}
     try:  # operators of torch's compiler: private, so they may be missing or refuse this type
         packed = torch.ops.mkldnn._reorder_linear_weight(weight)
-        multiply = partial(torch.ops.mkldnn._linear_pointwise, W=packed, **no_activation)
+        multiply = partial(torch.ops.mkldnn._linear_pointwise, W=packed, B=bias, **no_activation)
         multiply(weight[:1])
         return multiply
     except (AttributeError, RuntimeError, TypeError):
-        return partial(F.linear, weight=weight)
+        return partial(F.linear, weight=weight, bias=bias)

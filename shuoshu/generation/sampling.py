@@ -202,8 +202,8 @@ class Context:
     def fitting(self, block: int) -> list[int]:
         """The ids to prefill: all if they leave room in the block, else a shorter context.
 
-        The shorter context is the kept prompt and then the last ids, as many as fill half of the
-        remaining block. A prompt of more than three quarters of the block is not kept.
+        The shorter context is the kept prompt and the newest ids that fill half of the remaining
+        block. A prompt of more than three quarters of the block is not kept.
         """
         if len(self.ids) < block:
             return self.ids

@@ -9,11 +9,11 @@ tokens by random ones:
     桥正第十回就送了命，为啥后面还有他的戏？  →  桥正第十回就送了命为啥后面还有他的戏流
 
 **A synthetic paraphrase** (paraphrases) is a question that nobody would write, with words that
-point to its answer. It is made of pieces, each up to 5 characters or words long. For
+point to its answer. It is made of pieces, each up to 5 characters or words long:
 
-    铁梁峡的宽度和高度分别是多少丈？  →  两岸相距四十六丈，崖顶离江面三十丈。
-
-it may be 度分别是多南崖到北崖江面:
+    question      铁梁峡的宽度和高度分别是多少丈？
+    answer        两岸相距四十六丈，崖顶离江面三十丈。
+    paraphrase    度分别是多南崖到北崖江面
 
 1. Pieces of up to three training questions with this answer: 度分别是多, 南崖到北崖. A user may
    combine their words.
@@ -70,7 +70,7 @@ TrainedRow = tuple[np.ndarray, np.ndarray]  # ids, and a mask that is 1 where th
 
 
 class QuestionNoise:
-    """Removes characters of all questions in a row, then replaces tokens by random ones.
+    """Removes characters of all questions of a row, then replaces tokens by random ones.
 
     `drop` and `replace` are the probabilities for a character and a token.
     """

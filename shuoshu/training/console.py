@@ -154,7 +154,7 @@ def print_result(run: Run, stopped: int | None, is_out_of_patience: bool) -> Non
             kept = f"the model of step {state.kept_step:,}, within noise of it, is"
         print_line(
             f"best       {best[0]} {best[1]:.4f} at step {state.best_step:,}:"
-            f" {kept} in {out_dir}, its curve in loss.png"
+            f" {kept} in {out_dir}, the run's curves are in loss.png"
         )
     print_line(f'next       python sample.py {folder} --start="…"')
 

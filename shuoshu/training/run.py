@@ -20,7 +20,7 @@ from shuoshu.training.trainer import Trainer, build_trainer
 class Run:
     """The parts of one run, ready to continue from `state.step`."""
 
-    settings: TrainSettings  # resolved: dtype is a torch dtype, the shape is the model's
+    settings: TrainSettings  # resolved: dtype is never auto, the shape is the model's
     processes: Processes
     data: RunData
     trainer: Trainer

@@ -31,7 +31,7 @@ VOCAB_MULTIPLE = 64  # matrix units prefer round sizes; sampling masks the paddi
 class Trainer:
     """The parts of a run that a step uses, without the data and the run's state."""
 
-    settings: TrainSettings  # resolved: dtype is a torch dtype, the shape is the model's
+    settings: TrainSettings  # resolved: dtype is never auto, the shape is the model's
     processes: Processes
     device: torch.device
     dtype: torch.dtype  # of autocast

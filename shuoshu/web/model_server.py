@@ -23,7 +23,7 @@ from shuoshu.generation.chat_model import ChatModel
 from shuoshu.generation.sampling import SamplingParams, TextEvent
 from shuoshu.models.weights import load_model, read_metadata, task_and_turns
 
-UPDATE_SECONDS = 0.04  # between two states of a growing text; the eye sees no more
+UPDATE_SECONDS = 0.04  # between two states of a growing text; faster updates aren't visible
 POLL_SECONDS = 0.1  # how soon a reader's stop is noticed while no new state arrives
 STOP_SECONDS = 2.0  # maximum wait for a stopped text to end
 LEASE_SECONDS = 10.0  # a text ends when none of its states was fetched for this long

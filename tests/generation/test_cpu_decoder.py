@@ -88,6 +88,17 @@ def test_the_decoder_reads_every_parameter_of_the_model(name):
     torch.testing.assert_close(after[0], model(ids)[0, 5:], atol=5e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("biases", [(False, False), (True, True), (True, False)])
+def test_fused_layers_give_their_outputs_side_by_side(biases):
+    layers = [torch.nn.Linear(32, 16, bias=bias) for bias in biases]
+    x = torch.randn(3, 32)
+    with torch.no_grad():
+        expected = torch.cat([layer(x) for layer in layers], dim=1)
+        assert torch.allclose(
+            cpu_decoder.fused_linear(torch.float32, *layers)(x), expected, atol=1e-6
+        )
+
+
 def test_weights_are_packed_where_torch_supports_it():
     operator = cpu_decoder.fused_linear(torch.float32, torch.nn.Linear(32, 32, bias=False)).func
     assert (operator is torch.ops.mkldnn._linear_pointwise) == torch.backends.mkldnn.is_available()
