@@ -312,8 +312,8 @@ def tuned(sft: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
 # ---------------------------------------------------------------- trainings in processes of their own
 
 
-class Nursery:
-    """Starts trainings by forking a process that has imported everything, see faults/nursery.py."""
+class ForkServer:
+    """Starts trainings by forking a process that has imported everything, see faults/fork_server.py."""
 
     def __init__(self) -> None:
         answers, theirs = os.pipe()
@@ -323,7 +323,11 @@ class Nursery:
             "PYTHONPATH": str(REPO_ROOT),
             "OMP_NUM_THREADS": "1",
         }
-        command = [sys.executable, str(REPO_ROOT / "tests" / "faults" / "nursery.py"), str(theirs)]
+        command = [
+            sys.executable,
+            str(REPO_ROOT / "tests" / "faults" / "fork_server.py"),
+            str(theirs),
+        ]
         self.process = subprocess.Popen(
             command,
             cwd=REPO_ROOT,
@@ -380,10 +384,10 @@ class Nursery:
 
 
 @pytest.fixture(scope="session")
-def nursery() -> Iterator[Nursery]:
+def fork_server() -> Iterator[ForkServer]:
     if not hasattr(os, "fork"):
         pytest.skip("Windows doesn't fork")
-    nursery = Nursery()
-    yield nursery
-    nursery.process.kill()
-    nursery.process.wait()
+    fork_server = ForkServer()
+    yield fork_server
+    fork_server.process.kill()
+    fork_server.process.wait()

@@ -26,7 +26,7 @@ from shuoshu.bench.throughput import TEXTS_AT_ONCE, fair_job
 from shuoshu.core.cli import parse
 from shuoshu.core.errors import UserError
 from shuoshu.core.settings import TrainSettings
-from tests.bench.stand_in import write_checkout
+from tests.bench.fake_nanogpt import write_checkout
 from tests.in_process import train_model
 
 TINY = [

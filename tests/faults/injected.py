@@ -1,4 +1,4 @@
-"""Faults for trainings that the nursery forks.
+"""Faults for trainings that fork_server.py forks.
 
 Each function takes one JSON value and patches the forked process, which exits after the training.
 """
@@ -19,7 +19,7 @@ from shuoshu.models import weights
 from shuoshu.training import checkpoints, data, loop, out_dir
 from shuoshu.training import step as training_step
 from shuoshu.training.state import RunState
-from tests.faults.board import BEGUN, CHECKPOINT, EVALUATION, MODEL, STEP, Board
+from tests.faults.shared_state import BEGUN, CHECKPOINT, EVALUATION, MODEL, STEP, SharedState
 
 
 def die() -> None:
@@ -29,9 +29,9 @@ def die() -> None:
 # ---------------------------------------------------------------- kills
 
 
-def board(path: str) -> None:
-    """Shows on the board what the training does."""
-    shown = Board(Path(path))
+def shared_state(path: str) -> None:
+    """Writes to the shared memory what the training does."""
+    shown = SharedState(Path(path))
 
     def during(phase, function):
         def inner(*args):
@@ -62,8 +62,8 @@ def board(path: str) -> None:
 
 
 def dies_at_point(where: list) -> None:
-    """[path of the board, n]: a kill before or after the n-th file operation within saves."""
-    shown = Board(Path(where[0]))
+    """[path of the shared memory, n]: a kill before or after the n-th file operation within saves."""
+    shown = SharedState(Path(where[0]))
 
     def watch(owner, name):
         real = getattr(owner, name)

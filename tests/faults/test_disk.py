@@ -126,10 +126,10 @@ def test_a_disk_that_turns_read_only_is_reported_and_checkpoints_stay_valid(
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a file that is always full")
-def test_training_continues_when_its_output_cannot_be_written(nursery, tiny, tmp_path):
+def test_training_continues_when_its_output_cannot_be_written(fork_server, tiny, tmp_path):
     assert (
-        nursery.wait(
-            nursery.start([*tiny, *RUN, f"--out_dir={tmp_path / 'out'}"], Path("/dev/full"))
+        fork_server.wait(
+            fork_server.start([*tiny, *RUN, f"--out_dir={tmp_path / 'out'}"], Path("/dev/full"))
         )
         == 0
     )
@@ -150,9 +150,9 @@ def test_too_little_disk_space_is_an_error_before_training(tiny, tmp_path, monke
 
 
 @pytest.mark.parametrize("size", [20_000, 300_000, 1_000_000])
-def test_a_write_that_fails_midway_leaves_the_old_checkpoint(nursery, tiny, tmp_path, size):
+def test_a_write_that_fails_midway_leaves_the_old_checkpoint(fork_server, tiny, tmp_path, size):
     """The system fails each write beyond `size` bytes: in the first tensors and in the last."""
-    assert nursery.train(
+    assert fork_server.train(
         [*tiny, *RUN, f"--out_dir={tmp_path / 'out'}"],
         tmp_path / "output",
         faults={0: {"largest_file": size}},
@@ -245,9 +245,9 @@ def test_a_replaced_checkpoint_stays_valid_until_the_rename(pretrained, tmp_path
 # ---------------------------------------------------------------- two runs
 
 
-def test_a_second_run_is_refused_and_a_kill_releases_the_lock(nursery, tiny, tmp_path, capsys):
+def test_a_second_run_is_refused_and_a_kill_releases_the_lock(fork_server, tiny, tmp_path, capsys):
     command = [*tiny, *RUN, f"--out_dir={tmp_path / 'out'}"]
-    first = nursery.start(command, tmp_path / "output", slow={"step": 0.5})
+    first = fork_server.start(command, tmp_path / "output", slow={"step": 0.5})
     until = time.monotonic() + 60
     while not (tmp_path / "out" / "model.safetensors").exists():
         assert time.monotonic() < until
@@ -260,12 +260,12 @@ def test_a_second_run_is_refused_and_a_kill_releases_the_lock(nursery, tiny, tmp
     assert {
         path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.safetensors")
     } == before
-    assert nursery.train([*command, "--resume"], tmp_path / "two", 2) == [
+    assert fork_server.train([*command, "--resume"], tmp_path / "two", 2) == [
         2,
         2,
     ]  # both ranks of the second run
     os.kill(first, signal.SIGKILL)
-    nursery.wait(first)
+    fork_server.wait(first)
     assert train_model([*command, "--resume"]) == 0
 
 

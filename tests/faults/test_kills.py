@@ -19,7 +19,15 @@ from shuoshu.core.errors import UserError
 from shuoshu.core.files import sha256_of
 from shuoshu.models import weights
 from shuoshu.training import checkpoints
-from tests.faults.board import BEGUN, CHECKPOINT, EVALUATION, MODEL, PHASES, STEP, Board
+from tests.faults.shared_state import (
+    BEGUN,
+    CHECKPOINT,
+    EVALUATION,
+    MODEL,
+    PHASES,
+    STEP,
+    SharedState,
+)
 
 STEPS, SAVED_EVERY = 24, 4
 LARGE = [
@@ -94,8 +102,15 @@ USUAL = {STEP: 0.03, EVALUATION: 0.25, CHECKPOINT: 0.08, MODEL: 0.03}  # seconds
 
 
 class Harness:
-    def __init__(self, nursery, command: list[str], folder: Path, in_place: bool = False) -> None:
-        self.nursery, self.command, self.folder, self.in_place = nursery, command, folder, in_place
+    def __init__(
+        self, fork_server, command: list[str], folder: Path, in_place: bool = False
+    ) -> None:
+        self.fork_server, self.command, self.folder, self.in_place = (
+            fork_server,
+            command,
+            folder,
+            in_place,
+        )
         self.tally, self.finished = Tally(), []
 
     def kill(self, times: int, seed: int) -> None:
@@ -112,41 +127,41 @@ class Harness:
 
     def start_and_kill(self, out_dir: Path, aim: Aim) -> bool:
         """Starts or resumes a run and kills it. False if it ended or the kill lost something."""
-        path = out_dir.with_suffix(".board")
+        path = out_dir.with_suffix(".state")
         path.unlink(missing_ok=True)
-        board, before = Board(path), newest_step(out_dir)
-        faults = {"board": str(path)}
+        shared, before = SharedState(path), newest_step(out_dir)
+        faults = {"shared_state": str(path)}
         if self.in_place:
             faults["saves_in_place"] = True
         if aim.point:
             faults["dies_at_point"] = [str(path), aim.point]
-        pid = self.nursery.start(
+        pid = self.fork_server.start(
             [*self.command, f"--out_dir={out_dir}", "--resume"],
             out_dir.with_suffix(".output"),
             **faults,
         )
         if aim.point is None:
-            shoot(pid, board, aim)
-        code = self.nursery.wait(pid)
+            shoot(pid, shared, aim)
+        code = self.fork_server.wait(pid)
         if code != -signal.SIGKILL:
             assert code == 0, out_dir.with_suffix(".output").read_text(encoding="utf-8")
             self.finished.append(out_dir)
             return False
-        phase = board["phase"]
-        problem = self.problem_of(out_dir, board, max(before, board["saved"]))
+        phase = shared["phase"]
+        problem = self.problem_of(out_dir, shared, max(before, shared["saved"]))
         self.tally.tried[phase] += 1
         self.tally.lost[phase] += problem is not None
         assert self.in_place or problem is None, f"{problem} ({aim}, {PHASES[phase]})"
         return problem is None
 
-    def problem_of(self, out_dir: Path, board: Board, saved: int) -> str | None:
+    def problem_of(self, out_dir: Path, shared: SharedState, saved: int) -> str | None:
         """What the kill lost of a run whose last saved step is `saved` (-1: none), or None."""
         step = newest_step(out_dir)
         if step < saved:
             return f"step {saved} was saved, but {step} is the newest valid one"
         if step >= 0:
             checkpoints.load_checkpoint(checkpoints.newest_checkpoint(out_dir)[0])
-            self.tally.steps_lost.append(max(0, board["step"] - step))
+            self.tally.steps_lost.append(max(0, shared["step"] - step))
         if (out_dir / "model.safetensors").exists():
             try:
                 weights.load_model(out_dir)
@@ -161,11 +176,11 @@ def newest_step(out_dir: Path) -> int:
     return -1 if folder is None else checkpoints.load_checkpoint(folder)[2]["step"]
 
 
-def shoot(pid: int, board: Board, aim: Aim) -> None:
+def shoot(pid: int, shared: SharedState, aim: Aim) -> None:
     """Kills the process at the chosen moment, unless the run ends before."""
     until = time.monotonic() + 60
-    while board[BEGUN[aim.phase]] < aim.nth:
-        if board["ended"] or time.monotonic() > until:
+    while shared[BEGUN[aim.phase]] < aim.nth:
+        if shared["ended"] or time.monotonic() > until:
             return
         time.sleep(0.0003)
     time.sleep(aim.share * USUAL[aim.phase])
@@ -177,10 +192,14 @@ def command(dataset: Path) -> list[str]:
     return [f"--dataset={dataset}", *LARGE, *LENGTH]
 
 
-def test_a_kill_at_any_moment_loses_nothing_saved(nursery, command, tmp_path, pytestconfig, capsys):
+def test_a_kill_at_any_moment_loses_nothing_saved(
+    fork_server, command, tmp_path, pytestconfig, capsys
+):
     times = 200 if pytestconfig.getoption("--long") else 20
-    assert nursery.train([*command, f"--out_dir={tmp_path / 'whole'}"], tmp_path / "output") == [0]
-    harness = Harness(nursery, command, tmp_path)
+    assert fork_server.train(
+        [*command, f"--out_dir={tmp_path / 'whole'}"], tmp_path / "output"
+    ) == [0]
+    harness = Harness(fork_server, command, tmp_path)
     harness.kill(times, seed=8)
     with capsys.disabled():
         print(f"\n{harness.tally}")
@@ -192,8 +211,10 @@ def test_a_kill_at_any_moment_loses_nothing_saved(nursery, command, tmp_path, py
     }
 
 
-def test_the_same_kills_lose_files_that_are_written_in_place(nursery, command, tmp_path, capsys):
-    harness = Harness(nursery, command, tmp_path, in_place=True)
+def test_the_same_kills_lose_files_that_are_written_in_place(
+    fork_server, command, tmp_path, capsys
+):
+    harness = Harness(fork_server, command, tmp_path, in_place=True)
     harness.kill(10, seed=8)
     with capsys.disabled():
         print(f"\nwritten in place:\n{harness.tally}")

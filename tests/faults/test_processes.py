@@ -44,13 +44,13 @@ def questions(sft: list[str]) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def single_process(nursery, prose, questions, tmp_path_factory) -> dict[str, Path]:
+def single_process(fork_server, prose, questions, tmp_path_factory) -> dict[str, Path]:
     """Both trainings in one process."""
     folder = tmp_path_factory.mktemp("single")
     for name, command in (("text", prose), ("questions", questions)):
-        assert nursery.train([*command, f"--out_dir={folder / name}"], folder / "output") == [0], (
-            folder / "output.0"
-        ).read_text(encoding="utf-8")
+        assert fork_server.train([*command, f"--out_dir={folder / name}"], folder / "output") == [
+            0
+        ], (folder / "output.0").read_text(encoding="utf-8")
     return {name: folder / name for name in ("text", "questions")}
 
 
@@ -74,13 +74,13 @@ def best_scores(out_dir: Path) -> list[float]:
     "task, world_size", [("text", 2), ("text", 4), ("text", 8), ("questions", 2), ("questions", 4)]
 )
 def test_several_processes_train_the_same_as_one(
-    nursery, single_process, request, tmp_path, task, world_size
+    fork_server, single_process, request, tmp_path, task, world_size
 ):
     command = [
         *request.getfixturevalue({"text": "prose"}.get(task, task)),
         f"--out_dir={tmp_path / 'out'}",
     ]
-    assert nursery.train(command, tmp_path / "output", world_size) == [0] * world_size, (
+    assert fork_server.train(command, tmp_path / "output", world_size) == [0] * world_size, (
         tmp_path / "output.0"
     ).read_text(encoding="utf-8")
     assert losses(tmp_path / "out") == pytest.approx(losses(single_process[task]), rel=1e-5)
@@ -93,17 +93,17 @@ def test_several_processes_train_the_same_as_one(
     assert not (tmp_path / "output.1").read_text(encoding="utf-8")  # only rank 0 prints
 
 
-def test_muon_in_fp32_trains_the_same_in_two_processes(nursery, prose, tmp_path):
+def test_muon_in_fp32_trains_the_same_in_two_processes(fork_server, prose, tmp_path):
     for world_size in (1, 2):
         command = [*prose, "--optimizer=muon", f"--out_dir={tmp_path / str(world_size)}"]
-        assert nursery.train(command, tmp_path / "output", world_size) == [0] * world_size
+        assert fork_server.train(command, tmp_path / "output", world_size) == [0] * world_size
     assert losses(tmp_path / "2") == pytest.approx(losses(tmp_path / "1"), rel=1e-4)
 
 
-def test_questions_need_the_count_of_all_targets(nursery, single_process, questions, tmp_path):
+def test_questions_need_the_count_of_all_targets(fork_server, single_process, questions, tmp_path):
     """If each rank divided by its own count, long answers would weigh less."""
     faults = {rank: {"without": ["global count"]} for rank in range(2)}
-    assert nursery.train(
+    assert fork_server.train(
         [*questions, f"--out_dir={tmp_path / 'out'}"], tmp_path / "output", 2, faults
     ) == [0, 0]
     assert losses(tmp_path / "out") != pytest.approx(losses(single_process["questions"]), rel=1e-3)
@@ -111,22 +111,22 @@ def test_questions_need_the_count_of_all_targets(nursery, single_process, questi
 
 @pytest.mark.parametrize("before, after", [(2, 1), (1, 2)])
 def test_a_run_resumes_with_another_number_of_processes(
-    nursery, single_process, prose, tmp_path, before, after
+    fork_server, single_process, prose, tmp_path, before, after
 ):
     command = [*prose, f"--out_dir={tmp_path / 'out'}"]
-    codes = nursery.train(
+    codes = fork_server.train(
         command,
         tmp_path / "before",
         before,
         {rank: {"fails_at": [8, "killed"]} for rank in range(before)},
     )
     assert codes == [-signal.SIGKILL] * before
-    assert nursery.train([*command, "--resume"], tmp_path / "after", after) == [0] * after
+    assert fork_server.train([*command, "--resume"], tmp_path / "after", after) == [0] * after
     assert "step-000006" in (tmp_path / "after.0").read_text(encoding="utf-8")
     assert losses(tmp_path / "out") == pytest.approx(losses(single_process["text"]), rel=1e-5)
 
 
-def test_gradients_are_reduced_once_per_step_and_nothing_else_is_sent(nursery, prose, tmp_path):
+def test_gradients_are_reduced_once_per_step_and_nothing_else_is_sent(fork_server, prose, tmp_path):
     messages = []
     for name, settings, faults in (
         ("one", [], {}),
@@ -139,7 +139,7 @@ def test_gradients_are_reduced_once_per_step_and_nothing_else_is_sent(nursery, p
     ):
         command = [*prose, *settings, "--max_iters=3", f"--out_dir={tmp_path / name}"]
         faults = {0: {**faults, "counts_messages": str(tmp_path / f"{name}.json")}, 1: faults}
-        assert nursery.train(command, tmp_path / name, 2, faults) == [0, 0]
+        assert fork_server.train(command, tmp_path / name, 2, faults) == [0, 0]
         messages.append(json.loads((tmp_path / f"{name}.json").read_text(encoding="utf-8")))
     assert messages[0] == messages[1] and set(messages[0]) == {
         "gloo:all_reduce"
@@ -158,17 +158,17 @@ def wait_for(output: Path, line: str) -> None:
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_signal_to_one_process_stops_all_in_mid_evaluation(nursery, prose, tmp_path, rank):
+def test_a_signal_to_one_process_stops_all_in_mid_evaluation(fork_server, prose, tmp_path, rank):
     """The evaluation would take a minute. Its partial result is not logged."""
     command = [*prose, "--batch_size=2", f"--out_dir={tmp_path / 'out'}"]
-    pids = nursery.start_group(
+    pids = fork_server.start_group(
         command, tmp_path / "output", 2, {r: {"slow": {"batch": 2.5}} for r in range(2)}
     )
     wait_for(tmp_path / "output.0", "machine")
     time.sleep(0.5)
     os.kill(pids[rank], signal.SIGTERM)
     began = time.monotonic()
-    assert [nursery.wait(pid) for pid in pids] == [143, 143]
+    assert [fork_server.wait(pid) for pid in pids] == [143, 143]
     assert time.monotonic() - began < 20
     assert "stopped by SIGTERM after step 0" in (tmp_path / "output.0").read_text(encoding="utf-8")
     assert (
@@ -182,15 +182,15 @@ def test_a_signal_to_one_process_stops_all_in_mid_evaluation(nursery, prose, tmp
     [(1, "killed", ""), (1, "error", "ValueError: only here"), (0, "mistake", "error: only here")],
 )
 def test_a_failed_process_ends_the_other_and_the_cause_is_printed(
-    nursery, prose, tmp_path, rank, how, expected
+    fork_server, prose, tmp_path, rank, how, expected
 ):
-    pids = nursery.start_group(
+    pids = fork_server.start_group(
         [*prose, f"--out_dir={tmp_path / 'out'}"],
         tmp_path / "output",
         2,
         {rank: {"fails_at": [7, how]}},
     )
-    codes = [nursery.wait(pid, 30) for pid in pids]
+    codes = [fork_server.wait(pid, 30) for pid in pids]
     assert codes[rank] == {"killed": -signal.SIGKILL, "error": 1, "mistake": 2}[how]
     assert codes[1 - rank] == 2
     assert expected in (tmp_path / f"output.{rank}").read_text(encoding="utf-8")
@@ -202,10 +202,10 @@ def test_a_failed_process_ends_the_other_and_the_cause_is_printed(
     assert checkpoints.newest_checkpoint(tmp_path / "out")[0].name == "step-000006"
 
 
-def test_an_error_on_rank_0_ends_all_processes(nursery, prose, tmp_path):
+def test_an_error_on_rank_0_ends_all_processes(fork_server, prose, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "notes.txt").write_text("mine", encoding="utf-8")
-    assert nursery.train([*prose, f"--out_dir={tmp_path / 'out'}"], tmp_path / "output", 2) == [
+    assert fork_server.train([*prose, f"--out_dir={tmp_path / 'out'}"], tmp_path / "output", 2) == [
         2,
         2,
     ]

@@ -20,7 +20,7 @@ SLOTS = (
 BEGUN = {STEP: "steps", EVALUATION: "evaluations", CHECKPOINT: "checkpoints", MODEL: "models"}
 
 
-class Board:
+class SharedState:
     """Integers in a mapped file.
 
     phase; step and last saved step; file operations within saves; how often each phase began;
