@@ -1,4 +1,4 @@
-"""What the tests share: a small book of our own, a tokenizer trained on it, and damage done to JSON."""
+"""Shared fixtures: a small synthetic book, models trained on it, and damaged JSON."""
 
 from __future__ import annotations
 
@@ -25,9 +25,7 @@ from shuoshu.core.errors import REPO_ROOT
 from shuoshu.models import weights
 from shuoshu.text.tokenizer import Tokenizer, train_bpe
 
-torch.set_num_threads(
-    1
-)  # exact results, and no two threads waiting for each other on a busy machine
+torch.set_num_threads(1)  # exact results, and no threads that wait for each other on a busy machine
 
 COMMON = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
 settings.register_profile("quick", max_examples=25, **COMMON)
@@ -106,7 +104,7 @@ NUMERALS = "一二三四五六七八九十"
 
 @pytest.fixture(scope="session")
 def text() -> str:
-    """About 30,000 characters of a novel that nobody wrote, in ten chapters."""
+    """About 30,000 characters of a synthetic novel in ten chapters."""
     draw = random.Random(7)
     lines = []
     for numeral in NUMERALS:
@@ -181,7 +179,7 @@ TINY = [
 
 @pytest.fixture(scope="session")
 def dataset(text: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The book, prepared."""
+    """The data folder of the prepared book."""
     folder = tmp_path_factory.mktemp("data")
     (folder / "book.txt").write_text(text, encoding="utf-8")
     assert (
@@ -346,7 +344,7 @@ class ForkServer:
         environment: dict[str, str] | None = None,
         **faults: object,
     ) -> int:
-        """The pid of a training; what it prints goes to the end of `out`."""
+        """Starts a training that appends its output to `out`; returns its pid."""
         return self._ask(
             do="start", argv=list(argv), out=str(out), environment=environment or {}, faults=faults
         )
@@ -354,7 +352,7 @@ class ForkServer:
     def start_group(
         self, argv: Sequence[str], out: Path, world: int, faults: dict[int, dict] | None = None
     ) -> list[int]:
-        """The pids of a training shared by several processes, as torchrun would start them; faults by rank. Each prints to `out`.<rank>."""
+        """Starts a training in several processes, like torchrun; returns their pids. Each prints to `out`.<rank>; faults by rank."""
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
@@ -366,7 +364,7 @@ class ForkServer:
         ]
 
     def wait(self, pid: int, seconds: float = 60) -> int:
-        """Its exit code, or minus the signal that ended it."""
+        """Waits for a training; returns its exit code, or minus the signal that ended it."""
         code = self._ask(do="wait", pid=pid, seconds=seconds)
         assert code is not None, f"process {pid} still runs after {seconds} s"
         return code
@@ -374,7 +372,7 @@ class ForkServer:
     def train(
         self, argv: Sequence[str], out: Path, world: int = 1, faults: dict[int, dict] | None = None
     ) -> list[int]:
-        """The exit codes of a training, rank by rank."""
+        """Runs a training in `world` processes; returns their exit codes by rank."""
         return [self.wait(pid) for pid in self.start_group(argv, out, world, faults)]
 
     def _ask(self, **order: object) -> int | None:

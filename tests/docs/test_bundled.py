@@ -1,4 +1,4 @@
-"""The bundled book and its questions: their size, that every answer has its evidence, and that the questions are no copies of one another."""
+"""The bundled book and its questions: their size, the evidence of the answers, and the variety of the questions."""
 
 import json
 import math
@@ -12,10 +12,12 @@ from shuoshu.core.errors import REPO_ROOT
 from shuoshu.text.books import Book, find_files, read_books
 
 FIELDS = {"question", "answer", "chapter", "evidence", "fact", "split"}
-# Two phrasings of one fact differ in at least 40% of the longer one's characters: below that they share a clause word for word
-# (为什么…不… / 为何…不…), and a lookup by characters answers one from the other.
-APART = 0.4
-CLASSIC = 0.0015  # share of spans of 12 Chinese characters that occur more than once in 西游记
+# Smallest edit distance between two phrasings of one fact, as a share of the longer one. Below it they share a clause word for word
+# (为什么…不… / 为何…不…), and a lookup by characters finds one from the other.
+MIN_DISTANCE = 0.4
+REPETITION_OF_A_CLASSIC = (
+    0.0015  # share of spans of 12 Chinese characters that occur more than once in 西游记
+)
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +65,7 @@ def test_the_book_is_long_enough_and_its_chapters_are_recognised(book, novel):
     assert all(len(chapter) > 2_500 for chapter in chapters_of(novel, book))
 
 
-def test_the_book_passes_through_the_cleaning_unchanged(book, novel):
+def test_cleaning_leaves_the_book_unchanged(book, novel):
     (found,) = find_files([str(REPO_ROOT / "data" / "novella")])
     assert novel == found.read_text(encoding="utf-8")
     assert not book.account.places and not any(book.odd.values())
@@ -82,7 +84,8 @@ def test_the_book_is_plain_text_in_one_script(novel):
 def test_the_book_repeats_itself_less_than_a_classic(novel):
     letters = re.sub(r"[^\u4e00-\u9fff]", "", novel)
     spans = Counter(letters[i : i + 12] for i in range(len(letters) - 11))
-    assert sum(n for n in spans.values() if n > 1) / sum(spans.values()) < CLASSIC
+    repeated = sum(n for n in spans.values() if n > 1)
+    assert repeated / sum(spans.values()) < REPETITION_OF_A_CLASSIC
 
 
 # ---------------------------------------------------------------- the questions
@@ -99,7 +102,7 @@ def test_there_are_enough_facts_and_phrasings(rows, facts):
     assert sum(len(row["answer"]) >= 40 for row in rows) >= len(rows) / 3
 
 
-def test_every_evidence_stands_in_its_chapter(facts, book, novel):
+def test_the_evidence_of_each_answer_is_in_its_chapter(facts, book, novel):
     chapters = chapters_of(novel, book)
     without = 0
     for group in facts.values():
@@ -110,13 +113,13 @@ def test_every_evidence_stands_in_its_chapter(facts, book, novel):
     assert {group[0]["chapter"] for group in facts.values()} == set(range(1, 25))
 
 
-def test_what_the_book_does_not_tell_is_asked_too(facts):
+def test_some_questions_have_no_answer_in_the_book(facts):
     silent = [group for group in facts.values() if not group[0]["evidence"]]
     assert sum(map(len, silent)) >= 40
     assert all(re.search("书里|书中|没有|只", group[0]["answer"]) for group in silent)
 
 
-def test_splits_are_one_val_one_test_and_thirty_facts_untaught(facts):
+def test_each_fact_has_one_val_and_one_test_question_and_thirty_facts_are_untaught(facts):
     untaught = [group for group in facts.values() if {r["split"] for r in group} == {"untaught"}]
     assert len(untaught) == 30
     for group in facts.values():
@@ -135,11 +138,11 @@ def test_phrasings_of_a_fact_are_different_sentences(facts):
         questions = [r["question"] for r in group]
         for i, a in enumerate(questions):
             for b in questions[:i]:
-                assert edits(a, b) >= APART * max(len(a), len(b)), (a, b)
+                assert edit_distance(a, b) >= MIN_DISTANCE * max(len(a), len(b)), (a, b)
 
 
-def edits(a: str, b: str) -> int:
-    """Levenshtein's distance."""
+def edit_distance(a: str, b: str) -> int:
+    """The Levenshtein distance."""
     row = list(range(len(b) + 1))
     for i, x in enumerate(a, 1):
         before, row[0] = row[0], i
@@ -148,13 +151,13 @@ def edits(a: str, b: str) -> int:
     return row[-1]
 
 
-# ---------------------------------------------------------------- how far looking up gets
+# ---------------------------------------------------------------- baselines: lookup of the nearest question
 
 
 def vectors(
     texts: list[str], longest: int, idf: dict[str, float] | None = None
 ) -> tuple[list[dict[str, float]], dict[str, float]]:
-    """TF-IDF over characters and spans up to `longest`, of length one; the idf of `texts` unless given."""
+    """(unit TF-IDF vectors over character n-grams up to `longest`, idf); by default idf is that of `texts`."""
     counts = [
         Counter(t[i : i + n] for n in range(1, longest + 1) for i in range(len(t) - n + 1))
         for t in texts
@@ -194,8 +197,8 @@ def rouge_l(a: str, b: str) -> float:
 
 
 @pytest.mark.parametrize("split", ["val", "test"])
-def test_looking_up_the_nearest_question_does_not_answer_the_others(rows, split):
-    """The figures for docs/LOG.md: pytest tests/test_bundled.py -k looking -s"""
+def test_a_lookup_does_not_answer_most_questions(rows, split):
+    """Prints the ROUGE-L of both lookups: pytest tests/docs/test_bundled.py -k lookup -s"""
     taught = [row for row in rows if row["split"] == "train"]
     asked = [row for row in rows if row["split"] == split]
     questions = [row["question"] for row in asked]

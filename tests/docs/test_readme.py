@@ -1,4 +1,4 @@
-"""READMEs and docs: every command in them runs (in a reduced form where it is slow), and both READMEs say the same."""
+"""READMEs and docs: every command in them runs (slow ones in a reduced form); both READMEs have the same commands and tables."""
 
 import json
 import os
@@ -46,7 +46,7 @@ SMALL = [
 
 
 def commands(readme: str) -> list[str]:
-    """The lines of the bash blocks."""
+    """The command lines in a document's bash blocks."""
     blocks = re.findall(
         r"^```bash\n(.*?)^```",
         (REPO_ROOT / readme).read_text(encoding="utf-8"),
@@ -68,7 +68,7 @@ def test_both_readmes_have_the_same_commands_and_tables():
 
 @contextmanager
 def page_open(arguments: list[str]) -> Iterator[str]:
-    """A page that `python app.py …` serves; its address."""
+    """Serves the page by `python app.py …`; yields its address."""
     command = [sys.executable, str(REPO_ROOT / "app.py"), *arguments, "--threads=1"]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -87,7 +87,7 @@ def page_open(arguments: list[str]) -> Iterator[str]:
 
 
 def python_command(line: str) -> int:
-    """`python X.py …` in this process, cut short; the page in another."""
+    """Runs `python X.py …` in a reduced form; returns its exit code. app.py gets its own process."""
     words = shlex.split(line)
     if words[1] == "app.py":
         with page_open(words[2:]) as address:
@@ -119,8 +119,8 @@ def python_command(line: str) -> int:
 
 
 @pytest.fixture(scope="module")
-def workplace(tmp_path_factory, text):
-    """A folder as a reader of the README would have it."""
+def user_folder(tmp_path_factory, text):
+    """The folder of a user who follows the README."""
     folder = tmp_path_factory.mktemp("reader")
     (folder / "my_novels").mkdir()
     (folder / "my_novels" / "book.txt").write_text(text, encoding="utf-8")
@@ -140,19 +140,19 @@ def workplace(tmp_path_factory, text):
     return folder
 
 
-def test_every_command_runs(workplace, monkeypatch, capsys):
-    folder = workplace / "reading"
+def test_every_command_runs(user_folder, monkeypatch, capsys):
+    folder = user_folder / "reading"
     folder.mkdir()
     monkeypatch.chdir(folder)
     for name in ("my_novels", "prompts.csv", "questions.csv", "my_questions.json", "reviews.csv"):
-        Path(name).symlink_to(workplace / name)
+        Path(name).symlink_to(user_folder / name)
     for line in dict.fromkeys(line for name in DOCUMENTS for line in commands(name)):
         if line.startswith("python -m venv"):
             subprocess.run(
                 [sys.executable, *line.split(" && ")[0].split()[1:], "--without-pip"], check=True
             )
             assert Path(".venv/bin/activate").is_file() or Path(".venv/Scripts/activate").is_file()
-        elif line.startswith("pip install"):  # what it installs is here
+        elif line.startswith("pip install"):  # the requirements must already be installed here
             for requirement in (
                 (REPO_ROOT / line.split()[-1]).read_text(encoding="utf-8").splitlines()
             ):
@@ -160,7 +160,7 @@ def test_every_command_runs(workplace, monkeypatch, capsys):
                     version(Requirement(requirement).name), prereleases=True
                 )
         elif line.startswith("bash ") or line.startswith("torchrun "):
-            pass  # below
+            pass  # tested below
         elif line.endswith("--help"):
             with pytest.raises(SystemExit):
                 python_command(line)
@@ -177,7 +177,7 @@ def test_every_command_runs(workplace, monkeypatch, capsys):
 @pytest.mark.skipif(os.name != "posix", reason="needs a shell script in the place of Python")
 @pytest.mark.parametrize("script", ["quickstart.sh", "test.sh"])
 def test_the_scripts_run(script, tmp_path):
-    """In a copy whose .venv is this environment, with a short training; the tests are printed, not run."""
+    """Runs in a copy with this environment as .venv. Trainings are short; pytest and ruff are not run."""
     house = tmp_path / "house 房子"
     ignored = shutil.ignore_patterns(
         ".venv", ".git", "out-*", ".*_cache", "*.bin", "*.jsonl", "meta.json", "tokenizer.json"
@@ -213,10 +213,10 @@ esac
         assert "tests/models/test_model.py -k cached" in first.stdout
         return
     assert all(step in first.stdout for step in ("Preparing", "Pretraining", "A sample"))
-    python.write_text('#!/bin/sh\necho "$*"\n', encoding="utf-8")  # a second run needs no result
+    python.write_text('#!/bin/sh\necho "$*"\n', encoding="utf-8")  # only prints its arguments
     second = run()
     assert second.returncode == 0, second.stderr
-    assert "sample.py" in second.stdout  # and skips what is done
+    assert "sample.py" in second.stdout  # the second run skips the finished steps
     assert not any(name in second.stdout for name in ("prepare", "train.py", "eval_metrics"))
     assert run("--nonsense").returncode == 2
 
@@ -248,7 +248,9 @@ def test_the_torchrun_command_runs_with_two_processes(dataset, tmp_path):
 
 @pytest.mark.skipif(os.name != "posix", reason="needs a shell")
 @pytest.mark.parametrize("codes, runs", [([137, 1, 0], 3), ([2], 1), ([130], 1), ([143], 1)])
-def test_the_loop_goes_on_after_a_crash_and_ends_at_a_mistake_or_a_stop(tmp_path, codes, runs):
+def test_the_restart_loop_continues_after_a_crash_and_ends_after_an_error_or_a_signal(
+    tmp_path, codes, runs
+):
     for readme in ("docs/reliability.md",):
         loop, batch = re.findall(
             r"^```sh\n(.*?)^```",
@@ -265,7 +267,7 @@ def test_the_loop_goes_on_after_a_crash_and_ends_at_a_mistake_or_a_stop(tmp_path
         )
 
 
-def test_the_python_lines_run(pretrained, monkeypatch):
+def test_the_readmes_python_block_runs(pretrained, monkeypatch):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     for readme in READMES:
@@ -286,7 +288,7 @@ def test_the_python_lines_run(pretrained, monkeypatch):
     assert len(tokenizer.decode(model.generate(ids, max_new_tokens=5, do_sample=False)[0])) > 5
 
 
-def test_the_pages_python_lines_run(tuned, pretrained):
+def test_the_api_example_runs(tuned, pretrained):
     """docs/web.md asks a question, then prints a growing continuation state by state.
 
     How many states are seen depends on the machine's speed, so they are not counted.
@@ -303,7 +305,7 @@ def test_the_pages_python_lines_run(tuned, pretrained):
     assert all(after.startswith(before) for before, after in pairwise(states))
 
 
-def test_links_lead_somewhere():
+def test_links_have_targets():
     log = [f"docs/log/{path.name}" for path in (REPO_ROOT / "docs" / "log").glob("*.md")]
     for name in (*DOCUMENTS, "CONTRIBUTING.md", *log):
         document = REPO_ROOT / name
@@ -371,7 +373,7 @@ def test_formats_names_every_field_of_meta_and_log(dataset, pretrained):
     }
 
 
-def test_the_readme_is_an_introduction():
+def test_the_readme_is_short():
     assert len((REPO_ROOT / "README.md").read_text(encoding="utf-8").split()) <= 1300
 
 

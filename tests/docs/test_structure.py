@@ -1,4 +1,4 @@
-"""The structure of the code: which folder imports which, what is light, how large a file and a function may be."""
+"""The structure of the code: imports between packages, imports of heavy libraries, sizes of files and functions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from shuoshu.core.errors import REPO_ROOT
 
 COMMANDS = {"prepare", "prepare_sft", "train", "sample", "eval_metrics", "app", "bench"}
-MAY_IMPORT = {  # each room, and the rooms that it may import besides itself
+MAY_IMPORT = {  # each package, and the packages that it may import besides itself
     "core": set(),
     "text": {"core"},
     "sft": {"core", "text"},
@@ -45,14 +45,14 @@ def imported(path: Path) -> set[str]:
     return names
 
 
-@pytest.mark.parametrize("room", MAY_IMPORT)
-def test_a_room_imports_only_rooms_below_it(room):
-    for path in REPO_ROOT.glob(f"shuoshu/{room}/*.py"):
-        rooms = {name.split(".")[1] for name in imported(path) if name.startswith("shuoshu.")}
-        assert rooms <= MAY_IMPORT[room] | {room}, path
+@pytest.mark.parametrize("package", MAY_IMPORT)
+def test_a_package_imports_only_packages_below_it(package):
+    for path in REPO_ROOT.glob(f"shuoshu/{package}/*.py"):
+        packages = {name.split(".")[1] for name in imported(path) if name.startswith("shuoshu.")}
+        assert packages <= MAY_IMPORT[package] | {package}, path
 
 
-def test_every_room_has_its_rule():
+def test_every_package_has_a_rule():
     assert {path.parent.name for path in PACKAGE} == set(MAY_IMPORT)
 
 
@@ -61,7 +61,7 @@ def test_no_module_imports_a_command():
         assert not {name.split(".")[0] for name in imported(path)} & COMMANDS, path
 
 
-def test_no_imports_go_in_a_circle():
+def test_no_imports_are_circular():
     modules = {module_name(path): path for path in [*PACKAGE, REPO_ROOT / "model.py"]}
     graph = {name: imported(path) & modules.keys() for name, path in modules.items()}
     TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
@@ -86,7 +86,7 @@ def test_core_text_and_sft_load_without_torch():
     assert done.returncode == 0, done.stderr
 
 
-def test_help_waits_for_no_library():
+def test_help_imports_neither_numpy_nor_torch():
     check = (
         "import importlib, sys\n"
         f"for name in {sorted(COMMANDS)}:\n"
@@ -106,13 +106,13 @@ def test_help_waits_for_no_library():
     assert done.returncode == 0, done.stderr
 
 
-def test_every_file_says_what_it_is_for():
+def test_every_file_begins_with_a_docstring_or_comment():
     for path in PRODUCT:
         source = path.read_text(encoding="utf-8")
         assert ast.get_docstring(ast.parse(source)) or source.startswith("#"), path
 
 
-def test_the_scripts_parse_and_ci_runs_the_tests_alone():
+def test_the_scripts_parse_and_ci_only_runs_test_sh():
     for script in ("quickstart.sh", "test.sh", "environment.sh", ".ci/run"):
         subprocess.run(["bash", "-n", REPO_ROOT / script], check=True)
     lines = (REPO_ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
