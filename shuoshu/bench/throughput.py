@@ -59,7 +59,7 @@ def train(bench: BenchContext) -> None:
 
 
 def sample(bench: BenchContext) -> None:
-    """Tokens/s of generated text, one and ten at a time; on CUDA beside the memory bound."""
+    """Tokens/s of generated text, one and ten at a time; on CUDA also the memory bound."""
     data, settings = bench.prepared(), bench.settings
     job = {"shape": bench.shape, "tokens": settings.tokens, "batches": BATCHES}
     ours = {**job, "data": str(data), "dtype": settings.dtype}
