@@ -337,8 +337,8 @@ class GPT(nn.Module):
 # ---------------------------------------------------------------- config.json
 
 # Field of GPTConfig: its name in config.json, type, smallest and largest value.
-# The size of the weights file doesn't bound n_layer and block_size, so a hostile config.json
-# could claim all memory with them.
+# The size of the weights file doesn't bound n_layer and block_size, so a malicious config.json
+# could use up all memory with them.
 HF_FIELDS = {
     "vocab_size": ("vocab_size", int, 1, 10**7),
     "block_size": ("max_position_embeddings", int, 1, 1 << 20),

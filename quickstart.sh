@@ -28,7 +28,7 @@ if ! grep -qs '"kind": "end"' out-sft/log.jsonl; then
   "$python" train.py config/sft.py --resume
 fi
 if [ ! -f out-sft/eval.json ]; then
-  say "Measuring its answers: to the questions it was taught, to the same in other words, and to others"
+  say "Measuring its answers: to questions it was taught, to other wordings of them, and to other questions"
   "$python" eval_metrics.py out-sft --split=all
 fi
 say "Two questions about the book:"

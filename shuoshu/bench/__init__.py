@@ -1,1 +1,1 @@
-"""Speed beside nanoGPT and the machine's limit. Nothing else imports it."""
+"""Measures speed against nanoGPT and the limit of the machine. No other package imports it."""

@@ -58,7 +58,7 @@ class BenchContext:
         self.shape = {**settings.shape(), "block_size": settings.block_size or default}
         self.dropouts = settings.numbers("dropout", (0.0,))
         machine = {"system": platform.platform(terse=True), "cores": os.cpu_count()}
-        if hasattr(os, "getloadavg"):  # on a busy machine the figures mean little
+        if hasattr(os, "getloadavg"):  # figures from a busy machine are unreliable
             machine["load"] = round(os.getloadavg()[0], 1)
         report.note("python", {"version": platform.python_version(), **machine})
 
@@ -71,7 +71,7 @@ class BenchContext:
     # ---------------------------------------------------------------- workers
 
     def ours(self, kind: str, **job: object) -> dict:
-        """The result of our_worker.py. Its facts are printed once per job."""
+        """The result of our_worker.py. Prints the facts about each new job once."""
         return self._work("ours", OURS, self.env, REPO_ROOT, {"kind": kind, **job})
 
     def theirs(self, kind: str, is_tuned: bool = True, **job: object) -> dict:
@@ -124,7 +124,7 @@ class BenchContext:
         return [*argv, *self._threads, *more, *shlex.split(settings.train_args)]
 
     def nanogpt_command(self, device: str, compiled: bool, **more: object) -> list[str]:
-        """The command of nanoGPT's train.py with our shape: fp32 on a CPU, bf16 on CUDA."""
+        """The command of nanoGPT's train.py with our model shape; fp32 on a CPU, bf16 on CUDA."""
         dtype = "bfloat16" if device.startswith("cuda") else "float32"
         values = {**self._common(), "device": device, "dtype": dtype, "compile": compiled}
         values |= {"eval_interval": 10**9, "eval_iters": 1, "max_iters": 10**9, "out_dir": "out"}

@@ -13,7 +13,7 @@ from pathlib import Path
 from shuoshu.bench.settings import BenchSettings
 from shuoshu.core.errors import UserError
 
-Figures = dict[str, float]  # what one measurement found, by name
+Figures = dict[str, float]  # name → value of one measurement
 
 
 def interleave(programs: Sequence[Callable[[], Figures]], count: int) -> list[Figures]:
@@ -42,7 +42,7 @@ def short(value: float) -> str:
 
 
 class BenchReport:
-    """What was run and measured: printed line by line, and stored for --json."""
+    """The commands, figures and notes of a run: printed line by line, and stored for --json."""
 
     def __init__(self, part: str, settings: BenchSettings) -> None:
         self.content: dict = {"part": part, "settings": asdict(settings), "complete": False}

@@ -113,7 +113,7 @@ def print_table(series: str, points: list[dict]) -> None:
 
 
 def report_growth(bench: BenchContext, series: str, points: list[dict]) -> None:
-    """Reports the measured exponents beside those of the arithmetic."""
+    """Reports the measured exponents, and those expected from the number of operations."""
     axis, per = AXES[series]
     per_step = [point["rows"] * point["context"] for point in points]
     units = per_step if per == "step" else [1] * len(points)  # tokens per unit of cost

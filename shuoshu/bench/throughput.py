@@ -59,7 +59,7 @@ def measure_training(bench: BenchContext) -> None:
 
 
 def measure_sampling(bench: BenchContext) -> None:
-    """Tokens/s of generated text, one and ten at a time; on CUDA beside the memory bound."""
+    """Tokens/s of generated text, one and ten at a time; on CUDA also the memory bound."""
     data, settings = bench.prepared(), bench.settings
     job = {"shape": bench.shape, "tokens": settings.tokens, "batches": TEXTS_AT_ONCE}
     ours = {**job, "data": str(data), "dtype": settings.dtype}

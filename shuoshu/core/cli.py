@@ -145,7 +145,7 @@ def help_text(schema: Schema, values: dict, about: str) -> str:
 
 
 def _setting_lines(flag: str, help: str) -> list[str]:
-    """A flag and, beside it, its help in lines of up to HELP_WIDTH columns."""
+    """A flag and, to its right, its help in lines of up to HELP_WIDTH columns."""
     indent = FLAG_WIDTH + 3
     lines = [" " * indent + line for line in wrap(help, HELP_WIDTH - indent)]
     if display_width(flag) > FLAG_WIDTH:

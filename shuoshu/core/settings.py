@@ -222,7 +222,7 @@ class RunSettings(Settings):
             )
         if self.min_iters is not None and lengths in (["max_iters"], ["max_minutes"]):
             problems.append(
-                f"min_iters={self.min_iters} goes with max_epochs, not with {lengths[0]}:"
+                f"min_iters={self.min_iters} needs max_epochs, but {lengths[0]} is set:"
                 " leave one of the two out"
             )
         return problems

@@ -1,4 +1,4 @@
-"""What a model has to beat: TF-IDF look-ups, the commonest label, TF-IDF + logistic regression."""
+"""Baselines: TF-IDF look-ups, the most frequent label, TF-IDF with logistic regression."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def add_classification(
 def predict_by_tfidf(
     train_texts: Sequence[str], train_labels: Sequence[str], texts: Sequence[str]
 ) -> list[str]:
-    """The labels by logistic regression on character 1–3-gram TF-IDF."""
+    """The label of each text, by logistic regression on character 1–3-gram TF-IDF."""
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
 
@@ -92,14 +92,14 @@ def predict_by_tfidf(
 def lookup_nearest(
     train_questions: Sequence[str], train_answers: Sequence[str], questions: Sequence[str]
 ) -> list[str]:
-    """The answer of the training question nearest by character 1–2-gram TF-IDF."""
+    """For each question, the answer of the most similar training question (1–2-gram TF-IDF)."""
     return _look_up(train_questions, train_answers, questions, max_ngram=2)
 
 
 def lookup_joined(
     train_questions: Sequence[str], train_answers: Sequence[str], questions: Sequence[str]
 ) -> list[str]:
-    """The answer whose training questions, joined into one document, are nearest by TF-IDF."""
+    """For each question, the answer whose joined training questions are the most similar."""
     by_answer: dict[str, list[str]] = defaultdict(list)
     for question, answer in zip(train_questions, train_answers, strict=True):
         by_answer[answer].append(question)
@@ -110,7 +110,10 @@ def lookup_joined(
 def _look_up(
     documents: Sequence[str], answers: Sequence[str], questions: Sequence[str], max_ngram: int
 ) -> list[str]:
-    """The answer of the nearest document, the first of several as near; "" without documents."""
+    """For each question, the answer of the most similar document, the first of equals.
+
+    The answers are empty if there are no documents.
+    """
     if not any(documents) or not questions:
         return [""] * len(questions)
     index = TfidfIndex(documents, (1, max_ngram))

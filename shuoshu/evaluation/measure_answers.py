@@ -84,7 +84,7 @@ def measure_answers(
     split: str,
     source: TrainingText | None,
 ) -> SplitResult:
-    """Measures each model's greedy answers; the first model's beside the baselines."""
+    """Measures each model's greedy answers; adds the baselines to the first model's measures."""
     questions = QuestionSet.read(settings, folder, split, models[0].tokenizer)
     tokens = int(sum(questions.data.trained[row] for row in questions.rows))
     result = SplitResult({"questions": len(questions.asked), "tokens": tokens})

@@ -117,7 +117,7 @@ REFERENCE_PREFIX = "reference_"
 BASELINES = {  # prefix of a measure's name: what was measured instead of the model
     "lookup_joined_": ("查表，同答案的问题合并", "lookup, an answer's questions joined"),
     "lookup_": ("查表，最近的问题", "lookup, nearest question"),
-    "majority_": ("总选最常见的一类", "always the commonest class"),
+    "majority_": ("总选最常见的一类", "always the most frequent class"),
     "tfidf_": ("TF-IDF + 逻辑回归", "TF-IDF + logistic regression"),
     REFERENCE_PREFIX: ("参考文本", "the references"),
 }

@@ -78,10 +78,10 @@ def _ratio(part: int, whole: int, if_empty: float = 0.0) -> float:
 def closer_references(
     answers: Sequence[str], references: Sequence[str], pool: Sequence[str]
 ) -> list[str | None]:
-    """For each answer a text of `pool` with a higher ROUGE-L F1 than its own reference, or None.
+    """For each answer, a text of `pool` with a higher ROUGE-L F1 than its own reference, or None.
 
     The units that two texts share in any order bound their F1 from above, so only texts with a high
-    bound are compared. None is exact. If several texts are closer, the result is the closest of the
+    bound are compared. None: no text is closer. If several are, the result is the closest of the
     MAX_CANDIDATES with the highest bounds: enough to recognise the answer to another question.
     """
     from sklearn.feature_extraction.text import CountVectorizer
@@ -112,7 +112,7 @@ def closer_references(
 def _closest(
     answer: Sequence[str], texts: Sequence[Sequence[str]], bounds: np.ndarray, best: float
 ) -> int | None:
-    """The number of a text whose F1 is higher than `best`, or None."""
+    """The index of a text whose F1 is higher than `best`, or None."""
     closest = None
     candidates = np.flatnonzero(bounds > best)
     candidates = candidates[np.argsort(-bounds[candidates], kind="stable")].tolist()
@@ -126,7 +126,7 @@ def _closest(
 
 
 def _numbered(sequence: Sequence[str]) -> list[tuple[str, int]]:
-    """The units with equal ones numbered: two texts share as many of these as of their units."""
+    """Each unit with its number among equal ones, so that repeated units are counted correctly."""
     return [(unit, i) for unit, count in Counter(sequence).items() for i in range(count)]
 
 

@@ -226,7 +226,7 @@ class Paraphraser:
         ]
         length = sum(map(len, pieces))
 
-        # 2. Pieces of the answer. They are inserted last, into what the index is shown.
+        # 2. Pieces of the answer. They are inserted last, so that the index doesn't see them.
         answer_length = length * draw.uniform(0, MAX_ANSWER_SHARE)
         answer_pieces = random_pieces(lambda: self.answer_texts[answer], answer_length, draw)
 
@@ -237,7 +237,7 @@ class Paraphraser:
         )
         insert_randomly(pieces, foreign_pieces, draw)
 
-        # 4. Not longer than the question: the dataset sorts rows by their expected length.
+        # 4. No longer than the question, because the dataset sorts rows by their expected length.
         while sum(map(len, pieces + answer_pieces)) > max_length:
             i = draw.integers(len(pieces) + len(answer_pieces))
             if i < len(pieces):

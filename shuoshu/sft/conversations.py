@@ -113,7 +113,7 @@ class _RecordParser:
         split = _field_text(record.get(self.split_column), "split").lower()
         if split and split not in SPLIT_NAMES:
             raise UserError(
-                f"{source}: the split {preview(split)} is none of {', '.join(QUESTION_SPLITS)}"
+                f"{source}: the split {preview(split)} is not one of {', '.join(QUESTION_SPLITS)}"
             )
         used = {self.split_column, *layout.columns()}
         extra = {

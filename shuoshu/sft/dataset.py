@@ -228,7 +228,7 @@ class QuestionDataset:
         if problem:
             raise UserError(
                 f"paraphrases={times}: {problem}, and others can't be paraphrased;"
-                " for this data set --paraphrases=0, and with it --batch_size=16 --max_epochs=14"
+                " use --paraphrases=0, together with --batch_size=16 --max_epochs=14"
             )
         self.paraphraser = paraphraser
         rows = paraphraser.sources
@@ -260,7 +260,7 @@ class QuestionDataset:
         return int(self.trained[self.entries(first, count, seed)].sum())
 
     def row_ids(self, first: int, count: int, block_size: int, seed: int) -> np.ndarray:
-        """For each of these rows the row of the file that it is or paraphrases."""
+        """For each of these rows, the number of the file's row that it is or paraphrases."""
         return self.sources[self.entries(first, count, seed)]
 
     def rows(self, first: int, count: int, block_size: int, seed: int) -> Batch:
@@ -271,7 +271,7 @@ class QuestionDataset:
         for array, name in ((self.ids, "bin"), (self.mask, "mask.bin")):
             check_length(array, self.folder / f"{self.split}.{name}")
         entries = self.entries(first, count, seed)
-        # Three numbers: no row shares its random numbers with the order of an epoch.
+        # A seed of three numbers never equals an epoch's, which has two.
         draws = [np.random.default_rng([seed, 1, first + n]) for n in range(count)]
         rows = [self.row(number) for number in self.sources[entries]]
         for n, entry in enumerate(entries):
@@ -296,7 +296,7 @@ class QuestionDataset:
         return min(self.width, -(-inputs // step) * step + 1)
 
     def entries(self, first: int, count: int, seed: int) -> np.ndarray:
-        """For each of these rows its entry in the epoch; from len(self) on, it is a paraphrase."""
+        """Each row's entry in its epoch; entries from len(self) on are paraphrases."""
         epochs, places = np.divmod(np.arange(first, first + count), max(1, len(self.sources)))
         parts = [
             self._epoch(seed, int(epoch))[places[epochs == epoch]] for epoch in np.unique(epochs)

@@ -99,7 +99,7 @@ def protect_bundled_questions(folder: Path, inputs: Iterable[str]) -> None:
 
 
 def load_tokenizer(settings: PrepareSftSettings) -> tuple[Tokenizer, int]:
-    """(tokenizer, number of tokens that the model beside it reads).
+    """(tokenizer, context length of the model in its folder).
 
     Raises UserError if there is no tokenizer or the model's config.json is damaged.
     """

@@ -28,7 +28,7 @@ LATIN_LINE_RATIO = 1.3  # columns per character below which a line counts as Lat
 MIN_LATIN_SHARE = 0.5  # of the lines
 # The width at which a stretch was wrapped
 MIN_LATIN_WIDTH = 55  # narrower lines are more likely verse
-MIN_CHINESE_WIDTH = 40  # likewise
+MIN_CHINESE_WIDTH = 40  # narrower lines are more likely verse or a list
 WIDTH_SPREAD = 4  # lines end up to two characters early to keep punctuation off the line start
 OVERLONG = 6  # columns above the width that a line with hanging punctuation may have
 # Evidence for wrapping

@@ -126,7 +126,7 @@ def choose_tokenizer(settings: PrepareSettings, books: list[Book]) -> tuple[Toke
         return tokenizer, f"{len(counts):,} different characters, all others spelled in bytes"
     if settings.vocab_size:
         raise UserError(
-            "--vocab_size goes with --tokenizer=bpe or chars: "
+            "--vocab_size needs --tokenizer=bpe or chars: "
             "an existing tokenizer has a fixed vocabulary"
         )
     if settings.tokenizer == "gpt2":

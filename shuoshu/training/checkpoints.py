@@ -112,7 +112,7 @@ def remove_partial_files(out_dir: Path, names: Sequence[str]) -> None:
 
 
 def list_checkpoints(out_dir: Path) -> list[Path]:
-    """The checkpoint folders, oldest first, whether valid or not."""
+    """The checkpoint folders, oldest first, valid or not."""
     name = re.compile(f"step-[0-9]+({re.escape(REPLACED_SUFFIX)})?")
     folders = (out_dir / "checkpoints").glob("step-*")
     return sorted((path for path in folders if name.fullmatch(path.name)), key=_age)

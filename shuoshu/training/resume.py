@@ -30,7 +30,7 @@ LOCKED |= {
 PLAN_SETTINGS = {*LENGTHS, "min_iters", "decay_fraction", "eval_interval", "save_interval"}
 # If one of these changes, earlier evaluations are not comparable.
 MEASURE_SETTINGS = {"eval_tokens", "eval_questions", "select_by"}
-# Settings of one command rather than of the run: they are not reported as changed.
+# Settings of a single command, not of the run: they are not reported as changed.
 COMMAND_SETTINGS = {"resume", "overwrite", "configs"}
 
 
@@ -60,7 +60,7 @@ def restore(
         if not all(torch.isfinite(parameter).all() for parameter in model.parameters()):
             raise ValueError("its weights are not finite")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{folder} doesn't fit: {error_reason(error)}") from None
+        raise UserError(f"{folder} doesn't fit this run: {error_reason(error)}") from None
     if changed & PLAN_SETTINGS:
         state.plan = None
     if changed & MEASURE_SETTINGS:
@@ -91,6 +91,6 @@ def _check_settings(folder: Path, saved: dict, settings: TrainSettings, data: Ru
         changes = ", ".join(f"{name}={now[name]} (was {before[name]})" for name in locked)
         raise UserError(
             f"a resumed run keeps its model shape and its data: {changes};"
-            " drop these, or start again with --overwrite or another --out_dir"
+            " leave these out, or start again with --overwrite or another --out_dir"
         )
     return changed

@@ -103,8 +103,8 @@ class RunClock:
         self.length = length
         self.processes = processes
         self.device = device
-        self.paused_seconds = 0.0  # evaluations and saves, since this start
-        self.pause_seconds = state.pause_seconds  # running average of one pause
+        self.total_pause_seconds = 0.0  # of evaluations and saves since this start
+        self.pause_seconds = state.pause_seconds  # of one pause, a running average
         self._origin = time.perf_counter() - state.seconds
         self.first_step = state.step
         self._first_elapsed = self.elapsed()
@@ -117,7 +117,7 @@ class RunClock:
 
     def step_time(self) -> float:
         """Seconds without evaluations and saves."""
-        return self.elapsed() - self.paused_seconds
+        return self.elapsed() - self.total_pause_seconds
 
     def update_state(self, state: RunState) -> None:
         """Copies the times into the state, before a checkpoint is saved."""
@@ -130,7 +130,7 @@ class RunClock:
         start = self.elapsed()
         yield
         seconds = self.elapsed() - start
-        self.paused_seconds += seconds
+        self.total_pause_seconds += seconds
         is_first = self.pause_seconds == 0
         self.pause_seconds = seconds if is_first else 0.5 * (self.pause_seconds + seconds)
 

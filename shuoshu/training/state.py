@@ -68,7 +68,10 @@ def state_from_json(values: dict, step: int) -> RunState:
 
 
 def _split_best(best: float | None, loss: float) -> dict[str, float | None]:
-    """`best` holds a validation loss (positive) or a negated ROUGE-L (at most zero)."""
+    """The two fields for the single number that older checkpoints have.
+
+    `best` is a validation loss (positive) or a negated ROUGE-L (at most zero).
+    """
     if best is not None and best <= 0:
         return {"best_rouge_l": -best, "best_loss": loss}
     return {"best_rouge_l": None, "best_loss": best}

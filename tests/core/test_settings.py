@@ -324,7 +324,7 @@ def test_a_later_layer_replaces_the_length() -> None:
     ) == (None, None, 3.0)
 
 
-def test_min_iters_goes_with_max_epochs_only() -> None:
+def test_min_iters_needs_max_epochs() -> None:
     few = config("few.py", "max_epochs = 2\nmin_iters = 400")
     assert [
         train(few, more).min_iters
@@ -337,7 +337,7 @@ def test_min_iters_goes_with_max_epochs_only() -> None:
         == 7
     )
     assert (
-        "min_iters=7 goes with max_epochs, not with max_minutes"
+        "min_iters=7 needs max_epochs, but max_minutes is set"
         in mistakes("--max_minutes=5", "--min_iters=7")[0]
     )
     assert len(mistakes(few, "--max_epochs=0")) == 1

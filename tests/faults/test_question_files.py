@@ -78,7 +78,7 @@ REFUSED: dict[str, tuple[str, bytes, str]] = {
     "odd split": (
         "a.json",
         b'[{"question": "a", "answer": "b", "split": "../../etc"}]',
-        "the split ../../etc is none of",
+        "the split ../../etc is not one of",
     ),
     "an open quotation mark": ("a.csv", b'question,answer\na,"b\nc,d\n', "never closed"),
     "one that opens late": (

@@ -129,7 +129,7 @@ def test_the_tokenizer_of_another_folder_can_be_used(
     assert prepare.main([book("b.txt", text[5000:]), "--tokenizer=data/a"]) == 0
     assert contents("data/a")["tokenizer.json"] == contents("data/b")["tokenizer.json"]
     assert run_prepare("b.txt", "--tokenizer=data/a") == 2
-    assert "--vocab_size goes with" in capsys.readouterr().err
+    assert "--vocab_size needs" in capsys.readouterr().err
 
 
 def test_a_line_of_a_million_spaces_is_prepared(text: str) -> None:
