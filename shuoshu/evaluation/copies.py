@@ -46,7 +46,8 @@ class TrainingText:
 
         None if the folder is missing or its text has changed since.
         """
-        with suppress(UserError):  # the folder now holds something else
+        # UserError: the folder now holds something else; OSError: its path is impossible.
+        with suppress(UserError, OSError):
             for _ in range(MAX_INIT_FROM):
                 saved = read_settings(out_dir)
                 folder = Path(str(saved.get("data", {}).get("folder")))

@@ -165,3 +165,10 @@ def test_copies_are_not_measured_if_the_training_text_is_missing_or_changed(
     evaluation = measure(out_dir, "--limit=3")
     assert not [name for name in evaluation["measures"]["test"] if "copy" in name]
     assert "copies       not measured" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "a\0b"], ids=["too long", "NUL"])
+def test_an_impossible_data_folder_is_no_training_text(tmp_path, name):
+    settings = {"data": {"folder": name}, "settings": {}, "machine": {}}
+    (tmp_path / "settings.json").write_text(json.dumps(settings), encoding="utf-8")
+    assert TrainingText.find(tmp_path) is None
