@@ -1,8 +1,4 @@
-"""The settings of the other commands: one dataclass for each.
-
-`none` as a value means that the program chooses; the help says how. `--help` prints the first line
-of each class and the help of each setting.
-"""
+"""The settings of the other commands: one dataclass for each, read as those in settings.py."""
 
 from __future__ import annotations
 

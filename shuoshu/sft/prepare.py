@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from shuoshu.core.command_settings import PrepareSftSettings
 from shuoshu.core.errors import REPO_ROOT, UserError
-from shuoshu.core.files import error_reason, is_count, read_json, same_path
+from shuoshu.core.files import error_reason, is_count, read_json
 from shuoshu.sft.conversations import parse_pairs
 from shuoshu.sft.dataset import write_rows
 from shuoshu.sft.pairs import QUESTION_SPLITS, closed_set_labels, drop_repeats, split_pairs
 from shuoshu.sft.question_files import find_question_files
 from shuoshu.sft.rendering import RenderedPair, cut_long_questions, render_pairs
 from shuoshu.sft.summary import Preparation, questions_summary, rejected_lines, show_rows
-from shuoshu.text.dataset import read_meta
+from shuoshu.text.dataset import protect_bundled_data, read_meta
 from shuoshu.text.tokenizer import Tokenizer
 
 BUNDLED = REPO_ROOT / "data" / "novella_qa"
@@ -50,7 +50,7 @@ def prepare_questions(settings: PrepareSftSettings) -> Preparation:
     inputs = settings.inputs or (str(BUNDLED),)
     files = find_question_files(inputs)
     folder = Path(settings.out or Path("data") / Path(inputs[0]).resolve().stem)
-    protect_bundled_questions(folder, inputs)
+    protect_bundled_data(folder, inputs, BUNDLED, "questions")
     tokenizer, block_size = load_tokenizer(settings)
     check_target(folder, files)
     width = block_size + 1  # the targets are shifted by one token
@@ -88,14 +88,6 @@ def prepare_questions(settings: PrepareSftSettings) -> Preparation:
 
 def _count_answers(rendered: RenderedPair) -> int:
     return sum(message["role"] == "assistant" for message in rendered.pair.messages)
-
-
-def protect_bundled_questions(folder: Path, inputs: Iterable[str]) -> None:
-    """UserError if other questions would replace the data of the bundled ones."""
-    if same_path(folder, BUNDLED) and not all(same_path(name, BUNDLED) for name in inputs):
-        raise UserError(
-            f"{folder} belongs to the bundled questions: choose another folder with --out=data/NAME"
-        )
 
 
 def load_tokenizer(settings: PrepareSftSettings) -> tuple[Tokenizer, int]:

@@ -29,10 +29,6 @@ class Account:
         self.removed[rule] += removed
         self.added[rule] += added
 
-    def is_exact(self) -> bool:
-        """True if the counts explain the difference between `read` and `kept`."""
-        return self.read - sum(self.removed.values()) + sum(self.added.values()) == self.kept
-
     def add(self, other: Account) -> None:
         """Adds the counts and texts of another account."""
         self.read, self.kept = self.read + other.read, self.kept + other.kept

@@ -7,7 +7,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, Protocol
@@ -15,7 +15,7 @@ from typing import BinaryIO, Protocol
 import numpy as np
 
 from shuoshu.core.errors import UserError
-from shuoshu.core.files import error_reason, is_count, read_json, sha256_of
+from shuoshu.core.files import error_reason, is_count, read_json, same_path, sha256_of
 from shuoshu.text.tokenizer import Tokenizer
 
 Batch = tuple[np.ndarray, np.ndarray]  # ids and targets (B, T)
@@ -71,6 +71,14 @@ def find_dataset(dataset: str) -> Path:
         )
         raise UserError(f"there is no prepared data in {places}: make it with\n  {command}")
     return folder
+
+
+def protect_bundled_data(folder: Path, inputs: Iterable[str], bundled: Path, content: str) -> None:
+    """UserError if other inputs would replace the data of the bundled ones."""
+    if same_path(folder, bundled) and not all(same_path(name, bundled) for name in inputs):
+        raise UserError(
+            f"{folder} belongs to the bundled {content}: choose another folder with --out=data/NAME"
+        )
 
 
 class TextDataset:

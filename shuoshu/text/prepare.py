@@ -15,7 +15,6 @@ import numpy as np
 
 from shuoshu.core.command_settings import PrepareSettings
 from shuoshu.core.errors import REPO_ROOT, UserError
-from shuoshu.core.files import same_path
 from shuoshu.core.terminal import duration, pad, shorten, table
 from shuoshu.text import dataset
 from shuoshu.text.account import Account
@@ -35,11 +34,12 @@ MAX_NOTES_SHOWN = 12
 def prepare(settings: PrepareSettings) -> None:
     """Runs prepare.py. Raises UserError, and writes nothing, if a file or a setting is unusable."""
     began = time.perf_counter()
-    inputs = settings.inputs or (str(REPO_ROOT / "data" / "novella"),)
+    bundled = REPO_ROOT / "data" / "novella"
+    inputs = settings.inputs or (str(bundled),)
     files = find_files(inputs)
     folder = Path(settings.out or Path("data") / Path(inputs[0]).resolve().stem)
     if settings.inputs:
-        protect_bundled_novella(folder, inputs)
+        dataset.protect_bundled_data(folder, inputs, bundled, "novella")
     if settings.threads:
         os.environ["RAYON_NUM_THREADS"] = str(settings.threads)  # threads of train_bpe
     try:
@@ -66,15 +66,6 @@ def prepare(settings: PrepareSettings) -> None:
     name = folder.name if folder.parent == Path("data") else folder
     print(f"  written to   {folder} in {duration(time.perf_counter() - began)}")
     print(f"  next         python train.py {shlex.quote(f'--dataset={name}')}")
-
-
-def protect_bundled_novella(folder: Path, inputs: Iterable[str]) -> None:
-    """UserError if other texts would replace the data of the bundled novella."""
-    bundled = REPO_ROOT / "data" / "novella"
-    if same_path(folder, bundled) and not all(same_path(name, bundled) for name in inputs):
-        raise UserError(
-            f"{folder} belongs to the bundled novella: choose another folder with --out=data/NAME"
-        )
 
 
 def check_files(

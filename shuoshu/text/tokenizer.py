@@ -19,13 +19,8 @@ import tiktoken
 from shuoshu.core.errors import UserError
 from shuoshu.core.files import error_reason, read_json
 
-END_TOKEN, SYSTEM, USER, ASSISTANT, PAD_TOKEN = SPECIALS = (
-    "<|endoftext|>",
-    "<|system|>",
-    "<|user|>",
-    "<|assistant|>",
-    "<|pad|>",
-)
+END_TOKEN, PAD_TOKEN = "<|endoftext|>", "<|pad|>"
+SPECIALS = (END_TOKEN, "<|system|>", "<|user|>", "<|assistant|>", PAD_TOKEN)  # in their ids' order
 
 # Qwen2's pre-tokenizer: contractions; words with one sign or space before them; single digits;
 # punctuation with the line ends after it; white space.

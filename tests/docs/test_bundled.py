@@ -10,6 +10,7 @@ import pytest
 
 from shuoshu.core.errors import REPO_ROOT
 from shuoshu.text.books import Book, find_files, read_books
+from tests.evaluation.helpers import plain_lcs
 
 FIELDS = {"question", "answer", "chapter", "evidence", "fact", "split"}
 # Smallest edit distance between two phrasings of one fact, as a share of the longer one. Below it they share a clause word for word
@@ -23,7 +24,7 @@ REPETITION_OF_A_CLASSIC = (
 @pytest.fixture(scope="module")
 def book(tmp_path_factory) -> Book:
     files = find_files([str(REPO_ROOT / "data" / "novella")])
-    (book,), bad = read_books(files, tmp_path_factory.mktemp("aside"))
+    (book,), bad = read_books(files, tmp_path_factory.mktemp("cleaned"))
     assert not bad
     return book
 
@@ -188,12 +189,7 @@ def looked_up(
 
 def rouge_l(a: str, b: str) -> float:
     """F1 of the longest common subsequence, by character."""
-    row = [0] * (len(b) + 1)
-    for x in a:
-        before = 0
-        for j, y in enumerate(b, 1):
-            before, row[j] = row[j], before + 1 if x == y else max(row[j], row[j - 1])
-    return 2 * row[-1] / (len(a) + len(b))
+    return 2 * plain_lcs(a, b) / (len(a) + len(b))
 
 
 @pytest.mark.parametrize("split", ["val", "test"])

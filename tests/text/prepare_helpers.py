@@ -34,6 +34,13 @@ def meta_of(folder: str) -> dict:
     return json.loads((Path(folder) / "meta.json").read_text(encoding="utf-8"))
 
 
+def is_accounted_for(book: dict) -> bool:
+    """Whether the account of a book in meta.json explains every character that it has."""
+    account = book["account"]
+    removed, added = (sum(rule[i] for rule in account["rules"].values()) for i in (1, 2))
+    return account["read"] - removed + added == account["kept"] == book["characters"]
+
+
 def laid_out(text: str) -> str:
     """The shared book as prepare.py writes it: without indents."""
     return text.replace("　　", "")

@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from shuoshu.text.cleaning import Account, clean_text
-from tests.text.cleaning_helpers import LONG, STORY
+from tests.text.cleaning_helpers import LONG, STORY, is_exact
 
 # ---------------------------------------------------------------- without cleaning
 
@@ -98,7 +98,7 @@ def test_without_cleaning_a_text_only_changes_its_layout(text: str) -> None:
     cleaned, account = clean_text(text, remove=False)
     assert letters(cleaned) == letters(text)
     assert not account.pieces and set(account.places) <= LAYOUT_RULES
-    assert account.is_exact()
+    assert is_exact(account)
 
 
 # ---------------------------------------------------------------- the account
@@ -107,7 +107,7 @@ def test_without_cleaning_a_text_only_changes_its_layout(text: str) -> None:
 def checked(text: str, remove: bool) -> str:
     """The cleaned text; asserts all that must hold for any text and its account."""
     cleaned, account = clean_text(text, remove)
-    assert account.read == len(text) and account.kept == len(cleaned) and account.is_exact()
+    assert account.read == len(text) and account.kept == len(cleaned) and is_exact(account)
     assert (
         cleaned.endswith("\n")
         and "\n\n\n" not in cleaned
@@ -190,7 +190,7 @@ def test_accounts_add_up() -> None:
     for account in (one, other):
         total.add(account)
     assert (
-        total.is_exact()
+        is_exact(total)
         and total.read == one.read + other.read
         and total.kept == one.kept + other.kept
     )
@@ -203,7 +203,7 @@ def test_accounts_add_up() -> None:
 def test_an_account_that_misses_a_character_is_not_exact() -> None:
     account = clean_text("雨\n夜\r\n")[1]
     account.kept -= 1
-    assert not account.is_exact()
+    assert not is_exact(account)
 
 
 # ---------------------------------------------------------------- time

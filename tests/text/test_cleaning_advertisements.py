@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from shuoshu.text.cleaning import clean_text
-from tests.text.cleaning_helpers import LONG, STORY, clean
+from tests.text.cleaning_helpers import LONG, STORY, clean, is_exact
 
 # ---------------------------------------------------------------- Project Gutenberg
 
@@ -39,7 +39,7 @@ QUAY = "CHAPTER I. The Quay\n\nThe lamp was still lit.\n"
 def test_gutenbergs_header_and_licence_are_removed(start: str, end: str) -> None:
     text, account = clean_text(f"{BEFORE}{start}\n\n{QUAY}\n{end}\n{AFTER}")
     assert text == QUAY
-    assert set(account.pieces) == {"licence"} and account.is_exact()
+    assert set(account.pieces) == {"licence"} and is_exact(account)
 
 
 def test_a_mention_of_gutenberg_is_kept() -> None:
@@ -180,7 +180,7 @@ def test_a_watermark_with_inserted_signs_is_removed_alone():
         assert (
             text == "沈砚推开木门走了进去，没有回头。\n"
             and account.pieces["addresses"] == [mark]
-            and account.is_exact()
+            and is_exact(account)
         )
     assert (
         clean_text("沈砚来了。\n小^说^…ＷＷＷ．ｘ^ｉ^ａ^ｏ．ｃｏｍ…更新最快\n")[0] == "沈砚来了。\n"

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from shuoshu.text.cleaning import HEADING, clean_text
 from shuoshu.text.line_wraps import join_wrapped_lines, line_columns
+from tests.text.cleaning_helpers import is_exact
 
 NOT_FIRST = "，。！？：；、…”’」』）》—"
 NOT_LAST = "“‘「『（《"
@@ -99,7 +100,7 @@ def ends(lines: list[str]) -> set[int]:
 def outcome(source: str, paragraphs: list[str]) -> tuple[float, float]:
     """(share of the wrapping's breaks that remain, share of paragraph ends that were lost)."""
     cleaned, account = clean_text(source)
-    assert account.is_exact() and clean_text(cleaned)[0] == cleaned
+    assert is_exact(account) and clean_text(cleaned)[0] == cleaned
     lines = [line for line in cleaned.split("\n") if line]
     assert "".join(lines).replace(" ", "") == "".join(paragraphs).replace(" ", "")
     true, given, now = ends(paragraphs), ends(source.split("\n")), ends(lines)
@@ -212,7 +213,7 @@ def test_english_prose_is_rejoined_with_single_spaces(width: int, indent: str) -
         + "\n"
     )
     cleaned, account = clean_text(source)
-    assert account.is_exact()
+    assert is_exact(account)
     assert [line.strip() for line in cleaned.split("\n") if line] == paragraphs
 
 

@@ -21,6 +21,7 @@ from tests.text.prepare_helpers import (
     book,
     contents,
     documents,
+    is_accounted_for,
     laid_out,
     meta_of,
     run_prepare,
@@ -182,14 +183,7 @@ def test_the_account_adds_up_in_summary_and_meta(
     assert read == sum(b["account"]["read"] for b in meta["books"])
     assert meta["books"][0]["account"]["read"] == len(dirty(text))
     for one in meta["books"]:
-        account = one["account"]
-        assert (
-            account["read"]
-            - sum(r[1] for r in account["rules"].values())
-            + sum(r[2] for r in account["rules"].values())
-            == account["kept"]
-            == one["characters"]
-        )
+        assert is_accounted_for(one)
     for row in rows[1:-1]:
         name = next(
             rule
@@ -298,13 +292,6 @@ def test_any_bytes_are_prepared_with_an_exact_account_or_refused(
         assert err.getvalue().startswith("error: ") and not (folder / "out").exists()
         return
     for one in meta_of(folder / "out")["books"]:
-        account = one["account"]
-        assert (
-            account["read"]
-            - sum(r[1] for r in account["rules"].values())
-            + sum(r[2] for r in account["rules"].values())
-            == account["kept"]
-            == one["characters"]
-        )
+        assert is_accounted_for(one)
     prepared = "".join(documents(folder / "out", "train") + documents(folder / "out", "val"))
     assert len(prepared) == sum(one["characters"] for one in meta_of(folder / "out")["books"])
