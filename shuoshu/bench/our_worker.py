@@ -20,7 +20,7 @@ from shuoshu.core.settings import ModelSettings, TrainSettings
 from shuoshu.generation.chat_model import ChatModel
 from shuoshu.generation.sampling import SamplingParams
 from shuoshu.models.cpu_kernels import MAX_CONTEXT
-from shuoshu.models.weights import LoadedModel
+from shuoshu.models.weights import CONTINUES_TEXT, LoadedModel
 from shuoshu.text.dataset import find_dataset, read_meta
 from shuoshu.text.tokenizer import Tokenizer
 from shuoshu.training.optimizers import Muon, orthogonalize
@@ -152,7 +152,7 @@ def sample(
     """Tokens/s of sampling by batch size, with random weights after prompts of half a block."""
     tokenizer = Tokenizer.load(data)
     gpt = GPT(GPTConfig(vocab_size=padded(tokenizer.n_vocab), **shape)).to(device).eval()
-    model = ChatModel(LoadedModel(gpt, tokenizer, 0, "text", 0), device, dtype)
+    model = ChatModel(LoadedModel(gpt, tokenizer, 0, CONTINUES_TEXT), device, dtype)
     half = gpt.config.block_size // 2
     prompt = (tokenizer.encode("话") * half)[:half]
 

@@ -16,6 +16,8 @@ from shuoshu.core.schema import (
     setting,
 )
 
+TRAINED = "trained"  # value of SampleSettings.system
+
 
 @dataclass
 class PrepareSettings(Settings):
@@ -113,6 +115,11 @@ class SampleSettings(Settings):
     chat: bool = setting(False, "answer questions from the terminal, one after another")
     continue_text: bool = setting(
         False, "continue the text even with a model that answers questions"
+    )
+    system: str = setting(
+        TRAINED,
+        "system message before a question; trained: the one of the model's training; none: no such"
+        " message",
     )
     out_dir: str | None = setting(
         None, "folder of the model (none: the newer of out-sft and out-pretrain)"

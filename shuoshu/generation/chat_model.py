@@ -23,28 +23,35 @@ class ChatModel(TextGenerator):
         if dtype == "auto" and device.type != "cuda":
             dtype = "float32"
         super().__init__(loaded.model.to(pick_dtype(dtype, device)), loaded.tokenizer)
-        self.step, self.task, self.turns = loaded.step, loaded.task, loaded.turns
+        self.step, self.purpose = loaded.step, loaded.purpose
 
-    def question_ids(self, text: str, before: Sequence[dict[str, str]] = ()) -> list[int]:
-        """The ids of a question after the last messages of the conversation before it.
+    def question_ids(
+        self, text: str, before: Sequence[dict[str, str]] = (), system: str | None = None
+    ) -> list[int]:
+        """The ids of a question after a system message and the last messages before it.
 
-        Keeps as many turns as the model was trained on, and fewer if they don't fit into half of
-        the block. UserError if the question is empty or longer than the block.
+        system: None for the one of the training, "" for none. Keeps as many turns as the model was
+        trained on, and fewer if they don't fit into half of the block. UserError if the question is
+        empty or if it is, with the system message, longer than the block.
         """
         question = {"role": "user", "content": text.strip()}
         if not question["content"]:
             raise UserError(
                 "the question is empty: set --start or use --chat; --continue_text continues text"
             )
-        earlier = 2 * (self.turns - 1)  # messages: a question and an answer for each turn
+        system = self.purpose.system if system is None else system.strip()
+        first = [{"role": "system", "content": system}] if system else []
+        earlier = 2 * (self.purpose.turns - 1)  # messages: a question and an answer for each turn
         history = [*before[max(0, len(before) - earlier) :], question]
-        while len(history) > 1 and len(render_question(self.tokenizer, history)) > self.block // 2:
+        ids = render_question(self.tokenizer, [*first, *history])
+        while len(history) > 1 and len(ids) > self.block // 2:
             history = history[2:]
-        ids = render_question(self.tokenizer, history)
+            ids = render_question(self.tokenizer, [*first, *history])
         if len(ids) >= self.block:
+            what = "a question with its system message" if system else "a question"
             raise UserError(
-                f"a question of {len(ids):,} tokens is longer than the {self.block:,} that this"
-                f" model reads: {shorten(text[:200], 60)}"
+                f"{what} of {len(ids):,} tokens is longer than the {self.block:,} that this model"
+                f" reads: {shorten(text[:200], 60)}"
             )
         return ids
 

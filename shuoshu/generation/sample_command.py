@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import itertools
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
-from shuoshu.core.command_settings import SampleSettings
+from shuoshu.core.command_settings import TRAINED, SampleSettings
 from shuoshu.core.device import setup_process
 from shuoshu.core.distributed import StopFlag
 from shuoshu.core.errors import UserError
@@ -42,17 +43,23 @@ class TerminalChat(ChatModel):
     def __init__(self, settings: SampleSettings, loaded: LoadedModel, device: torch.device) -> None:
         super().__init__(loaded, device, settings.dtype)
         self.settings = settings
-        self.is_answering = self.task == "questions" and not settings.continue_text
+        self.is_answering = self.purpose.task == "questions" and not settings.continue_text
         if settings.chat and not self.is_answering:
             raise UserError(
                 "this model continues text and answers no questions:"
                 " fine-tune it (python train.py config/sft.py), or use --start"
             )
+        # None: the message of the training.
+        self.system = {TRAINED: None, "none": ""}.get(settings.system, settings.system)
+        if self.system and not self.is_answering:
+            raise UserError("--system is for models that answer questions; this one continues text")
         self.params = self.sampling_params(settings, self.is_answering)
 
-    def prompt_ids(self, prompt: str) -> list[int]:
-        """A prompt's ids: rendered as a question if the model is answering."""
-        return self.question_ids(prompt) if self.is_answering else self.tokenizer.encode(prompt)
+    def prompt_ids(self, prompt: str, history: Sequence[dict[str, str]] = ()) -> list[int]:
+        """A prompt's ids: rendered as a question after `history` if the model is answering."""
+        if self.is_answering:
+            return self.question_ids(prompt, history, self.system)
+        return self.tokenizer.encode(prompt)
 
     def print_text(self, ids: list[int], seed: int, stop: StopFlag) -> str:
         """Streams the text that follows these ids to the terminal; returns it."""
@@ -125,7 +132,7 @@ def chat(terminal: TerminalChat) -> int:
     single = " This model answers each question without the earlier ones."
     print(
         "Ask a question. /new starts over, an empty line ends."
-        + (single if terminal.turns == 1 else "")
+        + (single if terminal.purpose.turns == 1 else "")
     )
     history: list[dict[str, str]] = []
     for number in itertools.count():
@@ -139,7 +146,7 @@ def chat(terminal: TerminalChat) -> int:
             history = []
             continue
         try:
-            ids = terminal.question_ids(question, history)
+            ids = terminal.prompt_ids(question, history)
         except UserError as error:
             print(error)
             continue

@@ -102,6 +102,8 @@ def read_metadata(path: Path) -> dict[str, str]:
                 raise ValueError("its step or turns are not a number")
         if metadata.get("task", "text") not in TASKS:
             raise ValueError("its task is neither text nor questions")
+        if not isinstance(metadata.get("system", ""), str):
+            raise ValueError("its system message is not a text")
         return metadata
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(
@@ -110,24 +112,39 @@ def read_metadata(path: Path) -> dict[str, str]:
         ) from None
 
 
-def task_and_turns(metadata: dict[str, str]) -> tuple[str, int]:
-    """What a model was trained for: ("text", 0) or ("questions", turns of a conversation)."""
+class Purpose(typing.NamedTuple):
+    """What a model was trained for."""
+
+    task: str = "text"  # "text": it continues text; "questions": it answers
+    turns: int = 0  # successive questions it was trained to answer; 0: it continues text
+    # Begins each conversation of the training; empty if there is none or if they differ.
+    system: str = ""
+
+
+CONTINUES_TEXT = Purpose()
+
+
+def read_purpose(metadata: dict[str, str]) -> Purpose:
+    """The purpose in the metadata of a weights file."""
     turns = int(metadata.get("turns", 0))
     # Weights of earlier versions have no task.
-    return metadata.get("task", "questions" if turns else "text"), turns
+    task = metadata.get("task", "questions" if turns else "text")
+    return Purpose(task, turns, metadata.get("system", ""))
 
 
 # ---------------------------------------------------------------- the model folder
 
 
-def write_model_folder(out_dir: Path, config: GPTConfig, tokenizer: Tokenizer) -> None:
+def write_model_folder(
+    out_dir: Path, config: GPTConfig, tokenizer: Tokenizer, system: str = ""
+) -> None:
     """Writes all files of a Hugging Face model folder except the weights."""
     ids = {"eos_token_id": tokenizer.end, "pad_token_id": tokenizer.pad, "bos_token_id": None}
     generation = {**ids, "do_sample": True, "temperature": 0.8, "top_k": 200}
     files = {
         "config.json": json.dumps({**config_to_hf(config), **ids}, indent=1),
         "generation_config.json": json.dumps(generation, indent=1),
-        **tokenizer.files(config.block_size),
+        **tokenizer.files(config.block_size, system),
     }
     for name, text in files.items():
         write_atomically(out_dir / name, lambda path, text=text: write_synced_text(path, text))
@@ -140,13 +157,14 @@ def weights_fingerprint(config: GPTConfig, tokenizer: Tokenizer) -> str:
 
 
 def save_weights(
-    out_dir: Path, model: GPT, tokenizer: Tokenizer, step: int, task: str = "text", turns: int = 0
+    out_dir: Path, model: GPT, tokenizer: Tokenizer, step: int, purpose: Purpose = CONTINUES_TEXT
 ) -> None:
     """Replaces the folder's model.safetensors; OSError if the disk has no room for it."""
     metadata = {
         "step": str(step),
-        "task": task,
-        "turns": str(turns),
+        "task": purpose.task,
+        "turns": str(purpose.turns),
+        "system": purpose.system,
         "belongs": weights_fingerprint(model.config, tokenizer),
     }
     require_disk_space(out_dir, tensor_bytes(model.tensors().values()))
@@ -161,8 +179,7 @@ class LoadedModel(typing.NamedTuple):
     model: GPT
     tokenizer: Tokenizer
     step: int  # of the training that saved it
-    task: str  # "text": it continues text; "questions": it answers
-    turns: int  # successive questions it was trained to answer; 0: it continues text
+    purpose: Purpose
 
 
 def check_shapes(path: Path, config: GPTConfig) -> None:
@@ -221,4 +238,4 @@ def load_model(
             f"{model.config.vocab_size:,}: they don't belong together"
         )
     step = int(metadata.get("step", 0))
-    return LoadedModel(model.to(device).eval(), tokenizer, step, *task_and_turns(metadata))
+    return LoadedModel(model.to(device).eval(), tokenizer, step, read_purpose(metadata))

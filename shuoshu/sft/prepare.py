@@ -71,9 +71,11 @@ def prepare_questions(settings: PrepareSftSettings) -> Preparation:
     labels = closed_set_labels(pairs)
     if settings.labels and not labels:
         labels = sorted({pair.answer for pair in pairs})
+    systems = system_messages(rendered)
     record = {
         "turns": max(_count_answers(pair) for pair in rendered),
         "labels": labels,
+        "system": systems[0] if len(systems) == 1 else "",
         "sources": [str(file) for file in files],
         "read": rejected.read,
         "dropped": dict(rejected.counts),
@@ -83,7 +85,15 @@ def prepare_questions(settings: PrepareSftSettings) -> Preparation:
         meta = write_rows(folder, tokenizer, rendered, record)
     except OSError as error:
         raise UserError(f"can't write to {folder}: {error.strerror}") from None
-    return Preparation(folder, meta, rendered, rejected, n_cut, has_given_splits)
+    return Preparation(folder, meta, rendered, rejected, n_cut, has_given_splits, len(systems))
+
+
+def system_messages(rendered: Sequence[RenderedPair]) -> list[str]:
+    """The different system messages of the training pairs; "" stands for none."""
+    first = [pair.messages[0] for pair, _ in rendered if pair.split == "train"]
+    return list(
+        {message["content"] if message["role"] == "system" else "": None for message in first}
+    )
 
 
 def _count_answers(rendered: RenderedPair) -> int:

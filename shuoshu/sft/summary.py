@@ -33,6 +33,7 @@ class Preparation:
     rejected: RejectedRecords
     n_cut: int  # questions whose middle was removed
     has_given_splits: bool  # in the files
+    n_systems: int  # different system messages of the training pairs
 
 
 def questions_summary(result: Preparation, settings: PrepareSftSettings, seconds: float) -> str:
@@ -49,6 +50,13 @@ def questions_summary(result: Preparation, settings: PrepareSftSettings, seconds
         lines.append(f"too long     {n_split:,} answers are split over several rows")
     if result.n_cut:
         lines.append(f"too long     {result.n_cut:,} questions were shortened in the middle")
+    if system := result.meta["system"]:
+        lines.append(f"system       {shorten(' '.join(system.split()), 60)}: before every question")
+    elif result.n_systems > 1:
+        lines.append(
+            f"system       {result.n_systems:,} different messages: the model will answer without"
+            " one unless it is given (sample.py --system)"
+        )
     lines += leak_lines([pair for pair, _ in result.rendered])
     lines.append(f"splits       {_split_method(result)}")
     lines.append(f"written to   {result.folder} in {duration(seconds)}")

@@ -261,6 +261,7 @@ def _check_question_fields(meta: dict) -> dict[str, bool]:
         "width": is_count(meta["width"])
         and all(s["rows"] * meta["width"] == s["tokens"] for s in meta["splits"].values()),
         "turns": is_count(meta["turns"]) and meta["turns"] > 0,
+        "system": isinstance(meta.get("system", ""), str),
         "labels": isinstance(labels, list) and all(isinstance(label, str) for label in labels),
     }
 

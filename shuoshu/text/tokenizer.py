@@ -157,9 +157,17 @@ class Tokenizer:
         }
         return json.dumps(document, ensure_ascii=False, indent=1)
 
-    def files(self, block_size: int) -> dict[str, str]:
-        """The tokenizer files of a model folder: file name → content."""
-        template = (
+    def files(self, block_size: int, system: str = "") -> dict[str, str]:
+        """The tokenizer files of a model folder: file name → content.
+
+        The chat template begins conversations that have no system message with `system`.
+        """
+        if_none = "{% if not messages or messages[0]['role'] != 'system' %}"
+        default_system = if_none + "{{ '<|system|>' + SYSTEM }}{% endif %}"
+        # A JSON text with characters beyond ASCII is also a text in Jinja.
+        spelt = json.dumps(system, ensure_ascii=False)
+        template = default_system.replace("SYSTEM", spelt) if system else ""
+        template += (
             "{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] }}"
             "{% if message['role'] == 'assistant' %}{{ '<|endoftext|>' }}{% endif %}{% endfor %}"
             "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"

@@ -39,6 +39,7 @@ class RunData:
         )
         self.task: str = meta["task"]
         self.turns: int = meta.get("turns", 0)  # turns of a conversation (questions only)
+        self.system: str = meta.get("system", "")  # of every training conversation
         self.has_labels = bool(meta.get("labels"))
         self.rows_per_step = settings.batch_size * settings.gradient_accumulation_steps
         self.eval_tokens = settings.eval_tokens

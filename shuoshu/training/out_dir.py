@@ -20,7 +20,7 @@ from shuoshu.core.files import (
 from shuoshu.core.run_log import RunLog
 from shuoshu.core.settings import TrainSettings
 from shuoshu.core.terminal import print_line
-from shuoshu.models.weights import save_weights, tensor_bytes, write_model_folder
+from shuoshu.models.weights import Purpose, save_weights, tensor_bytes, write_model_folder
 from shuoshu.training import checkpoints
 from shuoshu.training.data import RunData
 from shuoshu.training.optimizers import state_tensors
@@ -120,7 +120,7 @@ class OutDir:
             checkpoints.remove_partial_files(self.path, OWN_FILES)
             # settings.json comes first: it marks the folder as that of a run.
             self._write_settings(trainer, data, state)
-            write_model_folder(self.path, trainer.raw.config, data.tokenizer)
+            write_model_folder(self.path, trainer.raw.config, data.tokenizer, data.system)
 
     def _require_space(self, trainer: Trainer, old: list[Path]) -> None:
         """UserError if the disk is too small for the run; the `old` files will be deleted.
@@ -220,7 +220,8 @@ class OutDir:
 
     def write_model(self, trainer: Trainer, data: RunData, step: int) -> None:
         """Writes model.safetensors; OSError if the disk can't be written."""
-        save_weights(self.path, trainer.raw, data.tokenizer, step, data.task, data.turns)
+        purpose = Purpose(data.task, data.turns, data.system)
+        save_weights(self.path, trainer.raw, data.tokenizer, step, purpose)
 
     def update_pictures(self, samples: bool, say: Callable[[str], None]) -> None:
         """Rewrites samples.md, if the run has samples, and loss.png, if it is due."""

@@ -41,16 +41,18 @@ class Api:
         max_new_tokens: int | None = None,
         repetition_penalty: float | None = None,
         seed: int | None = None,
+        system: str | None = None,
     ) -> Iterator[str]:
         """Streams the answer to a question: each item is the whole answer so far.
 
-        history: [[question, answer], …]. A setting that is None has its default.
+        history: [[question, answer], …]. system: the system message, "" for none. A setting that
+        is None has its default; that of `system` is the message of the model's training.
         """
         settings = setting_values(
             (temperature, top_p, top_k, max_new_tokens, repetition_penalty, seed)
         )
         yield from self._stream(
-            self.service.question(model, question, settings, parse_history(history))
+            self.service.question(model, question, settings, parse_history(history), system)
         )
 
     def continue_text(
@@ -82,6 +84,6 @@ class Api:
         return [vars(piece) for piece in self.service.inspect_pieces(model, text, start)]
 
     def models(self) -> list[dict]:
-        """The models, with their task ("text" or "questions") and the turns that they answer."""
-        tasks, turns = self.service.tasks, self.service.turns
-        return [{"model": n, "task": tasks[n], "turns": turns[n]} for n in self.service.names]
+        """The models: task ("text" or "questions"), turns that they answer, system message."""
+        purposes = self.service.purposes
+        return [{"model": name, **purposes[name]._asdict()} for name in self.service.names]

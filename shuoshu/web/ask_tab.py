@@ -23,7 +23,7 @@ from shuoshu.web.components import (
     errors_to_gradio,
     model_chooser,
     setting_values,
-    settings_panel,
+    settings_fields,
 )
 from shuoshu.web.labels import error_text, text_html
 from shuoshu.web.model_server import ReaderState
@@ -74,14 +74,24 @@ class AskTab:
                 buttons("stop", "retry", "undo", "clear", "inspect")
             )
         self.inspection = gr.HTML(elem_id="ask-inside")
-        self.settings = settings_panel(service, temperature=0.0)
+        with gr.Accordion(I18N("settings"), open=False):
+            self.system = gr.Textbox(
+                service.purposes[service.question_models[0]].system,
+                label=I18N("system"),
+                info=I18N("system_help"),
+                max_lines=4,
+                elem_id="system",
+            )
+            self.settings = settings_fields(service, temperature=0.0)
         connect_stop(stop, service)
         self._connect_answers()
         self._connect_inspection()
-        self.model.change(errors_to_gradio(self.change_model), self.model, self.chat, **FILE_QUEUE)
+        self.model.change(
+            errors_to_gradio(self.change_model), self.model, [self.chat, self.system], **FILE_QUEUE
+        )
 
     def _connect_answers(self) -> None:
-        inputs = [self.turns, self.model, *self.settings]
+        inputs = [self.turns, self.model, self.system, *self.settings]
         outputs = [self.question, self.chat, self.turns, self.status, self.inspection]
         for event, handler, handler_inputs in (
             (self.question.submit, self.ask, [self.question, *inputs]),
@@ -121,13 +131,16 @@ class AskTab:
         question: object,
         turns: list[GeneratedText],
         model: object,
+        system: object,
         *settings: object,
     ) -> Iterator[Update]:
         """Answers the question in the box. Clears the box, or puts the question back on an error.
 
         Changes nothing if the reader stopped the request while it waited.
         """
-        asked = self.service.question(model, question, setting_values(settings), messages(turns))
+        asked = self.service.question(
+            model, question, setting_values(settings), messages(turns), system
+        )
         reader = self.service.reader(request)
         if reader.is_cancelled:
             return
@@ -148,10 +161,13 @@ class AskTab:
         example: str,
         turns: list[GeneratedText],
         model: object,
+        system: object,
         *settings: object,
     ) -> Iterator[Update]:
         """Answers an example. The box keeps what the reader typed."""
-        asked = self.service.question(model, example, setting_values(settings), messages(turns))
+        asked = self.service.question(
+            model, example, setting_values(settings), messages(turns), system
+        )
         yield from self._answer(asked, turns, self.service.reader(request))
 
     def retry(
@@ -159,6 +175,7 @@ class AskTab:
         request: gr.Request,
         turns: list[GeneratedText],
         model: object,
+        system: object,
         *settings: object,
     ) -> Iterator[Update]:
         """Answers the last question again, differently."""
@@ -166,7 +183,9 @@ class AskTab:
             raise UserError(error_text("empty_question"))
         *before, last = turns
         values = setting_values(settings)
-        asked = self.service.question(model, last.prompt, retry_values(values), messages(before))
+        asked = self.service.question(
+            model, last.prompt, retry_values(values), messages(before), system
+        )
         end_status = "" if values["temperature"] else "raised_temperature"
         yield from self._answer(asked, before, self.service.reader(request), end_status)
 
@@ -187,7 +206,7 @@ class AskTab:
         if not end_status:
             # Once a conversation has a second question, the reader should know that such a model
             # does not see the first.
-            is_second = self.service.turns[asked.model] == 1 and len(turns) == 1
+            is_second = self.service.purposes[asked.model].turns == 1 and len(turns) == 1
             end_status = "single_questions" if is_second else "end"
         question = GeneratedText(asked.model, asked.text)
         yield {**self._show([*turns, question]), self.status: "", self.inspection: ""}
@@ -246,9 +265,13 @@ class AskTab:
 
     # ------------------------------------------------------------ model
 
-    def change_model(self, model: object) -> dict:
-        """The examples of another model."""
-        return gr.update(examples=example_questions(self.service, self.service.find_model(model)))
+    def change_model(self, model: object) -> Update:
+        """The examples and the system message of another model."""
+        name = self.service.find_model(model)
+        return {
+            self.chat: gr.update(examples=example_questions(self.service, name)),
+            self.system: self.service.purposes[name].system,
+        }
 
 
 def retry_values(values: dict[str, object]) -> dict[str, object]:

@@ -112,7 +112,7 @@ class CompareTab:
 
     def _request(self, model: object, text: str, values: dict[str, object]) -> GenerationRequest:
         name = self.service.find_model(model)
-        if self.service.tasks[name] == "questions" and text.strip():
+        if self.service.purposes[name].task == "questions" and text.strip():
             return self.service.question(name, text, values)
         return self.service.continuation(name, text, values)
 

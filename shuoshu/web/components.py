@@ -54,19 +54,23 @@ def buttons(*labels: str) -> list[gr.Button]:
 def settings_panel(service: PageService, temperature: float) -> list[Component]:
     """A folded panel with the settings, in the order of SETTING_NAMES."""
     with gr.Accordion(I18N("settings"), open=False):
-        sliders = [
-            gr.Slider(
-                limits.low,
-                limits.high,
-                temperature if name == "temperature" else limits.default,
-                step=limits.step,
-                label=I18N(name),
-                info=I18N(f"{name}_help"),
-            )
-            for name, limits in service.ranges.items()
-        ]
-        seed = gr.Textbox("", label=I18N("seed"), info=I18N("seed_help"), max_lines=1)
-    return [*sliders, seed]
+        return settings_fields(service, temperature)
+
+
+def settings_fields(service: PageService, temperature: float) -> list[Component]:
+    """A field for each setting, in the order of SETTING_NAMES."""
+    sliders = [
+        gr.Slider(
+            limits.low,
+            limits.high,
+            temperature if name == "temperature" else limits.default,
+            step=limits.step,
+            label=I18N(name),
+            info=I18N(f"{name}_help"),
+        )
+        for name, limits in service.ranges.items()
+    ]
+    return [*sliders, gr.Textbox("", label=I18N("seed"), info=I18N("seed_help"), max_lines=1)]
 
 
 def setting_values(values: Sequence[object]) -> dict[str, object]:

@@ -46,7 +46,7 @@ class ContinueTab:
         self.service = service
         self.story = gr.State(Story())
         # By default the first model that was not fine-tuned.
-        text_models = [name for name in service.names if service.tasks[name] == "text"]
+        text_models = [name for name in service.names if service.purposes[name].task == "text"]
         self.model = model_chooser(service.names, value=[*text_models, service.names[0]][0])
         self.box = gr.Textbox(
             label=I18N("story"),

@@ -44,6 +44,11 @@ LABELS: dict[str, Text] = {
     "refresh": ("刷新", "Refresh"),
     # settings
     "settings": ("设置", "Settings"),
+    "system": ("系统提示", "System message"),
+    "system_help": (
+        "放在每个问题前面；一开始是模型训练时用的那句，留空：不用",
+        "comes before each question; at first the one of the model's training; empty: none",
+    ),
     "temperature": ("温度", "Temperature"),
     "temperature_help": (
         "0：总是取最可能的词元；越高越出人意料",

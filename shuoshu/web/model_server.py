@@ -21,7 +21,7 @@ from shuoshu.core.run_log import read_settings
 from shuoshu.evaluation.copies import TrainingText
 from shuoshu.generation.chat_model import ChatModel
 from shuoshu.generation.sampling import SamplingParams, TextEvent
-from shuoshu.models.weights import load_model, read_metadata, task_and_turns
+from shuoshu.models.weights import CONTINUES_TEXT, Purpose, load_model, read_metadata, read_purpose
 
 UPDATE_SECONDS = 0.04  # between two states of a growing text; faster updates aren't visible
 POLL_SECONDS = 0.1  # how soon a reader's stop is noticed while no new state arrives
@@ -108,15 +108,15 @@ class ModelServer:
 
     # ------------------------------------------------------------ models
 
-    def task_and_turns(self, name: str) -> tuple[str, int]:
-        """What a model was trained for: ("text", 0) or ("questions", turns of a conversation).
+    def purpose(self, name: str) -> Purpose:
+        """What a model was trained for. Reads the weights file without loading it.
 
-        Reads the weights file without loading it. ("text", 0) if it is damaged.
+        A damaged one continues text.
         """
         try:
-            return task_and_turns(read_metadata(self.folders[name] / "model.safetensors"))
+            return read_purpose(read_metadata(self.folders[name] / "model.safetensors"))
         except UserError:
-            return "text", 0
+            return CONTINUES_TEXT
 
     def model(self, name: str) -> ChatModel:
         """The model with its newest weights."""

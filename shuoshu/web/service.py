@@ -50,6 +50,7 @@ class GenerationRequest:
     settings: SampleSettings
     is_question: bool
     history: Sequence[Message] = ()
+    system: str | None = None  # None: the message of the model's training
     copies: int = 1
 
 
@@ -65,10 +66,8 @@ class PageService:
     def __init__(self, models: ModelServer) -> None:
         self.models = models
         self.names = list(models.folders)
-        self.tasks, self.turns = {}, {}
-        for name in self.names:
-            self.tasks[name], self.turns[name] = models.task_and_turns(name)
-        self.question_models = [name for name in self.names if self.tasks[name] == "questions"]
+        self.purposes = {name: models.purpose(name) for name in self.names}
+        self.question_models = [n for n in self.names if self.purposes[n].task == "questions"]
         self.ranges = setting_ranges(models.settings.max_new_tokens)
 
     def find_model(self, name: object, answers: bool = False) -> str:
@@ -92,12 +91,14 @@ class PageService:
         text: object,
         settings: dict[str, object],
         history: Sequence[Message] = (),
+        system: object = None,
     ) -> GenerationRequest:
         """A request for an answer. Raises UserError if a value is wrong."""
         model, text = self.find_model(model, answers=True), parse_text(text)
+        system = None if system is None else parse_text(system)
         if not text.strip():
             raise UserError(error_text("empty_question"))
-        return GenerationRequest(model, text, self._settings(settings), True, history)
+        return GenerationRequest(model, text, self._settings(settings), True, history, system)
 
     def continuation(
         self, model: object, text: object, settings: dict[str, object], copies: int = 1
@@ -122,7 +123,7 @@ class PageService:
             if not request.is_question:
                 return model.tokenizer.encode(request.text), sampling
             try:
-                return model.question_ids(request.text, request.history), sampling
+                return model.question_ids(request.text, request.history, request.system), sampling
             except UserError:
                 raise UserError(error_text("too_many_tokens", model.block)) from None
 

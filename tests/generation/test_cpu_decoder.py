@@ -10,7 +10,7 @@ from shuoshu.generation import cpu_decoder, sampling
 from shuoshu.generation.chat_model import ChatModel
 from shuoshu.generation.cpu_decoder import CpuDecoder
 from shuoshu.generation.sampling import SamplingParams, TextGenerator, largest
-from shuoshu.models.weights import LoadedModel
+from shuoshu.models.weights import CONTINUES_TEXT, LoadedModel
 
 SHAPE = GPTConfig(
     vocab_size=96,
@@ -169,7 +169,7 @@ def test_a_chat_model_packs_its_weights_once(pretrained_model, monkeypatch):
             calls.append(self) or real(self, *arguments)
         ),
     )
-    chat_model = ChatModel(LoadedModel(model, tokenizer, 0, "text", 0), torch.device("cpu"))
+    chat_model = ChatModel(LoadedModel(model, tokenizer, 0, CONTINUES_TEXT), torch.device("cpu"))
     prompts = [[tokenizer.end]]
     expected = TextGenerator(model, tokenizer).complete(prompts, SamplingParams(20), [1])
     calls.clear()

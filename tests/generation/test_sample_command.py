@@ -9,12 +9,15 @@ import signal
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 import sample
+from shuoshu.core.command_settings import SampleSettings
 from shuoshu.core.errors import UserError
 from shuoshu.generation import prompt_files, sample_command
-from shuoshu.generation.chat_model import ChatModel
 from shuoshu.generation.sampling import TextGenerator
+from shuoshu.models import weights as models_weights
+from shuoshu.models.weights import Purpose
 from shuoshu.sft.dataset import read_pairs
 
 QUICK = ["--max_new_tokens=12", "--threads=1", "--device=cpu"]
@@ -283,11 +286,12 @@ def test_a_chat_answers_question_after_question_and_ends_with_an_empty_line(
     assert ask_tuned("--chat").count(first) == 1
 
 
-class Recorder(ChatModel):
+class Recorder(sample_command.TerminalChat):
     """A TerminalChat with a block of 64 that records the prompts and answers with their number."""
 
     def __init__(self, tokenizer, turns):
-        self.tokenizer, self.turns, self.block, self.prompts = tokenizer, turns, 64, []
+        self.tokenizer, self.block, self.prompts = tokenizer, 64, []
+        self.purpose, self.is_answering, self.system = Purpose("questions", turns), True, None
         self.settings = SimpleNamespace(seed=1)
 
     def print_text(self, ids, seed, stop):
@@ -317,6 +321,39 @@ def test_a_chat_drops_its_oldest_turns_when_half_the_block_is_full(tokenizer, mo
     assert sample_command.chat(terminal) == 0
     assert terminal.prompts[0] == "A" * 6 and "AAAAAA1。BBBBBB" in terminal.prompts[1]
     assert terminal.prompts[4].endswith("DDDDDD4。EEEEEE") and "A" not in terminal.prompts[4]
+
+
+def test_the_system_message_of_the_training_begins_each_conversation(tokenizer, monkeypatch):
+    terminal = Recorder(tokenizer, 2)
+    terminal.purpose = Purpose("questions", 2, "你是老船夫。")
+    ids = terminal.prompt_ids("渡口？")
+    messages = [("system", "你是老船夫。"), ("user", "渡口？"), ("assistant", None)]
+    assert ids == tokenizer.render([{"role": r, "content": c} for r, c in messages])[0]
+    assert terminal.question_ids("渡口？", system="你是柳青禾。") != ids
+    assert (
+        terminal.question_ids("渡口？", system="")
+        == tokenizer.render([{"role": r, "content": c} for r, c in messages[1:]])[0]
+    )
+    monkeypatch.setattr("sys.stdin", io.StringIO("甲？\n乙？\n丙？\n\n"))
+    assert sample_command.chat(terminal) == 0
+    assert [p.count("你是老船夫。") for p in terminal.prompts] == [1, 1, 1]
+    assert terminal.prompts[2] == "你是老船夫。乙？2。丙？"
+
+
+@pytest.mark.parametrize(
+    "given, expected", [("trained", None), ("none", ""), ("你是老船夫。", "你是老船夫。")]
+)
+def test_the_system_message_may_be_given(tuned, given, expected):
+    settings = SampleSettings(system=given)
+    loaded, device = models_weights.load_model(tuned), torch.device("cpu")
+    assert sample_command.TerminalChat(settings, loaded, device).system == expected
+
+
+def test_a_model_that_continues_text_takes_no_system_message(pretrained, capsys):
+    assert (
+        sample.main([f"--out_dir={pretrained}", *QUICK, "--start=x", "--system=你是老船夫。"]) == 2
+    )
+    assert "--system is for models that answer questions" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -155,6 +155,24 @@ def test_readable_pairs_name_their_source_and_rows(prepare, tmp_path: Path) -> N
     assert trained(folder)[-1] == "走了。也走了。"
 
 
+@pytest.mark.parametrize(
+    "messages, recorded, told",
+    [
+        (("你是老船夫。",), "你是老船夫。", "system       你是老船夫。: before every question"),
+        (("你是老船夫。", "你是柳青禾。"), "", "2 different messages"),
+        (("你是老船夫。", ""), "", "2 different messages"),
+        (("",), "", None),
+    ],
+)
+def test_the_system_message_of_all_conversations_is_recorded(
+    prepare, tmp_path: Path, messages: tuple[str, ...], recorded: str, told: str | None
+) -> None:
+    rows = [{**row, "system": messages[n % len(messages)]} for n, row in enumerate(ROWS)]
+    printed = prepare(rows)
+    assert text_dataset.read_meta(tmp_path / "out")["system"] == recorded
+    assert told in printed if told else "system  " not in printed
+
+
 def test_files_match_the_hashes_and_counts_in_meta(prepare, tmp_path: Path) -> None:
     prepare(ROWS)
     folder = tmp_path / "out"

@@ -53,6 +53,19 @@ def test_the_chat_template_renders_like_render(each: Tokenizer, folder: Path) ->
     )
 
 
+def test_the_chat_template_begins_with_the_system_message_of_the_training(
+    each: Tokenizer, tmp_path: Path
+) -> None:
+    system = '你是"老船夫"。\n{{ 只 }} 答 {% 两 %} 字\\。🏮\''
+    for name, content in each.files(256, system).items():
+        (tmp_path / name).write_text(content, encoding="utf-8")
+    other = AutoTokenizer.from_pretrained(tmp_path)
+    asked = CHAT[1:2]
+    first = [{"role": "system", "content": system}]
+    assert other.apply_chat_template(asked, return_dict=False) == each.render([*first, *asked])[0]
+    assert other.apply_chat_template(CHAT, return_dict=False) == each.render(CHAT)[0]
+
+
 def test_a_loaded_tokenizer_is_the_one_saved(each: Tokenizer, folder: Path) -> None:
     loaded = Tokenizer.load(folder)
     assert loaded.hash == each.hash

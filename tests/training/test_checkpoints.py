@@ -199,9 +199,9 @@ def test_sampling_does_not_import_torchs_compiler(pretrained):
 
 
 def test_the_weights_file_records_the_number_of_turns(pretrained, tuned):
-    assert models_weights.load_model(pretrained).turns == 0
+    assert models_weights.load_model(pretrained).purpose == models_weights.CONTINUES_TEXT
     loaded = models_weights.load_model(tuned)
-    assert loaded.turns == 1 and loaded.step > 0
+    assert loaded.purpose.turns == 1 and loaded.step > 0
     assert models_weights.read_metadata(tuned / "model.safetensors")["turns"] == "1"
 
 
@@ -211,4 +211,4 @@ def test_a_model_saved_before_turns_were_counted_continues_text(pretrained, tmp_
     )
     model = models_weights.load_model(pretrained).model
     models_weights.write_tensors(folder / "model.safetensors", model.tensors(), {"step": "7"})
-    assert models_weights.load_model(folder)[2:] == (7, "text", 0)
+    assert models_weights.load_model(folder)[2:] == (7, models_weights.CONTINUES_TEXT)

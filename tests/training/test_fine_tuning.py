@@ -110,6 +110,17 @@ def test_the_first_steps_loss_is_that_mean_for_every_batch_size(
     )
 
 
+def test_the_model_keeps_the_system_message_of_its_training(sft, qa: Path, tmp_path: Path) -> None:
+    data = [str(qa.parent / "facts.json"), f"--out={tmp_path / 'data'}", "--system=你是老船夫。"]
+    model = next(word for word in sft if word.startswith("--init_from=")).partition("=")[2]
+    assert prepare_sft.main([*data, f"--tokenizer={model}"]) == 0
+    settings = [f"--dataset={tmp_path / 'data'}", "--max_iters=1", "--eval_questions=1"]
+    assert train_model([*sft, *settings, f"--out_dir={tmp_path / 'out'}"]) == 0
+    assert models_weights.load_model(tmp_path / "out").purpose == models_weights.Purpose(
+        "questions", 1, "你是老船夫。"
+    )
+
+
 def test_accumulated_batches_of_uneven_answers_train_as_one_large_batch(
     sft, uneven: Path, tmp_path: Path
 ) -> None:

@@ -99,6 +99,11 @@ def test_a_known_question_is_answered_state_by_state(client, known, question):
     assert all(known[question].startswith(state) for state in states)
 
 
+def test_a_system_message_counts_as_part_of_the_question(client):
+    with pytest.raises(AppError, match="reads"):
+        client.predict("谁？", system="长" * 100, api_name="/ask")
+
+
 def test_a_continuation_repeats_with_its_seed(client, pretrained):
     def write(seed: int) -> str:
         return client.predict(
@@ -118,8 +123,8 @@ def test_a_long_continuation_streams(client, pretrained):
 
 def test_the_models_are_listed(client, tuned, pretrained):
     assert client.predict(api_name="/models") == [
-        {"model": str(tuned), "task": "questions", "turns": 1},
-        {"model": str(pretrained), "task": "text", "turns": 0},
+        {"model": str(tuned), "task": "questions", "turns": 1, "system": ""},
+        {"model": str(pretrained), "task": "text", "turns": 0, "system": ""},
     ]
 
 

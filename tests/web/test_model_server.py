@@ -14,6 +14,7 @@ from shuoshu.core.command_settings import AppSettings
 from shuoshu.core.errors import UserError
 from shuoshu.generation.chat_model import ChatModel
 from shuoshu.generation.sampling import SamplingParams
+from shuoshu.models.weights import CONTINUES_TEXT
 from shuoshu.web.model_server import GenerationState, ModelServer
 
 ENDLESS = 10**6  # tokens, more than a test waits for
@@ -138,7 +139,7 @@ def test_while_a_model_is_replaced_the_old_one_answers(folder, tuned, damage):
 def test_a_damaged_first_model_is_an_error_until_it_is_replaced(folder, pretrained):
     server, weights = new_server(folder), folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    assert server.task_and_turns(str(folder)) == ("text", 0)
+    assert server.purpose(str(folder)) == CONTINUES_TEXT
     with pytest.raises(UserError, match=r"model\.safetensors"):
         server.model(str(folder))
     shutil.copy(pretrained / "model.safetensors", weights)
@@ -147,5 +148,5 @@ def test_a_damaged_first_model_is_an_error_until_it_is_replaced(folder, pretrain
 
 def test_two_folders_are_two_models(tuned, pretrained):
     server = new_server(tuned, pretrained)
-    models = [(server.model(name).step, *server.task_and_turns(name)) for name in server.folders]
-    assert models == [(120, "questions", 1), (150, "text", 0)]
+    models = [(server.model(name).step, *server.purpose(name)) for name in server.folders]
+    assert models == [(120, "questions", 1, ""), (150, "text", 0, "")]

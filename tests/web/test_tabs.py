@@ -16,6 +16,7 @@ import pytest
 
 from shuoshu.core.command_settings import AppSettings
 from shuoshu.core.errors import UserError
+from shuoshu.models.weights import Purpose
 from shuoshu.web.ask_tab import (
     EXAMPLES,
     RETRY_TEMPERATURE,
@@ -95,7 +96,7 @@ def final(updates: Iterable[dict]) -> dict:
 def test_a_known_question_is_answered_and_the_box_is_cleared(ask_tab, tuned_name, known, reader):
     question, answer = next(iter(known.items()))
     settings = values(temperature=0)
-    first, *others = ask_tab.ask(reader, question, [], tuned_name, *settings)
+    first, *others = ask_tab.ask(reader, question, [], tuned_name, "", *settings)
     assert first == {ask_tab.question: ""} and len(others) > 2
     assert others[0][ask_tab.chat] == messages([GeneratedText(tuned_name, question)])
     # What the reader types meanwhile stays.
@@ -104,16 +105,33 @@ def test_a_known_question_is_answered_and_the_box_is_cleared(ask_tab, tuned_name
     assert page[ask_tab.chat][-1] == {"role": "assistant", "content": answer}
     assert page[ask_tab.status] == text_html("end")
 
-    second = final(ask_tab.ask(reader, question, page[ask_tab.turns], tuned_name, *settings))
+    second = final(ask_tab.ask(reader, question, page[ask_tab.turns], tuned_name, "", *settings))
     assert len(second[ask_tab.chat]) == 4 and len(second[ask_tab.turns]) == 2
     assert second[ask_tab.status] == text_html("single_questions")
+
+
+@pytest.mark.parametrize("system", ["你是老船夫。", ""])
+def test_the_system_message_in_its_box_begins_the_prompt(
+    ask_tab, service, tuned_name, reader, system
+):
+    tokenizer = service.models.model(tuned_name).tokenizer
+    turn = final(ask_tab.ask(reader, "谁？", [], tuned_name, system, *values()))[ask_tab.turns][-1]
+    first = [{"role": "system", "content": system}] if system else []
+    asked = [*first, {"role": "user", "content": "谁？"}]
+    assert turn.prompt_ids == [*tokenizer.render(asked)[0], tokenizer.assistant]
+
+
+def test_another_model_brings_its_system_message(ask_tab, service, tuned_name, monkeypatch):
+    purpose = Purpose("questions", 1, "你是老船夫。")
+    monkeypatch.setitem(service.purposes, tuned_name, purpose)
+    assert ask_tab.change_model(tuned_name)[ask_tab.system] == "你是老船夫。"
 
 
 def test_a_question_that_is_too_long_returns_to_the_box(ask_tab, tuned_name, reader):
     turns, question = [GeneratedText(tuned_name, "一？", text="甲")], "好" * 200
     page = {}
     with pytest.raises(UserError, match="too long"):
-        for update in ask_tab.ask(reader, question, turns, tuned_name, *values()):
+        for update in ask_tab.ask(reader, question, turns, tuned_name, "", *values()):
             page |= update
     assert page[ask_tab.question] == question and page[ask_tab.turns] == turns
     assert page[ask_tab.chat] == messages(turns)
@@ -136,9 +154,9 @@ def test_undo_cancels_a_waiting_request_and_changes_nothing_else(
     turns = [GeneratedText(tuned_name, "一？", text="甲")]
     service.note_request(reader)
     assert ask_tab.undo(reader, turns) == gr.skip()
-    assert list(ask_tab.ask(reader, "二？", turns, tuned_name, *values())) == []
+    assert list(ask_tab.ask(reader, "二？", turns, tuned_name, "", *values())) == []
     service.note_request(reader)
-    assert list(ask_tab.ask(reader, "二？", turns, tuned_name, *values(max_new_tokens=3)))
+    assert list(ask_tab.ask(reader, "二？", turns, tuned_name, "", *values(max_new_tokens=3)))
     assert ask_tab.undo(reader, turns)[ask_tab.question] == "一？"
 
 
@@ -148,7 +166,7 @@ def test_after_a_stop_no_update_arrives(
     ask_tab, service, tuned_name, known, reader, action, is_complete
 ):
     service.note_request(reader)
-    updates = ask_tab.ask(reader, next(iter(known)), [], tuned_name, *values(temperature=0))
+    updates = ask_tab.ask(reader, next(iter(known)), [], tuned_name, "", *values(temperature=0))
     turns = [next(updates), next(updates), next(updates)][-1][ask_tab.turns]
     while is_complete and not turns[-1].ids:
         turns = next(updates)[ask_tab.turns]
@@ -177,7 +195,7 @@ def test_retry_has_a_new_seed_and_a_temperature_above_0():
 def test_retry_answers_the_last_question_again(ask_tab, tuned_name, known, reader, temperature):
     turns = [GeneratedText(tuned_name, next(iter(known)), text="甲")]
     settings = values(temperature=temperature, seed=7, max_new_tokens=300)
-    page = final(ask_tab.retry(reader, turns, tuned_name, *settings))
+    page = final(ask_tab.retry(reader, turns, tuned_name, "", *settings))
     [turn] = page[ask_tab.turns]
     assert turn.prompt == turns[0].prompt and turn.text and turn.version
     says_raised = page[ask_tab.status] == text_html("raised_temperature")
@@ -186,14 +204,14 @@ def test_retry_answers_the_last_question_again(ask_tab, tuned_name, known, reade
 
 def test_retry_without_a_question_is_an_error(ask_tab, tuned_name, reader):
     with pytest.raises(UserError, match="The question is empty"):
-        final(ask_tab.retry(reader, [], tuned_name, *values()))
+        final(ask_tab.retry(reader, [], tuned_name, "", *values()))
 
 
 def test_an_example_is_answered_and_the_box_is_unchanged(ask_tab, tuned_name, known, reader):
     question, answer = next(iter(known.items()))
     event = SimpleNamespace(value={"text": question})
     assert ask_tab.choose_example(reader, event) == question
-    page = final(ask_tab.ask_example(reader, question, [], tuned_name, *values(temperature=0)))
+    page = final(ask_tab.ask_example(reader, question, [], tuned_name, "", *values(temperature=0)))
     assert [message["content"] for message in page[ask_tab.chat]] == [question, answer]
     assert ask_tab.question not in page
 
@@ -221,7 +239,7 @@ def test_a_chosen_message_is_looked_into(ask_tab, tuned_name):
 
 def test_a_model_that_answers_no_questions_is_refused(ask_tab, base_name, reader):
     with pytest.raises(UserError, match="answers no questions"):
-        final(ask_tab.ask(reader, "谁？", [], base_name, *values()))
+        final(ask_tab.ask(reader, "谁？", [], base_name, "", *values()))
 
 
 # ---------------------------------------------------------------- Continue
