@@ -11,6 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import chain
+from typing import NamedTuple
 
 from shuoshu.core.errors import UserError
 from shuoshu.core.terminal import display_width, shorten
@@ -45,6 +46,14 @@ class Pair:
         return self.messages[-1]["content"]
 
 
+class Rejection(NamedTuple):
+    """Why a row of a file is not a record."""
+
+    reason: str
+    detail: str
+    record: dict | None = None  # the row's values, if it has columns
+
+
 @dataclass
 class RejectedRecords:
     """The number of records read, and which were rejected, by reason and with examples."""
@@ -66,6 +75,17 @@ def clean_field(text: str) -> str:
     """The text as valid Unicode with \\n at line ends; removes NUL, BOMs and outer white space."""
     text = text.replace("\r\n", "\n").replace("\r", "\n").replace("\0", "").replace("\ufeff", "")
     return re.sub("[\ud800-\udfff]", "�", text).strip()
+
+
+def scalar_text(value: object) -> str | None:
+    """The text of a text, a finite number or a boolean, "" for null; None for anything else."""
+    if value is None or isinstance(value, str):
+        return value or ""
+    if isinstance(value, bool):
+        return json.dumps(value)
+    if isinstance(value, int) or (isinstance(value, float) and math.isfinite(value)):
+        return str(value).removesuffix(".0")
+    return None
 
 
 def preview(value: object, columns: int = 70) -> str:
