@@ -147,7 +147,9 @@ class SampleSettings(Settings):
     stop: tuple[str, ...] = setting((), "end a text before this string; repeatable")
     seed: int = random_seed("seed of the random numbers; the same seed gives the same text")
     infile: str | None = setting(
-        None, "file of prompts: .csv, .jsonl, or .txt with one per line; needs --out", alias="in"
+        None,
+        "file of prompts: .csv, .tsv, .json, .jsonl, or .txt with one per line; needs --out",
+        alias="in",
     )
     outfile: str | None = setting(
         None, "file to write: the rows of --in with their texts, .csv or .jsonl", alias="out"

@@ -1,78 +1,82 @@
-"""Files of prompts: reads .csv, .jsonl and .txt; writes rows with answers to .csv or .jsonl."""
+"""Files of prompts: reads question files and .txt; writes rows with answers to .csv or .jsonl."""
 
 from __future__ import annotations
 
 import csv
 import errno
-import io
 import json
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from shuoshu.core.errors import UserError
-from shuoshu.core.files import error_reason, read_text, write_atomically, write_synced_text
-from shuoshu.sft.question_files import parse_json
+from shuoshu.core.files import write_atomically, write_synced_text
+from shuoshu.sft.pairs import Rejection, preview, scalar_text
+from shuoshu.sft.question_files import PROMPT_SUFFIXES, read_rows
 
-# The column with the prompts is the first of these that the file has.
+# The column with the prompt is the first of these that the row has, in upper or lower case.
 PROMPT_COLUMNS = ("prompt", "question", "instruction", "start", "text", "问题")
-MAX_PROMPT_CHARACTERS = 1 << 17  # a longer cell is the sign of a missing quotation mark
 
 # ---------------------------------------------------------------- read
 
 
-def read_prompts(path: Path) -> tuple[list[dict], list[str]]:
-    """(rows with all columns, prompts) of a file. UserError says what is wrong and where."""
-    readers = {".csv": _read_csv, ".jsonl": _read_jsonl, ".txt": _read_lines}
-    try:
-        text = read_text(path)
-    except (OSError, ValueError) as error:
-        raise UserError(f"can't read {path}: {error_reason(error)}") from None
-    if path.suffix.lower() not in readers:
-        raise UserError(f"{path}: prompts are read from .csv, .jsonl and .txt")
-    rows = readers[path.suffix.lower()](path, text)
-    if not rows:
-        raise UserError(f"{path} holds no prompt")
-    column = next((name for name in PROMPT_COLUMNS if name in rows[0]), None)
+@dataclass
+class PromptFile:
+    """The rows of a file with all their columns, and their prompts."""
+
+    rows: list[dict] = field(default_factory=list)
+    sources: list[str] = field(default_factory=list)  # "row 17"
+    prompts: list[str | None] = field(default_factory=list)  # None: the row has no usable prompt
+    problems: list[str] = field(default_factory=list)  # of these rows
+    notes: list[str] = field(default_factory=list)
+
+
+def read_prompts(path: Path) -> PromptFile:
+    """All rows of a file of prompts, those without a usable prompt included.
+
+    Raises UserError if the file can't be read or no row has a usable prompt.
+    """
+    if path.suffix.lower() not in PROMPT_SUFFIXES:
+        raise UserError(f"{path}: prompts are read from {', '.join(PROMPT_SUFFIXES)}")
+    file = PromptFile()
+    for number, row in read_rows(path, None, file.notes):
+        source = f"row {number}"
+        if not isinstance(row, Rejection):
+            prompt, problem = _prompt(row)
+        elif row.record is not None:
+            row, prompt, problem = row.record, "", f"{row.reason}, {row.detail}"
+        else:
+            raise UserError(
+                f'{path}, {source}: {row.detail}; expected an object like {{"prompt": "…"}}'
+            )
+        file.rows.append(row)
+        file.sources.append(source)
+        file.prompts.append(None if problem else prompt)
+        if problem:
+            file.problems.append(f"{source}: {problem}")
+    if len(file.problems) == len(file.rows):
+        example = f" ({file.problems[0]})" if file.problems else ""
+        raise UserError(f"{path} holds no prompt{example}")
+    return file
+
+
+def _prompt(row: dict) -> tuple[str, str]:
+    """(a row's prompt, why it has none: "" if it has one)."""
+    names = {name.casefold(): name for name in row}
+    column = next((name for name in PROMPT_COLUMNS if name in names), None)
     if column is None:
-        expected = f"{', '.join(PROMPT_COLUMNS[:-1])} or {PROMPT_COLUMNS[-1]}"
-        raise UserError(
-            f"{path} has no column {expected}; its columns are {', '.join(map(str, rows[0]))}"
-        )
-    for number, row in enumerate(rows, 1):
-        if not isinstance(row.get(column), str):
-            raise UserError(f"{path}: row {number} has no text in its column {column}")
-    return rows, [row[column] for row in rows]
-
-
-def _read_lines(path: Path, text: str) -> list[dict]:
-    return [{"prompt": line} for line in text.split("\n") if line.strip()]
-
-
-def _read_csv(path: Path, text: str) -> list[dict]:
-    csv.field_size_limit(MAX_PROMPT_CHARACTERS)  # the csv module has one limit for all readers
-    source = io.StringIO(text, newline="")
-    reader = csv.DictReader(source, restkey="more", restval="", strict=True)
-    try:
-        return [dict(row) for row in reader]
-    except csv.Error as error:
-        raise UserError(
-            f"{path}, line {reader.line_num}: {error}"
-            " (is a quotation mark not closed, or not doubled?)"
-        ) from None
-
-
-def _read_jsonl(path: Path, text: str) -> list[dict]:
-    rows = []
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            row = parse_json(line, number)
-        except UserError as error:
-            raise UserError(f"{path}, {error}") from None
-        if not isinstance(row, dict):
-            raise UserError(f'{path}, line {number}: expected an object like {{"prompt": "…"}}')
-        rows.append(row)
-    return rows
+        return "", f"it has no column {', '.join(PROMPT_COLUMNS)}, but {preview(', '.join(row))}"
+    columns = [column]
+    if column == "instruction" and "input" in names:  # Alpaca's
+        columns.append("input")
+    texts = []
+    for name in columns:
+        text = scalar_text(row[names[name]])
+        if text is None:
+            return "", f"its {name} is {preview(row[names[name]])}"
+        texts.append(text)
+    if not texts[0].strip():
+        return "", f"its {column} is empty"
+    return "\n".join(text for text in texts if text), ""
 
 
 # ---------------------------------------------------------------- write
@@ -109,9 +113,16 @@ def write_prompt_rows(path: Path, rows: list[dict]) -> None:
 def _write_csv(path: Path, rows: list[dict]) -> None:
     columns = list(dict.fromkeys(name for row in rows for name in row))
     with path.open("w", encoding="utf-8", errors="replace", newline="") as file:
-        writer = csv.DictWriter(file, columns, restval="")
-        writer.writeheader()
-        writer.writerows(rows)
+        writer = csv.writer(file)
+        writer.writerow(columns)
+        writer.writerows([_cell(row.get(name)) for name in columns] for row in rows)
+
+
+def _cell(value: object) -> str:
+    """Text as it is, null as an empty cell, other values as JSON."""
+    if isinstance(value, str) or value is None:
+        return value or ""
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _write_jsonl(path: Path, rows: list[dict]) -> None:

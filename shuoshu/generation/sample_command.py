@@ -15,15 +15,21 @@ from shuoshu.core.distributed import StopFlag
 from shuoshu.core.errors import UserError
 from shuoshu.core.files import error_reason, read_text
 from shuoshu.generation.chat_model import ChatModel
-from shuoshu.generation.prompt_files import read_prompts, require_writable, write_prompt_rows
+from shuoshu.generation.prompt_files import (
+    PromptFile,
+    read_prompts,
+    require_writable,
+    write_prompt_rows,
+)
 from shuoshu.models.weights import LoadedModel, load_model
+from shuoshu.sft.pairs import MAX_EXAMPLES
 
 
 def run(settings: SampleSettings, out_dir: Path) -> int:
     """Generates what the settings ask for with the model in `out_dir`; returns the exit code."""
     # Inputs come first: a wrong path must not cost the time to load a model.
     if settings.infile:
-        rows, prompts = read_prompts(Path(settings.infile))
+        file = read_prompts(Path(settings.infile))
         require_writable(Path(settings.outfile))
     elif not settings.chat:
         prompts = command_line_prompts(settings)
@@ -32,7 +38,7 @@ def run(settings: SampleSettings, out_dir: Path) -> int:
     if settings.chat:
         return chat(terminal)
     if settings.infile:
-        return write_answers(terminal, rows, prompts)
+        return write_answers(terminal, file)
     stream_to_terminal(terminal, prompts)
     return 0
 
@@ -160,15 +166,16 @@ def chat(terminal: TerminalChat) -> int:
 # ---------------------------------------------------------------- to a file
 
 
-def write_answers(terminal: TerminalChat, rows: list[dict], prompts: list[str]) -> int:
+def write_answers(terminal: TerminalChat, file: PromptFile) -> int:
     """Writes the rows with the texts in new columns: answer, answer_2 …; returns the exit code.
 
-    After a signal, the texts that are not finished are empty.
+    The texts of rows without a usable prompt are empty, and after a signal those not finished.
     """
-    settings = terminal.settings
-    samples = settings.num_samples
-    ids = [terminal.prompt_ids(prompt) for prompt in prompts for _ in range(samples)]
-    seeds = [text_seed(settings, number) for number in range(len(ids))]
+    settings, samples = terminal.settings, terminal.settings.num_samples
+    prompts = _prompts_to_answer(terminal, file)
+    texts = [(row, sample) for row in prompts for sample in range(samples)]
+    ids = [prompts[row] for row, _ in texts]
+    seeds = [text_seed(settings, row * samples + sample) for row, sample in texts]
 
     def print_progress(done: int) -> None:
         print(f"\r{done:,}/{len(ids):,}", end="", file=sys.stderr, flush=True)
@@ -178,13 +185,12 @@ def write_answers(terminal: TerminalChat, rows: list[dict], prompts: list[str]) 
             ids, terminal.params, seeds, settings.batch_size, lambda: stop.raised, print_progress
         )
     print(file=sys.stderr)
-    # A column of this name is the file's own reference answers.
-    column = "model_answer" if any("answer" in row for row in rows) else "answer"
-    for number, result in enumerate(results):
-        row, sample = divmod(number, samples)
-        name = column if sample == 0 else f"{column}_{sample + 1}"
-        rows[row][name] = result.text if result else ""
-    write_prompt_rows(Path(settings.outfile), rows)
+    columns = _answer_columns(file.rows, samples)
+    for row in file.rows:
+        row.update(dict.fromkeys(columns, ""))
+    for (row, sample), result in zip(texts, results, strict=True):
+        file.rows[row][columns[sample]] = result.text if result else ""
+    write_prompt_rows(Path(settings.outfile), file.rows)
     finished = [result for result in results if result]
     kind = "answers" if terminal.is_answering else "continuations"
     print(f"{len(finished):,} of {len(ids):,} {kind} in {settings.outfile}")
@@ -192,3 +198,35 @@ def write_answers(terminal: TerminalChat, rows: list[dict], prompts: list[str]) 
     if cut and terminal.is_answering:
         print(f"{cut:,} of them were cut at --max_new_tokens={settings.max_new_tokens}")
     return 128 + stop.raised if stop.raised else 0
+
+
+def _prompts_to_answer(terminal: TerminalChat, file: PromptFile) -> dict[int, list[int]]:
+    """The prompt's ids of each row that can be answered; prints the number of others.
+
+    Raises UserError if there is no such row.
+    """
+    result, problems = {}, list(file.problems)
+    for row, prompt in enumerate(file.prompts):
+        try:
+            if prompt is not None:
+                result[row] = terminal.prompt_ids(prompt)
+        except UserError as error:
+            problems.append(f"{file.sources[row]}: {error}")
+    for note in file.notes:
+        print(f"note: {note}", file=sys.stderr)
+    if not result:
+        raise UserError(f"no row of {terminal.settings.infile} can be answered ({problems[0]})")
+    if problems:
+        examples = "".join(f"\n  {problem}" for problem in problems[:MAX_EXAMPLES])
+        print(f"{len(problems):,} rows get no answer, for example{examples}", file=sys.stderr)
+    return result
+
+
+def _answer_columns(rows: list[dict], samples: int) -> list[str]:
+    """The names of the columns with the texts; none of them is a column of the file itself."""
+    own, name = {column for row in rows for column in row}, "answer"
+    while True:
+        columns = [name, *(f"{name}_{number}" for number in range(2, samples + 1))]
+        if not own.intersection(columns):
+            return columns
+        name = f"model_{name}"

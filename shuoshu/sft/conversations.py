@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
-import math
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
+from typing import NamedTuple
 
 from shuoshu.core.command_settings import PrepareSftSettings
 from shuoshu.core.errors import UserError
-from shuoshu.sft.layouts import Layout, Template, known_layout, parse_template
-from shuoshu.sft.pairs import QUESTION_SPLITS, Pair, RejectedRecords, clean_field, preview
+from shuoshu.sft.layouts import Layout, Template, find_column, known_layout, parse_template
+from shuoshu.sft.pairs import (
+    MAX_COLUMNS_SHOWN,
+    QUESTION_SPLITS,
+    Pair,
+    RejectedRecords,
+    clean_field,
+    label_key,
+    merge_equal_labels,
+    preview,
+    scalar_text,
+)
 from shuoshu.sft.question_files import read_records
 
 SPLIT_NAMES = {
@@ -31,12 +42,21 @@ ROLE_NAMES = {
     "bot": "assistant",
     "model": "assistant",
 }
-MAX_COLUMNS_SHOWN = 30  # in the message about unknown columns
 Labels = dict[float | str, str]  # value of the answer column → answer
+MESSAGE_FIELDS = ("role", "from", "content", "value")
+UNQUOTABLE = frozenset('"$`\\!{}\n')  # in a name within a template that a shell reads
 
 
 class UnusableRecord(Exception):
     """A record that is left out. Arguments: the reason, and what is wrong with this record."""
+
+
+class Conversation(NamedTuple):
+    """A record's messages, and what of the record is not in them."""
+
+    messages: list[dict[str, str]]
+    unanswered: str = ""  # the last question, if no answer follows
+    replaced_system: str = ""  # the system message that another one replaces
 
 
 def parse_pairs(
@@ -64,6 +84,11 @@ def parse_pairs(
             except UnusableRecord as error:
                 reason, detail = error.args
                 rejected.add(reason, source, detail)
+        rejected.notes += parser.notes()
+        rejected.unused += parser.unused
+        rejected.unused_advice = rejected.unused_advice or parser.unused_advice()
+    if not labels:
+        rejected.notes += merge_equal_labels(pairs)
     return pairs, rejected
 
 
@@ -77,7 +102,7 @@ class _RecordParser:
         settings: PrepareSftSettings,
         labels: Labels,
     ) -> None:
-        self.labels = labels
+        self.labels, self.has_templates = labels, bool(settings.question)
         column_sets = dict.fromkeys(tuple(record) for _, record in records)
         names = dict.fromkeys(chain.from_iterable(column_sets))
         # A column is found by its exact name, else by its name in any case.
@@ -85,8 +110,7 @@ class _RecordParser:
         self.split_column = columns.get("split")
         self.group_column = None
         if settings.group:
-            template = parse_template("group", f"{{{settings.group}}}", columns, path)
-            self.group_column = template[0].column
+            self.group_column = find_column("group", settings.group, columns, path)
         templates = {
             part: parse_template(part, text, columns, path)
             for part in ("question", "answer", "system")
@@ -98,18 +122,22 @@ class _RecordParser:
             self.layouts[column_set] = None if layout is None else replace(layout, **templates)
         if not any(self.layouts.values()):
             raise UserError(_unknown_columns_message(path, *records[0]))
+        self.unused: Counter[str] = Counter()  # records with a value in a column that isn't used
+        self.unused_characters: Counter[str] = Counter()
+        self.unanswered: list[str] = []  # the sources of these conversations
+        self.replaced_systems: list[str] = []
 
     def parse(self, record: dict, source: str) -> Pair:
         """The record's conversation. Raises UnusableRecord; UserError for an unknown split."""
         layout = self.layouts[tuple(record)]
         if layout is None:
             raise UnusableRecord("empty", "it has no question or no answer")
-        messages = _messages(record, layout)
+        messages, unanswered, replaced_system = _conversation(record, layout)
         if self.labels:
             answer = messages[-1]["content"]
-            if _label_key(answer) not in self.labels:
+            if label_key(answer) not in self.labels:
                 raise UnusableRecord("not in --labels", answer)
-            messages[-1]["content"] = self.labels[_label_key(answer)]
+            messages[-1]["content"] = self.labels[label_key(answer)]
         split = _field_text(record.get(self.split_column), "split").lower()
         if split and split not in SPLIT_NAMES:
             raise UserError(
@@ -119,10 +147,63 @@ class _RecordParser:
         extra = {
             clean_field(name): clean_field(value) if isinstance(value, str) else value
             for name, value in record.items()
-            if name not in used and _is_scalar(value)
+            if name not in used and value is not None and scalar_text(value) is not None
         }
         group = _field_text(record.get(self.group_column), "group") or None
+        self._count_unused(record, layout)
+        if unanswered:
+            self.unanswered.append(f"{source}: {preview(unanswered)}")
+        if replaced_system:
+            self.replaced_systems.append(f"{source}: {preview(replaced_system)}")
         return Pair(messages, source, SPLIT_NAMES.get(split), group, extra)
+
+    def _count_unused(self, record: dict, layout: Layout) -> None:
+        """Counts the columns, and the fields of messages, whose values nothing uses."""
+        used = {self.split_column, self.group_column, *layout.columns()}
+        values = {name: value for name, value in record.items() if name not in used}
+        for column in (piece.column for piece in layout.history):
+            if not isinstance(record[column], list):
+                values[column] = record[column]
+        for column in (piece.column for piece in layout.turns):
+            for turn in record[column]:
+                fields = {name: turn[name] for name in turn if name not in MESSAGE_FIELDS}
+                values |= {f"{column}.{name}": value for name, value in fields.items()}
+        for name, value in values.items():
+            is_empty = value in (None, [], {}) or (isinstance(value, str) and not value.strip())
+            if not is_empty:
+                self.unused[clean_field(name)] += 1
+                if isinstance(value, str):
+                    self.unused_characters[clean_field(name)] += len(value)
+
+    def unused_advice(self) -> str:
+        """Options that put the unused column with the longest texts into the questions.
+
+        "" if there is no such column, or if the questions come from templates or conversations.
+        """
+        layout = next(layout for layout in self.layouts.values() if layout)
+        pieces = [piece for piece in (*layout.question, *layout.answer) if piece.column]
+        if self.has_templates or len(pieces) != 2 or not self.unused_characters:
+            return ""
+        [(name, _)] = self.unused_characters.most_common(1)
+        question, answer = (clean_field(piece.column) for piece in pieces)
+        if UNQUOTABLE & {*name, *question, *answer}:
+            return ""
+        return f'--question="{{{name}}}\\n{{{question}}}" --answer="{{{answer}}}"'
+
+    def notes(self) -> list[str]:
+        """What the conversations lack of their records."""
+        notes = []
+        if self.unanswered:
+            notes.append(
+                f"{len(self.unanswered):,} conversations end with a question that has no answer and"
+                f" is left out, for example {self.unanswered[0]}"
+            )
+        if self.replaced_systems:
+            notes.append(
+                f"{len(self.replaced_systems):,} conversations have a system message that --system"
+                f" or their column system replaces, for example {self.replaced_systems[0]}"
+            )
+        return notes
 
 
 def _unknown_columns_message(path: Path, number: int, record: dict) -> str:
@@ -137,28 +218,29 @@ def _unknown_columns_message(path: Path, number: int, record: dict) -> str:
         ' --answer="{other column}".\n'
         "Recognised without templates: question/answer, instruction/output, prompt/completion,"
         " messages, conversations.\n"
-        "(Lists inside a row must become rows first; a table has its columns' names in row 1.)"
+        "(Lists and objects inside a row must become columns of text first; a table has its"
+        " columns' names in row 1.)"
     )
 
 
 # ---------------------------------------------------------------- messages
 
 
-def _messages(record: dict, layout: Layout) -> list[dict[str, str]]:
+def _conversation(record: dict, layout: Layout) -> Conversation:
     """The conversation of a record: a system message if there is one, then user and assistant.
 
-    A last question without an answer is dropped. Raises UnusableRecord.
+    Raises UnusableRecord.
     """
     turns = record[layout.turns[0].column] if layout.turns else _question_turns(record, layout)
     if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
         raise UnusableRecord("wrong type", "the conversation is not a list of messages")
     messages = [_message(turn) for turn in turns]
-    system = ""
+    own_system = unanswered = ""
     if messages and messages[0]["role"] == "system":
-        system = messages.pop(0)["content"]
-    system = _fill(record, layout.system) or system
+        own_system = messages.pop(0)["content"]
+    system = _fill(record, layout.system) or own_system
     if messages and messages[-1]["role"] == "user":
-        messages.pop()
+        unanswered = messages.pop()["content"]
     if not messages:
         raise UnusableRecord("empty", "there is no answer")
     if not all(message["content"] for message in messages):
@@ -168,7 +250,10 @@ def _messages(record: dict, layout: Layout) -> list[dict[str, str]]:
         raise UnusableRecord(
             "wrong type", f"user and assistant don't alternate: {', '.join(roles)}"
         )
-    return ([{"role": "system", "content": system}] if system else []) + messages
+    replaced = own_system if own_system != system else ""
+    if system:
+        messages.insert(0, {"role": "system", "content": system})
+    return Conversation(messages, unanswered, replaced)
 
 
 def _question_turns(record: dict, layout: Layout) -> list[dict[str, object]]:
@@ -208,17 +293,11 @@ def _fill(record: dict, template: Template) -> str:
 
 
 def _field_text(value: object, name: str) -> str:
-    """The text of a field that holds text or a number; "" for null. Else UnusableRecord."""
-    if value is None or isinstance(value, str):
-        return clean_field(value or "")
-    if type(value) is int or (isinstance(value, float) and math.isfinite(value)):
-        return str(value).removesuffix(".0")
-    raise UnusableRecord("wrong type", f"{name} is {preview(value)}")
-
-
-def _is_scalar(value: object) -> bool:
-    """Whether a value is text, a boolean or a finite number."""
-    return isinstance(value, (str, int)) or (isinstance(value, float) and math.isfinite(value))
+    """The text of a field. Raises UnusableRecord if it holds a list or the like."""
+    text = scalar_text(value)
+    if text is None:
+        raise UnusableRecord("wrong type", f"{name} is {preview(value)}")
+    return clean_field(text)
 
 
 # ---------------------------------------------------------------- labels
@@ -229,17 +308,8 @@ def parse_labels(text: str) -> Labels:
     labels: Labels = {}
     for entry in re.split("[,，]", text) if text else ():
         value, _, label = (clean_field(part) for part in entry.partition("="))
-        if not value or not label or _label_key(value) in labels:
+        if not value or not label or label_key(value) in labels:
             problem = "is given twice" if value and label else "is not VALUE=LABEL"
             raise UserError(f'--labels: {entry!r} {problem}; write --labels="1=正面,0=负面"')
-        labels[_label_key(value)] = label
+        labels[label_key(value)] = label
     return labels
-
-
-def _label_key(text: str) -> float | str:
-    """A number's value, so that 1.0 equals 1; any other text unchanged."""
-    try:
-        number = float(text)
-    except ValueError:
-        return text
-    return number if math.isfinite(number) else text

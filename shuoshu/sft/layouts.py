@@ -8,7 +8,7 @@ A layout follows from known column names or from the user's templates:
 
 from __future__ import annotations
 
-import string
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -81,32 +81,42 @@ def known_layout(columns: Iterable[str]) -> Layout | None:
     return None
 
 
+def find_column(option: str, name: str, columns: Mapping[str, str], path: Path) -> str:
+    """The column that is meant by a name: the one called so, else so in lower case.
+
+    `columns` maps the names that the file's columns may be called by to the columns. Raises
+    UserError, with the columns, if there is none.
+    """
+    column = columns.get(name, columns.get(name.casefold()))
+    if column is None:
+        available = preview(", ".join(dict.fromkeys(columns.values())), 400)
+        raise UserError(
+            f"--{option}: {preview(name)!r} is not a column of {path}; its columns are: {available}"
+        )
+    return column
+
+
 def parse_template(option: str, text: str, columns: Mapping[str, str], path: Path) -> Template:
     """Parses a template: {name} is a column's text, {{ and }} are braces, \\n begins a new line.
 
-    `columns` maps the names that the file's columns may be called by to the columns. Raises
-    UserError if the template is malformed or names another column.
+    A name may have any characters except braces. Raises UserError if a brace has no partner or
+    find_column doesn't know a name.
     """
-    try:
-        pieces = list(string.Formatter().parse(text.replace("\\n", "\n")))
-    except ValueError as error:
-        raise UserError(
-            f"--{option}: {error}; write {{column}} for a column's text,"
-            " and {{ or }} for a brace in the text"
-        ) from None
-    template = []
-    for literal, name, format_spec, conversion in pieces:
-        column = None if name is None else columns.get(name, columns.get(name.casefold()))
-        if name is not None and (format_spec or conversion or column is None):
-            available = preview(", ".join(dict.fromkeys(columns.values())), 400)
+    template, literal = [], ""
+    for token in re.findall(r"\{\{|\}\}|\{[^{}]*\}|[{}]|[^{}]+", text.replace("\\n", "\n")):
+        if token in ("{", "}"):
             raise UserError(
-                f"--{option}: {preview(name)!r} is not a column of {path};"
-                f" braces must hold one of these names and nothing else: {available}"
+                f"--{option}: a {token} has no partner in {preview(text)!r};"
+                " write {column} for a column's text, and {{ or }} for a brace in the text"
             )
-        template.append(TemplatePiece(literal, column))
-    if option != "system" and all(piece.column is None for piece in template):
+        if token[0] == "{" and token != "{{":
+            template.append(TemplatePiece(literal, find_column(option, token[1:-1], columns, path)))
+            literal = ""
+        else:
+            literal += token[0] if token in ("{{", "}}") else token
+    if option != "system" and not template:
         raise UserError(
             f"--{option} names no column, so every row would get the same text:"
             " add a column's name in braces"
         )
-    return template
+    return [*template, TemplatePiece(literal, None)]

@@ -11,12 +11,14 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import chain
+from typing import NamedTuple
 
 from shuoshu.core.errors import UserError
 from shuoshu.core.terminal import display_width, shorten
 
 QUESTION_SPLITS = ("train", "val", "test", "untaught")
 MAX_EXAMPLES = 3  # stored for each reason to reject a record
+MAX_COLUMNS_SHOWN = 30  # in a message
 # Answers are a closed set (labels of a classification) within these limits.
 MIN_LABELS, MAX_LABELS = 2, 20
 MIN_PAIRS_PER_LABEL = 10  # on average
@@ -45,6 +47,14 @@ class Pair:
         return self.messages[-1]["content"]
 
 
+class Rejection(NamedTuple):
+    """Why a row of a file is not a record."""
+
+    reason: str
+    detail: str
+    record: dict | None = None  # the row's values, if it has columns
+
+
 @dataclass
 class RejectedRecords:
     """The number of records read, and which were rejected, by reason and with examples."""
@@ -52,6 +62,8 @@ class RejectedRecords:
     counts: Counter[str] = field(default_factory=Counter)
     examples: dict[str, list[str]] = field(default_factory=dict)
     read: int = 0
+    unused: Counter[str] = field(default_factory=Counter)  # rows with a value in an unused column
+    unused_advice: str = ""  # an option that uses one of these columns
     notes: list[str] = field(default_factory=list)  # other things to print about the files
 
     def add(self, reason: str, source: str, text: str = "") -> None:
@@ -66,6 +78,17 @@ def clean_field(text: str) -> str:
     """The text as valid Unicode with \\n at line ends; removes NUL, BOMs and outer white space."""
     text = text.replace("\r\n", "\n").replace("\r", "\n").replace("\0", "").replace("\ufeff", "")
     return re.sub("[\ud800-\udfff]", "�", text).strip()
+
+
+def scalar_text(value: object) -> str | None:
+    """The text of a text, a finite number or a boolean, "" for null; None for anything else."""
+    if value is None or isinstance(value, str):
+        return value or ""
+    if isinstance(value, bool):
+        return json.dumps(value)
+    if isinstance(value, int) or (isinstance(value, float) and math.isfinite(value)):
+        return str(value).removesuffix(".0")
+    return None
 
 
 def preview(value: object, columns: int = 70) -> str:
@@ -110,18 +133,54 @@ def closed_set_labels(pairs: list[Pair]) -> list[str] | None:
     A closed set has few answers, all short and each with many pairs; no pair has several turns.
     """
     counts = Counter(pair.answer for pair in pairs)
+    return [answer for answer, _ in counts.most_common()] if _is_closed(counts, pairs) else None
+
+
+def _is_closed(counts: Counter[str], pairs: list[Pair]) -> bool:
+    """Whether the pairs' answers, of which these are the counts, are a closed set."""
     if not MIN_LABELS <= len(counts) <= MAX_LABELS:
-        return None
+        return False
     if len(pairs) < MIN_PAIRS_PER_LABEL * len(counts) or not all(map(_is_short, counts)):
-        return None
+        return False
     earlier_roles = {message["role"] for pair in pairs for message in pair.messages[:-1]}
-    if "assistant" in earlier_roles:
-        return None
-    return [answer for answer, _ in counts.most_common()]
+    return "assistant" not in earlier_roles
 
 
 def _is_short(answer: str) -> bool:
     return len(answer) <= MAX_LABEL_COLUMNS and display_width(answer) <= MAX_LABEL_COLUMNS
+
+
+def label_key(label: str) -> float | str:
+    """A number's value, so that 1.0 equals 1; true is 1 and false is 0. Other text is unchanged."""
+    try:
+        number = float({"true": "1", "false": "0"}.get(label.casefold(), label))
+    except ValueError:
+        return label
+    return number if math.isfinite(number) else label
+
+
+def merge_equal_labels(pairs: list[Pair]) -> list[str]:
+    """Writes equal labels alike if the answers are a closed set of numbers and booleans.
+
+    The shortest spelling becomes the label. Returns a note if an answer changes.
+    """
+    counts = Counter(pair.answer for pair in pairs)
+    if not all(isinstance(label_key(answer), float) for answer in counts):
+        return []
+    labels: dict[float | str, str] = {}
+    for answer in sorted(counts, key=lambda answer: (len(answer), -counts[answer])):
+        labels.setdefault(label_key(answer), answer)
+    changed = {answer: labels[label_key(answer)] for answer in counts}
+    changed = {answer: label for answer, label in changed.items() if answer != label}
+    merged = Counter(changed.get(pair.answer, pair.answer) for pair in pairs)
+    if not changed or not _is_closed(merged, pairs):
+        return []
+    for pair in pairs:
+        pair.messages[-1]["content"] = changed.get(pair.answer, pair.answer)
+    return [
+        "equal labels are one label: "
+        + ", ".join(f"{old} → {new} ({counts[old]:,} rows)" for old, new in changed.items())
+    ]
 
 
 # ---------------------------------------------------------------- splits

@@ -2,38 +2,30 @@
 
 from __future__ import annotations
 
-import csv
 import errno
 import io
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
 
 from shuoshu.core.errors import UserError
 from shuoshu.core.files import error_reason, find_input_files, open_file
 from shuoshu.sft.layouts import known_layout
-from shuoshu.sft.pairs import QUESTION_SPLITS, RejectedRecords, clean_field, preview
+from shuoshu.sft.pairs import (
+    QUESTION_SPLITS,
+    RejectedRecords,
+    Rejection,
+    clean_field,
+    preview,
+)
+from shuoshu.sft.tables import DELIMITERS, table_rows
 from shuoshu.text.encodings import MAX_FILE_BYTES, TextDecoder
 
 QUESTION_SUFFIXES = (".json", ".jsonl", ".csv", ".tsv")
-DELIMITERS = {".csv": ",\t;", ".tsv": "\t,;"}  # the first one that the header contains is used
+PROMPT_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".txt")
 MAX_JSON_BYTES = 1 << 30  # a .json file is parsed in one piece
-MAX_CELL_CHARACTERS = (1 << 31) - 1  # the csv module's own limit would be 131,072
 MAX_INT_DIGITS = 4000  # int() refuses more than 4,300 digits; a longer number stays text
-# A line that is added after a table's last one. If the csv module doesn't return it as a row of its
-# own, a quotation mark before it is still open.
-END_MARK = "\x1cend\x1c"
-
-
-class Rejection(NamedTuple):
-    """Why a row of a file is not a record."""
-
-    reason: str
-    detail: str
-
 
 # ---------------------------------------------------------------- files
 
@@ -67,26 +59,47 @@ def read_records(
 ) -> list[tuple[int, dict]]:
     """(row number, record) of each record in a file; other rows go to `rejected`.
 
-    Rows of a JSON list are counted from 1, those of JSON Lines are line numbers, and the header of
-    a table is row 1. Raises UserError if the file can't be read or has no records.
+    Raises UserError if the file can't be read or has no records.
     """
     rejected = RejectedRecords() if rejected is None else rejected
-    name, suffix = clean_field(path.name), path.suffix.lower()
+    name = clean_field(path.name)
     records = []
+    for number, row in read_rows(path, encoding, rejected.notes):
+        rejected.read += 1
+        if isinstance(row, Rejection):
+            rejected.add(row.reason, f"{name}, row {number}", row.detail)
+        else:
+            records.append((number, row))
+    if not records:
+        raise UserError(
+            f"{path}: it holds no rows (objects in JSON, or lines with as many cells as the header)"
+        )
+    return records
+
+
+def read_rows(
+    path: Path, encoding: str | None, notes: list[str]
+) -> Iterator[tuple[int, dict | Rejection]]:
+    """Yields (row number, record, or why it is none) of each row of a file.
+
+    Rows of a JSON list are counted from 1, those of JSON Lines are line numbers, and the header of
+    a table is row 1. A .txt file has a prompt in each line that isn't blank. Doubts about what was
+    read go to `notes`. Raises UserError if the file can't be read.
+    """
+    suffix = path.suffix.lower()
+    own_notes: list[str] = []
     try:
         with open_file(path, MAX_JSON_BYTES if suffix == ".json" else MAX_FILE_BYTES) as file:
             decoder = TextDecoder(file, encoding)
-            read_rows = _table_rows if suffix in DELIMITERS else _json_rows
-            for number, row in read_rows(decoder, suffix):
-                rejected.read += 1
-                if isinstance(row, Rejection):
-                    rejected.add(row.reason, f"{name}, row {number}", row.detail)
-                else:
-                    records.append((number, row))
-        if not records:
-            raise UserError(
-                "it holds no rows (objects in JSON, or lines with as many cells as the header)"
-            )
+            if suffix in DELIMITERS:
+                yield from table_rows(_lines(decoder), suffix, own_notes)
+            elif suffix == ".txt":
+                lines = (line.rstrip("\r\n") for line in _lines(decoder))
+                yield from (
+                    (n, {"prompt": line}) for n, line in enumerate(lines, 1) if line.strip()
+                )
+            else:
+                yield from _json_rows(decoder, suffix)
     except OSError as error:
         advice = ""
         if error.errno == errno.EFBIG:
@@ -95,45 +108,10 @@ def read_records(
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     if decoder.broken:
-        rejected.notes.append(
-            f"{name}: {decoder.broken:,} places can't be decoded as {decoder.encoding} and became �"
+        own_notes.append(
+            f"{decoder.broken:,} places can't be decoded as {decoder.encoding} and became �"
         )
-    return records
-
-
-# ---------------------------------------------------------------- tables
-
-
-def _table_rows(decoder: TextDecoder, suffix: str) -> Iterator[tuple[int, dict | Rejection]]:
-    """Yields (row number, record) of a table with a header; blank rows are skipped."""
-    csv.field_size_limit(MAX_CELL_CHARACTERS)
-    lines = (line.replace("\0", "") for line in _lines(decoder))
-    first = next((line for line in lines if line.strip()), "")
-    delimiter = next((sign for sign in DELIMITERS[suffix] if sign in first), ",")
-    reader = csv.reader(chain([first], lines, [END_MARK]), delimiter=delimiter)
-    try:
-        header = [cell.strip() for cell in next(reader)]
-        repeated = [name for name, count in Counter(header).items() if name and count > 1]
-        if repeated:
-            raise UserError(f"several columns are called {preview(repeated[0])}: rename them")
-        last_line = reader.line_num  # of the row before
-        for number, cells in enumerate(reader, 2):
-            if cells == [END_MARK]:
-                return
-            if cells and cells[-1].endswith(END_MARK):
-                break
-            if cells and len(cells) == len(header):
-                yield number, dict(zip(header, cells, strict=True))
-            elif cells:
-                detail = f"{len(cells)} cells: {cells[0]} …"
-                yield number, Rejection("wrong number of cells", detail)
-            last_line = reader.line_num
-    except csv.Error as error:
-        raise UserError(f"line {reader.line_num}: {error}") from None
-    raise UserError(
-        f"a quotation mark in the row after line {last_line} is never closed:"
-        " close it, or double it if it is part of the text"
-    )
+    notes += [f"{clean_field(path.name)}: {note}" for note in own_notes]
 
 
 def _lines(decoder: TextDecoder) -> Iterator[str]:
@@ -153,7 +131,7 @@ def _json_rows(decoder: TextDecoder, suffix: str) -> Iterator[tuple[int, dict | 
     else:
         text = "".join(decoder.parts())
         try:
-            rows = enumerate(_list_in(parse_json(text)), 1)
+            rows = enumerate(_list_in(_parse_json(text)), 1)
         except UserError as error:
             if "(Extra data)" not in str(error) or not text[:1000].lstrip().startswith("{"):
                 raise
@@ -169,10 +147,10 @@ def _json_lines(lines: Iterable[str]) -> Iterator[tuple[int, object]]:
     """Yields (line number, value) of each line that isn't blank."""
     for number, line in enumerate(lines, 1):
         if line.strip():
-            yield number, parse_json(line, number)
+            yield number, _parse_json(line, number)
 
 
-def parse_json(text: str, line: int = 1) -> object:
+def _parse_json(text: str, line: int = 1) -> object:
     """Parses a JSON document that begins at this line of a file.
 
     Raises UserError, with the place, if the text is not JSON or an object has a field twice.

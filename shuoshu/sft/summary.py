@@ -15,7 +15,7 @@ from shuoshu.core.command_settings import PrepareSftSettings
 from shuoshu.core.terminal import duration, shorten, table
 from shuoshu.sft.dataset import QuestionDataset
 from shuoshu.sft.leaks import find_leaks
-from shuoshu.sft.pairs import Pair, RejectedRecords
+from shuoshu.sft.pairs import MAX_COLUMNS_SHOWN, Pair, RejectedRecords, preview
 from shuoshu.sft.rendering import RenderedPair
 from shuoshu.text.tokenizer import Tokenizer
 
@@ -44,6 +44,7 @@ def questions_summary(result: Preparation, settings: PrepareSftSettings, seconds
     lines = [
         f"read         {rejected.read:,} rows, {n_used:,} used, {n_left_out:,} left out",
         *rejected_lines(rejected),
+        *unused_lines(rejected),
         *(f"note         {note}" for note in rejected.notes),
     ]
     if n_split:
@@ -86,6 +87,18 @@ def rejected_lines(rejected: RejectedRecords) -> list[str]:
         examples = rejected.examples[reason][:MAX_EXAMPLES_SHOWN]
         lines += [f"             {example}" for example in examples]
     return lines
+
+
+def unused_lines(account: RejectedRecords) -> list[str]:
+    """One line on the columns that aren't used, with an option that uses one; none if all are."""
+    if not account.unused:
+        return []
+    shown = account.unused.most_common(MAX_COLUMNS_SHOWN)
+    columns = [f"{preview(name, 30)} ({count:,} rows)" for name, count in shown]
+    if len(account.unused) > len(shown):
+        columns.append(f"{len(account.unused) - len(shown):,} more columns")
+    advice = f"; to use one: {account.unused_advice}" if account.unused_advice else ""
+    return [f"not used     {', '.join(columns)}{advice}"]
 
 
 def leak_lines(pairs: Sequence[Pair]) -> list[str]:

@@ -189,20 +189,18 @@ def ask(pretrained: Path, tmp_path: Path) -> Callable[..., list[object]]:
 
 
 PROMPTS: dict[str, tuple[str, bytes, str]] = {
-    "empty": ("a.csv", b"", "holds no prompt"),
-    "empty text": ("a.txt", b"\n\n", "holds no prompt"),
+    "empty": ("a.csv", b"", "it is empty"),
+    "empty text": ("a.txt", b"\n\n", "it is empty"),
     "a header alone": ("a.csv", b"prompt\n", "holds no prompt"),
     "one bad line": ("a.jsonl", b'{"prompt": "a"}\n{"prompt": ', "line 2"),
     "brackets": ("a.jsonl", b"[" * 200_000, "line 1"),
-    "no object": ("a.jsonl", b"[1]", "line 1"),
-    "wrong types": ("a.jsonl", b'{"prompt": "a"}\n{"prompt": [1]}', "row 2"),
+    "no object": ("a.jsonl", b"[1]", "row 1"),
+    "wrong types": ("a.jsonl", b'{"prompt": {}}\n{"prompt": [1]}', "row 1"),
     "NaN": ("a.jsonl", b'{"prompt": NaN}', "row 1"),
     "fields twice": ("a.jsonl", b'{"prompt": "a", "prompt": "b"}', "two fields called prompt"),
     "no column": ("a.csv", b"x,y\n1,2\n", "has no column prompt"),
-    "a gigantic field": ("a.csv", b'prompt\n"' + b"x" * 200_000 + b'"\n', "a.csv"),
     "an open quotation mark": ("a.csv", b'prompt\n"a\nb\n', "quotation mark"),
-    "GBK": ("a.txt", "清晨，".encode("gb18030"), "not UTF-8"),
-    "binary": ("a.txt", bytes(range(256)), "not UTF-8"),
+    "binary": ("a.txt", bytes(range(256)) * 9, "not a text file"),
     "another kind": ("a.pdf", b"x", "read from .csv"),
 }
 
@@ -226,14 +224,12 @@ def test_a_prompt_file_that_is_not_a_regular_file_is_refused(
     (tmp_path / "folder.txt").mkdir()
     (tmp_path / "large.txt").touch()
     os.truncate(tmp_path / "large.txt", 2 << 30)
-    (tmp_path / "latin.txt").write_bytes(b"\xe9")
     for name in (
         "pipe.txt",
         "zero.txt",
         "loop.txt",
         "folder.txt",
         "large.txt",
-        "latin.txt",
         "gone.txt",
         "x" * 300 + ".txt",
     ):

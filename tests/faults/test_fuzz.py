@@ -215,11 +215,11 @@ def test_any_file_of_prompts(
     }[kind].encode()
     (tmp_path / f"a.{kind}").write_bytes(hurt_bytes(data, raw))
     with survives_or_refuses():
-        rows, texts = prompt_files.read_prompts(tmp_path / f"a.{kind}")
-        for text in texts:
-            tokenizer.encode(text)
+        file = prompt_files.read_prompts(tmp_path / f"a.{kind}")
+        for prompt in file.prompts:
+            tokenizer.encode(prompt or "")
         for suffix, write in prompt_files.WRITERS.items():
-            write(tmp_path / f"out{suffix}", rows)
+            write(tmp_path / f"out{suffix}", file.rows)
             (tmp_path / f"out{suffix}").read_text(encoding="utf-8")
 
 

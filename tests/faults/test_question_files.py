@@ -80,11 +80,11 @@ REFUSED: dict[str, tuple[str, bytes, str]] = {
         b'[{"question": "a", "answer": "b", "split": "../../etc"}]',
         "the split ../../etc is not one of",
     ),
-    "an open quotation mark": ("a.csv", b'question,answer\na,"b\nc,d\n', "never closed"),
+    "an open quotation mark": ("a.csv", b'question,answer\na,"b\nc\n', "never closed"),
     "one that opens late": (
         "a.csv",
         b"question,answer\n" + b"a,b\n" * 5 + b'a,"' + b"x\n" * 100_000,
-        "after line 6",
+        "begins in line 7",
     ),
     "columns twice": ("a.csv", b"question,question\na,b\n", "several columns are called question"),
     "a table with NUL": ("a.csv", bytes(5000), "is not a text file"),

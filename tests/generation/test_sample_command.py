@@ -126,7 +126,7 @@ def test_an_interrupted_run_writes_the_finished_answers(
 
 def test_a_line_separator_inside_json_is_text(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"prompt": "a\u2028b\x85c"}\n', encoding="utf-8")
-    assert prompt_files.read_prompts(tmp_path / "a.jsonl")[1] == ["a\u2028b\x85c"]
+    assert prompt_files.read_prompts(tmp_path / "a.jsonl").prompts == ["a\u2028b\x85c"]
 
 
 def test_without_an_out_dir_the_newest_model_is_used(pretrained, tmp_path, monkeypatch, capsys):
@@ -140,8 +140,8 @@ def test_without_an_out_dir_the_newest_model_is_used(pretrained, tmp_path, monke
     "arguments, message",
     [
         (["--in=x.csv"], "go together"),
-        (["--in=x.csv", "--out=y.csv"], "can't read x.csv"),
-        (["--in=README.md", "--out=y.csv"], ".csv, .jsonl and .txt"),
+        (["--in=x.csv", "--out=y.csv"], "x.csv: it can't be read"),
+        (["--in=README.md", "--out=y.csv"], ".csv, .tsv, .json, .jsonl, .txt"),
         (["--start=FILE:nowhere.txt"], "nowhere.txt"),
         (["--temperature=-1"], "at least 0"),
         (["--top_k=0"], "at least 1"),
@@ -158,12 +158,13 @@ def test_a_mistake_is_one_message(pretrained, capsys, arguments, message):
     "name, content, message",
     [
         ("a.csv", b"x,y\n1,2\n", "no column prompt"),
-        ("a.csv", b"", "holds no prompt"),
-        ("a.jsonl", b'{"prompt": 3}', "row 1 has no text"),
-        ("a.jsonl", b"[1]", "line 1"),
+        ("a.csv", b"", "it is empty"),
+        ("a.csv", b"prompt\n\n", "holds no prompt"),
+        ("a.jsonl", b'{"prompt": [3]}', "row 1: its prompt is a list"),
+        ("a.jsonl", b"[1]", "row 1"),
         ("a.jsonl", b"{", "line 1"),
-        ("a.txt", b"\xff\xfe\x00", "not UTF-8"),
-        ("a.pdf", b"x", ".csv, .jsonl and .txt"),
+        ("a.txt", bytes(range(256)) * 9, "not a text file"),
+        ("a.pdf", b"x", ".csv, .tsv, .json, .jsonl, .txt"),
     ],
 )
 def test_a_bad_file_of_prompts_is_reported(tmp_path, name, content, message):

@@ -58,6 +58,7 @@ def assert_pairs_or_user_error(path: Path, content: object, **settings: str) -> 
         pairs, rejected = parse(path, content, **settings)
         assert len(pairs) + rejected.counts.total() == rejected.read
         pairs = drop_repeats(pairs, rejected)
+        assert len(pairs) + rejected.counts.total() == rejected.read
         split_pairs(pairs, 0.2, 0.2, 1)
         find_leaks(pairs)
         json.dumps(

@@ -37,6 +37,7 @@ TURN = {"role": "user", "content": "谁？"}
         ({"input": "雨", "output": "rain"}, ["u: 雨", "a: rain"]),
         ({"prompt": "雨", "completion": 3.0}, ["u: 雨", "a: 3"]),
         ({"query": 7, "response": 0.5, "history": "no list"}, ["u: 7", "a: 0.5"]),
+        ({"question": "好吗？", "answer": True}, ["u: 好吗？", "a: true"]),
         ({"问题": "谁？", "答案": "我。"}, ["u: 谁？", "a: 我。"]),
         (
             {
@@ -109,7 +110,6 @@ def test_pair_question_is_everything_before_the_last_answer() -> None:
         ({"question": " \u3000\ufeff", "answer": "我"}, "empty"),
         ({"question": "谁？", "answer": ["我"]}, "wrong type"),
         ({"question": "谁？", "answer": {"text": "我"}}, "wrong type"),
-        ({"question": "谁？", "answer": True}, "wrong type"),
         ({"question": "谁？", "answer": float("nan")}, "wrong type"),
         ({"question": "谁？", "answer": float("inf")}, "wrong type"),
         ({"instruction": "译", "output": "rain", "history": ["ab"]}, "wrong type"),
@@ -135,6 +135,29 @@ def test_record_without_a_valid_conversation_is_rejected_and_counted(
     assert rejected.examples[reason][0].startswith("a.json, row 1: ")
 
 
+def test_last_question_without_an_answer_is_counted_in_a_note(tmp_path: Path) -> None:
+    reply = {"role": "assistant", "content": "我。"}
+    more = {"role": "user", "content": "还有谁？"}
+    rows = [{"messages": [TURN, reply, more]}, {"messages": [TURN, reply]}]
+    pairs, account = parse(tmp_path / "a.json", rows)
+    assert texts(pairs) == [["u: 谁？", "a: 我。"]] * 2
+    assert account.notes == [
+        "1 conversations end with a question that has no answer and is left out,"
+        " for example a.json, row 1: 还有谁？"
+    ]
+
+
+def test_replaced_system_message_is_counted_in_a_note(tmp_path: Path) -> None:
+    turns = [{"role": "system", "content": "老"}, TURN, {"role": "assistant", "content": "我。"}]
+    rows = [{"messages": turns, "system": system} for system in ("新", "老", None)]
+    pairs, account = parse(tmp_path / "a.json", rows)
+    assert [pair.messages[0]["content"] for pair in pairs] == ["新", "老", "老"]
+    assert account.notes == [
+        "1 conversations have a system message that --system or their column system replaces,"
+        " for example a.json, row 1: 老"
+    ]
+
+
 def test_unknown_columns_are_shown_with_the_options_to_use(tmp_path: Path) -> None:
     rows = [{"context_text": "长" * 5000, "qas": [{"query": "谁？"}]}]
     with pytest.raises(
@@ -142,6 +165,40 @@ def test_unknown_columns_are_shown_with_the_options_to_use(tmp_path: Path) -> No
     ) as error:
         parse(tmp_path / "a.json", rows)
     assert len(str(error.value)) < 700
+    rows = [{"context": "长", "question": "谁？", "answers": {"text": ["我"]}}]  # SQuAD's
+    with pytest.raises(UserError, match=r"(?s)answers: an object.*must become columns of text"):
+        parse(tmp_path / "a.json", rows)
+
+
+@pytest.mark.parametrize(
+    ("record", "settings", "unused"),
+    [
+        ({"question": "谁？", "answer": "我。"}, {}, []),
+        ({"question": "谁？", "answer": "我。", "context": "长"}, {}, ["context"]),
+        ({"question": "谁？", "answer": "我。", "n": 0, "list": [1]}, {}, ["n", "list"]),
+        ({"question": "谁？", "answer": "我。", "a": None, "b": " ", "c": []}, {}, []),
+        (
+            {"question": "谁？", "answer": "我。", "split": "train", "fact": 1},
+            {"group": "fact"},
+            [],
+        ),
+        ({"prompt": "谁？", "completion": "我。", "input": "雨"}, {}, ["input"]),
+        ({"query": "谁？", "response": "我。", "history": "无"}, {}, ["history"]),
+        ({"query": "谁？", "response": "我。", "history": [["一", "二"]]}, {}, []),
+        ({"review": "好", "label": 1, "hotel": "甲"}, TEMPLATES, ["hotel"]),
+        ({"review": "好", "label": 1, "system": "短"}, TEMPLATES, ["system"]),
+        (
+            {"messages": [{**TURN, "id": 7}, {"role": "assistant", "content": "我。"}], "id": 1},
+            {},
+            ["id", "messages.id"],
+        ),
+    ],
+)
+def test_columns_that_are_not_used_are_counted(
+    tmp_path: Path, record: dict, settings: dict, unused: list[str]
+) -> None:
+    pairs, account = parse(tmp_path / "a.json", [record, record], **settings)
+    assert len(pairs) == 2 and account.unused == dict.fromkeys(unused, 2)
 
 
 def test_other_scalar_fields_are_stored_with_the_pair(tmp_path: Path) -> None:
@@ -224,14 +281,63 @@ def test_templates_form_the_question_and_labels_replace_the_answer(tmp_path: Pat
     assert rejected.examples["not in --labels"] == ["a.csv, row 4: 2"]
 
 
-def test_templates_accept_text_and_finite_numbers_only(tmp_path: Path) -> None:
+def test_templates_accept_text_booleans_and_finite_numbers_only(tmp_path: Path) -> None:
     rows = [
         {"review": "好", "label": label}
         for label in (1, 1.0, 0.5, "1", None, True, [1], {}, float("nan"))
     ] + [{"review": "好"}]
     pairs, rejected = parse(tmp_path / "a.json", rows, **TEMPLATES)
-    assert [pair.answer for pair in pairs] == ["1", "1", "0.5", "1"]
-    assert rejected.counts == {"empty": 2, "wrong type": 4}
+    assert [pair.answer for pair in pairs] == ["1", "1", "0.5", "1", "true"]
+    assert rejected.counts == {"empty": 2, "wrong type": 3}
+
+
+@pytest.mark.parametrize(
+    "labels", ["true=正面,false=负面", "1=正面,0=负面", "True=正面,FALSE=负面"]
+)
+def test_labels_replace_booleans(tmp_path: Path, labels: str) -> None:
+    rows = [{"review": "好", "label": value} for value in (True, False, "True", "false", 1, 0.0)]
+    pairs, account = parse(tmp_path / "a.json", rows, **TEMPLATES, labels=labels)
+    assert [pair.answer for pair in pairs] == ["正面", "负面"] * 3 and not account.counts
+
+
+@pytest.mark.parametrize(
+    ("values", "expected", "note"),
+    [
+        (
+            [1, "1.0", " 1", True, 0, "0.0", "0", False],
+            ["1"] * 4 + ["0"] * 4,
+            "equal labels are one label: 1.0 → 1 (10 rows), true → 1 (10 rows),"
+            " 0.0 → 0 (10 rows), false → 0 (10 rows)",
+        ),
+        ([True, False], ["true", "false"], None),
+        (["1.0", "2.0"], ["1.0", "2.0"], None),
+        (["1", "1.0", "好"], ["1", "1.0", "好"], None),  # not all are numbers
+        (["1", "1.0"], ["1", "1.0"], None),  # one label is no closed set
+    ],
+)
+def test_equal_labels_of_a_closed_set_become_one(
+    tmp_path: Path, values: list, expected: list[str], note: str | None
+) -> None:
+    rows = [{"review": f"第{n}间", "label": value} for value in values for n in range(10)]
+    pairs, account = parse(tmp_path / "a.json", rows, **TEMPLATES)
+    assert [pair.answer for pair in pairs[::10]] == expected
+    assert account.notes == ([note] if note else [])
+
+
+def test_answers_that_are_free_numbers_never_change(tmp_path: Path) -> None:
+    rows = [{"question": f"第{n}题", "answer": f"{n % 30}.0"} for n in range(300)]
+    rows += [{"question": "末题", "answer": "7"}]
+    pairs, account = parse(tmp_path / "a.json", rows)
+    assert [pair.answer for pair in pairs] == [row["answer"] for row in rows] and not account.notes
+
+
+@pytest.mark.parametrize("name", ["a:b", "a!r", "a.b", "a[0]", "两 个 字", "0", "?=,"])
+def test_column_with_any_name_can_be_used_in_a_template(tmp_path: Path, name: str) -> None:
+    rows = [{name: "雨", "label": "停"}]
+    pairs, _ = parse(
+        tmp_path / "a.json", rows, question=f"{{{{{{{name}}}}}}}\\n{{{name}}}？", answer="{label}"
+    )
+    assert texts(pairs) == [["u: {雨}\n雨？", "a: 停"]]
 
 
 def test_exact_column_name_wins_over_other_case(tmp_path: Path) -> None:
@@ -270,6 +376,14 @@ def test_templates_override_known_columns_and_the_records_system_message(tmp_pat
 )
 def test_braces_accept_a_column_name_only(tmp_path: Path, question: str) -> None:
     with pytest.raises(UserError, match="--question"):
+        parse(tmp_path / "a.csv", REVIEWS, question=question, answer="{label}")
+
+
+@pytest.mark.parametrize(
+    "question", ["{", "}", "a {review", "{review}}", "{{review}", "{{review}}}"]
+)
+def test_brace_without_a_partner_is_named(tmp_path: Path, question: str) -> None:
+    with pytest.raises(UserError, match=r"--question: a [{}] has no partner in .*for a brace"):
         parse(tmp_path / "a.csv", REVIEWS, question=question, answer="{label}")
 
 

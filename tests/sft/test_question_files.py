@@ -136,7 +136,11 @@ def test_json_object_with_a_conversation_is_one_record(tmp_path: Path) -> None:
         ("a.jsonl", LINES + "[" * 200_000, "line 3"),
         ("a.csv", "question,answer\n", "no rows"),
         ("a.csv", "answer,answer\n1,2\n", "called answer"),
-        ("a.csv", 'question,answer\n1,2\n3,"4\n5,6\n', "line 2"),
+        (
+            "a.csv",
+            'question,answer\n1,2\n3,"4\n5,6,7\n',
+            "line 3, a quotation mark is never closed",
+        ),
         ("a.csv", b"question,answer\n" + bytes(range(256)) * 9, "is not a text file"),
         ("a.csv", b"question,answer\n" + b"\0" * 99, "NUL"),
         ("gone.json", None, "can't be read"),

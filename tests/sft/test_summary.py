@@ -32,6 +32,16 @@ def test_rejected_rows_are_counted_by_reason_with_examples(prepare) -> None:
         assert re.search(rf"1 {reason}, for example\n.*row {row}", printed), reason
 
 
+def test_unused_columns_are_one_line_with_an_option_that_uses_one(prepare) -> None:
+    rows = [{**row, "id": f"{n}", "context": f"第{n}天有雨。"} for n, row in enumerate(ROWS)]
+    printed = prepare(rows)
+    option = '--question="{context}\\n{question}" --answer="{answer}"'
+    assert f"  not used     id (30 rows), context (30 rows); to use one: {option}\n" in printed
+    printed = prepare(rows, "--question={context}\\n{question}", "--answer={answer}")
+    assert "  not used     id (30 rows)\n" in printed
+    assert "not used" not in prepare(ROWS)
+
+
 def test_leaks_between_splits_are_printed(prepare) -> None:
     question = "清晨的时候，沈砚在城南的渡口到底做了什么事情呢？"
     split = [
