@@ -22,12 +22,13 @@ from shuoshu.text.tokenizer import Tokenizer
 
 MAX_KEPT_PROMPT = 3 / 4  # of the block; a longer prompt is not kept when the block is full
 MIN_TOP_P = 1e-9  # top_p=0 means the most probable token
+MIN_TEMPERATURE = 1e-6  # a lower one is greedy; float32 would round 1e-46 to 0 and divide by it
 
 
 @dataclass
 class SamplingParams:
     max_new_tokens: int = 300
-    temperature: float = 0.8  # 0: greedy
+    temperature: float = 0.8  # below MIN_TEMPERATURE: greedy
     top_k: int | None = 200
     top_p: float = 1.0
     min_p: float = 0.0
@@ -343,9 +344,9 @@ def pick(logits: Tensor, params: SamplingParams, draws: Tensor) -> Tensor:
 
     Temperature comes first, then top-k, top-p and min-p.
     """
-    if params.temperature == 0 or params.top_k == 1:
+    if params.temperature < MIN_TEMPERATURE or params.top_k == 1:
         return logits.argmax(dim=-1)
-    # Subtracting the maximum keeps a tiny temperature from overflowing.
+    # Subtracting the maximum keeps a low temperature from overflowing.
     logits = (logits - logits.amax(dim=-1, keepdim=True)) / params.temperature
     order = None  # (B, k): the token at each place of the sorted logits
     if params.top_k and params.top_k < logits.shape[-1]:

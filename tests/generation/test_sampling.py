@@ -6,10 +6,11 @@ from functools import cached_property
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from model import GPT, GPTConfig
+from shuoshu.core.command_settings import SampleSettings
 from shuoshu.generation.cpu_decoder import CpuDecoder
 from shuoshu.generation.sampling import (
     Context,
@@ -208,25 +209,35 @@ def test_top_p_and_min_p_keep_the_likeliest():
     assert with_(top_p=0.0) == [1, 0, 0, 0, 0]
 
 
-@pytest.mark.parametrize("temperature", [0.0, 1e-30, 1e-3])
+@pytest.mark.parametrize("temperature", [0.0, 1e-46, 1e-30, 1e-3])
 def test_a_vanishing_temperature_is_greedy(temperature):
     assert share(SamplingParams(temperature=temperature, top_k=None)) == [1, 0, 0, 0, 0]
 
 
+def legal(name: str) -> st.SearchStrategy[float]:
+    """Every value that sample.py allows for a setting."""
+    [field] = [field for field in dataclasses.fields(SampleSettings) if field.name == name]
+    return st.floats(field.metadata["low"], field.metadata["high"])
+
+
 @given(
-    st.floats(0, 1, exclude_max=True, width=32),
-    st.floats(0.01, 100),
-    st.integers(1, 6),
-    st.floats(0, 1),
-    st.floats(0, 1),
+    logits=st.lists(st.floats(-(2.0**99), 2.0**99, width=32), min_size=4, max_size=4),
+    seen=st.lists(st.booleans(), min_size=5, max_size=5),
+    u=st.floats(0, 1, exclude_max=True, width=32),
+    temperature=legal("temperature"),
+    top_k=st.none() | st.integers(1, 6),
+    top_p=legal("top_p"),
+    min_p=legal("min_p"),
+    penalty=legal("repetition_penalty"),
 )
-def test_a_forbidden_token_is_never_drawn(u, temperature, top_k, top_p, min_p):
-    token = pick(
-        LOGITS,
-        SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p),
-        torch.tensor([u]),
-    )
-    assert 0 <= token.item() < 4
+@example([2.0, 1.0, 0.0, -1.0], [False] * 5, 0.5, 1e-46, None, 1.0, 0.0, 1.0)
+def test_with_any_legal_settings_an_allowed_token_is_drawn(
+    logits, seen, u, temperature, top_k, top_p, min_p, penalty
+):
+    params = SamplingParams(1, temperature, top_k, top_p, min_p, penalty)
+    logits = torch.tensor([[*logits, -torch.inf]])
+    logits = penalise_repetition(logits, torch.tensor([seen]), penalty)
+    assert 0 <= pick(logits, params, torch.tensor([u])).item() < 4
 
 
 def test_the_repetition_penalty_lowers_every_seen_logit_whatever_its_sign():
