@@ -88,7 +88,8 @@ class TextGenerator:
         """
         rows = [GrowingText(self.tokenizer, prompt, params) for prompt in prompts]
         contexts = [row.context for row in rows]
-        sampler = TokenSampler(self.mask, params, seeds, contexts)
+        specials = list(self.tokenizer.specials.values())
+        sampler = TokenSampler(self.mask, params, seeds, contexts, specials)
         weight = self.model.lm_head.weight
         dtype = torch.float32 if weight.device.type == "cpu" else weight.dtype
         cache = KVCache(self.model.config, len(rows), weight.device, dtype)
@@ -304,16 +305,18 @@ class TokenSampler:
         params: SamplingParams,
         seeds: Sequence[int],
         contexts: Sequence[Context],
+        specials: Sequence[int],
     ) -> None:
         device, rows = mask.after.device, len(contexts)
         self.mask, self.params = mask, params
         self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         self.state = torch.full((rows,), WHOLE, device=device)  # (B,) of the UTF-8 automaton
-        self.seen = None  # (B, V): the tokens in the row's prompt and text
+        self.seen = None  # (B, V): the tokens with text in the row's prompt and text
         if params.repetition_penalty != 1:
             self.seen = torch.zeros(rows, mask.after.shape[1], dtype=torch.bool, device=device)
             for row, context in enumerate(contexts):
                 self.seen[row, context.ids] = True
+            self.seen[:, specials] = False  # earlier answers' ends must not delay this one's
 
     def draw(self, logits: Tensor, only_finish: bool) -> tuple[Tensor, list[bool]]:
         """Logits (B, V) → tokens (B,), and for each row whether its last character is whole now.

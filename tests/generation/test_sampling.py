@@ -58,7 +58,7 @@ def test_no_text_of_100_000_tokens_holds_a_broken_character(wild, tokenizer):
         SamplingParams(250, 1.5, 5),
         SamplingParams(250, 1.5, None, 0.9, 0.01, 1.3),
     ):
-        for result in wild.complete([[tokenizer.end]] * 130, params, range(130)):
+        for result in wild.complete([[tokenizer.end]] * 140, params, range(140)):
             assert strict(tokenizer, result) == result.text
             assert "�" not in result.text
             assert result.reason in ("end", "length")
@@ -243,6 +243,24 @@ def test_with_any_legal_settings_an_allowed_token_is_drawn(
 def test_the_repetition_penalty_lowers_every_seen_logit_whatever_its_sign():
     seen = torch.tensor([[True, False, False, True, False]])
     assert penalise_repetition(LOGITS, seen, 2.0)[0].tolist() == [1.0, 1.0, 0.0, -2.0, -torch.inf]
+
+
+@pytest.mark.parametrize("turns", [0, 1, 3])
+def test_the_end_tokens_of_earlier_turns_are_not_penalised(tokenizer, turns):
+    """Without a prompt, the text begins after an end token, too."""
+
+    class EndingModel(GPT):
+        def next_logits(self, ids, *arguments):
+            logits = torch.zeros(len(ids), self.config.vocab_size)
+            logits[:, tokenizer.end], logits[:, tokenizer.ranks[b"a"]] = 1.0, 0.9
+            return logits
+
+    shape = GPTConfig(tokenizer.n_vocab, block_size=64, n_layer=1, n_head=1, n_embd=8)
+    turn = [{"role": "user", "content": "b"}, {"role": "assistant", "content": "c"}]
+    prompt = tokenizer.render(turn * turns)[0]
+    params = SamplingParams(1, temperature=0.0, repetition_penalty=2.0)
+    generator = TextGenerator(EndingModel(shape), tokenizer)
+    assert generator.complete([prompt], params, [0])[0].reason == "end"
 
 
 # ---------------------------------------------------------------- a full block
