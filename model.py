@@ -187,8 +187,8 @@ class KVCache:
             raise ValueError(f"the cache holds {self.k.shape[3]} positions, {last} are needed")
         if count > 1 and not is_even:
             raise ValueError("rows of different lengths take one token at a time")
-        starts = torch.tensor([first] if is_even else self.lengths, device=device)
-        index = starts[:, None] + torch.arange(count, device=device)  # (1 or B, count)
+        starts = first if is_even else torch.tensor(self.lengths, device=device)[:, None]
+        index = torch.arange(count, device=device)[None] + starts  # (1 or B, count)
         mask = None
         if not is_even or (count > 1 and first > 0):
             keys = torch.arange(last, device=device)

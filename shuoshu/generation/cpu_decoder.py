@@ -103,7 +103,7 @@ def next_token_fn(model: GPT) -> NextTokenFn:
     """The function from tokens (B, 1) to logits (B, V): CpuDecoder on a CPU, else the model."""
     if model.lm_head.weight.device.type == "cpu":
         return CpuDecoder(model)
-    return lambda ids, cache: model.next_logits(ids, [0] * len(ids), cache)
+    return lambda ids, cache: model.next_logits(ids, torch.zeros_like(ids[:, 0]), cache)
 
 
 def fused_linear(dtype: torch.dtype, *layers: nn.Linear) -> Callable[[Tensor], Tensor]:

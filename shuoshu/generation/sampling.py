@@ -97,14 +97,16 @@ class TextGenerator:
         limit = None  # why texts have to end now
         for count in itertools.count(1):  # tokens per row, the next one included
             # Past the limit, only rows inside a character go on, and only to complete it.
-            tokens, is_whole = sampler.draw(logits, only_finish=limit is not None)
+            tokens, states = sampler.draw(logits, only_finish=limit is not None)
             if limit == "interrupted" or should_stop():
                 limit = "interrupted"
             elif count >= params.max_new_tokens:
                 limit = "length"
+            # One copy to the host per step: it waits for the device.
+            drawn = zip(*torch.stack((tokens, states)).tolist(), strict=True)
             yield [
-                row.add(token, limit if whole else None)
-                for row, token, whole in zip(rows, tokens.tolist(), is_whole, strict=True)
+                row.add(token, limit if state == WHOLE else None)
+                for row, (token, state) in zip(rows, drawn, strict=True)
             ]
             if all(row.finished for row in rows):
                 return
@@ -318,8 +320,8 @@ class TokenSampler:
                 self.seen[row, context.ids] = True
             self.seen[:, specials] = False  # earlier answers' ends must not delay this one's
 
-    def draw(self, logits: Tensor, only_finish: bool) -> tuple[Tensor, list[bool]]:
-        """Logits (B, V) → tokens (B,), and for each row whether its last character is whole now.
+    def draw(self, logits: Tensor, only_finish: bool) -> tuple[Tensor, Tensor]:
+        """Logits (B, V) → tokens (B,), and the state (B,) of the UTF-8 automaton after each.
 
         only_finish: a row inside a character gets a token that completes it and adds nothing.
         """
@@ -331,7 +333,7 @@ class TokenSampler:
         self.state = self.mask.after[self.state, tokens]
         if self.seen is not None:
             self.seen.scatter_(1, tokens[:, None], True)
-        return tokens, (self.state == WHOLE).tolist()
+        return tokens, self.state
 
 
 def penalise_repetition(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:

@@ -3,15 +3,17 @@
 import dataclasses
 import math
 from functools import cached_property
+from types import SimpleNamespace
 
 import pytest
 import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
+from torch.overrides import TorchFunctionMode
 
 from model import GPT, GPTConfig
 from shuoshu.core.command_settings import SampleSettings
-from shuoshu.generation.cpu_decoder import CpuDecoder
+from shuoshu.generation.cpu_decoder import CpuDecoder, next_token_fn
 from shuoshu.generation.sampling import (
     Context,
     SamplingParams,
@@ -171,6 +173,33 @@ def test_an_interruption_ends_on_a_whole_character(wild, tokenizer):
     assert result.reason in ("interrupted", "end")
     assert strict(tokenizer, result) == result.text
     assert len(result.ids) <= 24
+
+
+class CountCopies(TorchFunctionMode):
+    """Counts the calls with which a GPU would copy results to the host, or a list from it."""
+
+    def __init__(self):
+        super().__init__()
+        self.to_host = self.to_device = 0
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        self.to_host += function in (torch.Tensor.tolist, torch.Tensor.item)
+        self.to_device += function in (torch.tensor, torch.as_tensor) and isinstance(args[0], list)
+        return function(*args, **(kwargs or {}))
+
+
+def test_a_step_on_a_gpu_reads_from_it_once_and_sends_it_no_lists(wild):
+    weight = SimpleNamespace(device=torch.device("cuda"))
+    on_gpu = SimpleNamespace(lm_head=SimpleNamespace(weight=weight))
+    on_gpu.next_logits = wild.model.next_logits
+    generator = TextGenerator(wild.model, wild.tokenizer)
+    generator.next_token = next_token_fn(on_gpu)
+    stream = generator.stream([[5], [6]], SamplingParams(40, 1.5, None), [0, 0])
+    next(stream)
+    with CountCopies() as copies:
+        for _ in range(20):
+            next(stream)
+    assert (copies.to_host, copies.to_device) == (20, 0)
 
 
 # ---------------------------------------------------------------- choosing a token
