@@ -87,9 +87,14 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     if name != "auto":
         return getattr(torch, name)
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.get_device_capability(device)[0] >= 8 else torch.float16
+        return torch.float16 if is_gpu_without_bf16(device) else torch.bfloat16
     is_faster = device.type == "cpu" and _multiplies_faster_in_bf16()
     return torch.bfloat16 if is_faster else torch.float32
+
+
+def is_gpu_without_bf16(device: torch.device) -> bool:
+    """Whether the device is an NVIDIA GPU from before Ampere, whose tensor cores lack bf16."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] < 8
 
 
 MIN_BF16_GAIN = 1.5  # without hardware support bf16 is slower than fp32 or equal

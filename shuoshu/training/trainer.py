@@ -94,8 +94,7 @@ def build_trainer(
     settings = replace(settings, dtype=dtype_name)
     model = model.to(device)
     data.check_sizes(model.config.block_size, processes.world_size)
-    muon_dtype = torch.float32 if dtype == torch.float32 else torch.bfloat16
-    optimizers = build_optimizers(model, settings, device, muon_dtype)
+    optimizers = build_optimizers(model, settings, device, dtype)
     learning_rate = optimizers[0].param_groups[0]["full_lr"]
     state = RunState()
     if checkpoint:
