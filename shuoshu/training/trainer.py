@@ -105,6 +105,7 @@ def build_trainer(
     scaler = torch.amp.GradScaler(
         device.type, init_scale=state.scale, enabled=dtype == torch.float16
     )
+    scaler.load_state_dict({**scaler.state_dict(), "_growth_tracker": state.scale_steps})
     # auto: batches of questions have many widths, each of which would be compiled
     compiles = settings.compile == "true" or (
         settings.compile == "auto" and data.task == "text" and can_compile(device)
