@@ -1,7 +1,7 @@
 """Measures speed: Shuoshu, a nanoGPT checkout and the limit of the machine, in one run.
 
 python bench.py PART [FILE|FOLDER ...] [--vs=NANOGPT] [--json=FILE] [--key=value ...]
-PART is train (tokens/s), loss (time to nanoGPT's final loss), sample (tokens/s of text) or scale
+PART is train (tokens/s), loss (time to nanoGPT's best loss), sample (tokens/s of text) or scale
 (how time and memory grow with model, context and batch).
 The input is novels or one folder that prepare.py made; default: the bundled novella.
 Without --vs, Shuoshu and the limit are measured alone. Only --json and --picture write files.

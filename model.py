@@ -52,7 +52,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotary positions: turns each pair (i, i + D/2) of x (B, heads, T, D) by its angle."""
     left, right = x.chunk(2, dim=-1)
-    return x * cos + torch.cat((-right, left), dim=-1) * sin
+    return (x * cos + torch.cat((-right, left), dim=-1) * sin).type_as(x)
 
 
 def norm_and_rotate(x: Tensor, weight: Tensor, eps: float, cos: Tensor, sin: Tensor) -> Tensor:
@@ -187,8 +187,8 @@ class KVCache:
             raise ValueError(f"the cache holds {self.k.shape[3]} positions, {last} are needed")
         if count > 1 and not is_even:
             raise ValueError("rows of different lengths take one token at a time")
-        starts = torch.tensor([first] if is_even else self.lengths, device=device)
-        index = starts[:, None] + torch.arange(count, device=device)  # (1 or B, count)
+        starts = first if is_even else torch.tensor(self.lengths, device=device)[:, None]
+        index = torch.arange(count, device=device)[None] + starts  # (1 or B, count)
         mask = None
         if not is_even or (count > 1 and first > 0):
             keys = torch.arange(last, device=device)

@@ -1,6 +1,7 @@
-"""Time to nanoGPT's final loss, scored by one evaluator.
+"""Time to nanoGPT's best loss, scored by one evaluator.
 
 nanoGPT trains for a fixed time at several learning rates. Then Shuoshu trains until it is as good.
+Every run has the same number of evaluations, and only their times count: none is interpolated.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ LossCurve = list[tuple[float, float]]  # (seconds of training, bits per byte) of
 
 
 def measure_loss(bench: BenchContext) -> None:
-    """Measures seconds to nanoGPT's final loss and the best loss of both within the budget."""
+    """Measures seconds to nanoGPT's best loss and the best loss of both within the budget."""
     data, report = bench.prepared(), bench.report
     result = bench.ours("train", argv=bench.train_argv(data), seconds=bench.settings.seconds)
     step_seconds = bench.tokens_per_step / result["figures"]["tokens"]
@@ -28,10 +29,9 @@ def measure_loss(bench: BenchContext) -> None:
     report.content["curves"] = curves
     goal = None
     if bench.nanogpt:
-        fair, tokens = train_nanogpt(bench, data, result["facts"], curves["nanogpt"])
-        ends = [curve[-1] for curve in curves["nanogpt"].values()]
-        end, goal = min(ends, key=lambda point: point[1])
-        report.figure("loss: nanoGPT's end, bits per byte", goal, f"  after {end:.0f} s")
+        fair, interval = train_nanogpt(bench, data, result["facts"], curves["nanogpt"])
+        goal, theirs, number = best_evaluation(curves["nanogpt"])
+        report.figure("loss: seconds of nanoGPT to its best", theirs)
     train_ours(bench, data, step_seconds, goal, curves["ours"])
     for program, by_name in curves.items():
         if by_name:
@@ -40,20 +40,27 @@ def measure_loss(bench: BenchContext) -> None:
     times = [time_to(curve, goal) for curve in curves["ours"].values()] if goal else []
     if times := [seconds for seconds in times if seconds is not None]:
         best = min(times)
-        report.figure("loss: seconds of ours to nanoGPT's end", best)
-        report.figure("loss: times shorter than nanoGPT's", end / best)
+        report.figure("loss: seconds of ours to nanoGPT's best", best)
+        report.figure("loss: times shorter than nanoGPT's", theirs / best)
+        seconds = number * interval * bench.tokens_per_step / fair
         note = "  its tokens at the speed of the fair nanoGPT"
-        report.figure("loss: times shorter than a fair nanoGPT's", tokens / fair / best, note)
+        report.figure("loss: times shorter than a fair nanoGPT's", seconds / best, note)
     if bench.settings.picture:
         draw(Path(bench.settings.picture), curves)
 
 
+def best_evaluation(curves: dict[str, LossCurve]) -> tuple[float, float, int]:
+    """(bits per byte, seconds, number from 1) of the best evaluation of all curves."""
+    return min(
+        (bits, seconds, number)
+        for curve in curves.values()
+        for number, (seconds, bits) in enumerate(curve, start=1)
+    )
+
+
 def time_to(curve: LossCurve, goal: float) -> float | None:
-    """Seconds until a curve first reaches the goal, interpolated linearly; None: never."""
-    for (t0, b0), (t1, b1) in itertools.pairwise(curve):
-        if b1 <= goal:
-            return t0 + (t1 - t0) * max(0.0, b0 - goal) / (b0 - b1) if b0 > b1 else t0
-    return None
+    """Seconds until the first evaluation that reaches the goal; None: never."""
+    return next((seconds for seconds, bits in curve if bits <= goal), None)
 
 
 def steps_for(seconds: float, step_seconds: float) -> tuple[int, int]:
@@ -67,7 +74,7 @@ def train_nanogpt(
 ) -> tuple[float, int]:
     """Trains nanoGPT at every rate and dropout, filling `curves`.
 
-    Returns (tokens/s of the fair nanoGPT, tokens of one run).
+    Returns (tokens/s of the fair nanoGPT, steps between evaluations).
     """
     budget = 60 * bench.settings.minutes
     bench.nanogpt.write_data(data, facts["vocabulary"])
@@ -89,7 +96,7 @@ def train_nanogpt(
         note = f"  after {steps:,} steps, {clocks[-1]:.0f} s"
         bench.report.figure(f"loss: nanoGPT, {name}, bits per byte", scores[-1], note)
     _, result = fair_job(bench, facts)
-    return result["figures"]["tokens"], steps * bench.tokens_per_step
+    return result["figures"]["tokens"], interval
 
 
 def train_ours(
@@ -118,7 +125,7 @@ def train_ours(
             note = f"  after {steps:,} steps, {curve[-1][0]:.0f} s"
             bench.report.figure(f"loss: ours, {name}, bits per byte", curve[-1][1], note)
             curves[name] = curve
-            is_there = is_there or (goal is not None and curve[-1][1] <= goal)
+            is_there = is_there or (goal is not None and time_to(curve, goal) is not None)
 
 
 def curve_of(log: RunLog, val: dict, tokens_per_step: int) -> LossCurve:
@@ -145,7 +152,7 @@ def draw(path: Path, curves: dict[str, dict[str, LossCurve]]) -> None:
         ("nanogpt", "#2c6db3", "nanoGPT"),
         ("ours", "#b3362c", "Shuoshu"),
     ):
-        best = min(curves[program].values(), key=lambda curve: curve[-1][1], default=None)
+        best = min(curves[program].values(), key=lambda c: min(b for _, b in c), default=None)
         for name, curve in curves[program].items():
             style = {"label": f"{label}, {name}"} if curve is best else {"alpha": 0.3}
             axes.plot(*zip(*curve, strict=True), color=colour, marker="o", markersize=3, **style)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import math
 import platform
+import re
 import subprocess
 import sys
 import time
@@ -86,9 +87,14 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     if name != "auto":
         return getattr(torch, name)
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.get_device_capability(device)[0] >= 8 else torch.float16
+        return torch.float16 if is_gpu_without_bf16(device) else torch.bfloat16
     is_faster = device.type == "cpu" and _multiplies_faster_in_bf16()
     return torch.bfloat16 if is_faster else torch.float32
+
+
+def is_gpu_without_bf16(device: torch.device) -> bool:
+    """Whether the device is an NVIDIA GPU from before Ampere, whose tensor cores lack bf16."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] < 8
 
 
 MIN_BF16_GAIN = 1.5  # without hardware support bf16 is slower than fp32 or equal
@@ -113,31 +119,38 @@ def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager
     return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
 
 
-# Peak FLOP/s of dense bf16 products (fp16 on GPUs without bf16) with fp32 accumulation, from the
-# vendors' data sheets. The first key that is part of the GPU's name counts.
+# Peak FLOP/s of dense bf16 products (fp16 on GPUs without bf16) with fp32 accumulation, from
+# NVIDIA's data sheets. A key is the GPU's name without the words that NOT_A_MODEL matches.
 PEAK_FLOPS = {
     "B200": 2250e12,
     "H200": 989e12,
-    "H100 PCIe": 756e12,
+    "H200 NVL": 835e12,
     "H100": 989e12,
-    "A100": 312e12,
+    "H100 NVL": 835e12,
+    "H100 PCIE": 756e12,
+    "A100 SXM4": 312e12,
+    "A100 PCIE": 312e12,
     "L40S": 362e12,
+    "L40": 181e12,
     "L4": 121e12,
     "A10": 125e12,
-    "V100": 125e12,
+    "A10G": 70e12,
+    "V100 SXM2": 125e12,
+    "V100 PCIE": 112e12,
     "T4": 65e12,
     "RTX 5090": 209e12,
     "RTX 4090": 165e12,
     "RTX 3090": 71e12,
 }
+NOT_A_MODEL = re.compile(r"NVIDIA|TESLA|GEFORCE|\d+GB|HBM\w+")  # brand and memory
 
 
 def peak_flops(device: torch.device) -> float | None:
-    """The device's peak FLOP/s; None if unknown."""
+    """The device's peak FLOP/s; None if it is unknown, as for a part (MIG) of a GPU."""
     if device.type != "cuda":
         return None
-    name = torch.cuda.get_device_name(device)
-    return next((peak for key, peak in PEAK_FLOPS.items() if key in name), None)
+    words = re.split("[ -]", torch.cuda.get_device_name(device).upper())
+    return PEAK_FLOPS.get(" ".join(word for word in words if not NOT_A_MODEL.fullmatch(word)))
 
 
 def can_compile(device: torch.device) -> bool:

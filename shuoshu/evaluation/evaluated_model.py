@@ -13,7 +13,7 @@ from shuoshu.core.command_settings import EvalSettings
 from shuoshu.core.errors import UserError
 from shuoshu.evaluation.copies import TrainingText
 from shuoshu.evaluation.measure_set import Measures, MeasureSet
-from shuoshu.models.weights import load_model
+from shuoshu.models.weights import convert_weights, load_model
 from shuoshu.text import dataset
 
 
@@ -23,7 +23,7 @@ class EvaluatedModel:
     def __init__(self, folder: Path, settings: EvalSettings, device: torch.device) -> None:
         self.folder = folder
         model, self.tokenizer, self.step, *_ = load_model(folder, device)
-        self.model = model.to(getattr(torch, settings.dtype))
+        self.model = convert_weights(model, getattr(torch, settings.dtype))
 
     def require_readable(self, meta: dict, data: Path) -> None:
         """Raises UserError if the data has another tokenizer or rows longer than the block."""

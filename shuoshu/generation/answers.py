@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from model import KVCache
 from shuoshu.generation.sampling import (
@@ -93,14 +94,19 @@ def label_log_likelihoods(
         batch = order[start : start + rows]
         cache = KVCache(model.config, len(batch), device, dtype)
         logits = prefill(model, cache, [questions[n].ids[-room:] for n in batch])
-        first = logits.double().log_softmax(-1)
+        first = float64_log_softmax(logits)
         lengths = list(cache.lengths)
         for column, ids in enumerate(label_ids):
             cache.lengths = list(lengths)  # forget the previous label; it is overwritten
             total = first[:, ids[0]].clone()
             for token, following in pairwise(ids):
                 tokens = torch.full((len(batch), 1), token, device=device)
-                logits = model.next_logits(tokens, [0] * len(batch), cache)
-                total += logits.double().log_softmax(-1)[:, following]
-            scores[batch, column] = total.cpu().numpy()
+                logits = model.next_logits(tokens, torch.zeros_like(tokens[:, 0]), cache)
+                total += float64_log_softmax(logits)[:, following]
+            scores[batch, column] = total.numpy()
     return scores
+
+
+def float64_log_softmax(logits: Tensor) -> Tensor:
+    """log_softmax on the CPU, because Apple GPUs have no float64."""
+    return logits.cpu().double().log_softmax(-1)

@@ -12,7 +12,7 @@ from shuoshu.core.errors import UserError
 from shuoshu.core.terminal import shorten
 from shuoshu.generation.answers import render_question
 from shuoshu.generation.sampling import SamplingParams, TextGenerator
-from shuoshu.models.weights import LoadedModel
+from shuoshu.models.weights import LoadedModel, convert_weights
 
 
 class ChatModel(TextGenerator):
@@ -22,7 +22,8 @@ class ChatModel(TextGenerator):
         """Converts the weights to `dtype`; auto: to pick_dtype's choice on CUDA, else float32."""
         if dtype == "auto" and device.type != "cuda":
             dtype = "float32"
-        super().__init__(loaded.model.to(pick_dtype(dtype, device)), loaded.tokenizer)
+        model = convert_weights(loaded.model, pick_dtype(dtype, device))
+        super().__init__(model, loaded.tokenizer)
         self.step, self.purpose = loaded.step, loaded.purpose
 
     def question_ids(

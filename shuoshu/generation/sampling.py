@@ -22,12 +22,13 @@ from shuoshu.text.tokenizer import Tokenizer
 
 MAX_KEPT_PROMPT = 3 / 4  # of the block; a longer prompt is not kept when the block is full
 MIN_TOP_P = 1e-9  # top_p=0 means the most probable token
+MIN_TEMPERATURE = 1e-6  # a lower one is greedy; float32 would round 1e-46 to 0 and divide by it
 
 
 @dataclass
 class SamplingParams:
     max_new_tokens: int = 300
-    temperature: float = 0.8  # 0: greedy
+    temperature: float = 0.8  # below MIN_TEMPERATURE: greedy
     top_k: int | None = 200
     top_p: float = 1.0
     min_p: float = 0.0
@@ -87,7 +88,8 @@ class TextGenerator:
         """
         rows = [GrowingText(self.tokenizer, prompt, params) for prompt in prompts]
         contexts = [row.context for row in rows]
-        sampler = TokenSampler(self.mask, params, seeds, contexts)
+        specials = list(self.tokenizer.specials.values())
+        sampler = TokenSampler(self.mask, params, seeds, contexts, specials)
         weight = self.model.lm_head.weight
         dtype = torch.float32 if weight.device.type == "cpu" else weight.dtype
         cache = KVCache(self.model.config, len(rows), weight.device, dtype)
@@ -95,14 +97,16 @@ class TextGenerator:
         limit = None  # why texts have to end now
         for count in itertools.count(1):  # tokens per row, the next one included
             # Past the limit, only rows inside a character go on, and only to complete it.
-            tokens, is_whole = sampler.draw(logits, only_finish=limit is not None)
+            tokens, states = sampler.draw(logits, only_finish=limit is not None)
             if limit == "interrupted" or should_stop():
                 limit = "interrupted"
             elif count >= params.max_new_tokens:
                 limit = "length"
+            # One copy to the host per step: it waits for the device.
+            drawn = zip(*torch.stack((tokens, states)).tolist(), strict=True)
             yield [
-                row.add(token, limit if whole else None)
-                for row, token, whole in zip(rows, tokens.tolist(), is_whole, strict=True)
+                row.add(token, limit if state == WHOLE else None)
+                for row, (token, state) in zip(rows, drawn, strict=True)
             ]
             if all(row.finished for row in rows):
                 return
@@ -303,19 +307,21 @@ class TokenSampler:
         params: SamplingParams,
         seeds: Sequence[int],
         contexts: Sequence[Context],
+        specials: Sequence[int],
     ) -> None:
         device, rows = mask.after.device, len(contexts)
         self.mask, self.params = mask, params
         self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         self.state = torch.full((rows,), WHOLE, device=device)  # (B,) of the UTF-8 automaton
-        self.seen = None  # (B, V): the tokens in the row's prompt and text
+        self.seen = None  # (B, V): the tokens with text in the row's prompt and text
         if params.repetition_penalty != 1:
             self.seen = torch.zeros(rows, mask.after.shape[1], dtype=torch.bool, device=device)
             for row, context in enumerate(contexts):
                 self.seen[row, context.ids] = True
+            self.seen[:, specials] = False  # earlier answers' ends must not delay this one's
 
-    def draw(self, logits: Tensor, only_finish: bool) -> tuple[Tensor, list[bool]]:
-        """Logits (B, V) → tokens (B,), and for each row whether its last character is whole now.
+    def draw(self, logits: Tensor, only_finish: bool) -> tuple[Tensor, Tensor]:
+        """Logits (B, V) → tokens (B,), and the state (B,) of the UTF-8 automaton after each.
 
         only_finish: a row inside a character gets a token that completes it and adds nothing.
         """
@@ -327,7 +333,7 @@ class TokenSampler:
         self.state = self.mask.after[self.state, tokens]
         if self.seen is not None:
             self.seen.scatter_(1, tokens[:, None], True)
-        return tokens, (self.state == WHOLE).tolist()
+        return tokens, self.state
 
 
 def penalise_repetition(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
@@ -343,9 +349,9 @@ def pick(logits: Tensor, params: SamplingParams, draws: Tensor) -> Tensor:
 
     Temperature comes first, then top-k, top-p and min-p.
     """
-    if params.temperature == 0 or params.top_k == 1:
+    if params.temperature < MIN_TEMPERATURE or params.top_k == 1:
         return logits.argmax(dim=-1)
-    # Subtracting the maximum keeps a tiny temperature from overflowing.
+    # Subtracting the maximum keeps a low temperature from overflowing.
     logits = (logits - logits.amax(dim=-1, keepdim=True)) / params.temperature
     order = None  # (B, k): the token at each place of the sorted logits
     if params.top_k and params.top_k < logits.shape[-1]:

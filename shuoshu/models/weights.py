@@ -239,3 +239,10 @@ def load_model(
         )
     step = int(metadata.get("step", 0))
     return LoadedModel(model.to(device).eval(), tokenizer, step, read_purpose(metadata))
+
+
+def convert_weights(model: GPT, dtype: torch.dtype) -> GPT:
+    """The same model with its weights in `dtype`. Its position tables stay in float32."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+    return model

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from shuoshu.core.device import is_gpu_without_bf16
 from shuoshu.core.settings import OptimSettings
 
 # Learning rates of settings that are None.
@@ -99,9 +100,9 @@ class Muon(torch.optim.Optimizer):
 
 
 def build_optimizers(
-    model: nn.Module, settings: OptimSettings, device: torch.device, muon_dtype: torch.dtype
+    model: nn.Module, settings: OptimSettings, device: torch.device, dtype: torch.dtype
 ) -> list[torch.optim.Optimizer]:
-    """The optimizers. Each parameter is in one group, whose `full_lr` is its peak rate.
+    """The optimizers for training in `dtype`. Each group's `full_lr` is its peak rate.
 
     optimizer=muon (the default):
 
@@ -127,7 +128,7 @@ def build_optimizers(
         groups = [(blocks + embedding + head, lr, decay), (gains, lr, 0.0)]
     else:
         lr = _or_default(settings.learning_rate, MUON_LR)
-        optimizers = [Muon(blocks, lr, decay, muon_dtype)]
+        optimizers = [Muon(blocks, lr, decay, muon_dtype(dtype, device))]
         default = TIED_EMBEDDING_LR if is_tied else EMBEDDING_LR
         groups = [
             (embedding, _or_default(settings.embedding_lr, default), 0.0),
@@ -145,6 +146,12 @@ def build_optimizers(
         for group in optimizer.param_groups:
             group["full_lr"] = group["lr"]
     return optimizers
+
+
+def muon_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """What Muon computes in if the model trains in `dtype`: bfloat16, which has float32's range."""
+    is_exact = dtype == torch.float32 or is_gpu_without_bf16(device)
+    return torch.float32 if is_exact else torch.bfloat16
 
 
 def _or_default(rate: float | None, default: float) -> float:

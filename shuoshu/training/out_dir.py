@@ -190,7 +190,8 @@ class OutDir:
         evaluation selects one. OSError if the disk can't be written."""
         trainer.check_weights(state.step)
         if trainer.scaler.is_enabled():
-            state.scale = trainer.scaler.get_scale()
+            scaler = trainer.scaler.state_dict()
+            state.scale, state.scale_steps = scaler["scale"], scaler["_growth_tracker"]
         if trainer.processes.is_rank_zero:
             saved = {
                 "run": asdict(state),

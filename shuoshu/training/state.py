@@ -36,6 +36,7 @@ class RunState:
     skipped_in_row: int = 0
     pause_seconds: float = 0.0  # average duration of one evaluation and save
     scale: float = 65536.0  # GradScaler's loss scale (fp16)
+    scale_steps: int = 0  # steps since the scale changed; after 2,000 GradScaler doubles it
     plan: Plan | None = None  # None while a time budget is still measuring the step time
 
     def has_best(self) -> bool:

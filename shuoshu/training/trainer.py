@@ -94,8 +94,7 @@ def build_trainer(
     settings = replace(settings, dtype=dtype_name)
     model = model.to(device)
     data.check_sizes(model.config.block_size, processes.world_size)
-    muon_dtype = torch.float32 if dtype == torch.float32 else torch.bfloat16
-    optimizers = build_optimizers(model, settings, device, muon_dtype)
+    optimizers = build_optimizers(model, settings, device, dtype)
     learning_rate = optimizers[0].param_groups[0]["full_lr"]
     state = RunState()
     if checkpoint:
@@ -106,6 +105,7 @@ def build_trainer(
     scaler = torch.amp.GradScaler(
         device.type, init_scale=state.scale, enabled=dtype == torch.float16
     )
+    scaler.load_state_dict({**scaler.state_dict(), "_growth_tracker": state.scale_steps})
     # auto: batches of questions have many widths, each of which would be compiled
     compiles = settings.compile == "true" or (
         settings.compile == "auto" and data.task == "text" and can_compile(device)

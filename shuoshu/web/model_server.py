@@ -28,6 +28,7 @@ POLL_SECONDS = 0.1  # how soon a reader's stop is noticed while no new state arr
 STOP_SECONDS = 2.0  # maximum wait for a stopped text to end
 LEASE_SECONDS = 10.0  # a text ends when none of its states was fetched for this long
 MAX_READERS = 1000  # readers that are remembered
+MAX_LOADED_MODELS = 3  # models in memory: two to compare and one more
 
 T = TypeVar("T")
 Prepare = Callable[[ChatModel], tuple[list[int], SamplingParams]]
@@ -98,7 +99,7 @@ class ModelServer:
         # One thread for all models: each thread that computes gets its own OpenMP threads, and
         # they would compete for the cores.
         self._worker = ThreadPoolExecutor(1, "model")
-        # model name → (size and time of its weights file, model)
+        # model name → (size and time of its weights file, model); the last one was used last
         self._models: dict[str, tuple[tuple[int, ...], ChatModel]] = {}
         # model name → (settings of its run, training text)
         self._training_texts: dict[str, tuple[dict, TrainingText | None]] = {}
@@ -148,7 +149,8 @@ class ModelServer:
         """The model, loaded if its weights file changed.
 
         Training replaces the files of a model one by one. Until they fit together, the model that
-        was loaded before stays in use.
+        was loaded before stays in use. Of more than MAX_LOADED_MODELS, the least recently used one
+        is dropped.
         """
         folder = self.folders[name]
         loaded_stamp, model = self._models.get(name, (None, None))
@@ -157,10 +159,14 @@ class ModelServer:
             stamp = (stat.st_mtime_ns, stat.st_size, stat.st_ino)
             if stamp != loaded_stamp:
                 model = ChatModel(load_model(folder, self.device), self.device, self.settings.dtype)
-                self._models[name] = stamp, model
+                loaded_stamp = stamp
         except (OSError, UserError):
             if model is None:
                 raise
+        self._models.pop(name, None)
+        self._models[name] = loaded_stamp, model
+        if len(self._models) > MAX_LOADED_MODELS:
+            del self._models[next(iter(self._models))]
         return model
 
     # ------------------------------------------------------------ readers

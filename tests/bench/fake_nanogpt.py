@@ -38,7 +38,8 @@ for number in range(settings['max_iters'] + 1):
             args['bias'] = False
             model, tokens = GPT(GPTConfig(**args)), np.fromfile(train_bin, dtype=np.uint16)
             counts = np.bincount(tokens, minlength=vocab_size) + 1.0  # the model knows these
-            model.lm_head.bias.data = torch.from_numpy(np.log(counts)).float()
+            known = 1.0 if number <= settings['max_iters'] / 2 else 0.5  # it over-fits
+            model.lm_head.bias.data = torch.from_numpy(known * np.log(counts)).float()
             saved = {'model': model.state_dict(), 'model_args': args, 'iter_num': number}
             saved['best_val_loss'] = torch.tensor(5.0)
             torch.save(saved, os.path.join(settings['out_dir'], 'ckpt.pt'))

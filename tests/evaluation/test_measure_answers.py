@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 
 from model import GPT
 from shuoshu.generation.answers import (
@@ -171,6 +172,31 @@ def test_label_scores_equal_the_likelihood_of_whole_rows(pretrained_model, rows:
     scores = label_log_likelihoods(TextGenerator(model, tokenizer), questions, labels, rows)
     expected = [[log_likelihood(model, tokenizer, ids, label) for label in labels] for ids in asked]
     np.testing.assert_allclose(scores, expected, atol=1e-4)
+
+
+class NoFloat64(TorchFunctionMode):
+    """Fails like an Apple GPU where a tensor becomes float64 before it was copied to the CPU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.on_cpu: list[torch.Tensor] = []
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        tensors = [value for value in args if isinstance(value, torch.Tensor)]
+        is_float64 = isinstance(result, torch.Tensor) and result.dtype == torch.float64
+        if is_float64 and any(tensor.dtype != torch.float64 for tensor in tensors):
+            assert all(any(t is copy for copy in self.on_cpu) for t in tensors), function
+        if function is torch.Tensor.cpu:
+            self.on_cpu.append(result)
+        return result
+
+
+def test_labels_are_scored_on_a_gpu_without_float64(pretrained_model) -> None:
+    questions = [Question([], "", [5, 6, 7], 0, range(0))]
+    with NoFloat64():
+        scores = label_log_likelihoods(TextGenerator(*pretrained_model), questions, LABELS, 1)
+    assert np.isfinite(scores).all()
 
 
 def test_a_question_without_room_for_the_longest_label_loses_its_beginning(

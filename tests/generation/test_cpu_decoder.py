@@ -63,12 +63,17 @@ def decode(model: GPT, lengths: list[int], steps: int) -> tuple[torch.Tensor, to
     [SHAPE, dataclasses.replace(SHAPE, tie_embeddings=True, n_kv_head=4)],
     ids=["grouped", "tied"],
 )
-@pytest.mark.parametrize("is_packed", [True, False])
-def test_decoded_tokens_get_the_logits_of_whole_rows(lengths, config, is_packed, monkeypatch):
-    if not is_packed:
-        monkeypatch.setattr(
-            torch.ops.mkldnn, "_linear_pointwise", None
-        )  # not callable, like a missing operator
+@pytest.mark.parametrize("packed", ["right", "missing", "wrong", "wrong in batches"])
+def test_decoded_tokens_get_the_logits_of_whole_rows(lengths, config, packed, monkeypatch):
+    real = torch.ops.mkldnn._linear_pointwise
+
+    def wrong(x, **others):
+        """The product of another layout: its columns are in another order."""
+        return real(x, **others).roll(int(len(x) > 1 or packed == "wrong"), dims=1)
+
+    if packed != "right":
+        operator = None if packed == "missing" else wrong
+        monkeypatch.setattr(torch.ops.mkldnn, "_linear_pointwise", operator)
     model = make_model(config)
     logits, ids = decode(model, lengths, 9)
     for row, n in enumerate(lengths):

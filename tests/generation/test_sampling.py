@@ -3,14 +3,17 @@
 import dataclasses
 import math
 from functools import cached_property
+from types import SimpleNamespace
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
+from torch.overrides import TorchFunctionMode
 
 from model import GPT, GPTConfig
-from shuoshu.generation.cpu_decoder import CpuDecoder
+from shuoshu.core.command_settings import SampleSettings
+from shuoshu.generation.cpu_decoder import CpuDecoder, next_token_fn
 from shuoshu.generation.sampling import (
     Context,
     SamplingParams,
@@ -57,7 +60,7 @@ def test_no_text_of_100_000_tokens_holds_a_broken_character(wild, tokenizer):
         SamplingParams(250, 1.5, 5),
         SamplingParams(250, 1.5, None, 0.9, 0.01, 1.3),
     ):
-        for result in wild.complete([[tokenizer.end]] * 130, params, range(130)):
+        for result in wild.complete([[tokenizer.end]] * 140, params, range(140)):
             assert strict(tokenizer, result) == result.text
             assert "�" not in result.text
             assert result.reason in ("end", "length")
@@ -172,6 +175,33 @@ def test_an_interruption_ends_on_a_whole_character(wild, tokenizer):
     assert len(result.ids) <= 24
 
 
+class CountCopies(TorchFunctionMode):
+    """Counts the calls with which a GPU would copy results to the host, or a list from it."""
+
+    def __init__(self):
+        super().__init__()
+        self.to_host = self.to_device = 0
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        self.to_host += function in (torch.Tensor.tolist, torch.Tensor.item)
+        self.to_device += function in (torch.tensor, torch.as_tensor) and isinstance(args[0], list)
+        return function(*args, **(kwargs or {}))
+
+
+def test_a_step_on_a_gpu_reads_from_it_once_and_sends_it_no_lists(wild):
+    weight = SimpleNamespace(device=torch.device("cuda"))
+    on_gpu = SimpleNamespace(lm_head=SimpleNamespace(weight=weight))
+    on_gpu.next_logits = wild.model.next_logits
+    generator = TextGenerator(wild.model, wild.tokenizer)
+    generator.next_token = next_token_fn(on_gpu)
+    stream = generator.stream([[5], [6]], SamplingParams(40, 1.5, None), [0, 0])
+    next(stream)
+    with CountCopies() as copies:
+        for _ in range(20):
+            next(stream)
+    assert (copies.to_host, copies.to_device) == (20, 0)
+
+
 # ---------------------------------------------------------------- choosing a token
 
 
@@ -208,30 +238,58 @@ def test_top_p_and_min_p_keep_the_likeliest():
     assert with_(top_p=0.0) == [1, 0, 0, 0, 0]
 
 
-@pytest.mark.parametrize("temperature", [0.0, 1e-30, 1e-3])
+@pytest.mark.parametrize("temperature", [0.0, 1e-46, 1e-30, 1e-3])
 def test_a_vanishing_temperature_is_greedy(temperature):
     assert share(SamplingParams(temperature=temperature, top_k=None)) == [1, 0, 0, 0, 0]
 
 
+def legal(name: str) -> st.SearchStrategy[float]:
+    """Every value that sample.py allows for a setting."""
+    [field] = [field for field in dataclasses.fields(SampleSettings) if field.name == name]
+    return st.floats(field.metadata["low"], field.metadata["high"])
+
+
 @given(
-    st.floats(0, 1, exclude_max=True, width=32),
-    st.floats(0.01, 100),
-    st.integers(1, 6),
-    st.floats(0, 1),
-    st.floats(0, 1),
+    logits=st.lists(st.floats(-(2.0**99), 2.0**99, width=32), min_size=4, max_size=4),
+    seen=st.lists(st.booleans(), min_size=5, max_size=5),
+    u=st.floats(0, 1, exclude_max=True, width=32),
+    temperature=legal("temperature"),
+    top_k=st.none() | st.integers(1, 6),
+    top_p=legal("top_p"),
+    min_p=legal("min_p"),
+    penalty=legal("repetition_penalty"),
 )
-def test_a_forbidden_token_is_never_drawn(u, temperature, top_k, top_p, min_p):
-    token = pick(
-        LOGITS,
-        SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p),
-        torch.tensor([u]),
-    )
-    assert 0 <= token.item() < 4
+@example([2.0, 1.0, 0.0, -1.0], [False] * 5, 0.5, 1e-46, None, 1.0, 0.0, 1.0)
+def test_with_any_legal_settings_an_allowed_token_is_drawn(
+    logits, seen, u, temperature, top_k, top_p, min_p, penalty
+):
+    params = SamplingParams(1, temperature, top_k, top_p, min_p, penalty)
+    logits = torch.tensor([[*logits, -torch.inf]])
+    logits = penalise_repetition(logits, torch.tensor([seen]), penalty)
+    assert 0 <= pick(logits, params, torch.tensor([u])).item() < 4
 
 
 def test_the_repetition_penalty_lowers_every_seen_logit_whatever_its_sign():
     seen = torch.tensor([[True, False, False, True, False]])
     assert penalise_repetition(LOGITS, seen, 2.0)[0].tolist() == [1.0, 1.0, 0.0, -2.0, -torch.inf]
+
+
+@pytest.mark.parametrize("turns", [0, 1, 3])
+def test_the_end_tokens_of_earlier_turns_are_not_penalised(tokenizer, turns):
+    """Without a prompt, the text begins after an end token, too."""
+
+    class EndingModel(GPT):
+        def next_logits(self, ids, *arguments):
+            logits = torch.zeros(len(ids), self.config.vocab_size)
+            logits[:, tokenizer.end], logits[:, tokenizer.ranks[b"a"]] = 1.0, 0.9
+            return logits
+
+    shape = GPTConfig(tokenizer.n_vocab, block_size=64, n_layer=1, n_head=1, n_embd=8)
+    turn = [{"role": "user", "content": "b"}, {"role": "assistant", "content": "c"}]
+    prompt = tokenizer.render(turn * turns)[0]
+    params = SamplingParams(1, temperature=0.0, repetition_penalty=2.0)
+    generator = TextGenerator(EndingModel(shape), tokenizer)
+    assert generator.complete([prompt], params, [0])[0].reason == "end"
 
 
 # ---------------------------------------------------------------- a full block

@@ -8,11 +8,13 @@ import torch
 from torch import nn
 from transformers import Qwen3ForCausalLM
 
-from model import GPT, GPTConfig, KVCache, config_from_hf, config_to_hf
+from model import GPT, GPTConfig, KVCache, config_from_hf, config_to_hf, rotate
 from shuoshu.core.cli import parse
 from shuoshu.core.errors import REPO_ROOT
 from shuoshu.core.settings import ModelSettings, TrainSettings
+from shuoshu.generation.chat_model import ChatModel
 from shuoshu.models import weights
+from shuoshu.models.weights import LoadedModel
 from shuoshu.text.dataset import IGNORE
 
 ODD = GPTConfig(
@@ -148,6 +150,22 @@ def test_the_loss_is_float32_over_the_targets_that_are_not_ignored():
     )
     torch.testing.assert_close(loss, expected)
     torch.testing.assert_close(model(ids, targets, reduction="sum"), expected * 8)
+
+
+def test_sampling_in_bf16_rounds_weights_but_no_positions(tokenizer):
+    config = dataclasses.replace(ODD, vocab_size=tokenizer.n_vocab)
+    exact, loaded = model_of(config), model_of(config)
+    chat_model = ChatModel(
+        LoadedModel(loaded, tokenizer, 0, "text", 0), torch.device("cpu"), "bfloat16"
+    ).model
+    assert {parameter.dtype for parameter in chat_model.parameters()} == {torch.bfloat16}
+    assert torch.equal(chat_model.cos, exact.cos) and torch.equal(chat_model.sin, exact.sin)
+    q = torch.randn(1, 4, config.block_size, config.head_dim).bfloat16()
+    rotated = rotate(q, chat_model.cos, chat_model.sin)
+    assert torch.equal(rotated, rotate(q.float(), exact.cos, exact.sin).bfloat16())
+    ids = random_ids(config, 2, 20)
+    logits, expected = chat_model(ids).float(), exact(ids)
+    assert 0 < (logits - expected).norm() < 0.03 * expected.norm()
 
 
 @pytest.mark.parametrize("path", sorted(REPO_ROOT.glob("config/*.py")), ids=lambda path: path.stem)

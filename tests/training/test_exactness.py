@@ -3,11 +3,13 @@
 Each claim is checked by removing what it depends on.
 """
 
+from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 
-from shuoshu.core.files import sha256_of
+from shuoshu.core.files import read_json, sha256_of
 from shuoshu.core.run_log import RunLog
 from shuoshu.training import checkpoints, resume, schedule, step, trainer
 from tests.in_process import before_steps, killed_at, train_model
@@ -110,6 +112,23 @@ def test_resuming_exactly_needs_every_part_of_the_checkpoint(
     take_out(monkeypatch)
     assert train_model([f"--out_dir={tmp_path / 'out'}", "--resume"]) == 0
     assert end(tmp_path / "out")[0] != end(uninterrupted)[0]
+
+
+def test_a_resumed_run_in_fp16_keeps_its_loss_scale(tiny, tmp_path, monkeypatch):
+    """GradScaler doubles its scale after a number of steps without an overflow, here 3."""
+    scaler = partial(torch.amp.GradScaler, growth_interval=3)
+    monkeypatch.setattr(torch.amp, "GradScaler", scaler)
+    length = ["--max_iters=5", "--eval_interval=5", "--save_interval=2", "--eval_tokens=64"]
+    length += ["--sample_tokens=0", "--batch_size=2"]
+    command, ends = [*tiny, *length, "--dtype=float16"], []
+    for name, stop in (("whole", None), ("resumed", 3)):
+        out_dir = tmp_path / name
+        if stop:
+            assert train_model([*command, f"--out_dir={out_dir}"], killed_at(stop)) == 130
+        assert train_model([*command, f"--out_dir={out_dir}", "--resume"]) == 0
+        newest, _ = checkpoints.newest_checkpoint(out_dir)
+        ends.append((read_json(newest / "state.json")["run"]["scale"], end(out_dir)[0]))
+    assert ends[0] == ends[1]
 
 
 @pytest.mark.parametrize("take_out", [None, without_plan])

@@ -60,6 +60,26 @@ def test_adamw_alone_decays_matrices_and_spares_gains():
     assert groups["model.norm.weight"][1:] == (0.003, 0.0)
 
 
+@pytest.mark.parametrize(
+    ("device", "generation", "dtype", "expected"),
+    [
+        ("cpu", None, torch.float32, torch.float32),
+        ("cpu", None, torch.float16, torch.bfloat16),
+        ("cuda", 7, torch.float16, torch.float32),
+        ("cuda", 7, torch.bfloat16, torch.float32),
+        ("cuda", 8, torch.float32, torch.float32),
+        ("cuda", 8, torch.float16, torch.bfloat16),
+        ("cuda", 9, torch.bfloat16, torch.bfloat16),
+    ],
+)
+def test_muon_computes_in_bf16_only_where_the_gpu_has_it(
+    device, generation, dtype, expected, monkeypatch
+):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (generation, 0))
+    muon, _ = build_optimizers(GPT(CONFIG), OptimSettings(), torch.device(device), dtype)
+    assert muon.dtype == expected
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shape", [(3, 24, 64), (2, 64, 24), (1, 32, 32)])
 def test_orthogonalised_matrices_have_singular_values_near_one(shape, dtype):

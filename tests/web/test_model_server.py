@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import shutil
 import time
+import weakref
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -15,7 +17,7 @@ from shuoshu.core.errors import UserError
 from shuoshu.generation.chat_model import ChatModel
 from shuoshu.generation.sampling import SamplingParams
 from shuoshu.models.weights import CONTINUES_TEXT
-from shuoshu.web.model_server import GenerationState, ModelServer
+from shuoshu.web.model_server import MAX_LOADED_MODELS, GenerationState, ModelServer
 
 ENDLESS = 10**6  # tokens, more than a test waits for
 
@@ -150,3 +152,18 @@ def test_two_folders_are_two_models(tuned, pretrained):
     server = new_server(tuned, pretrained)
     models = [(server.model(name).step, *server.purpose(name)) for name in server.folders]
     assert models == [(120, "questions", 1, ""), (150, "text", 0, "")]
+
+
+def test_only_the_last_used_models_stay_in_memory(pretrained, tmp_path):
+    ignored = shutil.ignore_patterns("checkpoints")
+    folders = [
+        shutil.copytree(pretrained, tmp_path / str(number), ignore=ignored)
+        for number in range(MAX_LOADED_MODELS + 1)
+    ]
+    server = new_server(*folders)
+    models = [weakref.ref(server.model(str(folder))) for folder in folders[:-1]]
+    assert server.model(str(folders[0])) is models[0]()
+    server.model(str(folders[-1]))
+    gc.collect()
+    assert [number for number, model in enumerate(models) if model() is None] == [1]
+    assert server.model(str(folders[1])).step == 150
