@@ -100,17 +100,19 @@ def measure_answers(
         )
         texts = [completion.text for completion in completions]
         scores = add_answer_scores(measures, settings, questions, completions)
-        measures.add_text_statistics("", texts, source)
+        copies = source.find_copies(texts + questions.references) if source else []
+        measures.add_text_statistics("", texts, copies[: len(texts)])
         probabilities, classes = None, {}
         if questions.labels:
             probabilities, classes = add_label_scores(measures, settings, model, questions)
         if model is models[0]:
-            measures.add_text_statistics("reference_", questions.references, source)
+            measures.add_text_statistics("reference_", questions.references, copies[len(texts) :])
             baselines.add_baselines(
                 measures, settings, questions.training, questions.asked, questions.labels
             )
             result.classes = classes
-            result.rows = answer_rows(questions, texts, scores, probabilities, source)
+            result.rows = answer_rows(questions, texts, scores, probabilities)
+            result.add_copies(copies)
         result.add(model.folder, measures, texts)
     return result
 
@@ -190,13 +192,12 @@ def answer_rows(
     texts: Sequence[str],
     scores: Sequence[dict],
     probabilities: np.ndarray | None,
-    source: TrainingText | None,
 ) -> list[dict]:
     """One row per question for eval_answers.jsonl."""
     rows = []
     for n, question in enumerate(questions.asked):
         row = answer_row(
-            questions.split, question.rows[0], question.text, question.reference, texts[n], source
+            questions.split, question.rows[0], question.text, question.reference, texts[n]
         )
         row |= scores[n]
         if probabilities is not None:
