@@ -50,6 +50,7 @@ class SplitResult:
     differences: list[Measures] = field(default_factory=list)  # first model − each other model
     rows: list[dict] = field(default_factory=list)  # for eval_answers.jsonl
     classes: dict = field(default_factory=dict)  # labels, confusion matrix, scores by label
+    definitions: dict[str, str] = field(default_factory=dict)  # of measures, the same in all splits
 
     def add(self, folder: Path, measures: MeasureSet, texts: Sequence[str]) -> None:
         """Adds a model's measures; all but the first are compared with the first."""

@@ -36,11 +36,24 @@ def measure_text(
     settings: EvalSettings,
     models: Sequence[EvaluatedModel],
     folder: Path,
+    splits: Sequence[str],
+    source: TrainingText | None,
+) -> dict[str, SplitResult]:
+    """Measures the models on each split."""
+    return {
+        split: measure_text_split(settings, models, TextDataset(folder, split), split, source)
+        for split in splits
+    }
+
+
+def measure_text_split(
+    settings: EvalSettings,
+    models: Sequence[EvaluatedModel],
+    data: TextDataset,
     split: str,
     source: TrainingText | None,
 ) -> SplitResult:
     """Perplexity with overlapping and with disjoint windows, and statistics of continuations."""
-    data = TextDataset(folder, split)
     prompt_tokens = min(PROMPT_TOKENS, *(model.model.config.block_size // 2 for model in models))
     counts = data.meta["splits"][split]
     result = SplitResult({name: counts[name] for name in ("tokens", "characters", "bytes")})
