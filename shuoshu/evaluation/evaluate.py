@@ -41,10 +41,7 @@ def evaluate(settings: EvalSettings, out_dir: Path) -> int:
         model.require_readable(meta, folder)
     source = TrainingText.find(out_dir)
     measure = measure_answers if meta["task"] == "questions" else measure_text
-    results = {
-        split: measure(settings, models, folder, split, source)
-        for split in choose_splits(meta, settings.split)
-    }
+    results = measure(settings, models, folder, choose_splits(meta, settings.split), source)
     evaluation = eval_json(settings, models, device, folder, meta, results)
     evaluation["seconds"] = round(time.perf_counter() - started, 1)
     write_results(out_dir, evaluation, models, results)
@@ -114,6 +111,7 @@ def eval_json(
         "definitions": {
             "rouge_l": metrics.definition(settings.beta, settings.rouge == "chars"),
             "copy_rate": f"share with {MIN_COPIED} characters or more",
+            **next(iter(results.values())).definitions,
         },
         "measures": {split: result.measure_sets[0].measures for split, result in results.items()},
         "counts": {split: result.counts for split, result in results.items()},

@@ -11,7 +11,7 @@ import torch
 
 from shuoshu.core.command_settings import EvalSettings
 from shuoshu.core.errors import UserError
-from shuoshu.evaluation.copies import TrainingText
+from shuoshu.evaluation.copies import Copies
 from shuoshu.evaluation.measure_set import Measures, MeasureSet
 from shuoshu.models.weights import convert_weights, load_model
 from shuoshu.text import dataset
@@ -50,6 +50,7 @@ class SplitResult:
     differences: list[Measures] = field(default_factory=list)  # first model − each other model
     rows: list[dict] = field(default_factory=list)  # for eval_answers.jsonl
     classes: dict = field(default_factory=dict)  # labels, confusion matrix, scores by label
+    definitions: dict[str, str] = field(default_factory=dict)  # of measures, the same in all splits
 
     def add(self, folder: Path, measures: MeasureSet, texts: Sequence[str]) -> None:
         """Adds a model's measures; all but the first are compared with the first."""
@@ -59,18 +60,21 @@ class SplitResult:
                 row.setdefault("others", {})[str(folder)] = text
         self.measure_sets.append(measures)
 
+    def add_copies(self, copies: Sequence[Copies]) -> None:
+        """Adds each answer's copied spans to its row; there are none without a training text."""
+        for row, found in zip(self.rows, copies, strict=False):
+            row["copied"] = found.spans
 
-def answer_row(
-    split: str, number: int, question: str, reference: str, answer: str, source: TrainingText | None
-) -> dict:
-    """A row of eval_answers.jsonl; `copied` holds (start, end, chapter) of each copied span."""
+
+def answer_row(split: str, number: int, question: str, reference: str, answer: str) -> dict:
+    """A row of eval_answers.jsonl."""
     return {
         "split": split,
         "row": number,
         "question": question,
         "reference": reference,
         "answer": answer,
-        "copied": source.spans(answer) if source else [],
+        "copied": [],
     }
 
 

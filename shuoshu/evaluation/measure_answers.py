@@ -10,7 +10,8 @@ import numpy as np
 
 from shuoshu.core.command_settings import EvalSettings
 from shuoshu.core.errors import UserError
-from shuoshu.evaluation import baselines, metrics
+from shuoshu.evaluation import metrics
+from shuoshu.evaluation.baselines import Lookups, add_baselines, add_classification
 from shuoshu.evaluation.copies import TrainingText
 from shuoshu.evaluation.evaluated_model import (
     EvaluatedModel,
@@ -23,11 +24,13 @@ from shuoshu.evaluation.measure_set import MeasureSet
 from shuoshu.generation.answers import Question, answer, label_log_likelihoods, read_questions
 from shuoshu.generation.sampling import Completion, TextGenerator
 from shuoshu.sft.dataset import QuestionDataset, answer_batches
+from shuoshu.text.dataset import read_meta
+from shuoshu.text.tokenizer import Tokenizer
 
 
 @dataclass
 class QuestionSet:
-    """The questions of one split, and the training questions for the baselines."""
+    """The questions of one split, and the training questions."""
 
     split: str
     data: QuestionDataset
@@ -36,20 +39,19 @@ class QuestionSet:
 
     @classmethod
     def read(
-        cls, settings: EvalSettings, folder: Path, split: str, tokenizer: object
+        cls,
+        settings: EvalSettings,
+        folder: Path,
+        split: str,
+        tokenizer: Tokenizer,
+        training: list[Question],
     ) -> QuestionSet:
-        """Raises UserError if the answers are labels and the training rows have a single one."""
+        """All questions of the split, or `settings.limit` of them, evenly spaced."""
         asked = read_questions(folder, split, tokenizer)
         if settings.limit and settings.limit < len(asked):
             evenly = np.linspace(0, len(asked) - 1, settings.limit, dtype=int)
             asked = [asked[number] for number in evenly]
-        training = read_questions(folder, "train", tokenizer)
-        questions = cls(split, QuestionDataset(folder, split), asked, training)
-        if questions.labels and len({question.reference for question in training}) < 2:
-            raise UserError(
-                f"all training answers of {folder} are the same: there is nothing to classify"
-            )
-        return questions
+        return cls(split, QuestionDataset(folder, split), asked, training)
 
     @property
     def labels(self) -> list[str] | None:
@@ -81,13 +83,38 @@ def measure_answers(
     settings: EvalSettings,
     models: Sequence[EvaluatedModel],
     folder: Path,
-    split: str,
+    splits: Sequence[str],
+    source: TrainingText | None,
+) -> dict[str, SplitResult]:
+    """Measures the models and the baselines on each split.
+
+    Raises UserError if the answers are labels and the training rows have a single one.
+    """
+    meta, tokenizer = read_meta(folder), models[0].tokenizer
+    training = read_questions(folder, "train", tokenizer)
+    if meta.get("labels") and len({question.reference for question in training}) < 2:
+        raise UserError(
+            f"all training answers of {folder} are the same: there is nothing to classify"
+        )
+    lookups = Lookups.choose(settings, training, read_questions(folder, "val", tokenizer))
+    results = {}
+    for split in splits:
+        questions = QuestionSet.read(settings, folder, split, tokenizer, training)
+        results[split] = measure_split(settings, models, questions, lookups, source)
+    return results
+
+
+def measure_split(
+    settings: EvalSettings,
+    models: Sequence[EvaluatedModel],
+    questions: QuestionSet,
+    lookups: Lookups,
     source: TrainingText | None,
 ) -> SplitResult:
     """Measures each model's greedy answers; adds the baselines to the first model's measures."""
-    questions = QuestionSet.read(settings, folder, split, models[0].tokenizer)
     tokens = int(sum(questions.data.trained[row] for row in questions.rows))
     result = SplitResult({"questions": len(questions.asked), "tokens": tokens})
+    result.definitions["lookups"] = lookups.definition
     for model in models:
         measures = MeasureSet(settings.seed)
         add_reference_perplexities(measures, settings, model, questions)
@@ -95,22 +122,22 @@ def measure_answers(
             TextGenerator(model.model, model.tokenizer),
             questions.asked,
             settings.batch_size,
-            progress=progress_printer(len(questions.asked), split),
+            progress=progress_printer(len(questions.asked), questions.split),
             max_new_tokens=settings.max_new_tokens,
         )
         texts = [completion.text for completion in completions]
         scores = add_answer_scores(measures, settings, questions, completions)
-        measures.add_text_statistics("", texts, source)
+        copies = source.find_copies(texts + questions.references) if source else []
+        measures.add_text_statistics("", texts, copies[: len(texts)])
         probabilities, classes = None, {}
         if questions.labels:
             probabilities, classes = add_label_scores(measures, settings, model, questions)
         if model is models[0]:
-            measures.add_text_statistics("reference_", questions.references, source)
-            baselines.add_baselines(
-                measures, settings, questions.training, questions.asked, questions.labels
-            )
+            measures.add_text_statistics("reference_", questions.references, copies[len(texts) :])
+            add_baselines(measures, settings, lookups, questions.asked, questions.labels)
             result.classes = classes
-            result.rows = answer_rows(questions, texts, scores, probabilities, source)
+            result.rows = answer_rows(questions, texts, scores, probabilities)
+            result.add_copies(copies)
         result.add(model.folder, measures, texts)
     return result
 
@@ -176,7 +203,7 @@ def add_label_scores(
     probabilities /= probabilities.sum(axis=1, keepdims=True)
     predicted = [labels[best] for best in scores.argmax(axis=1)]
     references = questions.references
-    confusion = baselines.add_classification(measures, "", predicted, references, labels)
+    confusion = add_classification(measures, "", predicted, references, labels)
     classes = {
         "labels": labels,
         "confusion": confusion.tolist(),
@@ -190,13 +217,12 @@ def answer_rows(
     texts: Sequence[str],
     scores: Sequence[dict],
     probabilities: np.ndarray | None,
-    source: TrainingText | None,
 ) -> list[dict]:
     """One row per question for eval_answers.jsonl."""
     rows = []
     for n, question in enumerate(questions.asked):
         row = answer_row(
-            questions.split, question.rows[0], question.text, question.reference, texts[n], source
+            questions.split, question.rows[0], question.text, question.reference, texts[n]
         )
         row |= scores[n]
         if probabilities is not None:

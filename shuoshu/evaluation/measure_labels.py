@@ -72,6 +72,9 @@ MEASURES = {  # in the order of the report
         ("不同分词器之间可比", "comparable across tokenizers"),
     ),
     "bits_per_byte": Measure(("每字节比特", "Bits per byte"), ".3f", -1),
+    "above_lookup_answers_rouge_l": Measure(
+        ("比查表（含答案）高出", "Above the lookup with answers"), ".3f", 1, PAIRED
+    ),
     "above_lookup_joined_rouge_l": Measure(
         ("比查表（合并）高出", "Above the joined lookup"), ".3f", 1, PAIRED
     ),
@@ -115,6 +118,7 @@ MEASURES = {  # in the order of the report
 }
 REFERENCE_PREFIX = "reference_"
 BASELINES = {  # prefix of a measure's name: what was measured instead of the model
+    "lookup_answers_": ("查表，问题与答案合并", "lookup, an answer and its questions joined"),
     "lookup_joined_": ("查表，同答案的问题合并", "lookup, an answer's questions joined"),
     "lookup_": ("查表，最近的问题", "lookup, nearest question"),
     "majority_": ("总选最常见的一类", "always the most frequent class"),

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from shuoshu.evaluation import metrics
-from shuoshu.evaluation.copies import MIN_COPIED, TrainingText
+from shuoshu.evaluation.copies import MIN_COPIED, Copies
 from shuoshu.evaluation.intervals import (
     Interval,
     bootstrap_mean,
@@ -82,15 +82,18 @@ class MeasureSet:
             self.add_aggregate(name + suffix, tokens, mean_nats(scale.__mul__, 2))
 
     def add_text_statistics(
-        self, prefix: str, texts: Sequence[str], source: TrainingText | None
+        self, prefix: str, texts: Sequence[str], copies: Sequence[Copies]
     ) -> None:
-        """Adds length, variety, repetition and copies: measures that need no reference."""
+        """Adds length, variety and repetition: measures that need no reference.
+
+        Adds the copies from the training text, too, unless there are none because it is missing.
+        """
         self.add_mean(f"{prefix}length" if prefix else "mean_length", [len(text) for text in texts])
         for n in (1, 2):
             self.measures[f"{prefix}distinct_{n}"] = {"value": metrics.distinct(texts, n)}
         self.add_mean(f"{prefix}repetition", [metrics.repetition(text) for text in texts])
-        if source:
-            longest = [source.copies.longest(text) for text in texts]
+        if copies:
+            longest = [found.longest for found in copies]
             self.add_mean(f"{prefix}copy_longest", longest)
             self.add_mean(f"{prefix}copy_rate", [length >= MIN_COPIED for length in longest])
 

@@ -36,11 +36,24 @@ def measure_text(
     settings: EvalSettings,
     models: Sequence[EvaluatedModel],
     folder: Path,
+    splits: Sequence[str],
+    source: TrainingText | None,
+) -> dict[str, SplitResult]:
+    """Measures the models on each split."""
+    return {
+        split: measure_text_split(settings, models, TextDataset(folder, split), split, source)
+        for split in splits
+    }
+
+
+def measure_text_split(
+    settings: EvalSettings,
+    models: Sequence[EvaluatedModel],
+    data: TextDataset,
     split: str,
     source: TrainingText | None,
 ) -> SplitResult:
     """Perplexity with overlapping and with disjoint windows, and statistics of continuations."""
-    data = TextDataset(folder, split)
     prompt_tokens = min(PROMPT_TOKENS, *(model.model.config.block_size // 2 for model in models))
     counts = data.meta["splits"][split]
     result = SplitResult({name: counts[name] for name in ("tokens", "characters", "bytes")})
@@ -54,16 +67,19 @@ def measure_text(
             scored = score(model.model, model.model, windows, end)
             measures.add_perplexities(scored, data.characters, data.bytes, suffix)
         texts = continue_prompts(settings, model, data, prompt_tokens)
+        written, references = [t.written for t in texts], [t.reference for t in texts]
+        copies = source.find_copies(written + references) if source and texts else []
         if texts:
-            measures.add_text_statistics("", [t.written for t in texts], source)
-            measures.add_text_statistics("reference_", [t.reference for t in texts], source)
+            measures.add_text_statistics("", written, copies[: len(written)])
+            measures.add_text_statistics("reference_", references, copies[len(written) :])
         if model is models[0]:
             result.counts |= {"window": block, "stride": stride, "prompts": len(texts)}
             result.rows = [
-                answer_row(split, number, text.prompt, text.reference, text.written, source)
+                answer_row(split, number, text.prompt, text.reference, text.written)
                 for number, text in enumerate(texts)
             ]
-        result.add(model.folder, measures, [text.written for text in texts])
+            result.add_copies(copies)
+        result.add(model.folder, measures, written)
     return result
 
 

@@ -31,9 +31,9 @@ def format_results(evaluation: dict, source: TrainingText | None) -> str:
     for split, counts in evaluation["counts"].items():
         notes.append((split, ", ".join(f"{count:,} {name}" for name, count in counts.items())))
     if evaluation["task"] == "questions":
-        definition = evaluation["definitions"]["rouge_l"]
-        lines = textwrap.wrap(definition, MAX_COLUMNS - NOTE_INDENT)
-        notes += zip(("ROUGE-L", "", ""), lines, strict=False)
+        for title, name in (("ROUGE-L", "rouge_l"), ("look-ups", "lookups")):
+            lines = textwrap.wrap(evaluation["definitions"][name], MAX_COLUMNS - NOTE_INDENT)
+            notes += zip((title, *[""] * len(lines)), lines, strict=False)
     missing = "not measured: the pretraining text is missing or has changed"
     notes.append(("copies", f"from {source.folder}" if source else missing))
     files = f"{evaluation['model']}/eval.json, eval_answers.jsonl, report.html"

@@ -117,6 +117,11 @@ TEXTS: dict[str, Text] = {
         "找不到训练文本了，无法检查有没有照抄。",
         "The training text is no longer there, so copies can't be found.",
     ),
+    "training_text_too_long": (
+        "训练文本超过 {0:,} 字，网页上不检查有没有照抄；eval_metrics.py 会检查。",
+        "The training text has over {0:,} characters: too many to search for copies here;"
+        " eval_metrics.py does it.",
+    ),
     "no_copies": (
         "没有连续 {0} 字以上与训练文本完全相同的地方。",
         "No {0} characters in a row are word for word in the training text.",

@@ -24,6 +24,7 @@ from shuoshu.web.labels import text_html
 MAX_ALTERNATIVES = 8  # per piece
 MIN_PROBABILITY = 0.0005  # of an alternative
 MAX_CHUNK = 64  # positions whose logits are in memory at a time
+MAX_SEARCHED = 100_000_000  # characters of the training text: some seconds
 DARKEST_BITS = 8  # a piece with this much surprise has the darkest shade
 LEGEND = (1, 0.5, 0.2, 0.05, 0.01)  # probabilities whose shades the legend shows
 
@@ -141,7 +142,9 @@ def copied_html(text: str, training_text: TrainingText | None) -> str:
     """The text with its copies from the training text marked, and a list of where they are."""
     if training_text is None:
         return f'<p class="soft">{text_html("no_training_text")}</p>'
-    spans = training_text.spans(text)
+    if training_text.characters > MAX_SEARCHED:
+        return f'<p class="soft">{text_html("training_text_too_long", MAX_SEARCHED)}</p>'
+    [(_, spans)] = training_text.find_copies([text])
     if not spans:
         return f'<p class="soft">{text_html("no_copies", MIN_MARKED)}</p>'
     segments = mark_copies(text, spans).segments

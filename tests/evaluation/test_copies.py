@@ -1,107 +1,24 @@
-"""Copied spans equal a brute-force search and name the right chapter."""
+"""Copies from a model's training text: the right chapter, in bounded memory."""
 
 from __future__ import annotations
 
 import json
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from shuoshu.evaluation.copies import MIN_COPIED, MIN_MARKED, CopyIndex, TrainingText
+from shuoshu.evaluation import copies
+from shuoshu.evaluation.copies import MIN_COPIED, MIN_MARKED, TrainingText
 from shuoshu.models import weights
-from shuoshu.text.dataset import TextDataset, read_meta
+from shuoshu.text.dataset import DatasetWriter, TextDataset, read_meta
+from shuoshu.text.tokenizer import Tokenizer
 from tests.evaluation.helpers import (
     copy_model,
     measure,
     prepare_text,
 )
-
-# An emoji, and the two surrogates of one.
-SIGNS = st.text(alphabet="甲乙ab\U0001f600\ud83d\ude00 \n", max_size=40)
-
-
-def longest_from(answer: str, start: int, text: str) -> int:
-    """The length of the longest span from `start` that occurs in the text."""
-    return next(n for n in range(len(answer) - start, -1, -1) if answer[start : start + n] in text)
-
-
-def plain_spans(answer: str, text: str, min_length: int) -> list[tuple[int, int, int]]:
-    """CopyIndex.spans by substring search."""
-    start, spans = 0, []
-    while start < len(answer):
-        length = longest_from(answer, start, text)
-        if length >= min_length:
-            spans.append((start, start + length, text.find(answer[start : start + length])))
-        start += length if length >= min_length else 1
-    return spans
-
-
-@given(SIGNS, SIGNS, st.integers(1, 12), st.data())
-def test_copies_equal_brute_force(text, answer, min_length, data):
-    if text:  # puts a piece of the text and an unknown character into the answer
-        start = data.draw(st.integers(0, len(text)))
-        answer = (
-            answer[:10]
-            + text[start : start + 15]
-            + data.draw(st.sampled_from(["", "丁", "\uffff"]))
-            + answer[10:]
-        )
-    copies = CopyIndex(text)
-    assert copies.longest(answer) == max(
-        (longest_from(answer, i, text) for i in range(len(answer))), default=0
-    )
-    assert copies.spans(answer, min_length) == plain_spans(answer, text, min_length)
-
-
-@given(st.text(max_size=60), st.text(max_size=20))
-def test_copies_equal_brute_force_in_any_script(text, answer):
-    answer = text[7:19] + answer + text[:5]
-    copies = CopyIndex(text)
-    assert copies.longest(answer) == max(
-        (longest_from(answer, i, text) for i in range(len(answer))), default=0
-    )
-    assert copies.spans(answer, 3) == plain_spans(answer, text, 3)
-
-
-def test_copies_in_a_book_are_found_at_their_first_place(text):
-    copies = CopyIndex(text)
-    middle = text[15_000:15_040]
-    (span,) = copies.spans("甲甲" + middle + "甲甲", min_length=20)
-    start, end, place = span
-    assert (start, end) == (2, 42) and place == text.find(middle)
-    assert copies.longest("甲甲" + middle + "甲甲") == 40
-    assert copies.longest(text[-9:] + "甲") == 9 and copies.longest("\U0001f600") == 0
-    assert copies.spans(text, 20) == [(0, len(text), 0)]
-    for repeated in ("甲乙，甲丙", "甲丙，甲乙"):
-        assert CopyIndex(repeated).spans("甲", min_length=1) == [(0, 1, 0)]
-    assert [copies.longest(text[9000 : 9000 + n]) for n in range(40)] == list(range(40))
-
-
-def test_the_longest_copy_may_overlap_an_earlier_span():
-    copies = CopyIndex("子丑寅卯辰巳午未。辰巳午未申酉戌亥甲乙")
-    answer = "子丑寅卯辰巳午未申酉戌亥甲乙"
-    assert copies.spans(answer) == [(0, 8, 0)]  # the rest of the second one is too short
-    assert copies.longest(answer) == 10
-
-
-def test_empty_texts_have_no_copies():
-    assert CopyIndex("").spans("甲乙丙丁甲乙丙丁") == [] and CopyIndex("").longest("甲") == 0
-    assert CopyIndex("甲乙丙").spans("") == [] and CopyIndex("甲乙丙").longest("") == 0
-
-
-def test_a_span_does_not_begin_before_the_text():
-    assert CopyIndex("甲" * 10 + "乙").spans("甲" * 40 + "乙", min_length=35) == []
-
-
-def test_a_short_copy_is_measured_but_not_marked():
-    copies = CopyIndex("甲乙丙")
-    assert copies.longest("甲乙丙丁") == 3 and copies.spans("甲乙丙丁") == []
-
-
-# ---------------------------------------------------------------- a model's training text
 
 
 def test_copied_spans_occur_verbatim_in_the_named_chapter(
@@ -125,7 +42,7 @@ def test_copied_spans_occur_verbatim_in_the_named_chapter(
     for title, body in chapters.items():
         own = body[60:110]
         assert all(own not in other for name, other in chapters.items() if name != title)
-        assert source.spans(f"Ж{own}Ж") == [(1, 51, title)]
+        assert source.find_copies([f"Ж{own}Ж"]) == [(50, [(1, 51, title)])]
     spans = [
         (row["answer"][start:end], title)
         for row in evaluated.answers
@@ -133,14 +50,14 @@ def test_copied_spans_occur_verbatim_in_the_named_chapter(
     ]
     assert spans
     assert all(len(span) >= MIN_MARKED and span in chapters[title] for span, title in spans)
-    assert source.spans("Ж" * 30) == []
+    assert source.find_copies(["Ж" * 30]) == [(0, [])]
 
 
 def test_the_copy_rate_counts_answers_with_a_long_span(evaluated, pretrained: Path) -> None:
     (other,), source = evaluated.evaluation["compare"], TrainingText.find(pretrained)
     rows = [row for row in evaluated.answers if row["split"] == "test"]
     written = [row["others"][str(pretrained)] for row in rows]
-    longest = [source.copies.longest(text) for text in written]
+    longest = [found.longest for found in source.find_copies(written)]
     assert other["measures"]["test"]["copy_longest"]["value"] == pytest.approx(np.mean(longest))
     assert other["measures"]["test"]["copy_rate"]["value"] == pytest.approx(
         np.mean([length >= MIN_COPIED for length in longest])
@@ -172,3 +89,57 @@ def test_an_impossible_data_folder_is_no_training_text(tmp_path, name):
     settings = {"data": {"folder": name}, "settings": {}, "machine": {}}
     (tmp_path / "settings.json").write_text(json.dumps(settings), encoding="utf-8")
     assert TrainingText.find(tmp_path) is None
+
+
+def write_text(folder: Path, tokenizer: Tokenizer, chapters: list[list[np.ndarray]]) -> None:
+    """Writes a data folder whose training text has these chapters, each of arrays of tokens."""
+    with DatasetWriter(folder) as writer:
+        writer.open(tokenizer)
+        for number, parts in enumerate(chapters):
+            writer.begin_chapter("train", 0, f"第{number}章")
+            for ids in parts:
+                writer.add("train", ids, characters=len(tokenizer.decode(ids)))
+        writer.end_document("train")
+        writer.finish([{"title": "书"}], {})
+
+
+@pytest.mark.parametrize("decoded_tokens", [1, 2, 5, 1000])
+def test_characters_and_chapters_survive_decoding_in_pieces(
+    tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, decoded_tokens: int
+) -> None:
+    monkeypatch.setattr(copies, "DECODED_TOKENS", decoded_tokens)
+    monkeypatch.setattr(copies, "JOINED_PIECES", 3)
+    bodies = ["灯🏮下无人，é̀ 只有风。🏮🏮", "渡口🛶的船夫走了，再没回来。"]
+    ids = [tokenizer.encode_to_numpy(body) for body in bodies]
+    assert len(ids[0]) > len(bodies[0])  # characters of several tokens
+    write_text(tmp_path / "data", tokenizer, [[part] for part in ids])
+    source = TrainingText(tmp_path / "data")
+    assert source.find_copies(bodies) == [
+        (len(body), [(0, len(body), f"《书》第{number}章")]) for number, body in enumerate(bodies)
+    ]
+    across = bodies[0][-6:] + bodies[1][:6]
+    assert source.find_copies([across]) == [(12, [(0, 12, "《书》第0章")])]
+
+
+@pytest.mark.parametrize("n_chapters", [1, 600])
+def test_memory_hardly_grows_with_the_training_text(
+    tokenizer: Tokenizer, text: str, tmp_path: Path, n_chapters: int
+) -> None:
+    ids, draw = tokenizer.encode_to_numpy(text), np.random.default_rng(1)
+    answers = [text[start : start + 60] for start in range(0, len(text) - 60, 1000)]
+    peaks, characters = [], []
+    for repeats in (20, 60):
+        noisy = np.tile(ids, repeats)
+        noisy[draw.integers(0, len(noisy), len(noisy) // 20)] = tokenizer.encode("雨")[0]
+        folder = tmp_path / str(repeats)
+        write_text(folder, tokenizer, [[part] for part in np.array_split(noisy, n_chapters)])
+        tracemalloc.start()
+        source = TrainingText(folder)
+        assert max(found.longest for found in source.find_copies(answers)) >= MIN_COPIED
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        characters.append(source.characters)
+    assert characters[1] > 1_500_000
+    # The tokens of a short text are in memory: 2 bytes for about a character.
+    assert peaks[1] - peaks[0] < 4 * (characters[1] - characters[0])
+    assert peaks[1] < 64e6

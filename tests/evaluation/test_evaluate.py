@@ -29,7 +29,8 @@ DOCUMENTED = {"perplexity", "perplexity_without_end", "bits_per_char", "bits_per
 DOCUMENTED |= {"rouge_l", "rouge_l_precision", "rouge_l_recall", "exact_match", "char_f1"}
 DOCUMENTED |= {"stop_rate", "wrong_question_rate", "mean_length", "repetition"}
 DOCUMENTED |= {"copy_longest", "copy_rate", "reference_copy_longest", "reference_copy_rate"}
-DOCUMENTED |= {"lookup_rouge_l", "lookup_joined_rouge_l", "above_lookup_rouge_l"}
+LOOKUPS = {"lookup_rouge_l", "lookup_joined_rouge_l", "lookup_answers_rouge_l"}
+DOCUMENTED |= LOOKUPS | {f"above_{name}" for name in LOOKUPS}
 
 
 def test_eval_json_has_the_documented_names_and_intervals_around_their_values(evaluated) -> None:

@@ -256,3 +256,18 @@ def test_the_most_probable_label_is_the_prediction(
         for name in ("accuracy", "macro_f1", "perplexity")
     )
     assert "混淆矩阵" in (out_dir / "report.html").read_text(encoding="utf-8")
+
+
+def test_without_validation_questions_the_lookups_are_the_default(
+    pretrained: Path, tmp_path: Path
+) -> None:
+    rows = [
+        {"question": f"第{n}回谁在渡口？", "answer": f"{n}号船夫。", "split": split}
+        for split in ("train", "test")
+        for n in range(4)
+    ]
+    data = prepare_questions(tmp_path, "unvalidated", rows, pretrained)
+    out_dir = copy_model(pretrained, tmp_path / "out")
+    evaluation = measure(out_dir, f"--data={data}", "--max_new_tokens=1")
+    assert evaluation["definitions"]["lookups"].startswith("TF-IDF, the default: ")
+    assert value(evaluation, "test", "lookup_answers_rouge_l") == 1

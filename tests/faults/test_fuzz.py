@@ -284,7 +284,7 @@ def test_any_meta(
                 text_dataset.TextDataset(folder, "train").rows(0, 8, 64, 1)[0]
                 == text_dataset.TextDataset(dataset, "train").rows(0, 8, 64, 1)[0]
             ).all()
-            TrainingText(folder).spans("三更天，沈砚在渡口")
+            TrainingText(folder).find_copies(["三更天，沈砚在渡口"])
 
 
 @fuzz(200)

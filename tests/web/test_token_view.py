@@ -159,3 +159,9 @@ def test_a_copied_span_has_its_book_and_chapter(training_text, line):
 def test_without_the_training_text_copies_are_unknown(line):
     html = token_view.copied_html(line, None)
     assert "can't be found" in html.replace("&#x27;", "'") and "No 8" not in html
+
+
+def test_a_training_text_that_is_too_long_is_not_searched(training_text, line, monkeypatch):
+    monkeypatch.setattr(token_view, "MAX_SEARCHED", training_text.characters - 1)
+    html = token_view.copied_html(line, training_text)
+    assert f"over {training_text.characters - 1:,} characters" in html and "<mark>" not in html
