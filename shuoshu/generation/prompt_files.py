@@ -26,6 +26,7 @@ class PromptFile:
     rows: list[dict] = field(default_factory=list)
     sources: list[str] = field(default_factory=list)  # "row 17"
     prompts: list[str | None] = field(default_factory=list)  # None: the row has no usable prompt
+    systems: list[str | None] = field(default_factory=list)  # system messages; None: it has none
     problems: list[str] = field(default_factory=list)  # of these rows
     notes: list[str] = field(default_factory=list)
 
@@ -51,6 +52,7 @@ def read_prompts(path: Path) -> PromptFile:
         file.rows.append(row)
         file.sources.append(source)
         file.prompts.append(None if problem else prompt)
+        file.systems.append(_system(row))
         if problem:
             file.problems.append(f"{source}: {problem}")
     if len(file.problems) == len(file.rows):
@@ -77,6 +79,12 @@ def _prompt(row: dict) -> tuple[str, str]:
     if not texts[0].strip():
         return "", f"its {column} is empty"
     return "\n".join(text for text in texts if text), ""
+
+
+def _system(row: dict) -> str | None:
+    """The row's own system message, if it has one."""
+    names = {name.casefold(): name for name in row}
+    return scalar_text(row[names["system"]]) or None if "system" in names else None
 
 
 # ---------------------------------------------------------------- write

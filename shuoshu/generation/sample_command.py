@@ -61,10 +61,16 @@ class TerminalChat(ChatModel):
             raise UserError("--system is for models that answer questions; this one continues text")
         self.params = self.sampling_params(settings, self.is_answering)
 
-    def prompt_ids(self, prompt: str, history: Sequence[dict[str, str]] = ()) -> list[int]:
-        """A prompt's ids: rendered as a question after `history` if the model is answering."""
+    def prompt_ids(
+        self, prompt: str, history: Sequence[dict[str, str]] = (), system: str | None = None
+    ) -> list[int]:
+        """A prompt's ids: rendered as a question after `history` if the model is answering.
+
+        system: the row's own system message; --system overrides it.
+        """
         if self.is_answering:
-            return self.question_ids(prompt, history, self.system)
+            system = system if self.system is None else self.system
+            return self.question_ids(prompt, history, system)
         return self.tokenizer.encode(prompt)
 
     def print_text(self, ids: list[int], seed: int, stop: StopFlag) -> str:
@@ -209,7 +215,7 @@ def _prompts_to_answer(terminal: TerminalChat, file: PromptFile) -> dict[int, li
     for row, prompt in enumerate(file.prompts):
         try:
             if prompt is not None:
-                result[row] = terminal.prompt_ids(prompt)
+                result[row] = terminal.prompt_ids(prompt, system=file.systems[row])
         except UserError as error:
             problems.append(f"{file.sources[row]}: {error}")
     for note in file.notes:

@@ -44,6 +44,12 @@ def test_prompts_are_read_from_every_format_and_encoding(
     assert read_prompts(file_of(tmp_path / name, content.encode(encoding))).prompts == TEXTS
 
 
+def test_a_row_may_have_its_own_system_message(tmp_path: Path) -> None:
+    rows = [{"System": "你是老船夫。", "prompt": "谁？"}, {"system": "", "prompt": "谁？"}]
+    file = read_prompts(file_of(tmp_path / "a.json", json.dumps([*rows, {"prompt": "谁？"}])))
+    assert file.systems == ["你是老船夫。", None, None]
+
+
 def test_numbers_and_booleans_are_prompts_and_an_input_follows_its_instruction(
     tmp_path: Path,
 ) -> None:

@@ -341,6 +341,14 @@ def test_the_system_message_of_the_training_begins_each_conversation(tokenizer, 
     assert terminal.prompts[2] == "你是老船夫。乙？2。丙？"
 
 
+def test_a_rows_own_system_message_counts_unless_one_is_given(tokenizer):
+    terminal = Recorder(tokenizer, 1)
+    own = terminal.question_ids("渡口？", system="你是老船夫。")
+    assert terminal.prompt_ids("渡口？", system="你是老船夫。") == own
+    terminal.system = ""
+    assert terminal.prompt_ids("渡口？", system="你是老船夫。") != own
+
+
 @pytest.mark.parametrize(
     "given, expected", [("trained", None), ("none", ""), ("你是老船夫。", "你是老船夫。")]
 )
