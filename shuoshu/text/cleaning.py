@@ -21,13 +21,16 @@ from collections import Counter
 from collections.abc import Mapping
 
 from shuoshu.text.account import Account
-from shuoshu.text.advertisements import remove_advertisements
+from shuoshu.text.advertisements import SENTENCE_END, remove_advertisements
 from shuoshu.text.headings import HEADING, PROLOGUE, heading_key, heading_title
 from shuoshu.text.line_wraps import join_wrapped_lines
 
 
-def clean_text(text: str, remove: bool = True) -> tuple[str, Account]:
-    """(cleaned text, account). With remove=False only the layout is changed."""
+def clean_text(text: str, remove: bool = True, is_beginning: bool = True) -> tuple[str, Account]:
+    """(cleaned text, account). With remove=False only the layout is changed.
+
+    Of a book in parts, only the first one is the beginning and may have front matter.
+    """
     account = Account(read=len(text))
     if not text.endswith("\n"):
         account.count("line ends", 0, 1)
@@ -42,7 +45,8 @@ def clean_text(text: str, remove: bool = True) -> tuple[str, Account]:
         lines = remove_advertisements(lines, account)
         lines = remove_main_text_labels(lines, account)
         lines = remove_contents_and_doubled_headings(lines, account)
-        lines = remove_front_matter(lines, account)
+        if is_beginning:
+            lines = remove_front_matter(lines, account)
     lines, joins = join_wrapped_lines(lines, HEADING)
     for removed, added in joins:
         account.count("wrapped lines", removed, added)
@@ -228,21 +232,45 @@ def _doubled_headings(lines: list[str], keys: Mapping[int, tuple], run: list[int
 
 # ---------------------------------------------------------------- front matter
 
-FRONT = re.compile(r"简介|作者[:：]|目[ 　]*录|^[ \t　]*正文$|\[.{1,30}著", re.MULTILINE)
+# Lines that stand in front of a book. Each is a whole line, so that a prologue may say these words.
+SYNOPSIS = re.compile(r"^\W{0,10}(?:(?!的)\w){0,8}简介(?:[:：].*|\W{0,10})$")
+FRONT_LINE = re.compile(
+    rf"{SYNOPSIS.pattern}"
+    r"|^\W{0,10}(?:《[^》]{1,30}》\W{0,10}(?:[(（【\[][^)）】\]]{0,20}[)）】\]]\W{0,10})?)?"
+    r"作者[:：][^，。！？]{1,30}$"
+    r"|^\W{0,10}(?:目[ 　]*录|正文)\W{0,10}$|^\W{0,10}\[.{1,30}著\W{0,10}$"
+)
 MIN_CHAPTERS = 5  # in a shorter book a long introduction may be part of the story
-MAX_FRONT_CHARACTERS, MAX_FRONT_SHARE = 500, 0.02  # the larger one counts
+# Front matter has at most 2% of the book; of a short book up to 500 characters, of any 5,000.
+MAX_FRONT_SHARE, MIN_FRONT_LIMIT, MAX_FRONT_LIMIT = 0.02, 500, 5_000
+MAX_FRONT_START = 5  # lines that are not blank, among which the first of these lines must be
 
 
 def remove_front_matter(lines: list[str], account: Account) -> list[str]:
-    """Removes front matter: a short text before chapter one with a synopsis, an author or 目录.
+    """Removes front matter: a short text before chapter one with a line 简介, 作者：, 目录 or 正文.
 
-    A prologue stays.
+    A prologue with a title stays, and so does prose that follows 作者：, 目录 or 正文.
     """
     if sum(bool(HEADING.match(line)) for line in lines) < MIN_CHAPTERS:
         return lines
     first = next(i for i, line in enumerate(lines) if HEADING.match(line) or PROLOGUE.match(line))
     size = sum(map(len, lines[:first]))
-    is_short = size <= max(MAX_FRONT_CHARACTERS, MAX_FRONT_SHARE * sum(map(len, lines)))
-    if not is_short or not FRONT.search("\n".join(lines[:first])):
-        return lines
-    return account.remove_lines(lines, dict.fromkeys(range(first), "front matter"))
+    share = MAX_FRONT_SHARE * sum(map(len, lines))
+    is_short = size <= min(MAX_FRONT_LIMIT, max(MIN_FRONT_LIMIT, share))
+    end = _front_matter_end(lines[:first]) if is_short else 0
+    return account.remove_lines(lines, dict.fromkeys(range(end), "front matter"))
+
+
+def _front_matter_end(lines: list[str]) -> int:
+    """The number of lines, from the first, that are front matter."""
+    filled = [i for i, line in enumerate(lines) if line]
+    marks = {i: bool(SYNOPSIS.match(lines[i])) for i in filled if FRONT_LINE.match(lines[i])}
+    first = next((i for i in filled[:MAX_FRONT_START] if i in marks), None)
+    if first is None:
+        return 0
+    is_synopsis = marks[first]  # then the prose around it is a synopsis too
+    for i in filled:
+        is_synopsis = marks.get(i, is_synopsis)
+        if not is_synopsis and i not in marks and SENTENCE_END.search(lines[i]):
+            return i if i > first else 0
+    return len(lines)
