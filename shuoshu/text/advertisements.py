@@ -40,27 +40,56 @@ SITE_WORD = re.compile(  # in a watermark with scattered signs
 # ---------------------------------------------------------------- what sites write
 
 READER = "(?:您|大家|各位|读者|书友|朋友|继续)"
-KIND = "(?:txt|小说|电子书|全集|全文)"
+KINDS = ("[tT][xX][tT]", "小说", "电子书", "全集", "全文")
 CREDIT = r"[:：]\s*\w{1,6}(?![\w。])"
-# One phrase is enough, if the rest of the line is phrases, labels and words.
-PHRASE = (
-    r"(?<!【)更新(?:时间|日期)[:：]\s*[\d年月日/.-]{6,}\s*\d{1,2}[:：]\d\d(?:[:：]\d\d)?"
-    r"|本章字数[:：]\s*\d+|章节内容(?:开始|结束)"
-    r"|(?<=[(（])(?:本章完(?=[)）])|未完待续(?!\w))|点击下一[页章]继续阅读"
-    r"|一秒钟?记住(?=本[站书]|[【《\[]|\w{1,6}书[库屋城吧])|记住本[站书]|首发域名[:：]|无弹[窗出]"
-    rf"|为{READER}提供|手机(?:用户|阅读|版)(?=请)|(?:最新|全部)章节(?:尽在|免费|阅读)"
-    r"|手打更新最快|更多(?:精彩|免费)(?:小说|电子书)"
-    r"|仅供(?:读者|书友|网友|个人)?(?:预览|试读|试阅|学习|交流){1,3}|下载后?24\s*小时内删除"
-    rf"|(?:请|欢迎){READER}?(?:购买|支持)正版(?:图书|书籍|小说|阅读)?|请勿用[作于]商业用途"
-    r"|版权归(?:原?作者|出版社)(?:[和或及与](?:原?作者|出版社))?所有|(?:请勿|谢绝|不得)转载"
-    rf"|(?:OCR|扫校|录入|手打){CREDIT}|第一时间看正版内容|手机站全新改版升级地址"
-    r"|喜欢\w{1,12}请大家收藏[:：]|\w{1,10}更新速度全网最快|由\w{1,6}会员手打"
+GENUINE = f"{READER}?(?:购买|支持)正版(?:图书|书籍|小说|阅读)?"
+# One phrase is enough, if the rest of the line is phrases, labels and words. Phrases and labels
+# begin with a fixed character, not with a group, so that the search is fast.
+PHRASE = "|".join(
+    (
+        r"更新(?<!【更新)(?:时间|日期)[:：]\s*[\d年月日/.-]{6,}\s*\d{1,2}(?:[:：]\d\d){1,2}",
+        r"本章字数[:：]\s*\d+",
+        "章节内容(?:开始|结束)",
+        "本章完(?<=[(（]本章完)(?=[)）])",
+        r"未完待续(?<=[(（]未完待续)(?!\w)",
+        "点击下一[页章]继续阅读",
+        r"一秒钟?记住(?=本[站书]|[【《\[]|\w{1,6}书[库屋城吧])",
+        "记住本[站书]",
+        "首发域名[:：]",
+        "无弹[窗出]",
+        f"为{READER}提供",
+        "手机(?:用户|阅读|版)(?=请)",
+        "最新章节(?:尽在|免费|阅读)",
+        "全部章节(?:尽在|免费|阅读)",
+        "更多(?:精彩|免费)(?:小说|电子书)",
+        "仅供(?:读者|书友|网友|个人)?(?:预览|试读|试阅|学习|交流){1,3}",
+        r"下载后?24\s*小时内删除",
+        f"请{GENUINE}",
+        f"欢迎{GENUINE}",
+        "请勿用[作于]商业用途",
+        "版权归(?:原?作者|出版社)(?:[和或及与](?:原?作者|出版社))?所有",
+        "请勿转载|谢绝转载|不得转载",
+        f"[oO][cC][rR]{CREDIT}|扫校{CREDIT}|录入{CREDIT}|手打{CREDIT}",
+        "手打更新最快",
+        r"由\w{1,6}会员手打",
+        "第一时间看正版内容",
+        "手机站全新改版升级地址",
+        r"喜欢\w{1,12}请大家收藏[:：]",
+        "更新速度全网最快",
+    )
 )
-# Two different labels are enough, if the line doesn't end like a sentence.
-LABEL = (
-    r"更新(?:时间|日期)[:：]\s*\d|本章未完|这章没有结束|请翻页|(?:点击)?[上下]一[页章]|返回(?:目录|书页)"
-    rf"|{KIND}(?:免费)?下载[网站]?|章节目录|加入书签|推荐本书|声明[:：]|ps[:：]|求(?:推荐票?|月票|收藏)"
-    r"|投(?:推荐|月)票(?:、(?:推荐|月)票)?"
+# Two different labels are enough, if the line doesn't look like a sentence.
+LABEL = "|".join(
+    (
+        r"更新(?:时间|日期)[:：]\s*\d",
+        "本章未完|这章没有结束|请翻页",
+        "点击[上下]一[页章]|[上下]一[页章]",
+        "返回目录|返回书页|章节目录|加入书签|推荐本书",
+        "声明[:：]|[pP][sS][:：]",
+        "求推荐票?|求月票|求收藏",
+        "投(?:推荐|月)票(?:、(?:推荐|月)票)?",
+        *(f"{kind}(?:免费)?下载[网站]?" for kind in KINDS),
+    )
 )
 # Pronouns, particles and verbs: they are in clauses of the story, but in no site's name.
 NO_NAME = (
@@ -76,15 +105,16 @@ WORD = (
     r"(?:来|到|访问|浏览|登[录陆]|光临|关注|收藏|记住|购买|支持|在)?"
     r"|为了让作者.{0,12}?提供更多更好的作品|如果您?喜欢(?:这部作品|本[书文])?|未经许可"
     r"|24\s*小时之?内(?:自行)?删除|不得用作商业用途|您的支持|就是我最大的动力|本人不做任何负责"
-    r"|数据和书签与电脑站同步|这个章节后面还有哦?|后面更精彩|方便下次|我们的网址|今天|还有\w更|第\w{1,3}更|天才|小主"
+    r"|数据和书签与电脑站同步|\w{1,10}?(?=更新速度全网最快)|这个章节后面还有哦?|后面更精彩"
+    r"|方便下次|我们的网址|今天|还有\w更|第\w{1,3}更|天才|小主"
     rf"|校对{CREDIT}|字数[:：]\s*\d+|附[:：]|自?网络|网友|收集|整理|制作|上传|提供|首发"
-    rf"|手打|校对|免费|在线|{KIND}[网站]?|阅读|下载后?|更新|更?优质|体验|精[彩校]|最[新快全]|全网"
+    rf"|手打|校对|免费|在线|(?:{'|'.join(KINDS)})[网站]?|阅读|下载后?|更新|更?优质|体验|精[彩校]|最[新快全]|全网"
     r"|速度|更多|好书|书[籍库屋城吧]|章节|内容|文学|论坛|起点|本[书站文]|作品|使用|清新"
     r"|手机(?:用户|版|站)?|电脑[版站]|网[址站]|域名|地址|无?广告|[的并]"
 )
-CALL = re.compile(f"{PHRASE}|{LABEL}", re.IGNORECASE)
-SITE_PHRASE, SITE_LABEL = re.compile(PHRASE, re.IGNORECASE), re.compile(LABEL, re.IGNORECASE)
-SITE_TEXT = re.compile(f"{PHRASE}|{LABEL}|{WORD}", re.IGNORECASE)
+SITE_PHRASE, SITE_LABEL = re.compile(PHRASE), re.compile(LABEL)
+CALL = re.compile(f"{PHRASE}|{LABEL}")
+SITE_TEXT = re.compile(f"{PHRASE}|{LABEL}|{WORD}")
 # With an address, these are marks of an advertisement; the other words are not.
 SITE_PRAISE = re.compile(f"{NAME}|(?:书|文|作品)由|尽在|更多|最[新快全]|[《【]\n")
 SIGN = re.compile(f"[{SIGNS}]")
@@ -93,6 +123,7 @@ RULER = re.compile(r"^[ \t　]*[=*_~#+＝－—─…·•※★☆-]{8,}$")
 # Signs of the story: somebody speaks, or somebody tells.
 QUOTES = re.compile("[“”「」『』‘’]")
 NARRATION = re.compile("(?<!其)他|[她它你着]|我(?!们)|(?<!为)了")
+SENTENCE = re.compile("[。？?]$|^—+[^—]+$")  # or a line of a dialogue
 SENTENCE_END = re.compile("[。！？…!?.”」』]$")
 CLAUSE_BREAK = re.compile(
     r"(?<=[，；。！？…”』」）》】!?])(?![，；。！？…”』」）》】!?])|(?=[（【])"
@@ -101,7 +132,8 @@ CLAUSE_BREAK = re.compile(
 # ---------------------------------------------------------------- banners, notices, addresses
 
 MAX_ADVERTISEMENT_CHARACTERS = 80  # of a line, or of the clause that contains the address
-MIN_STORY_LETTERS = 9  # in the clause around a watermark that is removed from inside it
+# A watermark is removed from inside a clause with so many letters; the clause is cut at a length.
+MIN_STORY_LETTERS, MAX_CLAUSE = 9, 80
 MAX_BANNER_LINES, MAX_BANNER_CHARACTERS = 20, 300  # from ruler to ruler
 EDGE_LINES = 3  # the first and the last lines of a chapter
 MIN_REPEATS = 3  # of a line at the edges of chapters
@@ -110,7 +142,7 @@ MIN_REPEATS = 3  # of a line at the edges of chapters
 def is_advertisement(text: str, is_in_story: bool = False) -> bool:
     """Whether a short text has the marks of an advertisement and no other words.
 
-    A text in the story needs more marks, and so does one that ends like a sentence.
+    A text in the story needs more marks, and so does one that looks like a sentence.
     """
     if len(text) > MAX_ADVERTISEMENT_CHARACTERS or QUOTES.search(text):
         return False
@@ -119,8 +151,8 @@ def is_advertisement(text: str, is_in_story: bool = False) -> bool:
     marks = has_address + len(set(SITE_PHRASE.findall(rest)))
     marks += has_address and bool(SITE_PRAISE.search(rest))
     marks += min(2, len(set(SITE_LABEL.findall(rest)))) / 2
-    is_marked = marks > 1 if is_in_story or text.endswith("。") else marks >= 1
-    return is_marked and not _other_letters(rest)
+    needs_more = is_in_story or SENTENCE.search(text)
+    return (marks > 1 if needs_more else marks >= 1) and not _other_letters(rest)
 
 
 def remove_advertisements(lines: list[str], account: Account) -> list[str]:
@@ -129,20 +161,23 @@ def remove_advertisements(lines: list[str], account: Account) -> list[str]:
     suspects = [_may_be_advertisement(line) for line in lines]
     repeated = _repeated_calls(lines) if any(suspects) else set()
     kept: list[str] = []
-    is_quoted = False  # after a colon, until a line ends like a sentence
+    colon_line = ""  # the last line with a colon at its end, until a line ends like a sentence
     for line, is_suspect in zip(lines, suspects, strict=True):
         if is_suspect:
             line = _remove_scattered_watermarks(line, account)
             if not HEADING.match(line):
                 text = line.strip()
+                is_quoted = _announces(colon_line)
                 if is_advertisement(text, is_quoted) or _without_digits(text) in repeated:
                     rule = "addresses" if ADDRESS.search(text) else "notices"
                     account.record(rule, line + "\n")
                     continue
                 line = _remove_watermarks(line, account)
         kept.append(line)
-        if line:
-            is_quoted = _announces(line) or (is_quoted and not SENTENCE_END.search(line))
+        if line.endswith((":", "：")):
+            colon_line = line
+        elif colon_line and SENTENCE_END.search(line):
+            colon_line = ""
     return kept
 
 
@@ -174,9 +209,9 @@ def _other_letters(text: str) -> bool:
     return any(map(str.isalnum, SITE_TEXT.sub("", SIGN.sub("", text))))
 
 
-def _announces(line: str) -> bool:
-    """Whether a line of the story ends with a colon, so that the story quotes the next lines."""
-    return line.endswith((":", "：")) and not HEADING.match(line) and _other_letters(line)
+def _announces(colon_line: str) -> bool:
+    """Whether a line with a colon at its end belongs to the story, which then quotes the next."""
+    return _other_letters(colon_line) and not HEADING.match(colon_line)
 
 
 def _without_digits(text: str) -> str:
@@ -199,11 +234,11 @@ def _repeated_calls(lines: list[str]) -> set[str]:
 def _is_call(text: str) -> bool:
     """Whether a short text without narration begins or ends with a phrase or a label of sites.
 
-    If it ends like a sentence, a label is not enough.
+    If it looks like a sentence, a label is not enough.
     """
     if len(text) > MAX_ADVERTISEMENT_CHARACTERS or QUOTES.search(text) or NARRATION.search(text):
         return False
-    calls = list((SITE_PHRASE if text.endswith("。") else CALL).finditer(text))
+    calls = list((SITE_PHRASE if SENTENCE.search(text) else CALL).finditer(text))
     return bool(calls) and not (
         _has_letters(text[: calls[0].start()]) and _has_letters(text[calls[-1].end() :])
     )
@@ -236,8 +271,9 @@ def _remove_scattered_watermarks(line: str, account: Account) -> str:
     """Removes a watermark with scattered signs from the middle of a clause of the story."""
 
     def replacement(mark: re.Match) -> str:
-        before = re.split("[，。；！？”」]", line[: mark.start()])[-1]
-        after = re.split("[，。；！？“「]", line[mark.end() :], maxsplit=1)[0]
+        start, end = mark.span()
+        before = re.split("[，。；！？”」]", line[max(0, start - MAX_CLAUSE) : start])[-1]
+        after = re.split("[，。；！？“「]", line[end : end + MAX_CLAUSE], maxsplit=1)[0]
         story_letters = sum(map(str.isalnum, before + after))
         if story_letters >= MIN_STORY_LETTERS and SITE_WORD.search(mark[0]):
             return account.record("addresses", mark[0])

@@ -253,6 +253,7 @@ def test_an_account_that_misses_a_character_is_not_exact() -> None:
         "更新",
         "小说下载",
         "本书由雨夜",
+        "木门小^说^网ｗｗｗ．ａｂｃ．ｃｏｍ走了进去没有回头，",
     ],
 )
 def test_the_time_for_a_line_is_proportional_to_its_length(piece: str) -> None:
