@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 
@@ -28,6 +30,20 @@ class Account:
         self.places[rule] += places
         self.removed[rule] += removed
         self.added[rule] += added
+
+    def substitute(self, pattern: re.Pattern, after: str, text: str, rule: str) -> str:
+        """pattern.subn, counted under `rule`; `after` is plain text."""
+        changed, places = pattern.subn(after, text)
+        if places:
+            added = places * len(after)
+            self.count(rule, len(text) - len(changed) + added, added, places)
+        return changed
+
+    def remove_lines(self, lines: list[str], rule_of: Mapping[int, str]) -> list[str]:
+        """Removes the lines whose indices are in `rule_of`, which also names the rule of each."""
+        for i in sorted(rule_of):
+            self.record(rule_of[i], lines[i] + "\n")
+        return [line for i, line in enumerate(lines) if i not in rule_of]
 
     def add(self, other: Account) -> None:
         """Adds the counts and texts of another account."""

@@ -135,8 +135,8 @@ def read_books(
 def _read_book(title: str, path: Path, decoder: TextDecoder, cleaned: Path, remove: bool) -> Book:
     book = Book(printable(title), printable(path.name), decoder.encoding, cleaned)
     with cleaned.open("w", encoding="utf-8", errors="replace", newline="\n") as file:
-        for part in decoder.parts():
-            text, account = clean_text(part, remove)
+        for number, part in enumerate(decoder.parts()):
+            text, account = clean_text(part, remove, is_beginning=number == 0)
             file.write(text)
             book.account.add(account)
             book.chapters += [

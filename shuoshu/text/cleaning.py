@@ -19,15 +19,18 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Mapping
-from itertools import pairwise
 
 from shuoshu.text.account import Account
+from shuoshu.text.advertisements import SENTENCE_END, remove_advertisements
 from shuoshu.text.headings import HEADING, PROLOGUE, heading_key, heading_title
 from shuoshu.text.line_wraps import join_wrapped_lines
 
 
-def clean_text(text: str, remove: bool = True) -> tuple[str, Account]:
-    """(cleaned text, account). With remove=False only the layout is changed."""
+def clean_text(text: str, remove: bool = True, is_beginning: bool = True) -> tuple[str, Account]:
+    """(cleaned text, account). With remove=False only the layout is changed.
+
+    Of a book in parts, only the first one is the beginning and may have front matter.
+    """
     account = Account(read=len(text))
     if not text.endswith("\n"):
         account.count("line ends", 0, 1)
@@ -35,15 +38,15 @@ def clean_text(text: str, remove: bool = True) -> tuple[str, Account]:
     text = normalize_characters(text, account)
     if remove:
         text = remove_markup(text, account)
-        text = _substitute(TRAILING, "", text, "blanks at line ends", account)
+        text = account.substitute(TRAILING, "", text, "blanks at line ends")
     lines = text.split("\n")
     if remove:
         lines = remove_licence(lines, account)
-        lines = remove_banners(lines, account)
         lines = remove_advertisements(lines, account)
         lines = remove_main_text_labels(lines, account)
         lines = remove_contents_and_doubled_headings(lines, account)
-        lines = remove_front_matter(lines, account)
+        if is_beginning:
+            lines = remove_front_matter(lines, account)
     lines, joins = join_wrapped_lines(lines, HEADING)
     for removed, added in joins:
         account.count("wrapped lines", removed, added)
@@ -71,36 +74,20 @@ def normalize_characters(text: str, account: Account) -> str:
         ("invisible characters", INVISIBLE, ""),
         ("blanks at line ends", TRAILING, ""),
     ):
-        text = _substitute(pattern, after, text, rule, account)
+        text = account.substitute(pattern, after, text, rule)
     return text
 
 
 def normalize_layout(lines: list[str], account: Account) -> str:
     """Removes indentation before Chinese and repeated blank lines; the text ends with one \\n."""
-    text = _substitute(INDENT, "", "\n".join(lines), "indentation", account)
-    text = _substitute(BLANK, "\n\n", text, "blank lines", account)
+    text = account.substitute(INDENT, "", "\n".join(lines), "indentation")
+    text = account.substitute(BLANK, "\n\n", text, "blank lines")
     trimmed = text.strip("\n") + "\n"  # never longer, because the text ends with a line end
     if len(trimmed) < len(text):
         account.count("blank lines", len(text) - len(trimmed))
     elif trimmed != text:  # an empty text gets its line end
         account.count("line ends", 0, 1)
     return trimmed
-
-
-def _substitute(pattern: re.Pattern, after: str, text: str, rule: str, account: Account) -> str:
-    """pattern.subn, counted under `rule`."""
-    changed, places = pattern.subn(after, text)
-    if places:
-        added = places * len(after)
-        account.count(rule, len(text) - len(changed) + added, added, places)
-    return changed
-
-
-def _remove_lines(lines: list[str], rule_of: Mapping[int, str], account: Account) -> list[str]:
-    """Removes the lines whose indices are in `rule_of`, which also names the rule of each."""
-    for i in sorted(rule_of):
-        account.record(rule_of[i], lines[i] + "\n")
-    return [line for i, line in enumerate(lines) if i not in rule_of]
 
 
 # ---------------------------------------------------------------- markup and entities
@@ -110,7 +97,7 @@ SCRIPT = re.compile(r"<(script|style)\b[^<>]{0,200}>.{0,2000}?</\1>", re.IGNOREC
 # HTML's own tags only: some books write <山兜> for a character that the font lacks.
 TAG = re.compile(
     r"</?(br|p|div|h[1-6]|span|font|center|b|i|u|a|img|script|style|table|tr|td|li|ul|hr|strong|em)"
-    r"(?:\s[^<>\n]{0,200})?/?>",
+    r"(?:\s[^<>\n=]{0,40}=[^<>\n]{0,200}|\s*)/?>",
     re.IGNORECASE,
 )
 ENTITY = re.compile(
@@ -149,7 +136,8 @@ def _entity_character(entity: str) -> str:
 
 LICENCE_START = re.compile(r"^\*{3} ?START OF (?:THE|THIS) PROJECT GUTENBERG", re.IGNORECASE)
 LICENCE_END = re.compile(
-    r"^(?:\*{3} ?END OF (?:THE|THIS) PROJECT GUTENBERG|End of (?:the )?Project Gutenberg)",
+    r"^(?:\*{3} ?END OF (?:THE|THIS) PROJECT GUTENBERG"
+    r"|End of (?:the )?Project Gutenberg(?:['’]s| e-?(?:book|text))\b)",
     re.IGNORECASE,
 )
 
@@ -167,140 +155,7 @@ def remove_licence(lines: list[str], account: Account) -> list[str]:
         if i in marks or not is_story:
             rule_of[i] = "licence"
         is_story = marks.get(i, is_story)
-    return _remove_lines(lines, rule_of, account)
-
-
-# ---------------------------------------------------------------- advertisements: patterns
-
-# Signs that sites put into their addresses to escape filters: ｗｗｗ．ｙ^ｕ^ｙ^ｅ．ｃｏｍ
-SCATTERED = r"[\^*~_#@|+=♂♀★☆◎※→ -]{0,2}"
-LETTER, DOT = "A-Za-z0-9ａ-ｚＡ-Ｚ０-９", "[.．。·]"
-ADDRESS = re.compile(
-    r"https?[:：]//[^\s　-鿿》】）]{3,80}"
-    rf"|(?:[wWｗＷ]{SCATTERED}){{3}}{DOT}{SCATTERED}(?:[{LETTER}]{SCATTERED}){{2,30}}"
-    rf"(?:{DOT}{SCATTERED}(?:[{LETTER}]{SCATTERED}){{2,10}}){{1,3}}(?:/[\x21-\x7e]*)?"
-    rf"|(?<![{LETTER}@.])[{LETTER}][{LETTER}-]{{1,30}}(?:{DOT}[{LETTER}-]{{2,30}}){{0,2}}{DOT}"
-    rf"(?:com|net|org|cc|cn|info|ｃｏｍ|ｎｅｔ|ｃｃ)(?![{LETTER}])",
-    re.IGNORECASE,
-)
-# A fast test before the slow ADDRESS: a line without a match has no address.
-MAY_BE_ADDRESS = re.compile("[.．。·][\\^*~_#@|+=♂♀★☆◎※→ -]?[a-zａ-ｚA-ZＡ-Ｚ]|http", re.IGNORECASE)
-SCATTERED_WATERMARK = re.compile(
-    rf"(?:\w[\^*~_#@|♂♀★☆◎※]){{1,12}}[\w…]{{0,3}}?(?:{ADDRESS.pattern})", re.IGNORECASE
-)
-SITE_WORD = re.compile(
-    "书库|书屋|书城|书吧|书网|文学|小.?说|下载|阅读|电子书|论坛|更新|首发|整理|提供|本站|网站|转载|txt",
-    re.IGNORECASE,
-)
-NOTICE = re.compile(
-    r"更新(?:时间|日期)[:：]\s*\d|本章字数|章节内容(?:开始|结束)|请记住本[站书]|一秒(?:钟)?记住"
-    r"|手机(?:用户|阅读|版).{0,6}(?:请|访问|浏览|网址)"
-    r"|(?:最新|全部)章节.{0,12}(?:尽在|访问|阅读|免费)|无弹[窗出]|本章未完|点击下一[页章]"
-    r"|返回(?:目录|书页)|加入书签|(?:求|投)(?:推荐|月)票"
-    r"|(?:txt|小说|电子书|全集|全文)(?:免费)?下载|下载后?(?:请)?.{0,6}24\s*小时"
-    r"|仅供.{0,6}(?:预览|试读|试阅|学习交流)|首发(?:域名)?[:：]"
-    r"|更多(?:精彩|免费).{0,6}(?:小说|电子书)|为您提供.{0,8}(?:小说|阅读)"
-    r"|(?:请|欢迎).{0,8}(?:支持|购买)正版|本(?:书|站|作品).{0,20}(?:版权|转载)"
-    r"|(?:OCR|扫校|录入|手打)[:：]|[(（](?:本章完|未完待续)",
-    re.IGNORECASE,
-)
-RULER = re.compile(r"^[ \t　]*[=*_~#+＝－—─…·•※★☆-]{8,}$")
-QUOTES = re.compile("[“”「」『』‘’]")  # somebody speaks: probably the story
-SENTENCE = re.compile(r"[“”「」『』‘’]|[，。；！？!?].")
-CLAUSE_BREAK = re.compile(
-    r"(?<=[，；。！？…”』」）》】!?])(?![，；。！？…”』」）》】!?])|(?=[（【])"
-)
-
-# ---------------------------------------------------------------- banners, notices, addresses
-
-MAX_BANNER_LINES = 20  # from ruler to ruler
-MAX_NOTICE_CHARACTERS = 80
-MAX_WATERMARK_CHARACTERS = 80  # of the clause that contains the address
-MAX_CHARACTERS_BESIDE_ADDRESS = 60  # in a line that is removed for its address
-MIN_STORY_LETTERS = 9  # in the clause around a watermark that is removed from inside it
-
-
-def remove_banners(lines: list[str], account: Account) -> list[str]:
-    """Removes banners: two rulers with an address or a notice and little else between them."""
-    rulers = [i for i, line in enumerate(lines) if RULER.match(line)]
-    rule_of: dict[int, str] = {}
-    for a, b in pairwise(rulers):
-        between = "\n".join(lines[a + 1 : b])
-        is_story = QUOTES.search(between) or HEADING.search(between)
-        is_advertisement = ADDRESS.search(between) or NOTICE.search(between)
-        if b - a <= MAX_BANNER_LINES and a not in rule_of and not is_story and is_advertisement:
-            rule_of |= dict.fromkeys(range(a, b + 1), "banners")
-    return _remove_lines(lines, rule_of, account)
-
-
-def remove_advertisements(lines: list[str], account: Account) -> list[str]:
-    """Removes notices, lines that consist of an address, and watermarks inside other lines."""
-    kept = []
-    for line in lines:
-        line = _remove_scattered_watermarks(line, account)
-        if HEADING.match(line):
-            kept.append(line)
-        elif is_notice(line):
-            account.record("notices", line + "\n")
-        elif is_address_line(line):
-            account.record("addresses", line + "\n")
-        else:
-            kept.append(_remove_watermarks(line, account))
-    return kept
-
-
-def is_notice(line: str) -> bool:
-    """Whether a short line without quotation marks contains a phrase of novel sites."""
-    text = line.strip()
-    is_short = len(text) <= MAX_NOTICE_CHARACTERS
-    return bool(is_short and NOTICE.search(text) and not QUOTES.search(text))
-
-
-def is_address_line(line: str) -> bool:
-    """Whether a line is an address, alone or with a few words: a site's word but no sentence."""
-    if not _has_address(line.strip()):
-        return False
-    rest = ADDRESS.sub("", line.strip())
-    is_short = len(rest) <= MAX_CHARACTERS_BESIDE_ADDRESS
-    names_site = not rest.strip() or SITE_WORD.search(rest)
-    return bool(is_short and names_site and not SENTENCE.search(rest))
-
-
-def is_watermark(clause: str) -> bool:
-    """Whether a short clause without quotation marks has an address and a site's word."""
-    is_short = len(clause) <= MAX_WATERMARK_CHARACTERS
-    if not is_short or QUOTES.search(clause) or not ADDRESS.search(clause):
-        return False
-    return bool(SITE_WORD.search(ADDRESS.sub("", clause)))
-
-
-def _has_address(text: str) -> bool:
-    return bool(MAY_BE_ADDRESS.search(text) and ADDRESS.search(text))
-
-
-def _remove_watermarks(line: str, account: Account) -> str:
-    """Removes the clauses that are watermarks and keeps the rest of the line."""
-    if not _has_address(line.strip()):
-        return line
-    clauses = [
-        account.record("addresses", clause) if is_watermark(clause) else clause
-        for clause in CLAUSE_BREAK.split(line)
-    ]
-    return _substitute(TRAILING, "", "".join(clauses), "blanks at line ends", account)
-
-
-def _remove_scattered_watermarks(line: str, account: Account) -> str:
-    """Removes a watermark with scattered signs from the middle of a clause of the story."""
-
-    def replacement(mark: re.Match) -> str:
-        before = re.split("[，。；！？”」]", line[: mark.start()])[-1]
-        after = re.split("[，。；！？“「]", line[mark.end() :], maxsplit=1)[0]
-        story_letters = sum(map(str.isalnum, before + after))
-        if story_letters >= MIN_STORY_LETTERS and SITE_WORD.search(mark[0]):
-            return account.record("addresses", mark[0])
-        return mark[0]
-
-    return SCATTERED_WATERMARK.sub(replacement, line) if MAY_BE_ADDRESS.search(line) else line
+    return account.remove_lines(lines, rule_of)
 
 
 # ---------------------------------------------------------------- 正文, contents, doubled headings
@@ -338,7 +193,7 @@ def remove_contents_and_doubled_headings(lines: list[str], account: Account) -> 
         rule_of |= dict.fromkeys(contents, "contents")
         doubled = _doubled_headings(lines, keys, [i for i in run if i not in contents])
         rule_of |= dict.fromkeys(doubled, "doubled headings")
-    return _remove_lines(lines, rule_of, account)
+    return account.remove_lines(lines, rule_of)
 
 
 def _contents_entries(run: list[tuple[str, str]], everywhere: Counter) -> list[int]:
@@ -377,21 +232,45 @@ def _doubled_headings(lines: list[str], keys: Mapping[int, tuple], run: list[int
 
 # ---------------------------------------------------------------- front matter
 
-FRONT = re.compile(r"简介|作者[:：]|目[ 　]*录|^[ \t　]*正文$|\[.{1,30}著", re.MULTILINE)
+# Lines that stand in front of a book. Each is a whole line, so that a prologue may say these words.
+SYNOPSIS = re.compile(r"^\W{0,10}(?:(?!的)\w){0,8}简介(?:[:：].*|\W{0,10})$")
+FRONT_LINE = re.compile(
+    rf"{SYNOPSIS.pattern}"
+    r"|^\W{0,10}(?:《[^》]{1,30}》\W{0,10}(?:[(（【\[][^)）】\]]{0,20}[)）】\]]\W{0,10})?)?"
+    r"作者[:：][^，。！？]{1,30}$"
+    r"|^\W{0,10}(?:目[ 　]*录|正文)\W{0,10}$|^\W{0,10}\[.{1,30}著\W{0,10}$"
+)
 MIN_CHAPTERS = 5  # in a shorter book a long introduction may be part of the story
-MAX_FRONT_CHARACTERS, MAX_FRONT_SHARE = 500, 0.02  # the larger one counts
+# Front matter has at most 2% of the book; of a short book up to 500 characters, of any 5,000.
+MAX_FRONT_SHARE, MIN_FRONT_LIMIT, MAX_FRONT_LIMIT = 0.02, 500, 5_000
+MAX_FRONT_START = 5  # lines that are not blank, among which the first of these lines must be
 
 
 def remove_front_matter(lines: list[str], account: Account) -> list[str]:
-    """Removes front matter: a short text before chapter one with a synopsis, an author or 目录.
+    """Removes front matter: a short text before chapter one with a line 简介, 作者：, 目录 or 正文.
 
-    A prologue stays.
+    A prologue with a title stays, and so does prose that follows 作者：, 目录 or 正文.
     """
     if sum(bool(HEADING.match(line)) for line in lines) < MIN_CHAPTERS:
         return lines
     first = next(i for i, line in enumerate(lines) if HEADING.match(line) or PROLOGUE.match(line))
     size = sum(map(len, lines[:first]))
-    is_short = size <= max(MAX_FRONT_CHARACTERS, MAX_FRONT_SHARE * sum(map(len, lines)))
-    if not is_short or not FRONT.search("\n".join(lines[:first])):
-        return lines
-    return _remove_lines(lines, dict.fromkeys(range(first), "front matter"), account)
+    share = MAX_FRONT_SHARE * sum(map(len, lines))
+    is_short = size <= min(MAX_FRONT_LIMIT, max(MIN_FRONT_LIMIT, share))
+    end = _front_matter_end(lines[:first]) if is_short else 0
+    return account.remove_lines(lines, dict.fromkeys(range(end), "front matter"))
+
+
+def _front_matter_end(lines: list[str]) -> int:
+    """The number of lines, from the first, that are front matter."""
+    filled = [i for i, line in enumerate(lines) if line]
+    marks = {i: bool(SYNOPSIS.match(lines[i])) for i in filled if FRONT_LINE.match(lines[i])}
+    first = next((i for i in filled[:MAX_FRONT_START] if i in marks), None)
+    if first is None:
+        return 0
+    is_synopsis = marks[first]  # then the prose around it is a synopsis too
+    for i in filled:
+        is_synopsis = marks.get(i, is_synopsis)
+        if not is_synopsis and i not in marks and SENTENCE_END.search(lines[i]):
+            return i if i > first else 0
+    return len(lines)

@@ -10,9 +10,11 @@ NUMBER = rf"(?=[ \t　]*[{NUMERALS}])[{NUMERALS} \t　]{{1,12}}"
 CHAPTER_UNIT = "[回章节卷集部篇折]"
 
 # A whole line: 第一回 …, 第 十二 章, 正文 第01节, Chapter 12, CHAPTER XII.
-# A space or a colon must separate the number from the title, otherwise the line is prose.
+# A space or a colon must separate the number from the title, otherwise the line is prose. After 、
+# it is prose if another number (第一部、第二部都卖光了) or a sentence follows.
 HEADING = re.compile(
-    rf"^[ \t　]*(?:正文[ \t　]*)?(第{NUMBER}{CHAPTER_UNIT}(?=[\s:：、.．]|$).{{0,60}}"
+    rf"^[ \t　]*(?:正文[ \t　]*)?(第{NUMBER}{CHAPTER_UNIT}(?=[\s:：.．]|$"
+    rf"|、(?!第?{NUMBER}{CHAPTER_UNIT}|.{{0,60}}。$)).{{0,60}}"
     r"|(?i:chapter)[ \t]+(?:\d{1,4}|[IVXLC]{1,8}|[ivxlc]{1,8})(?=[\s.:]|$).{0,60})$",
     re.MULTILINE,
 )

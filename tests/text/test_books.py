@@ -21,7 +21,7 @@ from shuoshu.text.books import (
 )
 from shuoshu.text.cleaning import clean_text
 from tests.text.book_helpers import PROSE, read, write
-from tests.text.cleaning_helpers import is_exact
+from tests.text.cleaning_helpers import chapter, is_exact
 
 
 def reason(path: Path, raw: bytes) -> str:
@@ -142,6 +142,17 @@ def test_a_books_file_is_the_cleaned_text(
     assert book.account == account and book.characters == len(cleaned) == sum(
         len(section.text) for section in sections(book.file)
     )
+
+
+def test_only_the_first_part_of_a_book_has_front_matter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, size in (("PART_CHARACTERS", 600), ("SAMPLE_BYTES", 900), ("READ_BYTES", 900)):
+        monkeypatch.setattr(encodings, name, size)
+    prose = "".join(chapter(f"第{n}章 渡口", n) + "目录\n作者：某某\n" for n in range(60))
+    book = read(tmp_path / "a.txt", "作者：某某\n" + prose)
+    assert book.file.read_text(encoding="utf-8") == prose
+    assert book.account.pieces == {"front matter": ["作者：某某\n"]} and is_exact(book.account)
 
 
 def test_a_book_read_in_parts_has_the_same_text_chapters_and_account(

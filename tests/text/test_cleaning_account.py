@@ -41,6 +41,9 @@ HAZARDS = [
     "第四章",
     "Chapter 5",
     "CHAPTER VI. The Quay",
+    "求月票！",
+    "上一章 返回目录 下一章",
+    "墙上写着：",
     "楔子",
     "作者：某某",
     "内容简介：",
@@ -245,6 +248,12 @@ def test_an_account_that_misses_a_character_is_not_exact() -> None:
         "正文",
         "正文 ",
         "Chapter 1 ",
+        "www.a.com，",
+        "《a》",
+        "更新",
+        "小说下载",
+        "本书由雨夜",
+        "木门小^说^网ｗｗｗ．ａｂｃ．ｃｏｍ走了进去没有回头，",
     ],
 )
 def test_the_time_for_a_line_is_proportional_to_its_length(piece: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from shuoshu.text.cleaning import clean_text
-from tests.text.cleaning_helpers import LONG, STORY, clean, is_exact
+from tests.text.cleaning_helpers import LONG, STORY, chapter, clean, is_exact
 
 # ---------------------------------------------------------------- Project Gutenberg
 
@@ -42,9 +42,27 @@ def test_gutenbergs_header_and_licence_are_removed(start: str, end: str) -> None
     assert set(account.pieces) == {"licence"} and is_exact(account)
 
 
-def test_a_mention_of_gutenberg_is_kept() -> None:
-    line = "He said that the Project Gutenberg had START and END lines."
+@pytest.mark.parametrize(
+    "line",
+    [
+        "He said that the Project Gutenberg had START and END lines.",
+        "End of Project Gutenberg, she thought; nobody would scan the rest.",
+    ],
+)
+def test_a_mention_of_gutenberg_is_kept(line: str) -> None:
     assert clean(line) == line
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "End of the Project Gutenberg EBook of The Quay, by Nobody",
+        "End of Project Gutenberg's The Quay, by Nobody",
+        "End of Project Gutenberg Etext of The Quay",
+    ],
+)
+def test_an_older_end_line_of_gutenberg_is_an_end(line: str) -> None:
+    assert clean_text(f"{QUAY}{line}\n{AFTER}")[0] == QUAY
 
 
 def test_two_gutenberg_books_in_one_file_are_kept() -> None:
@@ -100,6 +118,21 @@ def test_a_scene_between_rulers_with_an_advertisement_in_it_is_kept() -> None:
         "一秒记住" not in result
         and [line for line in result.split("\n") if line in STORY] == STORY + STORY
     )
+
+
+@pytest.mark.parametrize(
+    "scene",
+    [
+        "网站上只有一行字：www.yuye.com，他默念了一遍。",
+        "远山如黛，雪落无声。\n小说下载尽在www.yuye.com",
+        "更多好书请到www.yuye.com\n她没有听见。",
+        "更多好书请到www.yuye.com\n" + "远山如黛，雪落无声。\n" * 19 + "雪落无声。",
+    ],
+)
+def test_a_banner_begins_with_an_advertisement_and_has_no_prose(scene: str) -> None:
+    lines = clean(f"{RULER}\n{scene}\n{RULER}").split("\n")
+    is_prose = [line for line in scene.split("\n") if line.endswith("。")]
+    assert lines == [RULER, *is_prose, RULER]
 
 
 def test_a_heading_between_rulers_is_kept() -> None:
@@ -201,6 +234,25 @@ def test_a_watermark_inside_a_sentence_is_removed_alone(watermark: str, around: 
     assert result == f"{around}沈砚推开木门，院子里空无一人。{around}"
 
 
+def test_an_address_of_a_sub_domain_with_one_letter_is_an_address() -> None:
+    assert clean("手机阅读请访问m.yuye.com") == ""
+
+
+@pytest.mark.parametrize(
+    "line", ["www.yuye.com", "小说论坛 www.yuye.com", "请记住本站", "版权归作者所有"]
+)
+def test_a_line_that_the_story_announces_is_kept(line: str) -> None:
+    assert clean(line) == ""
+    for announced in (f"墙上用粉笔写着：\n{line}", f"屏幕上有两行：\n\n北山文学社\n{line}"):
+        assert clean(announced) == announced
+
+
+def test_more_than_an_address_is_an_advertisement_even_after_a_colon() -> None:
+    line = "更多小说请到www.yuye.com阅读"
+    assert clean(f"他说了一句诗：\n{line}") == "他说了一句诗："
+    assert clean(f"本站网址：\n{line}\nwww.yuye.com") == "本站网址："
+
+
 # ---------------------------------------------------------------- notices
 
 
@@ -254,6 +306,41 @@ def test_a_sites_notice_is_removed(line: str) -> None:
 )
 def test_ordinary_words_that_sites_also_use_are_kept(line: str) -> None:
     assert clean(line) == line
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "（本章未完，请翻页）",
+        "上一章 ← 章节目录 → 下一章",
+        "求月票！求推荐票！",
+        "本章未完，请点击下一页继续阅读！",
+        "声明：本书由网友上传，版权归原作者所有。",
+        "一秒记住雨夜书屋，最新章节免费阅读",
+    ],
+)
+def test_a_line_of_nothing_but_a_sites_phrases_is_removed(line: str) -> None:
+    assert clean(line) == ""
+    for sentence in (f"沈砚：{line}", f"{line}阿青念道。"):
+        assert clean(sentence) == sentence
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["求月票！", "本章未完", "返回目录", "雨夜手打更新最快", "本章未完，精彩在后", "求月票 {n}"],
+)
+def test_a_call_that_is_repeated_at_the_edges_of_chapters_is_removed(line: str) -> None:
+    once = clean(line)
+    text = "".join(
+        f"第{n}章 渡口\n" + "\n".join([*STORY, line.format(n=n)]) + "\n" for n in range(3)
+    )
+    assert once == line
+    assert clean_text(text)[0] == "".join(chapter(f"第{n}章 渡口") for n in range(3))
+
+
+def test_a_call_in_the_middle_of_chapters_is_kept() -> None:
+    text = "".join("\n".join([f"第{n}章 渡口", *STORY, "求月票！", *STORY, ""]) for n in range(9))
+    assert clean_text(text)[0] == text
 
 
 def test_a_notices_words_in_a_long_paragraph_are_kept() -> None:

@@ -143,6 +143,58 @@ def test_a_prologue_is_kept(front: str) -> None:
     assert clean_text(front + BODY)[0] == front + BODY
 
 
+PROSE = "".join(f"{line}\n" for line in STORY)
+
+
+@pytest.mark.parametrize(
+    "mention",
+    [
+        "他翻开画家的简介，里面没有一句真话。",
+        "桌上有一本目录，夹着船票。",
+        "画家的简介",
+        "《渡口》的作者：一个死了的人。",
+        "作者：不详。年代：不详。他在卡片上写。",
+        "正文写在背面。",
+    ],
+)
+@pytest.mark.parametrize("place", ["{mention}\n{prose}", "{prose}{mention}\n"])
+def test_a_prologue_without_a_title_that_mentions_front_matter_is_kept(
+    mention: str, place: str
+) -> None:
+    text = place.format(mention=mention, prose=PROSE) + BODY
+    assert clean_text(text)[0] == text
+
+
+@pytest.mark.parametrize("mark", ["作者：某某", "目　录", "【正文】", "[渡口 / 某某 著 ]"])
+def test_a_prologue_without_a_title_after_the_last_mark_is_kept(mark: str) -> None:
+    front = f"《渡口》\n内容简介：\n一座渡口。\n{mark}\n"
+    assert clean_text(front + PROSE + BODY)[0] == PROSE + BODY
+
+
+@pytest.mark.parametrize("prose", [PROSE, f"{STORY[0]}\n\n"])
+@pytest.mark.parametrize("mark", ["目录", "作者：某某"])
+def test_prose_before_a_mark_is_kept(prose: str, mark: str) -> None:
+    text = f"{prose}{mark}\n{BODY}"
+    assert clean_text(text)[0] == text
+
+
+def test_a_synopsis_may_stand_before_its_mark() -> None:
+    front = "《渡口》是一部小说。\n\n沈砚简介\n沈砚，生于北山。\n"
+    assert clean_text(front + BODY)[0] == BODY
+
+
+def test_front_matter_is_short() -> None:
+    front = "内容简介：\n" + PROSE * 50
+    book = "".join(f"第{n}章 渡口\n" + (LONG * 100 + "\n") * 10 for n in range(5))
+    assert 5_000 < len(front) < 0.02 * len(book)
+    assert clean_text(front + book)[0].startswith(front)
+
+
+def test_front_matter_is_at_the_beginning_of_a_book() -> None:
+    front = "作者：某某\n目录\n"
+    assert clean_text(front + BODY, is_beginning=False)[0] == front + BODY
+
+
 def test_text_before_the_prologue_is_removed_alone() -> None:
     prologue = "楔子 那年冬天\n" + "".join(f"{line}\n" for line in STORY)
     assert (

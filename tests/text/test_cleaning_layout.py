@@ -173,6 +173,7 @@ def test_markup_is_removed_and_entities_are_decoded(line: str, rest: str) -> Non
         "<沈砚>",
         "他写道：<<北山记>>。",
         "<baby> was all it said.",
+        "<center of the town> was all the label said.",
         "<|endoftext|>",
         "R&D; AT&T; &; &nothing; &copy",
         "沈砚<br",

@@ -35,6 +35,8 @@ def titles(path: Path, block: int = BLOCK_CHARACTERS) -> list[str]:
         "CHAPTER XII.",
         "  chapter iv: The Storm",
         "Chapter 7. In which it rains",
+        "第廿一回、夜雨",
+        "第三章、二人同行",
     ],
 )
 def test_a_heading_is_recognised(tmp_path: Path, line: str) -> None:
@@ -57,6 +59,10 @@ def test_a_heading_is_recognised(tmp_path: Path, line: str) -> None:
         "Chapter 12th of the law",
         "CHAPTER XIIth",
         "第一回 " + "长" * 70,
+        "第一部、第二部都卖光了",
+        "第一部、第二部都卖光了。",
+        "第一卷、二卷，都在火里",
+        "第一章、序言和附录都丢了。",
     ],
 )
 def test_prose_is_not_a_heading(line: str) -> None:
