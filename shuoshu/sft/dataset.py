@@ -13,15 +13,14 @@ from shuoshu.core.files import error_reason, read_text, sha256_of
 from shuoshu.sft.augment import Paraphraser, QuestionNoise, TrainedRow
 from shuoshu.sft.pairs import QUESTION_SPLITS, Pair
 from shuoshu.sft.rendering import RenderedPair, RenderedRow
+from shuoshu.text.data_folder import StagingFolder, token_dtype
 from shuoshu.text.dataset import (
     IGNORE,
     PREPARE_AGAIN,
     Batch,
-    StagingFolder,
     check_length,
     open_array,
     read_meta,
-    token_dtype,
 )
 from shuoshu.text.encodings import MAX_FILE_BYTES
 from shuoshu.text.tokenizer import Tokenizer

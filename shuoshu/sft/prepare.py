@@ -15,7 +15,8 @@ from shuoshu.sft.pairs import QUESTION_SPLITS, closed_set_labels, drop_repeats, 
 from shuoshu.sft.question_files import find_question_files
 from shuoshu.sft.rendering import RenderedPair, cut_long_questions, render_pairs
 from shuoshu.sft.summary import Preparation, questions_summary, rejected_lines, show_rows
-from shuoshu.text.dataset import protect_bundled_data, read_meta
+from shuoshu.text.data_folder import protect_bundled_data
+from shuoshu.text.dataset import read_meta
 from shuoshu.text.tokenizer import Tokenizer
 
 BUNDLED = REPO_ROOT / "data" / "novella_qa"

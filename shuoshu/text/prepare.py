@@ -16,9 +16,9 @@ import numpy as np
 from shuoshu.core.command_settings import PrepareSettings
 from shuoshu.core.errors import REPO_ROOT, UserError
 from shuoshu.core.terminal import duration, pad, shorten, table
-from shuoshu.text import dataset
 from shuoshu.text.account import Account
 from shuoshu.text.books import Book, Section, find_duplicate_books, find_files, read_books
+from shuoshu.text.data_folder import DatasetWriter, protect_bundled_data
 from shuoshu.text.tokenizer import Tokenizer, character_tokenizer, gpt2_tokenizer, train_bpe
 
 TOKENIZER_SAMPLE_BYTES = (
@@ -39,11 +39,11 @@ def prepare(settings: PrepareSettings) -> None:
     files = find_files(inputs)
     folder = Path(settings.out or Path("data") / Path(inputs[0]).resolve().stem)
     if settings.inputs:
-        dataset.protect_bundled_data(folder, inputs, bundled, "novella")
+        protect_bundled_data(folder, inputs, bundled, "novella")
     if settings.threads:
         os.environ["RAYON_NUM_THREADS"] = str(settings.threads)  # threads of train_bpe
     try:
-        with dataset.DatasetWriter(folder) as writer:
+        with DatasetWriter(folder) as writer:
             books, rejected = read_books(files, writer.staging, settings.encoding, settings.clean)
             check_files(rejected, len(files), settings.skip_bad, bool(books))
             for book in books:
@@ -154,9 +154,7 @@ def sample_text(books: list[Book], seed: int) -> Iterator[str]:
 # ---------------------------------------------------------------- encoding
 
 
-def encode(
-    books: list[Book], tokenizer: Tokenizer, writer: dataset.DatasetWriter, threads: int
-) -> None:
+def encode(books: list[Book], tokenizer: Tokenizer, writer: DatasetWriter, threads: int) -> None:
     """Encodes all sections in parallel and writes each to its split, in the order of the books."""
 
     def encode_section(

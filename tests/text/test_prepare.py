@@ -15,7 +15,8 @@ import pytest
 import prepare
 from shuoshu.text import prepare as text_prepare
 from shuoshu.text.books import HEADING, Book
-from shuoshu.text.dataset import DatasetWriter, TextDataset
+from shuoshu.text.data_folder import DatasetWriter
+from shuoshu.text.dataset import TextDataset
 from shuoshu.text.tokenizer import Tokenizer
 from tests.text.prepare_helpers import (
     FILES,
