@@ -14,8 +14,8 @@ from itertools import chain
 
 from shuoshu.core.errors import UserError
 from shuoshu.core.terminal import display_width, shorten
+from shuoshu.text.dataset import QUESTION_SPLITS
 
-QUESTION_SPLITS = ("train", "val", "test", "untaught")
 MAX_EXAMPLES = 3  # stored for each reason to reject a record
 # Answers are a closed set (labels of a classification) within these limits.
 MIN_LABELS, MAX_LABELS = 2, 20

@@ -1,4 +1,4 @@
-"""Writes a data folder: files are staged in it, then moved into place together."""
+"""Writes a data folder: checks what is in it, stages the files, moves them into place together."""
 
 from __future__ import annotations
 
@@ -13,25 +13,107 @@ from typing import BinaryIO
 
 import numpy as np
 
+from shuoshu.core.command_settings import PrepareSettings, PrepareSftSettings
 from shuoshu.core.errors import UserError
-from shuoshu.core.files import same_path
-from shuoshu.text.dataset import META_FORMAT, TEXT_SPLITS
+from shuoshu.core.files import read_json, same_path
+from shuoshu.core.out_dirs import MODEL_FILES
+from shuoshu.text.dataset import META_FORMAT, QUESTION_SPLITS, TASKS, TEXT_SPLITS, task_of
 from shuoshu.text.tokenizer import Tokenizer
 
+SUFFIXES = {"text": (".bin",), "questions": (".bin", ".mask.bin", ".jsonl")}  # of a split's files
+TASK_SPLITS = {"text": TEXT_SPLITS, "questions": QUESTION_SPLITS}
+META_FIELDS = {"format", "vocab_size", "tokenizer", "splits"}  # of every version's meta.json
+MODEL_MARKS = (*MODEL_FILES, "checkpoints")
+STAGING_PREFIX = ".writing-"
+OTHER_FOLDER = "choose another folder with --out=data/NAME"
 
-def protect_bundled_data(folder: Path, inputs: Iterable[str], bundled: Path, content: str) -> None:
-    """UserError if other inputs would replace the data of the bundled ones."""
+
+# ---------------------------------------------------------------- the folder to write
+
+
+def target_folder(
+    settings: PrepareSettings | PrepareSftSettings, task: str, bundled: Path, files: Iterable[Path]
+) -> Path:
+    """The folder that --out names, or data/<stem of the first input>.
+
+    UserError if a preparation would replace anything else in it than data of the same task, made
+    from the same first input if --out doesn't name the folder.
+    """
+    inputs = settings.inputs or (str(bundled),)
+    folder = Path(settings.out or Path("data") / Path(inputs[0]).resolve().stem)
     if same_path(folder, bundled) and not all(same_path(name, bundled) for name in inputs):
+        raise UserError(f"{folder} belongs to the bundled {bundled.name}: {OTHER_FOLDER}")
+    if any((folder / name).exists() for name in MODEL_MARKS):
+        raise UserError(f"{folder} holds a trained model: {OTHER_FOLDER}")
+    meta = prepared_meta(folder)
+    if meta and task_of(meta) != task:
+        raise UserError(f"{folder} holds prepared {task_of(meta)}: {OTHER_FOLDER}")
+    _protect_files(folder, task, prepared_files(meta), files)
+    before = first_input(meta, bundled)
+    if before and not settings.out and not same_path(before, inputs[0]):
         raise UserError(
-            f"{folder} belongs to the bundled {content}: choose another folder with --out=data/NAME"
+            f"{folder} holds data made from {before}: {OTHER_FOLDER},"
+            f" or replace that data with --out={folder}"
         )
+    return folder
+
+
+def _protect_files(folder: Path, task: str, ours: set[str], files: Iterable[Path]) -> None:
+    """UserError if a preparation would overwrite a file that isn't `ours`, or one that it reads."""
+    inputs = {os.path.realpath(file) for file in files}
+    for name in (*split_files(task, TASK_SPLITS[task]), "tokenizer.json", "meta.json"):
+        path = folder / name
+        if os.path.lexists(path) and (name not in ours or os.path.realpath(path) in inputs):
+            raise UserError(f"{path} would be overwritten: {OTHER_FOLDER}, or move it away")
+
+
+def prepared_meta(folder: Path) -> dict | None:
+    """The folder's meta.json, of any version; that of a killed preparation is still staged.
+
+    None if the folder holds no prepared data.
+    """
+    paths = [folder / "meta.json"]
+    if not os.path.lexists(paths[0]):
+        paths = sorted(folder.glob(f"{STAGING_PREFIX}*/meta.json"))
+    for path in paths:
+        with suppress(OSError, ValueError, AttributeError):
+            meta = read_json(path)
+            is_complete = meta.keys() >= META_FIELDS and isinstance(meta["splits"], dict)
+            if is_complete and task_of(meta) in TASKS:
+                return meta
+    return None
+
+
+def prepared_files(meta: dict | None) -> set[str]:
+    """The names of the files that a preparation with this meta.json wrote."""
+    if not meta:
+        return set()
+    splits = [split for split in QUESTION_SPLITS if split in meta["splits"]]
+    return {"tokenizer.json", "meta.json", *split_files(task_of(meta), splits)}
+
+
+def split_files(task: str, splits: Iterable[str]) -> list[str]:
+    """The names of these splits' files."""
+    return [f"{split}{suffix}" for split in splits for suffix in SUFFIXES[task]]
+
+
+def first_input(meta: dict | None, bundled: Path) -> str | None:
+    """The first file or folder that the data was made from; None if that isn't recorded."""
+    try:
+        first = (*meta["settings"]["inputs"], str(bundled))[0]
+    except (KeyError, TypeError):
+        return None
+    return first if isinstance(first, str) else None
+
+
+# ---------------------------------------------------------------- writing
 
 
 class StagingFolder:
     """A folder inside a data folder: files are written here, then moved up together or deleted."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.staging = folder, folder / f".writing-{os.getpid()}"
+        self.folder, self.staging = folder, folder / f"{STAGING_PREFIX}{os.getpid()}"
 
     def __enter__(self) -> StagingFolder:
         self.created = [path for path in (self.folder, *self.folder.parents) if not path.exists()]

@@ -20,6 +20,7 @@ META_FORMAT = 1  # of meta.json
 IGNORE = -100  # target of a position that is not trained; cross_entropy's default ignore_index
 TASKS = ("text", "questions")
 TEXT_SPLITS = ("train", "val")
+QUESTION_SPLITS = (*TEXT_SPLITS, "test", "untaught")
 PREPARE_AGAIN = "prepare the data again"
 # Files up to this size are read into memory, so that changes during a run can't affect it.
 MAX_IN_MEMORY_BYTES = 1 << 28
@@ -213,13 +214,17 @@ def read_meta(folder: Path) -> dict:
                 f"{path} has format {meta['format']!r:.20}, this version reads {META_FORMAT}: "
                 f"{PREPARE_AGAIN}"
             )
-        # Without the field: question data has a row width, text has none.
-        meta.setdefault("task", "questions" if "width" in meta else "text")
+        meta["task"] = task_of(meta)
         if field := _invalid_field(meta):
             raise ValueError(f"the field {field} is invalid")
         return meta
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} can't be read ({error_reason(error)}): {PREPARE_AGAIN}") from None
+
+
+def task_of(meta: dict) -> str:
+    """The task in a meta.json; early ones don't name it, but only questions have a row width."""
+    return meta.get("task", "questions" if "width" in meta else "text")
 
 
 def _invalid_field(meta: dict) -> str | None:
@@ -232,7 +237,7 @@ def _invalid_field(meta: dict) -> str | None:
         "dtype": meta["dtype"] in ("uint16", "uint32"),
         "vocab_size": is_count(meta["vocab_size"]),
         "tokenizer": isinstance(meta["tokenizer"]["hash"], str),
-        "splits": set(TEXT_SPLITS) <= set(meta["splits"]) <= {*TEXT_SPLITS, "test", "untaught"},
+        "splits": set(TEXT_SPLITS) <= set(meta["splits"]) <= set(QUESTION_SPLITS),
     }
     for split, entry in meta["splits"].items():
         has_counts = all(is_count(entry[name]) for name in counts)

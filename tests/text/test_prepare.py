@@ -77,6 +77,7 @@ def test_the_counts_in_the_meta_are_right(text: str) -> None:
         meta["splits"][split]["characters"] for split in ("train", "val")
     )
     assert meta["settings"] == {
+        "inputs": ["shelf"],
         "tokenizer": "bpe",
         "clean": True,
         "val_fraction": 0.05,
