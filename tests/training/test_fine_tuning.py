@@ -238,9 +238,9 @@ def test_each_kind_of_mismatch_has_its_own_message(
         "--paraphrases=1",
         "--select_by=rouge",
     ):
-        assert f"{dataset} holds text" in refused(
-            [*sft, f"--dataset={dataset}", mistake], out_dir, capsys
-        )
+        message = refused([*sft, f"--dataset={dataset}", mistake], out_dir, capsys)
+        assert f"{dataset} holds text" in message
+        assert "prepare_sft.py" in message and "--dataset" in message
     assert "no trained model in" in refused([*sft, f"--init_from={tmp_path}"], out_dir, capsys)
     (tmp_path / "one.json").write_text(
         json.dumps([{"question": "谁？", "answer": "他。", "split": "val"}]), encoding="utf-8"
