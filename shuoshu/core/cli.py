@@ -81,7 +81,7 @@ def without_bare_settings(
     files = []
     for argument in arguments:
         key = argument.partition("=")[0].replace("-", "_")
-        if "=" in argument and key in schema.names and not Path(argument).exists():
+        if "=" in argument and key in schema.names and not os.path.lexists(argument):
             problems.append(f"{argument}: a setting needs two dashes: --{argument}")
         elif schema.positional is None:
             problems.append(

@@ -89,7 +89,9 @@ def test_help_and_mistakes_do_not_wait_for_torch(name: str) -> None:
 # ---------------------------------------------------------------- settings without dashes
 
 
-@pytest.mark.parametrize("name, setting", [("train", "dataset=mine"), ("prepare", "out=data/x")])
+@pytest.mark.parametrize(
+    "name, setting", [("train", "dataset=mine"), ("prepare", "out=" + "x" * 300)]
+)
 def test_a_setting_without_dashes_is_answered_with_them(name: str, setting: str) -> None:
     with pytest.raises(UserError, match=f"^{setting}: a setting needs two dashes: --{setting}"):
         parse(COMMANDS[name], [setting], "about")
