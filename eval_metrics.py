@@ -26,7 +26,7 @@ def main(argv: Sequence[str]) -> int:
             "name one model to measure, and others to compare it with as"
             f" --compare={settings.out_dirs[1]}"
         )
-    out_dir = Path(settings.out_dirs[0]) if settings.out_dirs else newest_model()
+    out_dir = Path(settings.out_dirs[0]) if settings.out_dirs else newest_model("eval_metrics.py ")
     from shuoshu.evaluation.evaluate import evaluate
 
     return evaluate(settings, out_dir)

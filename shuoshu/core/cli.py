@@ -40,16 +40,18 @@ def parse(
     """
     schema, problems = Schema(cls), []
     values = schema.saved_values(base or {}, problems)
+    given = set(values)
     flags, arguments, wants_help = schema.split(argv, problems)
-    if arguments and not schema.positional:
-        problems.append(
-            f"unexpected argument {arguments[0]!r}: settings are written as --key=value"
-        )
+    arguments = without_bare_settings(schema, arguments, problems)
     if schema.positional == "configs" and base is None:
-        arguments = arguments or ([default_config] if default_config else [])
+        named, arguments = arguments, arguments or ([default_config] if default_config else [])
         for path in arguments:
-            schema.override(values, read_config(schema, Path(path), problems))
-    schema.override(values, schema.flag_values(flags, problems))
+            layer = read_config(schema, Path(path), problems)
+            schema.override(values, layer)
+            given.update(layer if named else ())
+    layer = schema.flag_values(flags, problems)
+    schema.override(values, layer)
+    given.update(layer)
     if schema.positional:
         values[schema.positional] = tuple(arguments)
     valid = {}
@@ -68,8 +70,26 @@ def parse(
             problems += part.problems(settings)
     if problems:
         raise UserError("\n".join(problems) + "\n(--help lists every setting)")
-    settings.given = frozenset(values)
+    settings.given = frozenset(given)
     return settings
+
+
+def without_bare_settings(
+    schema: Schema, arguments: Sequence[str], problems: list[str]
+) -> list[str]:
+    """The arguments that are files; the problems get each setting without its dashes."""
+    files = []
+    for argument in arguments:
+        key = argument.partition("=")[0].replace("-", "_")
+        if "=" in argument and key in schema.names and not os.path.lexists(argument):
+            problems.append(f"{argument}: a setting needs two dashes: --{argument}")
+        elif schema.positional is None:
+            problems.append(
+                f"unexpected argument {argument!r}: settings are written as --key=value"
+            )
+        else:
+            files.append(argument)
+    return files
 
 
 # ---------------------------------------------------------------- config files

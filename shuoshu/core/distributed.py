@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
 from shuoshu.core.errors import UserError
 
@@ -31,8 +32,15 @@ class Processes:
         if self.world_size > 1 and not dist.is_initialized():
             # CPU tensors use gloo even on GPUs: they need no device synchronisation, and gloo
             # notices a lost process at once.
+            backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+            store, rank, world_size = next(rendezvous("env://", timeout=TIMEOUT))
+            if os.environ.get("LOCAL_WORLD_SIZE") == str(world_size):
+                # torchrun --max_restarts keeps the store, with the addresses of the group before.
+                # On several machines the counts may differ.
+                attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+                store = dist.PrefixStore(f"attempt {attempt}", store)
             dist.init_process_group(
-                "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT
+                backend, store=store, rank=rank, world_size=world_size, timeout=TIMEOUT
             )
 
     def sum(self, values: list[float]) -> list[float]:

@@ -1,45 +1,133 @@
-"""Where trained models are: folders with a model.safetensors and its config.json."""
+"""Trained models and prepared data in the working folder, and the commands that messages name."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import shlex
+from collections.abc import Iterable, Sequence
+from itertools import count
 from pathlib import Path
 
 from shuoshu.core.errors import UserError
+from shuoshu.core.files import same_path
 
 DEFAULT_FOLDERS = ("out-sft", "out-pretrain")  # what config/sft.py and config/pretrain.py write
+BUNDLED_OUT_DIRS = {"novella": "out-pretrain", "novella_qa": "out-sft"}  # by dataset
+MODEL_FILES = ("config.json", "model.safetensors")
+MAX_MODELS_SHOWN = 5
+
+
+# ---------------------------------------------------------------- trained models
 
 
 def find_models() -> list[Path]:
     """The out-* folders here that hold a model, the newest first; UserError if there is none."""
-    folders = _newest_first(Path().glob("out-*"))
+    folders = _newest_first(Path().glob("out-*/model.safetensors"))
     if not folders:
-        raise no_model_error("any out-… folder here")
+        raise _no_model_error("any out-… folder here", "app.py ")
     return folders
 
 
-def newest_model() -> Path:
-    """The newer of out-sft and out-pretrain; UserError if neither holds a model."""
-    folders = _newest_first(map(Path, DEFAULT_FOLDERS))
+def newest_model(command: str) -> Path:
+    """The newer of out-sft and out-pretrain.
+
+    If neither holds a model, the UserError proposes `command`, completed by another model's folder.
+    """
+    folders = _newest_first(Path(name) / "model.safetensors" for name in DEFAULT_FOLDERS)
     if not folders:
-        raise no_model_error(" or ".join(DEFAULT_FOLDERS))
+        raise _no_model_error(" or ".join(DEFAULT_FOLDERS), command)
     return folders[0]
 
 
+def holds_model(folder: Path) -> bool:
+    """Whether the folder has weights and their config.json."""
+    return all((folder / name).is_file() for name in MODEL_FILES)
+
+
+def models_here() -> list[Path]:
+    """The folders here that hold a model, whatever their names, the newest first."""
+    return _newest_first(Path().glob("*/model.safetensors"))
+
+
+def _newest_first(weights: Iterable[Path]) -> list[Path]:
+    """The model folders of these files, sorted by the files' times."""
+    complete = [path for path in weights if holds_model(path.parent)]
+    return [path.parent for path in sorted(complete, key=lambda path: -path.stat().st_mtime)]
+
+
 def require_model(folder: Path) -> None:
-    """UserError if the folder holds no trained model."""
-    if not (folder / "config.json").is_file() or not (folder / "model.safetensors").is_file():
-        raise no_model_error(str(folder), f" --out_dir={folder}")
+    """UserError that says what the folder holds instead if it holds no trained model."""
+    if holds_model(folder):
+        return
+    if (folder / "train.mask.bin").is_file():
+        raise UserError(
+            f"{folder} holds prepared questions, not a model: fine-tune one with"
+            f" config/sft.py and --dataset={dataset_name(folder)}"
+        )
+    if holds_data(folder):
+        raise UserError(
+            f"{folder} holds prepared data, not a model: train one with\n"
+            f"  {training_command(folder)}"
+        )
+    if (folder / "model.safetensors").is_file():
+        raise UserError(f"{folder} has weights but no config.json: copy the model's whole folder")
+    if (folder / "checkpoints").is_dir():
+        raise UserError(
+            f"{folder} has checkpoints but no model.safetensors: its run ended before it kept"
+            f" a model; continue it with\n  python train.py --resume --out_dir={folder}"
+        )
+    raise _no_model_error(str(folder), out_dir=folder)
 
 
-def no_model_error(place: str, flags: str = "") -> UserError:
-    """The error to raise; `flags` are added to the command that trains."""
-    return UserError(
-        f"there is no trained model in {place}: train one with\n"
-        f"  python prepare.py\n  python train.py{flags}"
-    )
+def _no_model_error(
+    place: str, command: str | None = None, out_dir: Path | None = None
+) -> UserError:
+    """Names the models that exist, or the commands that train one."""
+    models = models_here()
+    if models:
+        advice = f"the models here are {', '.join(map(str, models[:MAX_MODELS_SHOWN]))}"
+        advice += f" and {len(models) - MAX_MODELS_SHOWN} more" * (len(models) > MAX_MODELS_SHOWN)
+        if command:
+            advice += f"; for example\n  python {command}{shlex.quote(str(models[0]))}"
+    else:
+        flag = f" {shlex.quote(f'--out_dir={unused_out_dir(out_dir)}')}" if out_dir else ""
+        advice = f"train one with\n  python prepare.py\n  python train.py{flag}"
+    return UserError(f"there is no trained model in {place}: {advice}")
 
 
-def _newest_first(folders: Iterable[Path]) -> list[Path]:
-    weights = [path for folder in folders if (path := folder / "model.safetensors").is_file()]
-    return [path.parent for path in sorted(weights, key=lambda path: -path.stat().st_mtime)]
+# ---------------------------------------------------------------- prepared data, new runs
+
+
+def holds_data(folder: Path) -> bool:
+    """Whether the folder is one that prepare.py or prepare_sft.py wrote."""
+    return (folder / "meta.json").is_file()
+
+
+def dataset_name(folder: Path) -> str:
+    """The value of --dataset with which train.py finds this data folder."""
+    name = folder.name if folder.parent == Path("data") else str(folder)
+    found_first = Path("data") / name
+    is_found = same_path(found_first, folder) or not holds_data(found_first)
+    return name if is_found else str(folder.resolve())
+
+
+def is_unused(folder: Path) -> bool:
+    """Whether a new run may write here: there is nothing, or an empty folder."""
+    if not folder.exists():
+        return True
+    return folder.is_dir() and all(path.name.startswith(".") for path in folder.iterdir())
+
+
+def unused_out_dir(folder: Path) -> Path:
+    """This folder if a new run may write there; else the first such one of folder-2, folder-3, …"""
+    if is_unused(folder):
+        return folder
+    others = (folder.with_name(f"{folder.name}-{number}") for number in count(2))
+    return next(other for other in others if is_unused(other))
+
+
+def training_command(folder: Path, config: str | None = None, arguments: Sequence[str] = ()) -> str:
+    """The command that trains on this data folder, in a folder of its own."""
+    name = folder.resolve().name
+    out_dir = unused_out_dir(Path(BUNDLED_OUT_DIRS.get(name, f"out-{name}")))
+    words = ["train.py", *([config] if config else []), f"--dataset={dataset_name(folder)}"]
+    return shlex.join(["python", *words, *arguments, f"--out_dir={out_dir}"])

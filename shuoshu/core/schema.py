@@ -50,7 +50,8 @@ def random_seed(help: str) -> typing.Any:
 class Settings:
     """Base class of the settings dataclasses."""
 
-    # Names set by a flag, a config file or a saved run. Not a dataclass field: it is never saved.
+    # Names set by a flag, a config file that the user named, or a saved run. Not a dataclass field:
+    # it is never saved.
     given: frozenset[str] = frozenset()
 
     def problems(self) -> list[str]:

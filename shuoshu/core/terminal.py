@@ -56,6 +56,11 @@ def wrap(text: str, columns: int) -> list[str]:
     return lines
 
 
+def counted(number: int, noun: str) -> str:
+    """1 step, 2,000 steps."""
+    return f"{number:,} {noun}" + "s" * (number != 1)
+
+
 def duration(seconds: float) -> str:
     """3.2 s, 4 min 05 s, 2 h 10 min."""
     if seconds < 60:

@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
-from shuoshu.core.terminal import display_width, duration, table
+from shuoshu.core.terminal import counted, display_width, duration, table
 from shuoshu.evaluation.copies import TrainingText
 from shuoshu.evaluation.measure_set import Measures
 
@@ -29,7 +29,7 @@ def format_results(evaluation: dict, source: TrainingText | None) -> str:
         ]
     notes = [("data", evaluation["data"]["folder"])]
     for split, counts in evaluation["counts"].items():
-        notes.append((split, ", ".join(f"{count:,} {name}" for name, count in counts.items())))
+        notes.append((split, ", ".join(count_phrase(*item) for item in counts.items())))
     if evaluation["task"] == "questions":
         for title, name in (("ROUGE-L", "rouge_l"), ("look-ups", "lookups")):
             lines = textwrap.wrap(evaluation["definitions"][name], MAX_COLUMNS - NOTE_INDENT)
@@ -39,6 +39,12 @@ def format_results(evaluation: dict, source: TrainingText | None) -> str:
     files = f"{evaluation['model']}/eval.json, eval_answers.jsonl, report.html"
     notes.append(("written to", f"{files} in {duration(evaluation['seconds'])}"))
     return "\n".join([*measure_tables(columns), *(f"  {name:<12} {note}" for name, note in notes)])
+
+
+def count_phrase(name: str, count: int) -> str:
+    """5,584 tokens, 1 prompt, window 64."""
+    is_length = name in ("window", "stride")
+    return f"{name} {count:,}" if is_length else counted(count, name.removesuffix("s"))
 
 
 def measure_tables(columns: Sequence[Column]) -> list[str]:

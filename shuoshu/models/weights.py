@@ -207,6 +207,20 @@ LOAD_ERRORS = (ValueError, TypeError, KeyError, AttributeError, OSError, Runtime
 LOAD_ERRORS += (SafetensorError,)
 
 
+def read_config_json(folder: Path) -> GPTConfig:
+    """The model's config; UserError that names the file if it is damaged or of another model."""
+    path = folder / "config.json"
+    try:
+        content = read_json(path)
+        if not isinstance(content, dict):
+            raise ValueError("it holds no JSON object")
+        return config_from_hf(content)
+    except LOAD_ERRORS as error:
+        raise UserError(
+            f"the model in {folder} can't be loaded: {path.name}: {error_reason(error)}"
+        ) from None
+
+
 def load_model(
     folder: str | Path, device: torch.device | str = "cpu", **changes: object
 ) -> LoadedModel:
@@ -218,8 +232,8 @@ def load_model(
     require_model(folder)
     metadata = read_metadata(folder / "model.safetensors")
     tokenizer = Tokenizer.load(folder)
+    config = read_config_json(folder)
     try:
-        config = config_from_hf(read_json(folder / "config.json"))
         check_shapes(folder / "model.safetensors", config)
         model = GPT.from_pretrained(folder, **changes)
         if not all(torch.isfinite(parameter).all() for parameter in model.parameters()):

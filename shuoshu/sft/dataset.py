@@ -13,15 +13,20 @@ from shuoshu.core.files import error_reason, read_text, sha256_of
 from shuoshu.sft.augment import Paraphraser, QuestionNoise, TrainedRow
 from shuoshu.sft.pairs import QUESTION_SPLITS, Pair
 from shuoshu.sft.rendering import RenderedPair, RenderedRow
+from shuoshu.text.data_folder import (
+    StagingFolder,
+    prepared_files,
+    prepared_meta,
+    split_files,
+    token_dtype,
+)
 from shuoshu.text.dataset import (
     IGNORE,
     PREPARE_AGAIN,
     Batch,
-    StagingFolder,
     check_length,
     open_array,
     read_meta,
-    token_dtype,
 )
 from shuoshu.text.encodings import MAX_FILE_BYTES
 from shuoshu.text.tokenizer import Tokenizer
@@ -44,7 +49,7 @@ def write_rows(
     """
     dtype = token_dtype(tokenizer)
     width = max(len(ids) for _, rows in rendered for ids, _ in rows)
-    previous = read_meta(folder)["splits"] if (folder / "meta.json").is_file() else {}
+    previous = prepared_files(prepared_meta(folder))
     splits: dict[str, dict] = {}
     with StagingFolder(folder) as writer:
         for split in QUESTION_SPLITS:
@@ -58,18 +63,14 @@ def write_rows(
             _write_pairs(writer.staging / f"{split}.jsonl", chosen)
             splits[split] = _split_entry(writer.staging, split, chosen, mask)
         meta = writer.commit(
-            [name for split in splits for name in _file_names(split)],
+            split_files("questions", splits),
             tokenizer,
             {"task": "questions", "dtype": dtype.name, "width": width, "splits": splits, **extra},
         )
-    for split in set(previous) - set(splits):
-        for name in _file_names(split):
-            (folder / name).unlink(missing_ok=True)
+    gone = [split for split in QUESTION_SPLITS if split not in splits]
+    for name in previous.intersection(split_files("questions", gone)):
+        (folder / name).unlink(missing_ok=True)
     return meta
-
-
-def _file_names(split: str) -> tuple[str, str, str]:
-    return f"{split}.bin", f"{split}.mask.bin", f"{split}.jsonl"
 
 
 def _pad_rows(
@@ -113,7 +114,7 @@ def _split_entry(
         for message in pair.messages
         if message["role"] == "assistant"
     ]
-    ids_name, mask_name, pairs_name = _file_names(split)
+    ids_name, mask_name, pairs_name = split_files("questions", [split])
     return {
         "pairs": len(rendered),
         "rows": len(mask),

@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 from shuoshu.core.errors import UserError
 from shuoshu.core.terminal import display_width, shorten
+from shuoshu.text.dataset import QUESTION_SPLITS
 
-QUESTION_SPLITS = ("train", "val", "test", "untaught")
 MAX_EXAMPLES = 3  # stored for each reason to reject a record
 MAX_COLUMNS_SHOWN = 30  # in a message
 # Answers are a closed set (labels of a classification) within these limits.

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 from shuoshu.core.command_settings import PrepareSftSettings
 from shuoshu.core.errors import REPO_ROOT, UserError
 from shuoshu.core.files import error_reason, is_count, read_json
+from shuoshu.core.out_dirs import models_here
 from shuoshu.sft.conversations import parse_pairs
 from shuoshu.sft.dataset import write_rows
-from shuoshu.sft.pairs import QUESTION_SPLITS, closed_set_labels, drop_repeats, split_pairs
+from shuoshu.sft.pairs import closed_set_labels, drop_repeats, split_pairs
 from shuoshu.sft.question_files import find_question_files
 from shuoshu.sft.rendering import RenderedPair, cut_long_questions, render_pairs
 from shuoshu.sft.summary import Preparation, questions_summary, rejected_lines, show_rows
-from shuoshu.text.dataset import protect_bundled_data, read_meta
+from shuoshu.text.data_folder import target_folder
 from shuoshu.text.tokenizer import Tokenizer
 
 BUNDLED = REPO_ROOT / "data" / "novella_qa"
 DEFAULT_BLOCK_SIZE = 256  # for a folder with a tokenizer but no model
 RECORDED_SETTINGS = (
+    "inputs",
     "question",
     "answer",
     "system",
@@ -49,10 +50,8 @@ def prepare_questions(settings: PrepareSftSettings) -> Preparation:
     """Writes the data folder; returns what the summary needs."""
     inputs = settings.inputs or (str(BUNDLED),)
     files = find_question_files(inputs)
-    folder = Path(settings.out or Path("data") / Path(inputs[0]).resolve().stem)
-    protect_bundled_data(folder, inputs, BUNDLED, "questions")
+    folder = target_folder(settings, "questions", BUNDLED, files)
     tokenizer, block_size = load_tokenizer(settings)
-    check_target(folder, files)
     width = block_size + 1  # the targets are shifted by one token
 
     pairs, rejected = parse_pairs(files, settings)
@@ -85,7 +84,9 @@ def prepare_questions(settings: PrepareSftSettings) -> Preparation:
         meta = write_rows(folder, tokenizer, rendered, record)
     except OSError as error:
         raise UserError(f"can't write to {folder}: {error.strerror}") from None
-    return Preparation(folder, meta, rendered, rejected, n_cut, has_given_splits, len(systems))
+    return Preparation(
+        folder, meta, rendered, rejected, block_size, n_cut, has_given_splits, len(systems)
+    )
 
 
 def system_messages(rendered: Sequence[RenderedPair]) -> list[str]:
@@ -107,12 +108,12 @@ def load_tokenizer(settings: PrepareSftSettings) -> tuple[Tokenizer, int]:
     """
     folder = Path(settings.tokenizer)
     if not (folder / "tokenizer.json").is_file():
-        advice = ""
-        if settings.tokenizer == "out-pretrain":
-            advice = "pretrain a model first\n  python prepare.py\n  python train.py\nor "
+        models = models_here()
+        advice = "pretrain a model first\n  python prepare.py\n  python train.py\nor "
+        example = f"--tokenizer={models[0]}" if models else "--tokenizer=FOLDER"
         raise UserError(
-            f"there is no tokenizer in {folder}: {advice}"
-            "name the out_dir of the model to fine-tune with --tokenizer=FOLDER"
+            f"there is no tokenizer in {folder}: {'' if models else advice}"
+            f"name the out_dir of the model to fine-tune, for example with {example}"
         )
     block_size = DEFAULT_BLOCK_SIZE
     config = folder / "config.json"
@@ -126,20 +127,3 @@ def load_tokenizer(settings: PrepareSftSettings) -> tuple[Tokenizer, int]:
                 f"{config} is damaged ({error_reason(error)}): copy the model's folder again"
             ) from None
     return Tokenizer.load(folder), settings.block_size or block_size
-
-
-def check_target(folder: Path, files: Sequence[Path]) -> None:
-    """UserError if the folder holds prepared text or a file of the user's by one of our names."""
-    is_dataset = (folder / "meta.json").is_file()
-    # A preparation that was killed leaves no meta.json, but perhaps a mask.
-    is_ours = is_dataset or (folder / "train.mask.bin").is_file()
-    inputs = {file.resolve() for file in files}
-    suffixes = (".jsonl", ".bin", ".mask.bin")
-    targets = [folder / f"{split}{suffix}" for split in QUESTION_SPLITS for suffix in suffixes]
-    for path in [*targets, folder / "tokenizer.json"]:
-        if path.exists() and (not is_ours or path.resolve() in inputs):
-            raise UserError(
-                f"{path} would be overwritten: choose another folder with --out=data/NAME"
-            )
-    if is_dataset and read_meta(folder)["task"] != "questions":
-        raise UserError(f"{folder} holds prepared text: choose another folder with --out=data/NAME")

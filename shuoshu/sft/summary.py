@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from shuoshu.core.command_settings import PrepareSftSettings
+from shuoshu.core.errors import UserError
+from shuoshu.core.out_dirs import holds_model, models_here, training_command
 from shuoshu.core.terminal import duration, shorten, table
 from shuoshu.sft.dataset import QuestionDataset
 from shuoshu.sft.leaks import find_leaks
@@ -31,6 +33,7 @@ class Preparation:
     meta: dict
     rendered: list[RenderedPair]
     rejected: RejectedRecords
+    block_size: int  # maximum length of a row in tokens
     n_cut: int  # questions whose middle was removed
     has_given_splits: bool  # in the files
     n_systems: int  # different system messages of the training pairs
@@ -61,7 +64,12 @@ def questions_summary(result: Preparation, settings: PrepareSftSettings, seconds
     lines += leak_lines([pair for pair, _ in result.rendered])
     lines.append(f"splits       {_split_method(result)}")
     lines.append(f"written to   {result.folder} in {duration(seconds)}")
-    lines.append(f"next         {next_command(result, settings)}")
+    model = model_to_tune(result, settings)
+    if model is None:
+        lines.append(
+            "note         no model here has this tokenizer: pretrain one and set --init_from"
+        )
+    lines.append(f"next         {next_command(result, settings, model)}")
     return "\n".join([split_table(result), "", *(f"  {line}" for line in lines)])
 
 
@@ -148,22 +156,36 @@ def _split_method(result: Preparation) -> str:
     return method
 
 
-def next_command(result: Preparation, settings: PrepareSftSettings) -> str:
-    """The command that fine-tunes a model on the data."""
-    folder = result.folder
-    name = folder.name if folder.parent == Path("data") else str(folder)
-    arguments = []
-    if name != "novella_qa":
-        arguments.append(f"--dataset={name}")
-    if settings.tokenizer != "out-pretrain":
-        arguments.append(f"--init_from={settings.tokenizer}")
-    if settings.block_size:
-        arguments.append(f"--block_size={settings.block_size}")
-    if result.meta["labels"] or result.meta["turns"] > 1:
-        # Paraphrases need questions whose words tell the answers apart; labels seldom have such
-        # questions, and conversations aren't paraphrased.
+def model_to_tune(result: Preparation, settings: PrepareSftSettings) -> Path | None:
+    """The model in --tokenizer, else the newest one here with the same tokenizer."""
+    if holds_model(Path(settings.tokenizer)):
+        return Path(settings.tokenizer)
+    for folder in models_here():
+        with suppress(UserError):
+            if Tokenizer.load(folder).hash == result.meta["tokenizer"]["hash"]:
+                return folder
+    return None
+
+
+def next_command(result: Preparation, settings: PrepareSftSettings, model: Path | None) -> str:
+    """The command that fine-tunes the model on the data; None: random weights."""
+    arguments = [f"--init_from={model or 'scratch'}"]
+    if settings.block_size or model != Path(settings.tokenizer):
+        arguments.append(f"--block_size={result.block_size}")
+    if result.meta["labels"] or result.meta["turns"] > 1 or not _can_be_paraphrased(result):
+        # Labels seldom have questions whose words tell the answers apart, and conversations aren't
+        # paraphrased.
         arguments += ["--paraphrases=0", "--batch_size=16", "--max_epochs=14"]
-    return shlex.join(["python", "train.py", "config/sft.py", *arguments])
+    return training_command(result.folder, "config/sft.py", arguments)
+
+
+def _can_be_paraphrased(result: Preparation) -> bool:
+    """Whether config/sft.py, which sets --paraphrases, can train on the data."""
+    try:
+        QuestionDataset(result.folder, "train").add_paraphrases(Tokenizer.load(result.folder), 1)
+    except UserError:
+        return False
+    return True
 
 
 # ---------------------------------------------------------------- rows

@@ -1,21 +1,17 @@
-"""Token files: write a data folder atomically, verify it when it is opened, read it as batches."""
+"""Token files: verified when a data folder is opened, read as batches."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import math
-import os
-import shutil
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import Protocol
 
 import numpy as np
 
 from shuoshu.core.errors import UserError
-from shuoshu.core.files import error_reason, is_count, read_json, same_path, sha256_of
+from shuoshu.core.files import error_reason, is_count, read_json, sha256_of
 from shuoshu.text.tokenizer import Tokenizer
 
 Batch = tuple[np.ndarray, np.ndarray]  # ids and targets (B, T)
@@ -24,6 +20,7 @@ META_FORMAT = 1  # of meta.json
 IGNORE = -100  # target of a position that is not trained; cross_entropy's default ignore_index
 TASKS = ("text", "questions")
 TEXT_SPLITS = ("train", "val")
+QUESTION_SPLITS = (*TEXT_SPLITS, "test", "untaught")
 PREPARE_AGAIN = "prepare the data again"
 # Files up to this size are read into memory, so that changes during a run can't affect it.
 MAX_IN_MEMORY_BYTES = 1 << 28
@@ -71,14 +68,6 @@ def find_dataset(dataset: str) -> Path:
         )
         raise UserError(f"there is no prepared data in {places}: make it with\n  {command}")
     return folder
-
-
-def protect_bundled_data(folder: Path, inputs: Iterable[str], bundled: Path, content: str) -> None:
-    """UserError if other inputs would replace the data of the bundled ones."""
-    if same_path(folder, bundled) and not all(same_path(name, bundled) for name in inputs):
-        raise UserError(
-            f"{folder} belongs to the bundled {content}: choose another folder with --out=data/NAME"
-        )
 
 
 class TextDataset:
@@ -225,13 +214,17 @@ def read_meta(folder: Path) -> dict:
                 f"{path} has format {meta['format']!r:.20}, this version reads {META_FORMAT}: "
                 f"{PREPARE_AGAIN}"
             )
-        # Without the field: question data has a row width, text has none.
-        meta.setdefault("task", "questions" if "width" in meta else "text")
+        meta["task"] = task_of(meta)
         if field := _invalid_field(meta):
             raise ValueError(f"the field {field} is invalid")
         return meta
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} can't be read ({error_reason(error)}): {PREPARE_AGAIN}") from None
+
+
+def task_of(meta: dict) -> str:
+    """The task in a meta.json; early ones don't name it, but only questions have a row width."""
+    return meta.get("task", "questions" if "width" in meta else "text")
 
 
 def _invalid_field(meta: dict) -> str | None:
@@ -244,7 +237,7 @@ def _invalid_field(meta: dict) -> str | None:
         "dtype": meta["dtype"] in ("uint16", "uint32"),
         "vocab_size": is_count(meta["vocab_size"]),
         "tokenizer": isinstance(meta["tokenizer"]["hash"], str),
-        "splits": set(TEXT_SPLITS) <= set(meta["splits"]) <= {*TEXT_SPLITS, "test", "untaught"},
+        "splits": set(TEXT_SPLITS) <= set(meta["splits"]) <= set(QUESTION_SPLITS),
     }
     for split, entry in meta["splits"].items():
         has_counts = all(is_count(entry[name]) for name in counts)
@@ -279,111 +272,3 @@ def _check_text_fields(meta: dict) -> dict[str, bool]:
             for split, token, title, book in chapters
         ),
     }
-
-
-# ---------------------------------------------------------------- write
-
-
-class StagingFolder:
-    """A folder inside a data folder: files are written here, then moved up together or deleted."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.staging = folder, folder / f".writing-{os.getpid()}"
-
-    def __enter__(self) -> StagingFolder:
-        self.created = [path for path in (self.folder, *self.folder.parents) if not path.exists()]
-        try:
-            self.staging.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"can't write to {self.folder}: {error.strerror}") from None
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        shutil.rmtree(self.staging, ignore_errors=True)
-        with suppress(OSError):  # a folder with files stays
-            for path in self.created:
-                path.rmdir()
-
-    def commit(self, names: Sequence[str], tokenizer: Tokenizer, meta: dict) -> dict:
-        """Writes tokenizer.json and meta.json, and moves all files into place; returns the meta.
-
-        meta.json comes last, because no program reads files that it does not describe.
-        """
-        meta = {
-            "format": META_FORMAT,
-            "vocab_size": tokenizer.n_vocab,
-            "tokenizer": {"kind": tokenizer.kind, "hash": tokenizer.hash},
-        } | meta
-        for name, text in (
-            ("tokenizer.json", tokenizer.to_json()),
-            ("meta.json", json.dumps(meta, ensure_ascii=False, indent=1)),
-        ):
-            (self.staging / name).write_text(text, encoding="utf-8", newline="\n")
-        for name in (*names, "tokenizer.json", "meta.json"):
-            with (self.staging / name).open("rb+") as file:
-                os.fsync(file.fileno())
-            (self.staging / name).replace(self.folder / name)
-        return meta
-
-
-def token_dtype(tokenizer: Tokenizer) -> np.dtype:
-    """uint16 if the vocabulary fits, else uint32."""
-    return np.dtype("<u2") if tokenizer.n_vocab <= 1 << 16 else np.dtype("<u4")
-
-
-class DatasetWriter(StagingFolder):
-    """Writes a text data folder: open, then add tokens in order, then finish."""
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__(folder)
-        self.files: dict[str, BinaryIO] = {}
-
-    def open(self, tokenizer: Tokenizer) -> None:
-        """Opens the token files."""
-        self.tokenizer = tokenizer
-        self.dtype = token_dtype(tokenizer)
-        names = ("tokens", "characters", "bytes", "documents")
-        self.counts = {split: dict.fromkeys(names, 0) for split in TEXT_SPLITS}
-        self.hashes = {split: hashlib.sha256() for split in TEXT_SPLITS}
-        self.chapters: list[dict] = []
-        self.files = {split: (self.staging / f"{split}.bin").open("wb") for split in TEXT_SPLITS}
-
-    def __exit__(self, *error: object) -> None:
-        for file in self.files.values():
-            file.close()
-        super().__exit__(*error)
-
-    def add(self, split: str, ids: np.ndarray, characters: int = 0, n_bytes: int = 0) -> None:
-        """Appends tokens, and counts the characters and UTF-8 bytes that they encode."""
-        raw = ids.astype(self.dtype).tobytes()
-        self.files[split].write(raw)
-        self.hashes[split].update(raw)
-        for name, count in (("tokens", len(ids)), ("characters", characters), ("bytes", n_bytes)):
-            self.counts[split][name] += count
-
-    def begin_chapter(self, split: str, book: int, title: str) -> None:
-        """Records that a chapter begins with the next token."""
-        token = self.counts[split]["tokens"]
-        self.chapters.append({"book": book, "title": title, "split": split, "token": token})
-
-    def end_document(self, split: str) -> None:
-        """Appends the end token."""
-        self.add(split, np.array([self.tokenizer.end], dtype=np.uint32))
-        self.counts[split]["documents"] += 1
-
-    def finish(self, books: list[dict], settings: dict) -> dict:
-        """Moves the files into the data folder; returns the content of meta.json."""
-        for file in self.files.values():
-            file.close()
-        meta = {
-            "task": "text",
-            "dtype": self.dtype.name,
-            "splits": {
-                split: {**self.counts[split], "sha256": self.hashes[split].hexdigest()}
-                for split in TEXT_SPLITS
-            },
-            "books": books,
-            "chapters": self.chapters,
-            "settings": settings,
-        }
-        return self.commit([f"{split}.bin" for split in TEXT_SPLITS], self.tokenizer, meta)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-import shlex
 import time
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
@@ -15,10 +14,11 @@ import numpy as np
 
 from shuoshu.core.command_settings import PrepareSettings
 from shuoshu.core.errors import REPO_ROOT, UserError
+from shuoshu.core.out_dirs import training_command
 from shuoshu.core.terminal import duration, pad, shorten, table
-from shuoshu.text import dataset
 from shuoshu.text.account import Account
 from shuoshu.text.books import Book, Section, find_duplicate_books, find_files, read_books
+from shuoshu.text.data_folder import DatasetWriter, target_folder
 from shuoshu.text.tokenizer import Tokenizer, character_tokenizer, gpt2_tokenizer, train_bpe
 
 TOKENIZER_SAMPLE_BYTES = (
@@ -37,13 +37,11 @@ def prepare(settings: PrepareSettings) -> None:
     bundled = REPO_ROOT / "data" / "novella"
     inputs = settings.inputs or (str(bundled),)
     files = find_files(inputs)
-    folder = Path(settings.out or Path("data") / Path(inputs[0]).resolve().stem)
-    if settings.inputs:
-        dataset.protect_bundled_data(folder, inputs, bundled, "novella")
+    folder = target_folder(settings, "text", bundled, files)
     if settings.threads:
         os.environ["RAYON_NUM_THREADS"] = str(settings.threads)  # threads of train_bpe
     try:
-        with dataset.DatasetWriter(folder) as writer:
+        with DatasetWriter(folder) as writer:
             books, rejected = read_books(files, writer.staging, settings.encoding, settings.clean)
             check_files(rejected, len(files), settings.skip_bad, bool(books))
             for book in books:
@@ -55,7 +53,7 @@ def prepare(settings: PrepareSettings) -> None:
                 books=[book_record(book) for book in books],
                 settings={
                     name: getattr(settings, name)
-                    for name in ("tokenizer", "clean", "val_fraction", "seed")
+                    for name in ("inputs", "tokenizer", "clean", "val_fraction", "seed")
                 },
             )
     except OSError as error:
@@ -63,9 +61,8 @@ def prepare(settings: PrepareSettings) -> None:
     print(books_summary(books, meta, tokenizer, reason, settings.show_removed))
     for path, error in rejected:
         print(f"  skipped      {path}: {error}")
-    name = folder.name if folder.parent == Path("data") else folder
     print(f"  written to   {folder} in {duration(time.perf_counter() - began)}")
-    print(f"  next         python train.py {shlex.quote(f'--dataset={name}')}")
+    print(f"  next         {training_command(folder)}")
 
 
 def check_files(
@@ -154,9 +151,7 @@ def sample_text(books: list[Book], seed: int) -> Iterator[str]:
 # ---------------------------------------------------------------- encoding
 
 
-def encode(
-    books: list[Book], tokenizer: Tokenizer, writer: dataset.DatasetWriter, threads: int
-) -> None:
+def encode(books: list[Book], tokenizer: Tokenizer, writer: DatasetWriter, threads: int) -> None:
     """Encodes all sections in parallel and writes each to its split, in the order of the books."""
 
     def encode_section(

@@ -13,7 +13,7 @@ from shuoshu.core.device import peak_flops, peak_memory, synchronize
 from shuoshu.core.distributed import Processes
 from shuoshu.core.files import format_bytes
 from shuoshu.core.settings import TrainSettings
-from shuoshu.core.terminal import ProgressBar, duration, print_line
+from shuoshu.core.terminal import ProgressBar, counted, duration, print_line
 from shuoshu.training.checkpoints import KEPT_CHECKPOINTS
 from shuoshu.training.run import Run
 from shuoshu.training.schedule import RunClock, RunLength
@@ -80,9 +80,10 @@ def _print_length(run: Run, length: RunLength) -> None:
     epoch_steps = math.ceil(epochs * run.steps_per_epoch)
     if length.steps > epoch_steps:
         print_line(
-            f"length     {length.steps:,} steps (min_iters),"
+            f"length     {counted(length.steps, 'step')} (min_iters),"
             f" {length.steps / run.steps_per_epoch:.1f} epochs;"
-            f" without it (--min_iters=none) max_epochs={epochs:g} gives {epoch_steps:,} steps"
+            f" without it (--min_iters=none) max_epochs={epochs:g} gives"
+            f" {counted(epoch_steps, 'step')}"
         )
 
 
@@ -140,13 +141,13 @@ def print_result(run: Run, stopped: int | None, is_out_of_patience: bool) -> Non
     _log_end(run)
     skipped = f" ({state.skipped:,} skipped)" if state.skipped else ""
     early = (
-        f", stopped early after {state.worse_evals} evaluations without a better model"
+        f", stopped early after {counted(state.worse_evals, 'evaluation')} without a better model"
         if is_out_of_patience
         else ""
     )
     print_line(
-        f"done       {state.step:,} steps{skipped}, {state.step / run.steps_per_epoch:.2f} epochs"
-        f" in {duration(state.seconds)}{early}"
+        f"done       {counted(state.step, 'step')}{skipped},"
+        f" {state.step / run.steps_per_epoch:.2f} epochs in {duration(state.seconds)}{early}"
     )
     if best := best_measure(state):
         kept = "that model is"
@@ -210,7 +211,7 @@ def _print_dry_run(run: Run, step_seconds: float) -> None:
         f" in {step_seconds:.3f} s, {tokens / step_seconds:,.0f} tokens/s"
     )
     print(
-        f"run          {steps:,} steps, {steps / run.steps_per_epoch:.2f} epochs,"
+        f"run          {counted(steps, 'step')}, {steps / run.steps_per_epoch:.2f} epochs,"
         f" {duration(steps * step_seconds)} plus the evaluations"
     )
     memory = format_bytes(peak_memory(trainer.device))

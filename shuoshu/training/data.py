@@ -130,5 +130,6 @@ def _refuse_question_settings(settings: TrainSettings, folder: object) -> None:
     if is_noisy or settings.paraphrases or settings.select_by == "rouge":
         raise UserError(
             f"{folder} holds text: question_drop, question_replace, paraphrases and"
-            " select_by=rouge need questions and answers (prepare_sft.py)"
+            " select_by=rouge need questions and answers; prepare some with prepare_sft.py and name"
+            " their folder with --dataset, or train on text without config/sft.py"
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -17,10 +17,18 @@ from shuoshu.core.files import (
     write_atomically,
     write_synced_text,
 )
+from shuoshu.core.out_dirs import dataset_name, holds_data, is_unused
 from shuoshu.core.run_log import RunLog
 from shuoshu.core.settings import TrainSettings
 from shuoshu.core.terminal import print_line
-from shuoshu.models.weights import Purpose, save_weights, tensor_bytes, write_model_folder
+from shuoshu.models.weights import (
+    Purpose,
+    load_model,
+    read_metadata,
+    save_weights,
+    tensor_bytes,
+    write_model_folder,
+)
 from shuoshu.training import checkpoints
 from shuoshu.training.data import RunData
 from shuoshu.training.optimizers import state_tensors
@@ -69,6 +77,8 @@ class OutDir:
             return None
         if not self.path.is_dir():
             raise UserError(f"out_dir {self.path} is a file")
+        if not settings.resume or not (self.path / "checkpoints").exists():
+            self._check_holds_no_data()
         if settings.resume:
             with self._fail_on_write_error():
                 self.lock.take()
@@ -87,15 +97,34 @@ class OutDir:
             self._check_empty()
         if problems or (self.path / "model.safetensors").exists():
             raise UserError(
-                f"{self.path} holds no valid checkpoint to resume from;"
+                f"{self.path} holds no valid checkpoint to resume from;{self._use_of_model()}"
                 " --overwrite deletes it and starts a new run"
             )
         print(f"nothing to resume in {self.path}: starting a new run")
         return None
 
+    def _use_of_model(self) -> str:
+        """What the folder's model is still good for; empty if it can't be loaded."""
+        try:
+            load_model(self.path)
+        except UserError:
+            return ""
+        return (
+            f" its model is intact: sample.py --out_dir={self.path} uses it,"
+            f" train.py --init_from={self.path} --out_dir=NEW trains it further;"
+        )
+
+    def _check_holds_no_data(self) -> None:
+        """UserError if a run would replace the tokenizer of prepared data."""
+        if holds_data(self.path):
+            raise UserError(
+                f"{self.path} holds prepared data, not a run: choose another --out_dir;"
+                f" --dataset={dataset_name(self.path)} trains on that data"
+            )
+
     def _check_empty(self) -> None:
         """UserError if the folder holds anything but hidden files."""
-        if any(not path.name.startswith(".") for path in self.path.iterdir()):
+        if not is_unused(self.path):
             raise UserError(
                 f"{self.path} is not empty: --resume continues its run,"
                 " --overwrite replaces it, --out_dir=NEW leaves it alone"
@@ -118,9 +147,25 @@ class OutDir:
             for path in old:
                 shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
             checkpoints.remove_partial_files(self.path, OWN_FILES)
+            if state.has_best():
+                self._check_kept_model(state)
             # settings.json comes first: it marks the folder as that of a run.
             self._write_settings(trainer, data, state)
             write_model_folder(self.path, trainer.raw.config, data.tokenizer, data.system)
+
+    def _check_kept_model(self, state: RunState) -> None:
+        """Sets `kept_step` to the step of the folder's model.
+
+        The part of the run after the checkpoint, which is lost, may have kept a better model.
+        """
+        with suppress(UserError):  # a damaged model is replaced by the next better one
+            step = int(read_metadata(self.path / "model.safetensors").get("step", 0))
+            if step != state.kept_step:
+                print(
+                    f"the model in {self.path} is of step {step:,}, from the lost part of the run;"
+                    f" it stays until a better one than that of step {state.best_step:,} is found"
+                )
+                state.kept_step = step
 
     def _require_space(self, trainer: Trainer, old: list[Path]) -> None:
         """UserError if the disk is too small for the run; the `old` files will be deleted.

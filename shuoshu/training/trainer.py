@@ -152,12 +152,14 @@ def build_model(
             f" prepare the data with --tokenizer={settings.init_from}"
         )
     model_shape = {name: getattr(model.config, name) for name in shape}
-    for name, size in model_shape.items():
-        if name in settings.given and shape[name] not in (None, size):
-            raise UserError(
-                f"{name}={shape[name]}: the model in {settings.init_from} has {size};"
-                " leave it out, or choose another --init_from"
-            )
+    given = {name: shape[name] for name in shape if name in settings.given}
+    others = [name for name, size in given.items() if size not in (None, model_shape[name])]
+    if others:
+        own = " ".join(f"--{name}={model_shape[name]}".lower() for name in others)
+        raise UserError(
+            f"{', '.join(f'{name}={shape[name]}' for name in others)}: the model in"
+            f" {settings.init_from} has another shape; set {own}, or choose another --init_from"
+        )
     return model.train(), replace(settings, **model_shape)
 
 

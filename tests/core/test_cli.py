@@ -86,6 +86,31 @@ def test_help_and_mistakes_do_not_wait_for_torch(name: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
+# ---------------------------------------------------------------- settings without dashes
+
+
+@pytest.mark.parametrize(
+    "name, setting", [("train", "dataset=mine"), ("prepare", "out=" + "x" * 300)]
+)
+def test_a_setting_without_dashes_is_answered_with_them(name: str, setting: str) -> None:
+    with pytest.raises(UserError, match=f"^{setting}: a setting needs two dashes: --{setting}"):
+        parse(COMMANDS[name], [setting], "about")
+
+
+def test_a_file_whose_name_looks_like_a_setting_is_a_file() -> None:
+    assert train(config("seed=5", "n_layer = 9")).n_layer == 9
+
+
+def test_only_settings_that_the_user_chose_count_as_given() -> None:
+    config("mine.py", "n_layer = 9")
+    default = {"default_config": "config/pretrain.py"}
+    for argv, names in (
+        (["--n_embd=48"], {"n_embd"}),
+        (["mine.py", "--n_embd=48"], {"n_layer", "n_embd"}),
+    ):
+        assert parse(TrainSettings, argv, "about", **default).given == names
+
+
 # ---------------------------------------------------------------- exit codes
 
 

@@ -5,7 +5,13 @@ from __future__ import annotations
 import json
 
 from shuoshu.core.terminal import display_width
-from shuoshu.evaluation.results_table import MAX_COLUMNS, format_results
+from shuoshu.evaluation.results_table import MAX_COLUMNS, count_phrase, format_results
+
+
+def test_counts_are_spelt_by_number_and_lengths_by_name() -> None:
+    counts = {"tokens": 5584, "prompts": 1, "window": 64}
+    phrases = [count_phrase(name, count) for name, count in counts.items()]
+    assert phrases == ["5,584 tokens", "1 prompt", "window 64"]
 
 
 def table_lines(terminal: str) -> list[str]:

@@ -89,7 +89,18 @@ def test_a_run_without_a_valid_checkpoint_is_refused(
 ) -> None:
     for folder in checkpoints.list_checkpoints(run):
         DAMAGE[fault](folder / name)
-    refused(train_model, resuming(run, dataset), run, "holds no valid checkpoint")
+    refused(
+        train_model,
+        resuming(run, dataset),
+        f"{run} holds no valid checkpoint",
+        f"its model is intact: sample.py --out_dir={run} uses it, train.py --init_from={run}",
+    )
+
+
+def test_a_damaged_model_is_not_called_intact(run: Path, dataset: Path, refused: Callable) -> None:
+    for folder in (*checkpoints.list_checkpoints(run), run):
+        flip(folder / "model.safetensors", 5000)
+    assert "intact" not in refused(train_model, resuming(run, dataset), "no valid checkpoint")
 
 
 def test_folders_with_odd_names_are_ignored(

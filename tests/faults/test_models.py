@@ -191,7 +191,7 @@ def test_another_shape_is_refused_before_allocating(
 @pytest.mark.parametrize("fault", RAW)
 def test_invalid_json_is_refused(model: Path, name: str, fault: str, refused: Callable) -> None:
     (model / name).write_bytes(RAW[fault])
-    refused(sample.main, saying(model), model)
+    refused(sample.main, saying(model), model, name)
 
 
 def test_another_models_tokenizer_is_refused(model: Path, text: str, refused: Callable) -> None:

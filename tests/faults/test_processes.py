@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch.distributed as dist
 
 from shuoshu.core.errors import REPO_ROOT
 from shuoshu.core.run_log import RunLog
@@ -212,6 +213,23 @@ def test_an_error_on_rank_0_ends_all_processes(fork_server, prose, tmp_path):
     assert "is not empty" in (tmp_path / "output.0").read_text(encoding="utf-8") and not (
         tmp_path / "output.1"
     ).read_text(encoding="utf-8")
+
+
+def test_a_restarted_group_does_not_seek_the_processes_before(fork_server, prose, tmp_path):
+    """torchrun --max_restarts keeps its store, with the addresses of the processes before."""
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    torchrun = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "WORLD_SIZE": "2"}
+    torchrun |= {"LOCAL_WORLD_SIZE": "2", "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    command = [*prose, "--save_interval=1", f"--out_dir={tmp_path / 'out'}", "--resume"]
+    for attempt in range(2):
+        pids = []
+        for rank in (1, 0):  # rank 1 looks for rank 0 before that one has a new address
+            own = {"RANK": str(rank), "TORCHELASTIC_RESTART_COUNT": str(attempt)}
+            steps = f"--max_iters={attempt + 1}"
+            output = tmp_path / f"output.{rank}"
+            pids.append(fork_server.start([*command, steps], output, torchrun | own))
+        assert [fork_server.wait(pid) for pid in pids] == [0, 0], output.read_text(encoding="utf-8")
+    assert checkpoints.newest_checkpoint(tmp_path / "out")[0].name == "step-000002"
 
 
 @pytest.mark.slow

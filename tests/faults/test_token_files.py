@@ -298,29 +298,22 @@ def test_a_byte_order_mark_does_no_harm(book: Path, count_fault: Callable) -> No
     count_fault("survived")
 
 
-def test_a_split_name_that_is_a_path_is_refused(
+def test_a_split_name_that_is_a_path_is_neither_read_nor_removed(
     facts: Path, pretrained: Path, tmp_path: Path, refused: Callable
 ) -> None:
     for name in ("../mine", str(tmp_path / "mine")):
-        edited(facts, lambda meta, name=name: meta["splits"].update({name: meta["splits"]["test"]}))
+        edited(facts, lambda meta, name=name: meta["splits"].update({name: meta["splits"]["val"]}))
         (tmp_path / "mine.bin").write_bytes(b"precious")
         (tmp_path / "q.json").write_text(
             '[{"question": "谁？", "answer": "我。"}]', encoding="utf-8"
         )
         refused(
-            prepare_sft.main,
-            [
-                tmp_path / "q.json",
-                f"--out={facts}",
-                f"--tokenizer={pretrained}",
-                "--val_fraction=0",
-                "--test_fraction=0",
-            ],
-            facts,
-        )
-        refused(
             eval_metrics.main, [pretrained, f"--data={facts}", "--split=all", "--threads=1"], facts
         )
+        again = [f"--out={facts}", f"--tokenizer={pretrained}"]
+        again += ["--val_fraction=0", "--test_fraction=0"]  # the splits before are removed
+        assert prepare_sft.main([str(tmp_path / "q.json"), *again]) == 0
+        assert (tmp_path / "mine.bin").read_bytes() == b"precious"
 
 
 # ---------------------------------------------------------------- in mid-run

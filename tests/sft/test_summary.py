@@ -121,8 +121,7 @@ def test_without_input_all_bundled_questions_are_prepared(
     printed = capsys.readouterr().out
     assert "0 left out" in printed and "too long" not in printed and "leaks        none" in printed
     assert (
-        "python train.py config/sft.py --init_from=" in printed
-        and printed.rstrip().endswith("--block_size=512")
+        f"config/sft.py --dataset=novella_qa --init_from={pretrained} --block_size=512" in printed
         and (tmp_path / "data" / "novella_qa" / "meta.json").is_file()
     )
 

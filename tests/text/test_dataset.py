@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from shuoshu.core.errors import UserError
 from shuoshu.text import dataset
-from shuoshu.text.dataset import TEXT_SPLITS, DatasetWriter, TextDataset, find_dataset, read_meta
+from shuoshu.text.data_folder import DatasetWriter
+from shuoshu.text.dataset import TEXT_SPLITS, TextDataset, find_dataset, read_meta
 
 TOKENS = {"train": 203, "val": 41}
 

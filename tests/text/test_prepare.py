@@ -15,7 +15,8 @@ import pytest
 import prepare
 from shuoshu.text import prepare as text_prepare
 from shuoshu.text.books import HEADING, Book
-from shuoshu.text.dataset import DatasetWriter, TextDataset
+from shuoshu.text.data_folder import DatasetWriter
+from shuoshu.text.dataset import TextDataset
 from shuoshu.text.tokenizer import Tokenizer
 from tests.text.prepare_helpers import (
     FILES,
@@ -76,6 +77,7 @@ def test_the_counts_in_the_meta_are_right(text: str) -> None:
         meta["splits"][split]["characters"] for split in ("train", "val")
     )
     assert meta["settings"] == {
+        "inputs": ["shelf"],
         "tokenizer": "bpe",
         "clean": True,
         "val_fraction": 0.05,

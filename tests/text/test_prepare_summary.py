@@ -69,7 +69,8 @@ def test_the_summary_shows_the_counts(text: str, capsys: pytest.CaptureFixture[s
     tokens = sum(part["tokens"] for part in meta["splits"].values())
     assert "vocabulary   300 (bpe; set by --vocab_size)" in summary
     assert f"compression  {len(laid_out(text)) / tokens:.2f} characters per token" in summary
-    assert shlex.split(lines[-1]) == ["next", "python", "train.py", "--dataset=雨夜"]
+    next_words = ["next", "python", "train.py", "--dataset=雨夜", "--out_dir=out-雨夜"]
+    assert shlex.split(lines[-1]) == next_words
 
 
 def test_many_books_are_summed_up(text: str, capsys: pytest.CaptureFixture[str]) -> None:

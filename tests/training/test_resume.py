@@ -15,9 +15,10 @@ import torch
 from shuoshu.core.errors import REPO_ROOT
 from shuoshu.core.files import sha256_of
 from shuoshu.core.run_log import RunLog
+from shuoshu.models.weights import read_metadata
 from shuoshu.text.dataset import TextDataset
 from shuoshu.training import checkpoints, resume, step
-from tests.in_process import killed_at, train_model
+from tests.in_process import killed_at, records, train_model
 
 EXACT = [
     "--dropout=0.1",
@@ -197,6 +198,19 @@ def test_a_resumed_run_keeps_its_shape_and_its_data(uninterrupted, capsys):
         "n_embd=32 (was 64), optimizer=adamw (was muon), seed=3 (was 1337)"
         in capsys.readouterr().err
     )
+
+
+def test_the_log_names_the_model_that_the_lost_part_of_a_run_kept(tiny, tmp_path, capsys):
+    command = [*tiny, "--max_iters=8", "--eval_interval=2", "--save_interval=4"]
+    command += ["--sample_tokens=0", f"--out_dir={tmp_path / 'out'}"]
+    assert train_model(command, killed_at(7)) == 130
+    model = read_metadata(tmp_path / "out" / "model.safetensors")
+    assert model["step"] == "6"  # better than that of the checkpoint
+    assert train_model([f"--out_dir={tmp_path / 'out'}", "--resume", "--max_iters=4"]) == 0
+    output = capsys.readouterr().out
+    assert "step-000004" in output and "is of step 6, from the lost part of the run" in output
+    (end,) = records(tmp_path / "out", "end")
+    assert (end["best_step"], end["kept_step"]) == (4, 6)
 
 
 def test_a_damaged_newest_checkpoint_is_skipped(uninterrupted, tmp_path, capsys):

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -189,6 +190,29 @@ def test_init_from_starts_with_that_model(tiny, pretrained, tmp_path, text, caps
         == 2
     )
     assert "another tokenizer" in capsys.readouterr().err and not (tmp_path / "out2").exists()
+
+
+def test_init_from_without_a_config_keeps_the_models_shape(dataset, pretrained, tmp_path):
+    command = [f"--dataset={dataset}", f"--init_from={pretrained}", f"--out_dir={tmp_path / 'out'}"]
+    command += ["--max_iters=1", "--sample_tokens=0", "--batch_size=4", "--threads=1"]
+    assert train_model([*command, "--device=cpu", "--dtype=float32"]) == 0
+    trained, before = (
+        json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        for folder in (tmp_path / "out", pretrained)
+    )
+    assert trained == before
+
+
+def test_the_advice_on_a_config_of_another_shape_can_be_followed(
+    dataset, pretrained, tmp_path, capsys
+):
+    command = ["config/novels.py", f"--dataset={dataset}", f"--init_from={pretrained}"]
+    command += [f"--out_dir={tmp_path / 'out'}", "--max_iters=1", "--sample_tokens=0"]
+    assert train_model(command) == 2
+    message = capsys.readouterr().err
+    assert "n_layer=6, n_head=6, n_embd=384" in message
+    advice = re.findall(r"--\w+=\w+", message)
+    assert train_model([*command, *advice, "--batch_size=1", "--dry_run"]) == 0
 
 
 # ---------------------------------------------------------------- user errors

@@ -99,6 +99,7 @@ def test_models_are_found_newest_first(pretrained, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name, age in (("out-a", 9), ("out-b", 5), ("other", 1)):
         (tmp_path / name).mkdir()
+        shutil.copy(pretrained / "config.json", tmp_path / name)
         weights = Path(shutil.copy(pretrained / "model.safetensors", tmp_path / name))
         modified = weights.stat().st_mtime - age
         os.utime(weights, (modified, modified))
