@@ -176,6 +176,7 @@ def test_other_languages_are_questioned_and_read_by_hand(codec: str, size: str) 
             "Příliš žluťoučký kůň se napil vody z řeky, která už sahala k třetímu schodu.\n",
         ),
         ("mac_roman", WESTERN["french"]),
+        ("mac_roman", "It wasn’t late, and they didn’t hurry; she’d said they’ll wait.\n"),
         ("cp850", WESTERN["german"].translate(LATIN_1)),
     ],
 )
@@ -343,6 +344,18 @@ def test_a_few_broken_bytes_do_not_spoil_a_long_text(
 )
 def test_a_file_that_is_not_text_is_refused(raw: bytes) -> None:
     assert "it is not a text file" in refusal(raw)
+
+
+@pytest.mark.parametrize("size", [50, 200, 1000])
+def test_random_bytes_are_refused(size: int) -> None:
+    for seed in range(20):
+        assert "it is not a text file" in refusal(random.Random(seed).randbytes(size))
+
+
+@pytest.mark.parametrize("byte", [b"\xff", b"\xd5", b"\x81", b"\xb3"])
+def test_one_odd_byte_in_ascii_is_reported(byte: bytes) -> None:
+    result, decoder = decoded(PLAIN.encode() + b"od" + byte + b"d\n" + PLAIN.encode())
+    assert (decoder.broken, result) == (1, f"{PLAIN}od�d\n{PLAIN}")
 
 
 @pytest.mark.parametrize(
