@@ -1,7 +1,7 @@
 """Prepares novels for training: writes train.bin, val.bin, tokenizer.json and meta.json.
 
-Reads .txt, .zip and .gz in any common encoding. Removes what isn't part of the story, and reports
-what it removed.
+Reads .txt, .zip and .gz in UTF-8, GB18030, Big5, UTF-16 or Windows-1252. Removes what isn't part of
+the story, and reports what it removed.
 
 python prepare.py [FILE|FOLDER ...] [--out=FOLDER] [--tokenizer=bpe|chars|gpt2] [--key=value ...]
 Without an input it prepares the bundled novella.

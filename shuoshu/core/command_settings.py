@@ -42,7 +42,7 @@ class PrepareSettings(Settings):
     )
     show_removed: bool = setting(False, "list everything that was removed")
     encoding: str | None = setting(
-        None, "encoding of the files: utf-8, gb18030, big5, utf-16 … (none: detected for each)"
+        None, "encoding of the files: utf-8, gb18030, big5, cp1252 … (none: detected for each)"
     )
     skip_bad: bool = setting(False, "skip files that are not text, instead of stopping")
     val_fraction: float = number(
@@ -90,7 +90,7 @@ class PrepareSftSettings(Settings):
         0.1, "fraction of the pairs for the test, unless the files name splits", high=0.9
     )
     encoding: str | None = setting(
-        None, "encoding of the files: utf-8, gb18030, big5, utf-16 … (none: detected for each)"
+        None, "encoding of the files: utf-8, gb18030, big5, cp1252 … (none: detected for each)"
     )
     show: int = setting(
         0, "number of training rows to print, with the trained part marked", low=0, high=MAX_COUNT

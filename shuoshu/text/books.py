@@ -148,6 +148,7 @@ def _read_book(title: str, path: Path, decoder: TextDecoder, cleaned: Path, remo
                 {k: len(pattern.findall(text)) for k, pattern in ODD_CHARACTERS.items()}
             )
             book.fingerprint |= _fingerprint(text)
+    book.encoding = decoder.encoding  # of a long text that begins with ASCII it is known only now
     return book
 
 

@@ -1,4 +1,4 @@
-"""Bytes to text: opens archives, detects the encoding, counts what can't be decoded."""
+"""Bytes to text: opens archives, decodes part by part, counts what can't be decoded."""
 
 from __future__ import annotations
 
@@ -15,29 +15,19 @@ from typing import BinaryIO
 
 from shuoshu.core.errors import UserError
 from shuoshu.core.files import format_bytes
+from shuoshu.text.detection import BOMS, detect_encoding
 
 TEXT_SUFFIXES = (".txt", ".zip", ".gz")
 MAX_FILE_BYTES = 4 << 30  # unpacked size of one file
 MAX_EXPANSION = 100  # unpacked size / file size; novels have 2 to 5, zip bombs about 1,000
 MIN_UNPACKED_LIMIT = 1 << 20  # bytes that every archive may unpack to, however small it is
 SAMPLE_BYTES = 400_000  # read to detect the encoding
+MIN_EVIDENCE_BYTES = 1000  # after the first one outside ASCII
 READ_BYTES = 1 << 20  # read at once
 PART_CHARACTERS = 8_000_000  # cleaned at once; limits memory
 # A text with more undecodable places than this has another encoding or is not a text.
 MAX_UNREADABLE_PLACES, MAX_UNREADABLE_SHARE = 3, 0.01  # the larger one counts
 MAX_NUL_SHARE = 0.1  # of the characters; more is a binary file
-UNREADABLE_PENALTY = 20  # everyday characters that one undecodable place outweighs
-UTF16_MIN_LINE_ENDS, UTF16_MIN_SHARE = 2, 0.3  # line ends that look like UTF-16's
-COMMON_CHARACTERS = frozenset(
-    "，。：“”！？、的一不了是人我在有他这中大来上个国道说子之也得曰那里出去將将與与為为見见這個說來國們们時时"
-)
-BOMS = (
-    (codecs.BOM_UTF8, "utf-8"),
-    (codecs.BOM_UTF32_LE, "utf-32-le"),
-    (codecs.BOM_UTF32_BE, "utf-32-be"),
-    (codecs.BOM_UTF16_LE, "utf-16-le"),
-    (codecs.BOM_UTF16_BE, "utf-16-be"),
-)
 ZIP_NAME_IS_UTF8 = 0x800  # general-purpose flag of a zip member
 
 
@@ -127,36 +117,63 @@ def _zip_name(member: zipfile.ZipInfo) -> str:
 class TextDecoder:
     """Decodes an open file part by part.
 
-    `broken` counts the undecodable places; each becomes a �.
+    `broken` counts the undecodable places; each becomes a �. `encoding` is certain when the first
+    byte outside ASCII has been read.
     """
 
     def __init__(
         self, file: BinaryIO, forced: str | None = None, max_bytes: int | None = None
     ) -> None:
         self.file, self.max_bytes = file, max_bytes or MAX_FILE_BYTES
-        self.broken = self.characters = 0
-        self.head = self._read(SAMPLE_BYTES)
+        self.broken = self.characters = self.n_bytes = 0
+        self.is_at_end = False
+        self.head = self._with_evidence(self._read(SAMPLE_BYTES))
         if forced:
             self.encoding, self.bom_bytes = _forced_encoding(forced, self.head)
         else:
-            is_whole = len(self.head) < SAMPLE_BYTES
-            self.encoding, self.bom_bytes = detect_encoding(self.head, is_whole)
+            self.encoding, self.bom_bytes = detect_encoding(self.head, self.is_at_end)
+        # ASCII alone tells nothing; it may be UTF-16 if it has NULs.
+        self.is_certain = bool(forced) or not self.head.isascii() or b"\0" in self.head
 
     def _read(self, size: int) -> bytes:
         with _read_errors_to_user_errors():
-            return self.file.read(size)
+            data = self.file.read(size)
+        self.is_at_end = len(data) < size
+        self.n_bytes += len(data)
+        if self.n_bytes > self.max_bytes:
+            raise UserError(_too_large(self.max_bytes))
+        return data
+
+    def _with_evidence(self, chunk: bytes) -> bytes:
+        """The chunk; with the next bytes if only its end has some outside ASCII."""
+        if not chunk.isascii() and chunk[:-MIN_EVIDENCE_BYTES].isascii():
+            chunk += self._read(SAMPLE_BYTES)
+        return chunk
+
+    def _chunks(self) -> Iterator[bytes]:
+        """Yields the bytes of the file, without a mark; sets `encoding` for those that follow."""
+        chunk = self.head[self.bom_bytes :]
+        while chunk:
+            if not self.is_certain and not chunk.isascii():
+                chunk = self._with_evidence(chunk)
+                self.encoding, _ = detect_encoding(chunk, self.is_at_end)
+                self.is_certain = True
+            yield chunk
+            chunk = self._read(READ_BYTES)
 
     def parts(self) -> Iterator[str]:
         """Yields parts of about PART_CHARACTERS, cut at line ends.
 
         Raises UserError if the file is empty, too large, or not text.
         """
-        decoder = codecs.getincrementaldecoder(self.encoding)("replace")
-        buffer, chunk, n_bytes = "", self.head[self.bom_bytes :], len(self.head)
-        # A � that is stored in the file itself is not an undecodable place.
-        stored = "�".encode(self.encoding, "ignore") if self.encoding.startswith("utf") else None
-        is_blank = True
-        while chunk:
+        encoding, decoder, stored = "", None, None
+        buffer, is_blank = "", True
+        for chunk in self._chunks():
+            if encoding != self.encoding:
+                encoding = self.encoding
+                decoder = codecs.getincrementaldecoder(encoding)("replace")
+                # A � that is stored in the file itself is not an undecodable place.
+                stored = "�".encode(encoding) if encoding.startswith("utf") else None
             text = decoder.decode(chunk)
             self.broken += max(0, text.count("�") - (chunk.count(stored) if stored else 0))
             buffer += text
@@ -164,11 +181,7 @@ class TextDecoder:
                 is_blank = False
                 yield self._checked(buffer[:cut])
                 buffer = buffer[cut:]
-            chunk = self._read(READ_BYTES)
-            n_bytes += len(chunk)
-            if n_bytes > self.max_bytes:
-                raise UserError(_too_large(self.max_bytes))
-        rest = decoder.decode(b"", final=True)
+        rest = decoder.decode(b"", final=True) if decoder else ""
         self.broken += rest.count("�")
         buffer += rest
         if is_blank and not buffer.strip():
@@ -209,9 +222,6 @@ def last_line_start(text: str) -> int:
     return 0
 
 
-# ---------------------------------------------------------------- choosing the encoding
-
-
 def _forced_encoding(name: str, head: bytes) -> tuple[str, int]:
     """(encoding, length of its byte order mark) for the user's --encoding.
 
@@ -230,38 +240,3 @@ def _forced_encoding(name: str, head: bytes) -> tuple[str, int]:
         ) from None
     lengths = (len(bom) for bom, known in BOMS if head.startswith(bom) and known == encoding)
     return encoding, next(lengths, 0)
-
-
-def detect_encoding(head: bytes, is_whole: bool) -> tuple[str, int]:
-    """(encoding, length of its byte order mark) of a file that begins with `head`.
-
-    In this order: a byte order mark; valid UTF-8; line ends of UTF-16; else the encoding that gives
-    the most everyday characters.
-    """
-    for bom, encoding in BOMS:
-        if head.startswith(bom):
-            return encoding, len(bom)
-    try:
-        codecs.getincrementaldecoder("utf-8")().decode(head, final=is_whole)
-        if b"\0" not in head:
-            return "utf-8", 0
-    except UnicodeDecodeError:
-        pass
-    newlines = head.count(b"\n")
-    for encoding, line_end in (("utf-16-le", b"\n\0"), ("utf-16-be", b"\0\n")):
-        aligned = sum(
-            head[at : at + 2] == line_end
-            for at in range(0, len(head) - 1, 2)
-            if head[at] in (0, 10)
-        )
-        if aligned >= UTF16_MIN_LINE_ENDS and aligned > UTF16_MIN_SHARE * newlines:
-            return encoding, 0
-    candidates = ("utf-8", "gb18030", "big5hkscs", "utf-16-le", "utf-16-be")
-    return max(candidates, key=lambda name: _likelihood(head, name)), 0
-
-
-def _likelihood(sample: bytes, encoding: str) -> float:
-    """Share of everyday characters (ASCII included), less a penalty for undecodable places."""
-    text = codecs.decode(sample, encoding, "replace")[:-2]  # the sample may end inside a character
-    everyday = sum(" " <= c < "\x7f" or c in COMMON_CHARACTERS for c in text)
-    return (everyday - UNREADABLE_PENALTY * text.count("�")) / max(1, len(text))

@@ -35,6 +35,28 @@ had gone at six, and the river was already over the third step.
 """
 
 
+WESTERN = {
+    "english": """The lamp was still lit when she came down to the café on the quay. “You’re late,” he
+said; “the ferry’s gone – it left at six …” Her fiancé’s letter lay on the table, unopened.
+""",
+    "french": """« Où êtes-vous allée ? » demanda-t-il. La rivière avait déjà passé la troisième marche, et
+l’été n’était pas fini. Personne n’avait parlé de la lettre : ni la mère, ni le garçon du café.
+""",
+    "german": """„Du kommst zu spät“, sagte er und schloß die Tür. Die Fähre war um sechs gefahren, und das
+Wasser stand schon über der dritten Stufe; früher hätte sie darüber gelacht. Ärger gab es genug.
+""",
+    "spanish": """—¿Dónde estabas? —preguntó él—. ¡La barca salió a las seis! El río había subido hasta el
+tercer escalón, y nadie dijo una palabra de la carta de la señora Núñez, ni aquel día ni después.
+""",
+    "italian": """«Perché sei venuta così tardi?» le chiese. Il traghetto è partito alle sei, e l’acqua era
+già più alta del terzo gradino; nessuno però parlò della lettera. La città dormiva.
+""",
+    "portuguese": """— Não há mais ninguém na estação — disse ele. A água já chegava ao terceiro degrau, e as
+orações da avó não serviram de nada. “Amanhã”, pensou ela, “levarei a carta à irmã dele.”
+""",
+}
+
+
 def varied(text: str, times: int = 60) -> str:
     """A larger text: the shuffled sentences of a small one, repeated; lines end with CR LF."""
     draw, lines = random.Random(3), text.split("\n")

@@ -8,8 +8,15 @@ import pytest
 
 from shuoshu.core.errors import UserError
 from shuoshu.text import encodings
-from shuoshu.text.encodings import detect_encoding
-from tests.text.encoding_helpers import ENGLISH, SIMPLIFIED, TRADITIONAL, decoded, varied
+from shuoshu.text.detection import detect_encoding
+from tests.text.encoding_helpers import (
+    ENGLISH,
+    SIMPLIFIED,
+    TRADITIONAL,
+    WESTERN,
+    decoded,
+    varied,
+)
 
 RARE = "舟渡燈橋樓，\n硯霜雪露雲\n" * 20  # no frequent characters
 
@@ -69,6 +76,127 @@ def test_utf_16_without_a_mark_and_without_line_ends_is_recognised(script: str, 
 @pytest.mark.parametrize("text", [ENGLISH, PLAIN], ids=["with quotes", "ascii alone"])
 def test_english_is_read(text: str, codec: str) -> None:
     assert decoded(text.encode(codec))[0] == text
+
+
+LATIN_1 = str.maketrans("“”„’–—…", '"""\'---')
+
+
+@pytest.mark.parametrize("size", ["small", "larger"])
+@pytest.mark.parametrize("language", WESTERN)
+@pytest.mark.parametrize(
+    "codec",
+    ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "cp1252", "latin-1", "iso8859-15"],
+)
+def test_western_languages_are_read(language: str, codec: str, size: str) -> None:
+    text = WESTERN[language] if size == "small" else varied(WESTERN[language])
+    if codec in ("latin-1", "iso8859-15"):
+        text = text.translate(LATIN_1)
+    result, decoder = decoded(text.encode(codec))
+    assert (result, decoder.broken) == (text, 0)
+
+
+@pytest.mark.parametrize("language", WESTERN)
+def test_each_line_of_a_western_text_is_read(language: str) -> None:
+    for line in WESTERN[language].splitlines():
+        assert decoded(line.encode("cp1252"))[0] == line
+
+
+@pytest.mark.parametrize("text", ["don’t\n" * 300, "“No.”\n", "5 €", "Grüße", "œuf, cœur et sœur"])
+def test_one_kind_of_character_outside_ascii_is_enough_for_windows_1252(text: str) -> None:
+    assert decoded(text.encode("cp1252"))[0] == text
+
+
+def test_iso_8859_15_is_recognised_by_its_own_letters() -> None:
+    text = "Le cœur de ma sœur était gai. " * 20
+    assert decoded(text.encode("iso8859-15"))[0] == text
+
+
+@pytest.mark.parametrize("size", [10, 40, 100])
+@pytest.mark.parametrize("codec", ["gb18030", "big5", "big5hkscs"])
+def test_short_chinese_texts_are_read(codec: str, size: int) -> None:
+    text = TRADITIONAL if codec.startswith("big5") else SIMPLIFIED
+    for start in range(0, len(text) - size, 9):
+        part = text[start : start + size]
+        assert decoded(part.encode(codec))[0] == part
+
+
+TABLES = {
+    "csv": "id,question,answer,source\n17,谁拨亮了油灯？,沈砚,chapter-1\n18,who?,柳青禾,chapter-1\n",
+    "json": '[{"instruction": "Name the ferryman", "input": "", "output": "老船夫"}]\n',
+    "words": "She said 你好 and left. The sign over the tea house (茶楼) read 北山.\n",
+    "labels": "text,label\nroom was fine,好\nnever again,不好\nquite small,一般\n",
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+@pytest.mark.parametrize("codec", ["gb18030", "big5"])
+def test_chinese_words_among_english_ones_are_read(name: str, codec: str) -> None:
+    simplified = "谁拨灯砚门开楼"
+    text = TABLES[name]
+    if codec == "big5":
+        text = text.translate(str.maketrans(simplified, "誰撥燈硯門開樓"))
+    assert decoded(text.encode(codec))[0] == text
+
+
+CLASSICAL = """昔者滄浪之水，其源出於岷峨。蘅蕪薜荔，披拂乎崖壁；黿鼉蛟螭，潛伏於淵渚。
+鷦鷯棲於蓁莽，麋鹿遊於林麓，鏗鏘之聲，聞於數里。樵者荷斧而歌，漁者鼓枻而應。
+"""
+
+
+@pytest.mark.parametrize("codec", ["gb18030", "big5hkscs", "utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize("text", [CLASSICAL, CLASSICAL[:16], RARE, "蘅蕪薜荔\n鷦鷯麋鹿\n"])
+def test_rare_words_are_not_questioned(text: str, codec: str) -> None:
+    assert decoded(text.encode(codec))[0] == text
+
+
+FOREIGN = {
+    "cp949": "그는 등불을 켜고 창밖을 보았다. 비는 아직 그치지 않았고, 강물은 세 번째 계단까지 올라왔다.\n",
+    "cp932": "彼はランプをともして、窓の外を見た。雨はまだやまず、川の水は三段目の石段まで来ていた。\n",
+    "euc_jp": "彼はランプをともして、窓の外を見た。雨はまだやまず、川の水は三段目の石段まで来ていた。\n",
+    "koi8-r": "Он зажёг лампу и посмотрел в окно. Дождь ещё не кончился, и река поднялась.\n",
+    "cp1251": "Он зажёг лампу и посмотрел в окно. Дождь ещё не кончился, и река поднялась.\n",
+}
+
+
+@pytest.mark.parametrize("size", ["small", "larger"])
+@pytest.mark.parametrize("codec", FOREIGN)
+def test_other_languages_are_questioned_and_read_by_hand(codec: str, size: str) -> None:
+    text = FOREIGN[codec] if size == "small" else varied(FOREIGN[codec])
+    message = refusal(text.encode(codec))
+    assert f"--encoding={codec}, or --encoding=" in message and "if it is Chinese" in message
+    assert decoded(text.encode(codec), codec)[0] == text
+
+
+@pytest.mark.parametrize(
+    ("codec", "text"),
+    [
+        ("cp1250", "Zażółć gęślą jaźń, powiedział, i zamknął drzwi. Łódź odpłynęła o szóstej.\n"),
+        (
+            "cp1250",
+            "Příliš žluťoučký kůň se napil vody z řeky, která už sahala k třetímu schodu.\n",
+        ),
+        ("mac_roman", WESTERN["french"]),
+        ("mac_roman", "It wasn’t late, and they didn’t hurry; she’d said they’ll wait.\n"),
+        ("cp850", WESTERN["german"].translate(LATIN_1)),
+    ],
+)
+def test_an_encoding_that_is_not_known_is_questioned(codec: str, text: str) -> None:
+    assert "--encoding must be set" in refusal((text * 9).encode(codec))
+
+
+@pytest.mark.parametrize("at", ["after the sample", "at its end", "much later"])
+@pytest.mark.parametrize("codec", ["utf-8", "cp1252", "gb18030"])
+def test_the_first_characters_outside_ascii_may_come_late(
+    codec: str, at: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(encodings, "SAMPLE_BYTES", 3000)
+    monkeypatch.setattr(encodings, "READ_BYTES", 2000)
+    late = SIMPLIFIED if codec == "gb18030" else WESTERN["french"]
+    first = next(i for i, c in enumerate(late) if c > "\x7f")
+    start = {"after the sample": 3000, "at its end": 2999, "much later": 20_001}[at]
+    text = ("The lamp was lit. " * 2000)[: start - first] + late * 20
+    result, decoder = decoded(text.encode(codec))
+    assert (result, decoder.encoding, decoder.broken) == (text, codec, 0)
 
 
 @pytest.mark.parametrize("codec", ["utf-16-le", "utf-16-be"])
@@ -216,6 +344,18 @@ def test_a_few_broken_bytes_do_not_spoil_a_long_text(
 )
 def test_a_file_that_is_not_text_is_refused(raw: bytes) -> None:
     assert "it is not a text file" in refusal(raw)
+
+
+@pytest.mark.parametrize("size", [50, 200, 1000])
+def test_random_bytes_are_refused(size: int) -> None:
+    for seed in range(20):
+        assert "it is not a text file" in refusal(random.Random(seed).randbytes(size))
+
+
+@pytest.mark.parametrize("byte", [b"\xff", b"\xd5", b"\x81", b"\xb3"])
+def test_one_odd_byte_in_ascii_is_reported(byte: bytes) -> None:
+    result, decoder = decoded(PLAIN.encode() + b"od" + byte + b"d\n" + PLAIN.encode())
+    assert (decoder.broken, result) == (1, f"{PLAIN}od�d\n{PLAIN}")
 
 
 @pytest.mark.parametrize(
