@@ -17,9 +17,9 @@ from shuoshu.text.dataset import (
     check_tokenizer,
     find_dataset,
     read_meta,
-    text_windows,
 )
 from shuoshu.text.tokenizer import Tokenizer
+from shuoshu.text.windows import text_windows
 
 MIN_TOKENS_FOR_ADVICE = 16  # a shorter text is too short for any block_size
 
