@@ -10,6 +10,7 @@ import numpy as np
 
 from shuoshu.core.command_settings import EvalSettings
 from shuoshu.core.errors import UserError
+from shuoshu.core.parts import stratified
 from shuoshu.evaluation import baselines, metrics
 from shuoshu.evaluation.copies import TrainingText
 from shuoshu.evaluation.evaluated_model import (
@@ -40,9 +41,9 @@ class QuestionSet:
     ) -> QuestionSet:
         """Raises UserError if the answers are labels and the training rows have a single one."""
         asked = read_questions(folder, split, tokenizer)
-        if settings.limit and settings.limit < len(asked):
-            evenly = np.linspace(0, len(asked) - 1, settings.limit, dtype=int)
-            asked = [asked[number] for number in evenly]
+        if settings.limit:
+            chosen = stratified([question.reference for question in asked], settings.limit)
+            asked = [asked[number] for number in chosen]
         training = read_questions(folder, "train", tokenizer)
         questions = cls(split, QuestionDataset(folder, split), asked, training)
         if questions.labels and len({question.reference for question in training}) < 2:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -230,3 +231,20 @@ def test_the_most_probable_label_is_the_prediction(
         for name in ("accuracy", "macro_f1", "perplexity")
     )
     assert "混淆矩阵" in (out_dir / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("order", ["sorted", "alternating"])
+def test_a_limited_number_of_questions_has_each_label_in_proportion(
+    tuned: Path, pretrained: Path, tmp_path: Path, order: str
+) -> None:
+    numbers = list(range(40))
+    labels = [LABELS[n < 20 if order == "sorted" else n % 2] for n in numbers]
+    rows = [
+        {"question": f"第{n}回？", "answer": label, "split": split}
+        for n, label in zip(numbers, labels, strict=True)
+        for split in ("train", "test")
+    ]
+    data = prepare_questions(tmp_path, "labelled", rows, pretrained)
+    measure(copy_model(tuned, tmp_path / "out"), f"--data={data}", "--limit=20")
+    answers = read_answers(tmp_path / "out")
+    assert Counter(row["reference"] for row in answers) == dict.fromkeys(LABELS, 10)
