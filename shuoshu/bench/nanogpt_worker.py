@@ -16,8 +16,9 @@ import model as nanogpt
 from shuoshu.bench.worker import WARM_UP, rate_of, run_job
 from shuoshu.core.device import autocast, peak_memory, pick_dtype, synchronize
 from shuoshu.evaluation.loss import score
-from shuoshu.text.dataset import TextDataset, text_windows
+from shuoshu.text.dataset import TextDataset
 from shuoshu.text.tokenizer import Tokenizer
+from shuoshu.text.windows import text_windows
 
 SEED = 1337
 

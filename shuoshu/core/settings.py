@@ -167,16 +167,20 @@ class RunSettings(Settings):
     )
     eval_interval: int | None = count(None, "steps between evaluations (none: a tenth of the run)")
     eval_tokens: int | None = count(
-        None, "on text, number of validation tokens to measure on (none: all)"
+        None,
+        "on text, number of validation tokens to measure on, in whole windows that are evenly"
+        " spread over the text (none: all)",
     )
     eval_questions: int = count(
-        200, "on questions, number of validation questions to answer in an evaluation"
+        200,
+        "on questions, number of validation questions to answer in an evaluation; each label has"
+        " its share",
     )
     select_by: str = setting(
         "auto",
         "which model to keep; loss: the one with the lowest validation loss; rouge: the one with"
-        " the highest ROUGE-L, or a later one within noise of it; auto: rouge on questions,"
-        " else loss",
+        " the highest ROUGE-L, or a later one within noise of it; auto: loss on text, rouge on"
+        " questions, but on labels the one with the highest accuracy",
         choices=("auto", "loss", "rouge"),
     )
     patience: int | None = count(

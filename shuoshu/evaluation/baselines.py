@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from shuoshu.core.command_settings import EvalSettings
+from shuoshu.core.parts import evenly
 from shuoshu.evaluation import metrics
 from shuoshu.evaluation.intervals import paired_difference
 from shuoshu.evaluation.measure_set import MeasureSet
@@ -52,9 +53,7 @@ class Lookups:
         training: Sequence[Question],
         validation: Sequence[Question],
     ) -> Lookups:
-        if len(validation) > MAX_VALIDATION:
-            evenly = np.linspace(0, len(validation) - 1, MAX_VALIDATION, dtype=int)
-            validation = [validation[number] for number in evenly]
+        validation = [validation[n] for n in evenly(len(validation), MAX_VALIDATION)]
         lookups = cls(training, dict.fromkeys(LOOKUPS, VARIANTS[0]), len(validation))
         if validation:
             for name in LOOKUPS:

@@ -10,6 +10,7 @@ import numpy as np
 
 from shuoshu.core.command_settings import EvalSettings
 from shuoshu.core.errors import UserError
+from shuoshu.core.parts import stratified
 from shuoshu.evaluation import metrics
 from shuoshu.evaluation.baselines import Lookups, add_baselines, add_classification
 from shuoshu.evaluation.copies import TrainingText
@@ -48,9 +49,9 @@ class QuestionSet:
     ) -> QuestionSet:
         """All questions of the split, or `settings.limit` of them, evenly spaced."""
         asked = read_questions(folder, split, tokenizer)
-        if settings.limit and settings.limit < len(asked):
-            evenly = np.linspace(0, len(asked) - 1, settings.limit, dtype=int)
-            asked = [asked[number] for number in evenly]
+        if settings.limit:
+            chosen = stratified([question.reference for question in asked], settings.limit)
+            asked = [asked[number] for number in chosen]
         return cls(split, QuestionDataset(folder, split), asked, training)
 
     @property

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
 from shuoshu.core.command_settings import EvalSettings
+from shuoshu.core.parts import evenly
 from shuoshu.evaluation.copies import TrainingText
 from shuoshu.evaluation.evaluated_model import (
     EvaluatedModel,
@@ -19,7 +18,8 @@ from shuoshu.evaluation.evaluated_model import (
 from shuoshu.evaluation.loss import score
 from shuoshu.evaluation.measure_set import MeasureSet
 from shuoshu.generation.sampling import SamplingParams, TextGenerator
-from shuoshu.text.dataset import TextDataset, text_windows
+from shuoshu.text.dataset import TextDataset
+from shuoshu.text.windows import text_windows
 
 PROMPTS = 40  # default number of prompts that a model continues
 PROMPT_TOKENS = 64  # length of a prompt
@@ -90,7 +90,7 @@ def continue_prompts(
     length = settings.max_new_tokens or CONTINUATION_TOKENS
     last_start = len(data) - prompt_tokens - length
     count = min(settings.limit or PROMPTS, max(0, last_start // prompt_tokens + 1))
-    starts = np.linspace(0, max(0, last_start), count, dtype=int).tolist()
+    starts = evenly(max(0, last_start) + 1, count)
     pieces = [data.tokens[start : start + prompt_tokens + length].tolist() for start in starts]
     tokenizer = model.tokenizer
     prompts = [tokenizer.decode(ids[:prompt_tokens]).strip("�") for ids in pieces]

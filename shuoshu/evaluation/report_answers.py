@@ -6,6 +6,7 @@ import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+from shuoshu.core.parts import evenly
 from shuoshu.evaluation.html import finite_number
 from shuoshu.evaluation.measure_labels import MEASURES, STOP_REASONS, Bilingual
 from shuoshu.evaluation.report_tables import format_value
@@ -129,9 +130,7 @@ def sampled_steps(records: list[dict]) -> list[SampledStep]:
         elif record.get("kind") == "sample" and step is not None:
             samples.setdefault(step, []).append(record)
     steps = list(samples)[::-1]
-    if len(steps) > MAX_SAMPLED_STEPS:
-        last = MAX_SAMPLED_STEPS - 1
-        steps = [steps[number * (len(steps) - 1) // last] for number in range(last + 1)]
+    steps = [steps[number] for number in evenly(len(steps), MAX_SAMPLED_STEPS)]
     return [
         SampledStep(
             f"{step:,.0f}",
@@ -143,7 +142,11 @@ def sampled_steps(records: list[dict]) -> list[SampledStep]:
 
 
 def _scores(evaluation: dict) -> list[tuple[Bilingual, str]]:
-    names = {"val_loss": ("验证损失", "validation loss"), "val_rouge_l": ("ROUGE-L", "ROUGE-L")}
+    names = {
+        "val_loss": ("验证损失", "validation loss"),
+        "val_rouge_l": ("ROUGE-L", "ROUGE-L"),
+        "val_accuracy": ("准确率", "accuracy"),
+    }
     return [
         (label, format_value(evaluation[name], ".3f"))
         for name, label in names.items()

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model import KVCache
 from shuoshu.generation.sampling import (
     Completion,
     SamplingParams,
     TextGenerator,
+    empty_cache,
     never_stop,
     prefill,
 )
@@ -84,7 +84,6 @@ def label_log_likelihoods(
     the block for the longest label loses its beginning, so that all labels see the same context.
     """
     model, tokenizer = generator.model, generator.tokenizer
-    device, dtype = model.lm_head.weight.device, model.lm_head.weight.dtype
     label_ids = [[*tokenizer.encode(label), tokenizer.end] for label in labels]
     # The last id of a label is predicted but not read.
     room = max(1, generator.block - max(map(len, label_ids)) + 1)
@@ -92,7 +91,7 @@ def label_log_likelihoods(
     order = sorted(range(len(questions)), key=lambda n: len(questions[n].ids))
     for start in range(0, len(order), rows):
         batch = order[start : start + rows]
-        cache = KVCache(model.config, len(batch), device, dtype)
+        cache = empty_cache(model, len(batch))
         logits = prefill(model, cache, [questions[n].ids[-room:] for n in batch])
         first = float64_log_softmax(logits)
         lengths = list(cache.lengths)
@@ -100,7 +99,7 @@ def label_log_likelihoods(
             cache.lengths = list(lengths)  # forget the previous label; it is overwritten
             total = first[:, ids[0]].clone()
             for token, following in pairwise(ids):
-                tokens = torch.full((len(batch), 1), token, device=device)
+                tokens = torch.full((len(batch), 1), token, device=cache.k.device)
                 logits = model.next_logits(tokens, torch.zeros_like(tokens[:, 0]), cache)
                 total += float64_log_softmax(logits)[:, following]
             scores[batch, column] = total.numpy()

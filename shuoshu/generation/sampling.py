@@ -90,9 +90,7 @@ class TextGenerator:
         contexts = [row.context for row in rows]
         specials = list(self.tokenizer.specials.values())
         sampler = TokenSampler(self.mask, params, seeds, contexts, specials)
-        weight = self.model.lm_head.weight
-        dtype = torch.float32 if weight.device.type == "cpu" else weight.dtype
-        cache = KVCache(self.model.config, len(rows), weight.device, dtype)
+        cache = empty_cache(self.model, len(rows))
         logits = prefill(self.model, cache, [context.fitting(self.block) for context in contexts])
         limit = None  # why texts have to end now
         for count in itertools.count(1):  # tokens per row, the next one included
@@ -176,6 +174,17 @@ class TextGenerator:
         for row, length in zip(full, refilled.lengths, strict=True):
             cache.lengths[row] = length
         return logits
+
+
+def empty_cache(model: GPT, rows: int) -> KVCache:
+    """A cache in the precision of attention: the weights' or autocast's, but float32 on a CPU."""
+    weight = model.lm_head.weight
+    kind, dtype = weight.device.type, weight.dtype
+    if kind == "cpu":
+        dtype = torch.float32  # CpuDecoder's
+    elif torch.is_autocast_enabled(kind):
+        dtype = torch.get_autocast_dtype(kind)
+    return KVCache(model.config, rows, weight.device, dtype)
 
 
 def prefill(model: GPT, cache: KVCache, prompts: Sequence[Sequence[int]]) -> Tensor:

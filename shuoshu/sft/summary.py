@@ -176,6 +176,8 @@ def next_command(result: Preparation, settings: PrepareSftSettings, model: Path 
         # Labels seldom have questions whose words tell the answers apart, and conversations aren't
         # paraphrased.
         arguments += ["--paraphrases=0", "--batch_size=16", "--max_epochs=14"]
+    if result.meta["labels"]:
+        arguments.append("--min_iters=none")  # 900 steps of few reviews gained nothing: docs/log
     return training_command(result.folder, "config/sft.py", arguments)
 
 

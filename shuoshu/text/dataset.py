@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
@@ -131,25 +129,6 @@ class TextDataset:
             offset = int(draw.integers(len(self.tokens)))
             self._order = key, offset, draw.permutation(self.rows_per_epoch(block_size))
         return self._order[1], self._order[2]
-
-
-def text_windows(
-    tokens: np.ndarray, end: int, block: int, rows: int, stride: int | None = None
-) -> Iterator[Batch]:
-    """Yields batches of up to `rows` windows that score each token once, the first after `end`.
-
-    Each window begins `stride` tokens after the one before and scores only the tokens that are new
-    in it. Default: `block`, which gives disjoint windows.
-    """
-    stride = stride or block
-    starts = np.arange(1 + math.ceil(max(0, len(tokens) - block) / stride)) * stride
-    for first in range(0, len(starts), rows):
-        batch_starts = starts[first : first + rows, None]  # (B, 1)
-        at = batch_starts + np.arange(block)  # (B, T): index of each target
-        last = len(tokens) - 1
-        is_new = (at <= last) & ((batch_starts == 0) | (np.arange(block) >= block - stride))
-        targets = np.where(is_new, tokens[np.minimum(at, last)].astype(np.int64), IGNORE)
-        yield np.where(at == 0, end, tokens[np.clip(at - 1, 0, last)].astype(np.int64)), targets
 
 
 # ---------------------------------------------------------------- verify

@@ -20,6 +20,7 @@ from shuoshu.training.schedule import RunClock, RunLength
 from shuoshu.training.state import RunState
 from shuoshu.training.step import SkippedSteps, train_step
 
+MEASURE_NAMES = {"val_loss": "val loss", "val_rouge_l": "ROUGE-L", "val_accuracy": "val accuracy"}
 DRY_RUN_STEPS = 8
 DRY_RUN_WARM_UP = 3  # of these steps, not measured
 
@@ -94,9 +95,7 @@ def best_measure(state: RunState) -> tuple[str, float] | None:
     """(name, value) of what selects the model; None before the first evaluation."""
     if not state.has_best():
         return None
-    if state.best_rouge_l is not None:
-        return "ROUGE-L", state.best_rouge_l
-    return "val loss", state.best_loss
+    return MEASURE_NAMES[state.best_measure], state.best_value
 
 
 def log_progress(run: Run, clock: RunClock, bar: ProgressBar, loss: float) -> None:
@@ -164,8 +163,7 @@ def _log_end(run: Run) -> None:
     state = run.state
     best = {}
     if state.has_best():
-        name = "best_loss" if state.best_rouge_l is None else "best_rouge_l"
-        best = {name: getattr(state, name)}
+        best = {state.best_measure.replace("val", "best"): state.best_value}
     run.out_dir.record(
         "end",
         step=state.step,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from shuoshu.core.errors import UserError
+from shuoshu.core.parts import stratified
 from shuoshu.core.settings import TrainSettings
 from shuoshu.generation.answers import read_questions
 from shuoshu.sft.augment import QuestionNoise
@@ -17,9 +19,9 @@ from shuoshu.text.dataset import (
     check_tokenizer,
     find_dataset,
     read_meta,
-    text_windows,
 )
 from shuoshu.text.tokenizer import Tokenizer
+from shuoshu.text.windows import text_windows
 
 MIN_TOKENS_FOR_ADVICE = 16  # a shorter text is too short for any block_size
 
@@ -40,22 +42,33 @@ class RunData:
         self.task: str = meta["task"]
         self.turns: int = meta.get("turns", 0)  # turns of a conversation (questions only)
         self.system: str = meta.get("system", "")  # of every training conversation
-        self.has_labels = bool(meta.get("labels"))
+        self.labels: list[str] = meta.get("labels") or []  # the closed set of answers
         self.rows_per_step = settings.batch_size * settings.gradient_accumulation_steps
         self.eval_tokens = settings.eval_tokens
         self.train: Dataset
         self.val: Dataset
+        self.val_is_complete: bool  # whether an evaluation measures the whole text or all questions
         if self.task == "questions":
             self.train = self._training_questions(settings)
             self.val = QuestionDataset(folder, "val")
-            self.questions = read_questions(folder, "val", self.tokenizer)
-            self.questions = self.questions[: settings.eval_questions]
+            questions = read_questions(folder, "val", self.tokenizer)
+            answers = [question.reference for question in questions]
+            asked = stratified(answers, settings.eval_questions)
+            self.questions = [questions[number] for number in asked]
+            self.val_is_complete = len(asked) == len(questions)
         else:
             self.train = TextDataset(folder, "train")
             self.val = TextDataset(folder, "val")
             self.questions = []
+            self.val_is_complete = self.eval_tokens is None or self.eval_tokens >= len(self.val)
             _refuse_question_settings(settings, folder)
-        self.selects_by_answers = bool(self.questions) and settings.select_by != "loss"
+        self.measure = self._selecting_measure(settings.select_by)
+
+    def _selecting_measure(self, select_by: str) -> str:
+        """The measure in log.jsonl that selects the model."""
+        if not self.questions or select_by == "loss":
+            return "val_loss"
+        return "val_accuracy" if self.labels and select_by == "auto" else "val_rouge_l"
 
     def _training_questions(self, settings: TrainSettings) -> QuestionDataset:
         noise = None
@@ -71,11 +84,6 @@ class RunData:
         """What len() of a split counts."""
         return "rows" if self.task == "questions" else "tokens"
 
-    @property
-    def val_is_complete(self) -> bool:
-        """Whether an evaluation scores all validation data."""
-        return self.task == "questions" or self.eval_tokens is None
-
     def hashes(self) -> list[str]:
         """The sha256 of both splits; a checkpoint stores them."""
         return [self.train.sha256, self.val.sha256]
@@ -84,8 +92,9 @@ class RunData:
         """The batches that an evaluation scores."""
         if self.task == "questions":
             return answer_batches(self.val, batch_size)
-        tokens = self.val.tokens[: self.eval_tokens]
-        return text_windows(tokens, self.tokenizer.end, block_size, batch_size)
+        count = math.ceil(self.eval_tokens / block_size) if self.eval_tokens else None
+        end = self.tokenizer.end
+        return text_windows(self.val.tokens, end, block_size, batch_size, count=count)
 
     def steps_per_epoch(self, block_size: int) -> float:
         """The number of steps in an epoch, which need not be whole."""

@@ -57,7 +57,7 @@ def write_samples(log: RunLog, path: Path) -> None:
 
 
 def draw_curves(log: RunLog, path: Path) -> None:
-    """Writes loss.png: losses over the steps, the answers' ROUGE-L if there is one, and the
+    """Writes loss.png: losses over the steps, the answers' scores if there are any, and the
     learning rate. Writes nothing if the log holds no losses."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -95,12 +95,13 @@ def _draw_losses(axes: Axes, steps: list[dict], evals: list[dict]) -> None:
 
 
 def _draw_answers(axes: Axes, answers: list[dict]) -> None:
-    for name, label, colour in (
-        ("val_rouge_l", "ROUGE-L of the answers", BLUE),
-        ("val_exact_match", "exact answers", GREEN),
-    ):
+    """The share of exact answers, and ROUGE-L; of labels, accuracy instead."""
+    score, title = "val_rouge_l", "ROUGE-L of the answers"
+    if labelled := [r for r in answers if r.get("val_accuracy") is not None]:
+        answers, score, title = labelled, "val_accuracy", "accuracy"
+    for name, label, colour in ((score, title, BLUE), ("val_exact_match", "exact answers", GREEN)):
         axes.plot(*_series(answers, name), color=colour, marker="o", markersize=3, label=label)
-    _mark_best(axes, max(answers, key=lambda r: r["val_rouge_l"]), "val_rouge_l", BLUE)
+    _mark_best(axes, max(answers, key=lambda r: r[score]), score, BLUE)
     axes.set_ylim(0, 1.05)
     axes.legend(frameon=False)
     axes.grid(alpha=0.25)

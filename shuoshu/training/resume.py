@@ -63,7 +63,9 @@ def restore(
         raise UserError(f"{folder} doesn't fit this run: {error_reason(error)}") from None
     if changed & PLAN_SETTINGS:
         state.plan = None
-    if changed & MEASURE_SETTINGS:
+    # Older checkpoints chose another part of the validation data, if they measured a part.
+    is_other_part = "best_measure" not in saved["run"] and not data.val_is_complete
+    if changed & MEASURE_SETTINGS or state.best_measure != data.measure or is_other_part:
         state.forget_best()
     return state, sorted(changed)
 

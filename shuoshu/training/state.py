@@ -25,8 +25,9 @@ class RunState:
 
     step: int = 0  # steps done
     seconds: float = 0.0  # training time so far, including evaluations and saves
-    best_loss: float | None = None  # validation loss of the best model
-    best_rouge_l: float | None = None  # its ROUGE-L; None if the loss selects the model
+    best_measure: str = "val_loss"  # the measure that selects the model
+    best_value: float | None = None  # the best model's value of it
+    best_loss: float | None = None  # the best model's validation loss
     best_step: int = 0
     best_scores: list[float] = field(default_factory=list)  # ROUGE-L per answer at best_step
     kept_step: int = 0  # step of the model in out_dir: the best one, or a later one within noise
@@ -40,19 +41,19 @@ class RunState:
     plan: Plan | None = None  # None while a time budget is still measuring the step time
 
     def has_best(self) -> bool:
-        return self.best_loss is not None
+        return self.best_value is not None
 
     def forget_best(self) -> None:
         """Makes the next evaluation the best one, because another measure selects the model now."""
-        self.best_loss = self.best_rouge_l = None
+        self.best_value = None
 
 
 def state_from_json(values: dict, step: int) -> RunState:
     """The state in a checkpoint of `step`; ValueError, KeyError or TypeError if it is damaged."""
     # Defaults for fields that some checkpoints of this format lack.
     values = {"evaluated": step, "kept_step": values["best_step"], **values}
-    if "best" in values:
-        values |= _split_best(values.pop("best"), values.pop("loss_at_best", math.inf))
+    if "best_measure" not in values:
+        values |= _translate_best(values)
     plan = values.pop("plan")
     scores = [float(score) for score in values.pop("best_scores", [])]
     state = dataclass_from_json(RunState, values)
@@ -68,11 +69,16 @@ def state_from_json(values: dict, step: int) -> RunState:
     return state
 
 
-def _split_best(best: float | None, loss: float) -> dict[str, float | None]:
-    """The two fields for the single number that older checkpoints have.
+def _translate_best(values: dict) -> dict[str, object]:
+    """The fields of the best model for the fields that older checkpoints have, which it removes.
 
-    `best` is a validation loss (positive) or a negated ROUGE-L (at most zero).
+    These are `best_loss` and `best_rouge_l`; before them there was one number `best`, a validation
+    loss (positive) or a negated ROUGE-L (at most zero).
     """
-    if best is not None and best <= 0:
-        return {"best_rouge_l": -best, "best_loss": loss}
-    return {"best_rouge_l": None, "best_loss": best}
+    rouge, loss = values.pop("best_rouge_l", None), values.get("best_loss")
+    if "best" in values:
+        best, loss_at_best = values.pop("best"), values.pop("loss_at_best", math.inf)
+        is_rouge = best is not None and best <= 0
+        rouge, loss = (-best, loss_at_best) if is_rouge else (None, best)
+    measure, value = ("val_loss", loss) if rouge is None else ("val_rouge_l", rouge)
+    return {"best_measure": measure, "best_value": value, "best_loss": loss}

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from shuoshu.core.device import autocast, seed_step
 from shuoshu.core.errors import UserError
+from shuoshu.core.parts import even_batch_size
 from shuoshu.core.terminal import print_line
 from shuoshu.training.data import RunData
 from shuoshu.training.optimizers import set_rates, step_unless
@@ -51,26 +52,31 @@ def train_step(trainer: Trainer, data: RunData, state: RunState, skips: SkippedS
     return loss.masked_fill(is_bad, 0)
 
 
-def halve_batch_on_oom(trainer: Trainer, step: int, work: Callable[[], T]) -> T:
-    """Returns work(). While it runs out of GPU memory, halves the micro-batches for good.
+def halve_batch_on_oom(
+    trainer: Trainer, step: int, work: Callable[[], T], name: str = "micro_rows"
+) -> T:
+    """Returns work(). While it runs out of GPU memory, halves this size of the trainer for good.
 
-    Raises OutOfMemoryError if they have one row, or if there are several processes.
+    Raises OutOfMemoryError if it is one row, or if it is micro_rows and there are several
+    processes: all of them must do the same forward passes.
     """
     while True:
         try:
             return work()
         except torch.OutOfMemoryError:
-            if trainer.processes.world_size > 1 or trainer.micro_rows == 1:
+            is_shared = name == "micro_rows" and trainer.processes.world_size > 1
+            if is_shared or getattr(trainer, name) == 1:
                 raise
         # Outside the except block, where the exception no longer holds the failed tensors.
         trainer.raw.zero_grad(set_to_none=True)
         if trainer.device.type == "cuda":
             torch.cuda.empty_cache()
-        trainer.micro_rows = (trainer.micro_rows + 1) // 2
-        print_line(
-            f"out of memory: from step {step:,} on, each forward pass takes"
-            f" {trainer.micro_rows} rows; the rows per step and the result stay the same"
-        )
+        rows = (getattr(trainer, name) + 1) // 2
+        setattr(trainer, name, rows)
+        change = f"each forward pass takes up to {rows} rows; the rows per step and the result"
+        if name == "answer_rows":
+            change = f"up to {rows} questions are answered at once; the answers"
+        print_line(f"out of memory: from step {step:,} on, {change} stay the same")
 
 
 def accumulate_gradients(trainer: Trainer, data: RunData, step: int) -> Tensor:
@@ -99,7 +105,7 @@ def micro_batches(
     """
     rows_per_step, block_size = data.rows_per_step, trainer.block_size
     rows_here = rows_per_step // trainer.processes.world_size
-    size, seed = trainer.micro_rows, trainer.settings.seed
+    size, seed = even_batch_size(rows_here, trainer.micro_rows), trainer.settings.seed
     first = step * rows_per_step
     count = data.train.count_targets(first, rows_per_step, block_size, seed)
     first += trainer.processes.rank * rows_here

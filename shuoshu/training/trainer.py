@@ -41,7 +41,10 @@ class Trainer:
     optimizers: list[torch.optim.Optimizer]
     scaler: torch.amp.GradScaler  # enabled in fp16 only
     learning_rate: float  # the full rate of the first parameter group, for messages
-    micro_rows: int  # rows per forward pass; halved when the GPU runs out of memory
+    # Rows of a training or evaluation batch at most, and questions answered together. Both are
+    # halved when the GPU runs out of memory.
+    micro_rows: int
+    answer_rows: int = 64
 
     @property
     def block_size(self) -> int:
@@ -106,11 +109,11 @@ def build_trainer(
         device.type, init_scale=state.scale, enabled=dtype == torch.float16
     )
     scaler.load_state_dict({**scaler.state_dict(), "_growth_tracker": state.scale_steps})
-    # auto: batches of questions have many widths, each of which would be compiled
     compiles = settings.compile == "true" or (
         settings.compile == "auto" and data.task == "text" and can_compile(device)
     )
-    compiled = torch.compile(model) if compiles else model
+    # Batches of text have one shape. Those of questions have many widths: one graph for all.
+    compiled = torch.compile(model, dynamic=data.task == "questions") if compiles else model
     trainer = Trainer(
         settings=settings,
         processes=processes,

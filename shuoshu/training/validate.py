@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from operator import eq
 
 import numpy as np
 
 from shuoshu.core.device import autocast
 from shuoshu.core.distributed import StopFlag
 from shuoshu.core.errors import UserError
+from shuoshu.core.parts import evenly
 from shuoshu.core.terminal import print_line
 from shuoshu.evaluation.loss import Score, score
 from shuoshu.evaluation.metrics import exact_match, rouge_l
-from shuoshu.generation.answers import answer
-from shuoshu.generation.sampling import SamplingParams, TextGenerator
+from shuoshu.generation.answers import Question, answer, label_log_likelihoods
+from shuoshu.generation.sampling import Completion, SamplingParams, TextGenerator
 from shuoshu.training.run import Run
 from shuoshu.training.schedule import RunClock
+from shuoshu.training.state import RunState
 from shuoshu.training.step import halve_batch_on_oom
 
-ANSWER_BATCH_SIZE = 64
 SAMPLE_ANSWERS = 4  # in samples.md
 # Without --sample_prompt the samples' prompt is the first line of the data, cut to these lengths.
 SAMPLE_PROMPT_TOKENS = 64
@@ -45,8 +47,11 @@ class Evaluation:
         parts = [f"val loss {self.values['val_loss']:.4f}"]
         if "bits_per_char" in self.values:
             parts.append(f"{self.values['bits_per_char']:.3f} bits per character")
-        if "val_rouge_l" in self.values:
+        if "val_accuracy" in self.values:
+            parts.append(f"accuracy {self.values['val_accuracy']:.3f}")
+        elif "val_rouge_l" in self.values:
             parts.append(f"ROUGE-L {self.values['val_rouge_l']:.3f}")
+        if "val_exact_match" in self.values:
             parts.append(f"{self.values['val_exact_match']:.0%} of the answers exact")
         return ": " + ", ".join(parts)
 
@@ -88,7 +93,8 @@ def measure_validation(run: Run, stop: StopFlag) -> Evaluation | None:
     if loss is None:
         return None
     result.values["val_loss"] = require_finite(run, loss.loss)
-    if run.data.val.characters and run.data.val_is_complete:
+    is_whole = run.data.val_is_complete or run.data.task == "questions"
+    if run.data.val.characters and is_whole:
         result.values["bits_per_char"] = loss.bits_per(run.data.val.characters)
     if run.data.questions:
         values, result.scores, result.samples = answer_questions(run, stop)
@@ -132,12 +138,9 @@ def answer_questions(
     """
     mine = slice(run.processes.rank, None, run.processes.world_size)
     questions = run.data.questions[mine]
-    model = run.trainer.raw
-    model.eval()
-    with autocast(run.trainer.device, run.trainer.dtype):
-        generator = TextGenerator(model, run.data.tokenizer)
-        answers = answer(generator, questions, ANSWER_BATCH_SIZE, lambda: stop.raised)
-    model.train()
+    answers, labels = halve_batch_on_oom(
+        run.trainer, run.state.step, lambda: generate_answers(run, questions, stop), "answer_rows"
+    )
     pairs = list(zip(questions, answers, strict=True))
     done = [(question, reply) for question, reply in pairs if reply]  # all, unless stopped
     scores = [0.0] * len(run.data.questions)
@@ -146,15 +149,36 @@ def answer_questions(
     ]
     exact = sum(exact_match(reply.text, question.reference) for question, reply in done)
     ended = sum(reply.reason == "end" for _, reply in done)
-    sums = [float(len(done)), float(exact), float(ended), *scores]
-    count, exact, ended, *scores = run.processes.sum(sums)
+    right = sum(map(eq, labels, [question.reference for question in questions]))
+    sums = [float(len(done)), float(exact), float(ended), float(right), *scores]
+    count, exact, ended, right, *scores = run.processes.sum(sums)
     totals = {"val_rouge_l": sum(scores), "val_exact_match": exact, "val_stop_rate": ended}
+    totals |= {"val_accuracy": right} if run.data.labels else {}
     values = {name: total / max(1, count) for name, total in totals.items()}
     samples = [
         {"prompt": question.text, "text": reply.text, "reference": question.reference}
-        for question, reply in done[:SAMPLE_ANSWERS]
+        for question, reply in (done[place] for place in evenly(len(done), SAMPLE_ANSWERS))
     ]
     return values, scores, samples
+
+
+def generate_answers(
+    run: Run, questions: Sequence[Question], stop: StopFlag
+) -> tuple[list[Completion | None], list[str]]:
+    """The answer to each question, and if the answers are labels, the likeliest label of each.
+
+    The likeliest label is what eval_metrics.py measures. A signal leaves some of both out.
+    """
+    trainer, labels, likeliest = run.trainer, run.data.labels, []
+    trainer.raw.eval()
+    with autocast(trainer.device, trainer.dtype):
+        generator = TextGenerator(trainer.raw, run.data.tokenizer)
+        answers = answer(generator, questions, trainer.answer_rows, lambda: stop.raised)
+        if labels and not stop.raised:
+            scores = label_log_likelihoods(generator, questions, labels, trainer.answer_rows)
+            likeliest = [labels[best] for best in scores.argmax(axis=1)]
+    trainer.raw.train()
+    return answers, likeliest
 
 
 def continue_prompt(run: Run, stop: StopFlag) -> dict[str, str]:
@@ -189,14 +213,13 @@ def keep_if_best(
 
     Returns whether it was saved, and what the evaluation's line says about it.
     """
-    state = run.state
+    state, measure = run.state, run.data.measure
     if not result.values:  # without validation data every evaluation replaces the model
         is_kept = run.out_dir.keep_model(run.trainer, run.data, state.step, say)
         state.kept_step = state.step if is_kept else state.kept_step
         return is_kept, ""
-    loss = result.values["val_loss"]
-    rouge = result.values["val_rouge_l"] if run.data.selects_by_answers else None
-    is_best = _is_better(run, loss, rouge)
+    value, loss = result.values[measure], result.values["val_loss"]
+    is_best = _is_better(state, measure, value, loss)
     state.worse_evals = 0 if is_best else state.worse_evals + 1
     is_kept = is_best or _is_as_good(run, result.scores)
     is_kept = is_kept and run.out_dir.keep_model(run.trainer, run.data, state.step, say)
@@ -205,22 +228,20 @@ def keep_if_best(
     state.kept_step = state.step
     if not is_best:
         return True, ", kept: within noise of the best"
-    state.best_loss, state.best_rouge_l, state.best_step = loss, rouge, state.step
-    state.best_scores = result.scores
+    state.best_measure, state.best_value, state.best_loss = measure, value, loss
+    state.best_step, state.best_scores = state.step, result.scores
     return True, ", the best so far"
 
 
-def _is_better(run: Run, loss: float, rouge: float | None) -> bool:
+def _is_better(state: RunState, measure: str, value: float, loss: float) -> bool:
     """Whether the model beats the best one so far.
 
-    The loss decides between equal ROUGE-Ls: early models all have 0.
+    The loss decides between equal values: the ROUGE-L of early models is 0.
     """
-    state = run.state
     if not state.has_best():
         return True
-    if rouge is None:
-        return loss < state.best_loss
-    return (-rouge, loss) < (-state.best_rouge_l, state.best_loss)
+    sign = 1 if measure == "val_loss" else -1  # of the others, more is better
+    return (sign * value, loss) < (sign * state.best_value, state.best_loss)
 
 
 def _is_as_good(run: Run, scores: list[float]) -> bool:
@@ -231,7 +252,7 @@ def _is_as_good(run: Run, scores: list[float]) -> bool:
     ROUGE-L is 0, there is no good model yet.
     """
     state = run.state
-    if not run.data.selects_by_answers or run.data.has_labels or not state.best_rouge_l:
+    if run.data.measure != "val_rouge_l" or run.data.labels or not state.best_value:
         return False
     return is_within_noise(state.best_scores, scores)
 

@@ -12,7 +12,8 @@ import pytest
 from shuoshu.evaluation import copies
 from shuoshu.evaluation.copies import MIN_COPIED, MIN_MARKED, TrainingText
 from shuoshu.models import weights
-from shuoshu.text.dataset import DatasetWriter, TextDataset, read_meta
+from shuoshu.text.data_folder import DatasetWriter
+from shuoshu.text.dataset import TextDataset, read_meta
 from shuoshu.text.tokenizer import Tokenizer
 from tests.evaluation.helpers import (
     copy_model,

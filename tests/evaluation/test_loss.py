@@ -11,7 +11,8 @@ import torch
 from shuoshu.core.distributed import Processes
 from shuoshu.evaluation.loss import score
 from shuoshu.sft.dataset import QuestionDataset, answer_batches
-from shuoshu.text.dataset import IGNORE, TextDataset, text_windows
+from shuoshu.text.dataset import IGNORE, TextDataset
+from shuoshu.text.windows import text_windows
 
 
 def score_by_window(model, tokens, end):
@@ -40,6 +41,47 @@ def test_every_token_is_scored_once(pretrained_model, length):
     assert scored.text_nats == pytest.approx(text, rel=1e-5, abs=1e-9)
     assert scored.loss == scored.nats / length
     assert scored.bits_per(10) == pytest.approx(text / math.log(2) / 10, rel=1e-5, abs=1e-9)
+
+
+@pytest.mark.parametrize("length, rows", [(300, 3), (300, 4), (64, 4), (1, 2), (1000, 16)])
+def test_all_batches_of_windows_have_one_shape(length, rows):
+    batches = list(text_windows(np.arange(length), 0, 64, rows))
+    assert len({ids.shape for ids, _ in batches}) == 1
+    windows = -(-length // 64)
+    assert len(batches) == -(-windows // rows)  # as few as without empty rows
+    assert sum(len(ids) for ids, _ in batches) - windows < len(batches)
+
+
+def test_empty_rows_change_no_sum(pretrained_model):
+    model, tokenizer = pretrained_model
+    tokens = np.random.default_rng(0).integers(0, 500, 450)  # eight windows, two batches of four
+    batches = list(text_windows(tokens, tokenizer.end, 64, 4))
+    filled = [
+        tuple(
+            np.concatenate([a, np.full_like(a[:3], fill)])
+            for a, fill in zip(b, (0, IGNORE), strict=True)
+        )
+        for b in batches
+    ]
+    plain, padded = (score(model, model, each, tokenizer.end) for each in (batches, filled))
+    assert padded.tokens == plain.tokens == 450
+    assert padded.nats == pytest.approx(plain.nats, rel=1e-6)
+    assert padded.text_nats == pytest.approx(plain.text_nats, rel=1e-6)
+
+
+def test_chosen_windows_are_whole_ones_from_the_first_to_the_last(pretrained_model):
+    _, tokenizer = pretrained_model
+    tokens = np.arange(1000)
+
+    def windows(count):
+        batches = text_windows(tokens, tokenizer.end, 64, 3, count=count)
+        pairs = [pair for ids, targets in batches for pair in zip(ids, targets, strict=True)]
+        return [
+            (ids.tolist(), targets.tolist()) for ids, targets in pairs if (targets != IGNORE).any()
+        ]
+
+    every, some = windows(None), windows(6)
+    assert some == [every[place] for place in (0, 3, 6, 9, 12, 15)] and len(every) == 16
 
 
 def test_processes_share_the_windows(pretrained_model):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -271,3 +272,17 @@ def test_without_validation_questions_the_lookups_are_the_default(
     evaluation = measure(out_dir, f"--data={data}", "--max_new_tokens=1")
     assert evaluation["definitions"]["lookups"].startswith("TF-IDF, the default: ")
     assert value(evaluation, "test", "lookup_answers_rouge_l") == 1
+
+
+def test_a_limited_number_of_questions_has_each_label_in_proportion(
+    tuned: Path, pretrained: Path, tmp_path: Path
+) -> None:
+    rows = [
+        {"question": f"第{n}回？", "answer": LABELS[n % 2], "split": split}
+        for n in range(40)
+        for split in ("train", "test")
+    ]
+    data = prepare_questions(tmp_path, "labelled", rows, pretrained)
+    measure(copy_model(tuned, tmp_path / "out"), f"--data={data}", "--limit=20")
+    answers = read_answers(tmp_path / "out")
+    assert Counter(row["reference"] for row in answers) == dict.fromkeys(LABELS, 10)

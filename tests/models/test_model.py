@@ -14,7 +14,7 @@ from shuoshu.core.errors import REPO_ROOT
 from shuoshu.core.settings import ModelSettings, TrainSettings
 from shuoshu.generation.chat_model import ChatModel
 from shuoshu.models import weights
-from shuoshu.models.weights import LoadedModel
+from shuoshu.models.weights import CONTINUES_TEXT, LoadedModel
 from shuoshu.text.dataset import IGNORE
 
 ODD = GPTConfig(
@@ -156,7 +156,7 @@ def test_sampling_in_bf16_rounds_weights_but_no_positions(tokenizer):
     config = dataclasses.replace(ODD, vocab_size=tokenizer.n_vocab)
     exact, loaded = model_of(config), model_of(config)
     chat_model = ChatModel(
-        LoadedModel(loaded, tokenizer, 0, "text", 0), torch.device("cpu"), "bfloat16"
+        LoadedModel(loaded, tokenizer, 0, CONTINUES_TEXT), torch.device("cpu"), "bfloat16"
     ).model
     assert {parameter.dtype for parameter in chat_model.parameters()} == {torch.bfloat16}
     assert torch.equal(chat_model.cos, exact.cos) and torch.equal(chat_model.sin, exact.sin)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 import prepare_sft
 from shuoshu.core.errors import REPO_ROOT
@@ -16,6 +18,7 @@ from shuoshu.models import weights as models_weights
 from shuoshu.sft.dataset import QuestionDataset, read_pairs
 from shuoshu.text.tokenizer import Tokenizer
 from shuoshu.training import checkpoints
+from shuoshu.training.step import halve_batch_on_oom
 from tests.in_process import records, train_model
 
 
@@ -43,6 +46,78 @@ def test_the_log_and_the_samples_show_how_it_answers(tuned: Path, qa: Path) -> N
     )
 
 
+def test_the_samples_are_spread_over_the_validation_questions(tuned: Path, qa: Path) -> None:
+    questions = [pair["question"] for pair in read_pairs(qa, "val")]
+    sampled = [questions.index(record["prompt"]) for record in records(tuned, "sample")]
+    assert sampled == [0, 7, 15, 23] * 4
+
+
+# ---------------------------------------------------------------- out of memory
+
+
+def small_memory(monkeypatch: pytest.MonkeyPatch, rows: int) -> list[int]:
+    """Makes answering more questions at once run out of memory; returns the sizes of all tries."""
+    real, tried = TextGenerator.complete, []
+
+    def complete(self, prompts, *args):
+        tried.append(len(prompts))
+        if len(prompts) > rows:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return real(self, prompts, *args)
+
+    monkeypatch.setattr(TextGenerator, "complete", complete)
+    return tried
+
+
+def test_out_of_memory_the_questions_are_answered_in_smaller_batches(
+    sft: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    command = [*sft, "--max_iters=2", "--eval_interval=1"]
+    assert train_model([*command, f"--out_dir={tmp_path / 'whole'}"]) == 0
+    tried = small_memory(monkeypatch, 10)
+    assert train_model([*command, f"--out_dir={tmp_path / 'halved'}"]) == 0
+    assert tried == [24, 24, 16, *[8, 8, 8] * 3]  # all 24; then batches of 16, of 8
+    message = "out of memory: from step 0 on, up to 8 questions are answered at once"
+    assert message in capsys.readouterr().out
+    whole, halved = (
+        [[r["val_loss"], r["val_rouge_l"], r["val_stop_rate"]] for r in records(out_dir, "eval")]
+        for out_dir in (tmp_path / "whole", tmp_path / "halved")
+    )
+    assert halved == whole
+
+
+def test_a_single_answer_that_does_not_fit_ends_the_run_with_advice(
+    sft: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    small_memory(monkeypatch, 0)
+    assert train_model([*sft, "--max_iters=2", f"--out_dir={tmp_path / 'out'}"]) == 2
+    message = capsys.readouterr().err
+    assert "out of memory" in message and "--block_size" in message
+    assert "Traceback" not in message
+
+
+def test_one_of_several_processes_halves_its_answers_alone_but_never_its_steps() -> None:
+    def work() -> int:
+        if trainer.answer_rows > 20:
+            raise torch.OutOfMemoryError
+        return trainer.answer_rows
+
+    trainer = SimpleNamespace(
+        processes=SimpleNamespace(world_size=2),
+        raw=torch.nn.Linear(1, 1),
+        device=torch.device("cpu"),
+        micro_rows=16,
+        answer_rows=64,
+    )
+    with pytest.raises(torch.OutOfMemoryError):
+        halve_batch_on_oom(trainer, 0, work)
+    assert halve_batch_on_oom(trainer, 0, work, "answer_rows") == 16
+    assert (trainer.micro_rows, trainer.answer_rows) == (16, 16)
+
+
+# ---------------------------------------------------------------- the answers
+
+
 def test_the_measures_are_those_of_the_answers(tuned: Path, qa: Path) -> None:
     model, tokenizer, step, *_ = models_weights.load_model(tuned)
     questions = read_questions(qa, "val", tokenizer)
@@ -55,8 +130,8 @@ def test_the_measures_are_those_of_the_answers(tuned: Path, qa: Path) -> None:
 
 
 def test_every_training_question_is_answered_word_for_word(tuned: Path, qa: Path) -> None:
-    model, tokenizer, _, _, turns = models_weights.load_model(tuned)
-    assert turns == 1
+    model, tokenizer, _, purpose = models_weights.load_model(tuned)
+    assert purpose.turns == 1
     questions = read_questions(qa, "train", tokenizer)
     answers = answer(TextGenerator(model, tokenizer), questions, 16)
     assert [(a.text, a.reason) for a in answers] == [(q.reference, "end") for q in questions]

@@ -1,31 +1,39 @@
-"""Which model a fine-tuning keeps: by ROUGE-L, by loss, within noise; patience."""
+"""Which model a run keeps: by accuracy, ROUGE-L or loss, on what part; noise and patience."""
 
 from __future__ import annotations
 
 import json
-import shutil
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+import prepare_sft
+from shuoshu.core.settings import TrainSettings
 from shuoshu.evaluation.loss import Score
+from shuoshu.generation.answers import label_log_likelihoods, read_questions
+from shuoshu.generation.sampling import TextGenerator
 from shuoshu.models import weights as models_weights
-from shuoshu.training import validate
+from shuoshu.text.dataset import IGNORE, TextDataset
+from shuoshu.training import checkpoints, validate
+from shuoshu.training.data import RunData
 from tests.in_process import records, train_model
 
 
-def answering(monkeypatch: pytest.MonkeyPatch, *each: list[float]) -> None:
-    """Makes the evaluations measure these ROUGE-L scores."""
-    left = iter(each)
+def answering(
+    monkeypatch: pytest.MonkeyPatch, *each: list[float], accuracies: Sequence[float] = ()
+) -> None:
+    """Makes the evaluations measure these ROUGE-L scores, and these accuracies if the answers are
+    labels."""
+    left, left_accuracies = iter(each), iter(accuracies)
 
     def one(*args):
         scores = next(left)
-        return (
-            {"val_rouge_l": float(np.mean(scores)), "val_exact_match": 0.0, "val_stop_rate": 1.0},
-            scores,
-            [],
-        )
+        values = {"val_rouge_l": float(np.mean(scores)), "val_exact_match": 0.0}
+        values |= {"val_accuracy": next(left_accuracies)} if accuracies else {}
+        return values | {"val_stop_rate": 1.0}, scores, []
 
     monkeypatch.setattr(validate, "answer_questions", one)
 
@@ -156,27 +164,123 @@ def test_a_difference_in_one_answer_is_always_within_noise() -> None:
             assert not validate.is_within_noise(best, [worse] * 2 + [1.0] * (count - 2)), case
 
 
-def test_with_labels_the_best_model_is_kept(
-    sft, qa: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+# ---------------------------------------------------------------- labels
+
+
+@pytest.fixture(scope="module")
+def reviews(pretrained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """150 reviews in a table that is sorted by label; one word decides."""
+    folder = tmp_path_factory.mktemp("reviews")
+    rows = [
+        {"question": f"第{n}回{word}？", "answer": label, "split": split}
+        for word, label, count in (("雨", "好", 100), ("晴", "坏", 50))
+        for n in range(count)
+        for split in ["val" if n % 5 == 4 else "train"]
+    ]
+    file = folder / "reviews.json"
+    file.write_text(json.dumps(rows), encoding="utf-8")
+    prepare = [str(file), f"--out={folder / 'data'}", f"--tokenizer={pretrained}"]
+    assert prepare_sft.main([*prepare, "--labels=好=好,坏=坏"]) == 0
+    return folder / "data"
+
+
+def kept_step(out_dir: Path) -> int:
+    return int(models_weights.read_metadata(out_dir / "model.safetensors")["step"])
+
+
+def test_of_a_table_sorted_by_label_every_label_is_asked(reviews: Path) -> None:
+    data = RunData(TrainSettings(dataset=str(reviews), eval_questions=15))
+    labels = Counter(question.reference for question in data.questions)
+    assert labels == {"好": 10, "坏": 5}
+
+
+def test_a_model_that_always_says_one_label_is_not_kept(sft, reviews: Path, tmp_path: Path) -> None:
+    """The validation questions are sorted by label and only some of them are asked, so the first
+    ones have one label. A model that says it is right about all of those."""
+    command = [*sft, f"--dataset={reviews}", "--eval_questions=15", "--eval_interval=5"]
+    assert train_model([*command, "--max_iters=40", f"--out_dir={tmp_path / 'out'}"]) == 0
+    accuracies = {r["step"]: r["val_accuracy"] for r in records(tmp_path / "out", "eval")}
+    assert 10 / 15 in accuracies.values()  # one label for all
+    assert accuracies[kept_step(tmp_path / "out")] == max(accuracies.values()) > 0.9
+
+
+def test_the_accuracy_in_the_log_is_that_of_the_likeliest_labels(
+    sft, reviews: Path, tmp_path: Path
 ) -> None:
-    data = tmp_path / "data"
-    shutil.copytree(qa, data)
-    meta = json.loads((data / "meta.json").read_text(encoding="utf-8"))
-    (data / "meta.json").write_text(json.dumps(meta | {"labels": ["好", "坏"]}), encoding="utf-8")
-    answering(monkeypatch, NONE, BEST, [0.0, 1.0, 1.0, 0.8])
-    assert (
-        train_model(
-            [
-                *sft,
-                f"--dataset={data}",
-                f"--out_dir={tmp_path / 'out'}",
-                "--eval_interval=5",
-                "--max_iters=10",
-            ]
-        )
-        == 0
-    )
-    assert models_weights.read_metadata(tmp_path / "out" / "model.safetensors")["step"] == "5"
+    out_dir, labels = tmp_path / "out", ["好", "坏"]
+    command = [*sft, f"--dataset={reviews}", "--max_iters=10", "--eval_interval=5"]
+    assert train_model([*command, f"--out_dir={out_dir}"]) == 0
+    model, tokenizer, step, *_ = models_weights.load_model(out_dir)
+    questions = read_questions(reviews, "val", tokenizer)
+    generator = TextGenerator(model, tokenizer)
+    likeliest = label_log_likelihoods(generator, questions, labels, 7).argmax(axis=1)
+    right = [labels[n] == q.reference for n, q in zip(likeliest, questions, strict=True)]
+    [logged] = [r for r in records(out_dir, "eval") if r["step"] == step]
+    assert logged["val_accuracy"] == pytest.approx(np.mean(right))
+
+
+@pytest.mark.parametrize("select_by, kept", [("auto", 3), ("rouge", 1), ("loss", 4)])
+def test_labels_are_selected_by_accuracy_and_then_by_the_loss(
+    sft, reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys, select_by, kept
+) -> None:
+    losses = iter([3.0, 2.5, 2.0, 1.5, 1.0])
+    monkeypatch.setattr(validate, "score", lambda *args: Score(next(losses) * 100, 100, 10.0, None))
+    scores = NONE, BEST, [0.0, 1.0, 1.0, 0.8], NONE, NONE
+    answering(monkeypatch, *scores, accuracies=[0.5, 0.7, 0.9, 0.9, 0.8])
+    command = [*sft, f"--dataset={reviews}", f"--select_by={select_by}", "--log_interval=1"]
+    command += ["--eval_interval=1", "--max_iters=4"]
+    assert train_model([*command, f"--out_dir={tmp_path / 'out'}"]) == 0
+    assert kept_step(tmp_path / "out") == kept
+    output = capsys.readouterr().out
+    if select_by == "auto":
+        assert "accuracy 0.700, 0% of the answers exact, the best so far" in output
+        assert "  best val accuracy 0.900  " in output
+        assert "best       val accuracy 0.9000 at step 3" in output
+        assert records(tmp_path / "out", "end")[0]["best_accuracy"] == 0.9
+
+
+# ---------------------------------------------------------------- another measure
+
+
+def of_an_older_version(monkeypatch: pytest.MonkeyPatch, **best: float | None) -> None:
+    """Makes checkpoints look like those of a version that had these fields of the best model."""
+    real = checkpoints.load_checkpoint
+
+    def older(folder: Path) -> tuple:
+        weights, optimizer, saved = real(folder)
+        del saved["run"]["best_measure"], saved["run"]["best_value"]
+        return weights, optimizer, {**saved, "run": saved["run"] | best}
+
+    monkeypatch.setattr(checkpoints, "load_checkpoint", older)
+
+
+@pytest.mark.parametrize(
+    "changes, is_kept",
+    [
+        ([], True),  # all questions are asked
+        (["--eval_questions=15"], False),  # the first ones were asked before
+    ],
+)
+def test_a_resumed_older_run_keeps_its_best_if_it_was_measured_alike(
+    sft, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: list[str], is_kept: bool
+) -> None:
+    command = [*sft, *changes, f"--out_dir={tmp_path / 'out'}"]
+    assert train_model([*command, "--max_iters=1"]) == 0
+    of_an_older_version(monkeypatch, best_loss=0.1, best_rouge_l=1.0)
+    assert train_model([f"--out_dir={tmp_path / 'out'}", "--resume", "--max_iters=2"]) == 0
+    best = records(tmp_path / "out", "end")[-1]["best_rouge_l"]
+    assert (best == 1.0) == is_kept
+
+
+def test_a_resumed_older_run_with_labels_forgets_its_best(
+    sft, reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = [*sft, f"--dataset={reviews}", f"--out_dir={tmp_path / 'out'}"]
+    assert train_model([*command, "--max_iters=1"]) == 0
+    of_an_older_version(monkeypatch, best_loss=0.1, best_rouge_l=1.0)
+    assert train_model([f"--out_dir={tmp_path / 'out'}", "--resume", "--max_iters=2"]) == 0
+    [last] = [r for r in records(tmp_path / "out", "eval") if r["step"] == 2]
+    assert records(tmp_path / "out", "end")[-1]["best_accuracy"] == last["val_accuracy"]
 
 
 def test_a_run_resumed_with_another_measure_forgets_its_best(sft, tmp_path: Path) -> None:
@@ -190,3 +294,26 @@ def test_a_run_resumed_with_another_measure_forgets_its_best(sft, tmp_path: Path
         end["best_loss"] == min(r["val_loss"] for r in records(out_dir, "eval") if r["step"] > 20)
         and "best_rouge_l" not in end
     )
+
+
+# ---------------------------------------------------------------- a part of the text
+
+
+def test_eval_tokens_are_whole_windows_from_the_whole_text(dataset: Path) -> None:
+    tokens = TextDataset(dataset, "val").tokens.astype(np.int64)
+    data = RunData(TrainSettings(dataset=str(dataset), eval_tokens=200))
+    scored = np.concatenate([targets[targets != IGNORE] for _, targets in data.val_batches(64, 4)])
+    last = (len(tokens) - 1) // 64  # the last window
+    places = [last * n // 3 for n in range(4)]  # 200 tokens take four windows of 64
+    expected = [tokens[64 * place : 64 * place + 64] for place in places]
+    assert scored.tolist() == np.concatenate(expected).tolist()
+
+
+@pytest.mark.parametrize("share, is_whole", [(0.5, False), (1.0, True), (2.0, True)])
+def test_bits_per_character_are_logged_if_the_whole_text_is_scored(
+    tiny: list[str], dataset: Path, tmp_path: Path, share: float, is_whole: bool
+) -> None:
+    eval_tokens = int(share * len(TextDataset(dataset, "val")))
+    command = [*tiny, f"--eval_tokens={eval_tokens}", "--max_iters=1", "--sample_tokens=0"]
+    assert train_model([*command, f"--out_dir={tmp_path / 'out'}"]) == 0
+    assert all(("bits_per_char" in r) == is_whole for r in records(tmp_path / "out", "eval"))

@@ -1,6 +1,7 @@
-"""shuoshu/training/plots.py: when loss.png is redrawn."""
+"""shuoshu/training/plots.py: when loss.png is redrawn, and which scores it shows."""
 
 import pytest
+from matplotlib.figure import Figure
 
 from shuoshu.core.run_log import RunLog
 from shuoshu.training import plots
@@ -19,3 +20,18 @@ def test_pictures_are_drawn_first_in_intervals_and_at_the_end(
     plotter.finish()
     plotter.finish()  # nothing new to draw
     assert len(drawn) == drawings
+
+
+@pytest.mark.parametrize(
+    "scores, title, best",
+    [
+        ({"val_rouge_l": 0.7}, "ROUGE-L of the answers", "best 0.700"),
+        ({"val_rouge_l": 0.7, "val_accuracy": 0.9}, "accuracy", "best 0.900"),
+    ],
+)
+def test_the_curve_of_labels_is_their_accuracy(scores, title, best):
+    axes = Figure().subplots()
+    plots._draw_answers(axes, [{"step": 5, "val_exact_match": 0.4, **scores}])
+    titles = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert titles == [title, "exact answers"]
+    assert [text.get_text() for text in axes.texts] == [best]

@@ -9,35 +9,38 @@ import pytest
 from shuoshu.training.state import Plan, RunState, state_from_json
 
 PLAN = Plan(max_iters=20, decay_start=10, decay_from=1.0, eval_interval=5, save_interval=5)
-STATE = RunState(step=7, best_loss=2.5, best_step=5, kept_step=5, evaluated=5, plan=PLAN)
+BEST = {"best_measure": "val_accuracy", "best_value": 0.7, "best_loss": 2.5, "best_step": 5}
+STATE = RunState(step=7, **BEST, kept_step=5, evaluated=5, plan=PLAN)
 
 
-def with_best(best, loss_at_best):
-    """A state.json whose best measure is one number: a loss, or a negated ROUGE-L."""
-    values = asdict(STATE) | {"best": best, "loss_at_best": loss_at_best}
-    del values["best_loss"], values["best_rouge_l"]
-    return values
+def with_older_best(**older):
+    """A state.json with the fields in which an older version kept the best measure."""
+    values = {name: value for name, value in asdict(STATE).items() if name not in BEST}
+    return values | {"best_step": 5} | older
 
 
-@pytest.mark.parametrize("rouge", [None, 0.7])
-def test_a_state_is_read_as_it_was_written(rouge):
-    state = RunState(**{**asdict(STATE), "best_rouge_l": rouge, "plan": PLAN})
+@pytest.mark.parametrize("best", [{}, {"best_measure": "val_loss", "best_value": None}])
+def test_a_state_is_read_as_it_was_written(best):
+    state = RunState(**{**asdict(STATE), **best, "plan": PLAN})
     assert state_from_json(json.loads(json.dumps(asdict(state))), 7) == state
 
 
 @pytest.mark.parametrize(
-    "best, loss_at_best, expected",
+    "older, expected",
     [
-        (2.5, 2.5, (2.5, None)),
-        (-0.7, 3.5, (3.5, 0.7)),
-        (-0.0, 3.5, (3.5, 0.0)),
-        (None, math.inf, (None, None)),
+        ({"best": 2.5, "loss_at_best": 2.5}, ("val_loss", 2.5, 2.5)),
+        ({"best": -0.7, "loss_at_best": 3.5}, ("val_rouge_l", 0.7, 3.5)),
+        ({"best": -0.0, "loss_at_best": 3.5}, ("val_rouge_l", 0.0, 3.5)),
+        ({"best": None, "loss_at_best": math.inf}, ("val_loss", None, None)),
+        ({"best_loss": 2.5, "best_rouge_l": None}, ("val_loss", 2.5, 2.5)),
+        ({"best_loss": 3.5, "best_rouge_l": 0.7}, ("val_rouge_l", 0.7, 3.5)),
+        ({"best_loss": None, "best_rouge_l": None}, ("val_loss", None, None)),
     ],
 )
-def test_a_single_best_number_is_translated(best, loss_at_best, expected):
-    state = state_from_json(with_best(best, loss_at_best), 7)
-    assert (state.best_loss, state.best_rouge_l) == expected
-    assert state.has_best() == (best is not None)
+def test_the_best_measure_of_an_older_state_is_translated(older, expected):
+    state = state_from_json(with_older_best(**older), 7)
+    assert (state.best_measure, state.best_value, state.best_loss) == expected
+    assert state.has_best() == (expected[1] is not None)
 
 
 @pytest.mark.parametrize(
@@ -46,7 +49,7 @@ def test_a_single_best_number_is_translated(best, loss_at_best, expected):
         {"step": 8},
         {"scale": 0.0},
         {"best_loss": math.nan},
-        {"best_rouge_l": "0.7"},
+        {"best_value": "0.7"},
         {"unknown": 1},
         {"plan": {**asdict(PLAN), "eval_interval": 0}},
     ],

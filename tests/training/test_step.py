@@ -185,6 +185,31 @@ def test_halved_micro_batches_train_the_same(tiny, tmp_path, monkeypatch, capsys
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
+@pytest.mark.parametrize(
+    "rows_per_step, world, at_most, sizes",
+    [
+        (480, 16, 12, [10, 10, 10]),  # config/gpt2_124m.py on two machines of eight GPUs
+        (480, 8, 12, [12] * 5),
+        (31, 1, 12, [11, 11, 9]),
+        (8, 2, 16, [4]),
+    ],
+)
+def test_the_rows_of_a_process_are_shared_evenly_by_its_micro_batches(
+    dataset, rows_per_step, world, at_most, sizes
+):
+    trainer = SimpleNamespace(
+        settings=SimpleNamespace(seed=3),
+        processes=SimpleNamespace(rank=world - 1, world_size=world),
+        micro_rows=at_most,
+        block_size=8,
+        device=torch.device("cpu"),
+    )
+    data = SimpleNamespace(train=TextDataset(dataset, "train"), rows_per_step=rows_per_step)
+    batches = list(step.micro_batches(trainer, data, 1))
+    assert [len(ids) for ids, *_ in batches] == sizes
+    assert [is_last for *_, is_last in batches] == [False] * (len(sizes) - 1) + [True]
+
+
 def test_if_one_row_does_not_fit_the_message_names_the_settings(
     tiny, tmp_path, monkeypatch, capsys
 ):
