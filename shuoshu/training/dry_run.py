@@ -17,7 +17,7 @@ from shuoshu.training.schedule import RunLength
 from shuoshu.training.step import SkippedSteps, train_step
 from shuoshu.training.validate import measure_validation
 
-WARM_UP_STEPS = 2  # not measured: compilation and cold caches make them slow
+WARM_UP_STEPS = 2  # on text; compilation and cold caches make them slow
 MEASURED_STEPS = 8
 WIDEST_STEPS = 3  # for the memory
 MAX_EVALUATION_SECONDS = 20.0  # a longer evaluation is stopped
@@ -42,8 +42,9 @@ def dry_run(run: Run) -> int:
     start = time.perf_counter()  # the evaluation comes first, as in a run
     result = measure_validation(run, Deadline(start + MAX_EVALUATION_SECONDS))
     evaluation_seconds = time.perf_counter() - start if result else None
-    seconds = time_steps(run, steps_to_measure(run))
-    step_seconds = sum(seconds[WARM_UP_STEPS:][:MEASURED_STEPS]) / MEASURED_STEPS
+    warm_up, measured = choose_steps(run)
+    time_steps(run, warm_up)
+    step_seconds = sum(time_steps(run, measured)) / len(measured)
     if run.processes.is_rank_zero:
         _print_measures(run, length, step_seconds, evaluation_seconds)
     return 0
@@ -62,23 +63,23 @@ def time_steps(run: Run, steps: list[int]) -> list[float]:
     return seconds
 
 
-def steps_to_measure(run: Run) -> list[int]:
-    """Step numbers of the first epoch: for the warm-up, to measure, and the widest ones.
+def choose_steps(run: Run) -> tuple[list[int], list[int]]:
+    """Steps of the first epoch for the warm-up, and steps to measure.
 
     Each measured step stands for an equal part of the epoch's steps, ordered by width, so their
-    mean time is that of the epoch.
+    mean time is that of the epoch. On questions the warm-up has the same steps, since the first
+    step of a width is slow, and the widest steps of the epoch, for the memory.
     """
     count = max(1, int(run.steps_per_epoch))
-    by_width, widest = np.arange(count), []
-    if run.data.task == "questions":
-        rows, data = run.data.rows_per_step, run.data.train
-        entries = data.entries(0, count * rows, run.settings.seed)
-        widths = data.lengths[entries].reshape(count, rows).max(axis=1)
-        by_width = np.argsort(widths, kind="stable")
-        widest = by_width[-WIDEST_STEPS:].tolist()
-    places = (np.arange(MEASURED_STEPS) + 0.5) * count / MEASURED_STEPS
-    measured = by_width[places.astype(int)].tolist()
-    return [*measured[:1] * WARM_UP_STEPS, *measured, *widest]
+    places = ((np.arange(MEASURED_STEPS) + 0.5) * count / MEASURED_STEPS).astype(int)
+    if run.data.task != "questions":
+        measured = places.tolist()
+        return measured[:WARM_UP_STEPS], measured
+    rows, data = run.data.rows_per_step, run.data.train
+    entries = data.entries(0, count * rows, run.settings.seed)
+    by_width = np.argsort(data.lengths[entries].reshape(count, rows).max(axis=1), kind="stable")
+    measured = by_width[places].tolist()
+    return [*measured, *by_width[-WIDEST_STEPS:].tolist()], measured
 
 
 def run_time(

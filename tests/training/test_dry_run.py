@@ -56,7 +56,7 @@ def test_a_dry_run_measures_steps_of_all_widths_and_the_widest(
     count = len(file) // 4
     entries = file.entries(0, 4 * count, TrainSettings.seed).reshape(count, 4)
     widths = file.lengths[entries].max(axis=1)
-    measured = steps[dry_run.WARM_UP_STEPS :][: dry_run.MEASURED_STEPS]
+    measured = steps[-dry_run.MEASURED_STEPS :]
     assert len(set(measured)) == len(measured)
     assert widths[measured].mean() == pytest.approx(widths.mean(), rel=0.05)
     assert max(widths[steps]) == widths.max()
