@@ -32,6 +32,7 @@ from shuoshu.training.trainer import Trainer
 DEFAULT_MINUTES = 10.0  # of a run without a length
 DEFAULT_EVALUATIONS = 10  # of a run without eval_interval
 MAX_EVALUATION_SHARE = 0.15  # of a time budget, for the evaluations before the last one
+MAX_COMPILED_SHARE = 0.09  # of a time budget, that the first evaluation of a compiled model counts
 # Steps between two moments at which the host waits for a GPU, to read the clock and the flags of
 # skipped steps. If they take more than this share of a time budget, it waits after every step.
 CHECK_EVERY = 10
@@ -137,7 +138,7 @@ class RunClock:
             return
         if self._is_compiled and not self._pause_seconds and self.length.budget is not None:
             # Most of this time may be the compilation of the model.
-            seconds = min(seconds, 0.5 * MAX_EVALUATION_SHARE * self.length.budget)
+            seconds = min(seconds, MAX_COMPILED_SHARE * self.length.budget)
         self._pause_seconds.append(seconds)
 
     # ---------------------------------------------------------------- planning
