@@ -165,7 +165,11 @@ class RunSettings(Settings):
         low=0.01,
         overrides=(*LENGTHS, "min_iters"),
     )
-    eval_interval: int | None = count(None, "steps between evaluations (none: a tenth of the run)")
+    eval_interval: int | None = count(
+        None,
+        "steps between evaluations (none: a tenth of the run; rarer if they would take over 15% of"
+        " max_minutes)",
+    )
     eval_tokens: int | None = count(
         None,
         "on text, number of validation tokens to measure on, in whole windows that are evenly"
@@ -186,7 +190,9 @@ class RunSettings(Settings):
     patience: int | None = count(
         None, "stop after this many evaluations without a better model (none: never)"
     )
-    save_interval: int | None = count(None, "steps between checkpoints (none: one per evaluation)")
+    save_interval: int | None = count(
+        None, "steps between checkpoints (none: a tenth of the run, or eval_interval)"
+    )
     log_interval: int = count(10, "steps between lines of log.jsonl")
     sample_prompt: str | None = setting(
         None, "prompt of the samples in samples.md (none: the beginning of the validation text)"

@@ -1,28 +1,22 @@
-"""The lines that a training prints: start, progress, result, dry run."""
+"""The lines that a training prints: start, progress, result."""
 
 from __future__ import annotations
 
 import math
 import shlex
 import signal
-import time
 
 import torch
 
-from shuoshu.core.device import peak_flops, peak_memory, synchronize
+from shuoshu.core.device import peak_flops
 from shuoshu.core.distributed import Processes
-from shuoshu.core.files import format_bytes
 from shuoshu.core.settings import TrainSettings
 from shuoshu.core.terminal import ProgressBar, counted, duration, print_line
-from shuoshu.training.checkpoints import KEPT_CHECKPOINTS
 from shuoshu.training.run import Run
 from shuoshu.training.schedule import RunClock, RunLength
 from shuoshu.training.state import RunState
-from shuoshu.training.step import SkippedSteps, train_step
 
 MEASURE_NAMES = {"val_loss": "val loss", "val_rouge_l": "ROUGE-L", "val_accuracy": "val accuracy"}
-DRY_RUN_STEPS = 8
-DRY_RUN_WARM_UP = 3  # of these steps, not measured
 
 
 def out_of_memory_message(settings: TrainSettings, processes: Processes, rows: int) -> str:
@@ -111,12 +105,14 @@ def log_progress(run: Run, clock: RunClock, bar: ProgressBar, loss: float) -> No
         mfu = flops / (peak * run.processes.world_size)
     left = clock.seconds_left(state)
     columns = [f"loss {loss:.3f}"]
+    if state.plan.share is not None:
+        columns.insert(0, f"{state.plan.share:.0%} of {duration(clock.length.budget)}")
     if best := best_measure(state):
         columns.append(f"best {best[0]} {best[1]:.3f}")
     columns += [f"lr {lr:.2g}", f"{tokens_per_second:,.0f} tok/s"]
     columns += [f"MFU {mfu:.0%}"] if mfu else []
     columns += [f"{duration(left)} left"] if left is not None else []
-    bar.update(state.step, state.plan.max_iters if state.plan else 0, "  ".join(columns))
+    bar.update(state.step, state.plan.max_iters or 0, "  ".join(columns))
     if run.processes.is_rank_zero:
         epoch = round(state.step / run.steps_per_epoch, 3)
         speed = {"tokens_per_second": round(tokens_per_second)}
@@ -171,51 +167,4 @@ def _log_end(run: Run) -> None:
         **best,
         kept_step=state.kept_step,
         seconds=round(state.seconds, 2),
-    )
-
-
-# ---------------------------------------------------------------- dry run
-
-
-def dry_run(run: Run) -> int:
-    """Prints size, memory, time and disk, measured on a few real steps; writes no files."""
-    trainer, data = run.trainer, run.data
-    trainer.raw.train()
-    skips = SkippedSteps(trainer, data, run.state, run.out_dir)
-    seconds = []
-    for _ in range(DRY_RUN_STEPS):
-        start = time.perf_counter()
-        train_step(trainer, data, run.state, skips)
-        synchronize(trainer.device)
-        seconds.append(time.perf_counter() - start)
-    measured = sorted(seconds[DRY_RUN_WARM_UP:])
-    step_seconds = measured[len(measured) // 2]
-    if run.processes.is_rank_zero:
-        _print_dry_run(run, step_seconds)
-    return 0
-
-
-def _print_dry_run(run: Run, step_seconds: float) -> None:
-    trainer = run.trainer
-    steps = RunLength(run.settings, run.steps_per_epoch).steps_at(step_seconds)
-    tokens = run.tokens_per_step
-    total, inner = trainer.raw.count_parameters()
-    print(
-        f"parameters   {total:,}, {inner:,} without embedding and head;"
-        f" vocabulary {trainer.raw.config.vocab_size:,}"
-    )
-    print(
-        f"step         {run.data.rows_per_step} rows, {tokens:,.0f} trained tokens"
-        f" in {step_seconds:.3f} s, {tokens / step_seconds:,.0f} tokens/s"
-    )
-    print(
-        f"run          {counted(steps, 'step')}, {steps / run.steps_per_epoch:.2f} epochs,"
-        f" {duration(steps * step_seconds)} plus the evaluations"
-    )
-    memory = format_bytes(peak_memory(trainer.device))
-    print(f"memory       {memory} at the peak, on {trainer.device} in {run.settings.dtype}")
-    checkpoint = format_bytes(trainer.bytes_per_checkpoint())
-    print(
-        f"disk         {checkpoint} per checkpoint, {KEPT_CHECKPOINTS} are kept;"
-        f" {format_bytes(4 * total)} for the model"
     )

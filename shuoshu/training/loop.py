@@ -13,19 +13,19 @@ from shuoshu.core.distributed import Processes, StopFlag
 from shuoshu.core.errors import UserError
 from shuoshu.core.files import Lock, error_reason
 from shuoshu.core.settings import TrainSettings
-from shuoshu.core.terminal import ProgressBar
+from shuoshu.core.terminal import ProgressBar, duration
 from shuoshu.training.console import (
-    dry_run,
     log_progress,
     out_of_memory_message,
     print_result,
     print_run_summary,
 )
 from shuoshu.training.data import RunData
+from shuoshu.training.dry_run import dry_run
 from shuoshu.training.run import Run, build_run
 from shuoshu.training.schedule import RunClock, RunLength
 from shuoshu.training.state import RunState
-from shuoshu.training.step import CHECK_EVERY, SkippedSteps, train_step
+from shuoshu.training.step import SkippedSteps, train_step
 from shuoshu.training.trainer import Trainer
 from shuoshu.training.validate import evaluate_run
 
@@ -105,21 +105,18 @@ def training_loop(run: Run, take_step: TakeStep) -> int:
     processes.on_rank_zero(lambda: run.out_dir.open(trainer, run.data, state))
     if processes.is_rank_zero:
         print_run_summary(run, length)
-    clock = RunClock(run.settings, length, state, processes, trainer.device)
-    state.plan = clock.initial_plan(state)
+    clock = RunClock(length, state, trainer)
     skips = SkippedSteps(trainer, run.data, state, run.out_dir)
     recent = RecentLoss(trainer.device)
-    planned_steps = state.plan.max_iters if state.plan else 0
-    bar = ProgressBar(planned_steps, state.step, show=processes.is_rank_zero)
+    bar = ProgressBar(length.steps or 0, state.step, show=processes.is_rank_zero)
     trainer.raw.train()
     with StopFlag() as stop:
         while True:
-            is_last = state.plan is not None and state.step >= state.plan.max_iters
-            evaluates, saves = due_work(run, is_last)
+            is_last = state.is_finished()
+            evaluates, saves = due_work(run, clock)
             if evaluates or saves:
                 recent.drop(skips.collect(bar.say))
-                with clock.pause():
-                    pause_for_evaluation(run, clock, bar.say, stop, evaluates, saves)
+                pause_for_evaluation(run, clock, bar.say, stop, evaluates, saves)
             signal = processes.any_signal(stop.raised)
             if is_last and state.evaluated == state.step:
                 signal = None  # the signal came too late: the run is finished
@@ -129,15 +126,15 @@ def training_loop(run: Run, take_step: TakeStep) -> int:
                 break
             recent.add(take_step(trainer, run.data, state, skips))
             state.step += 1
-            state.plan = clock.plan_after(state)
-            logs = state.step % run.settings.log_interval == 0
-            if logs or trainer.device.type == "cpu" or state.step % CHECK_EVERY == 0:
+            if clock.is_due(state):
                 recent.drop(skips.collect(bar.say))
+                clock.read(state)
+            logs = state.step % run.settings.log_interval == 0
             if logs and (loss := recent.take()) is not None:
                 log_progress(run, clock, bar, loss)
         skips.collect(bar.say)
         if run.out_dir.saved_step != state.step:
-            clock.update_state(state)
+            clock.read(state)
             save_or_fail(run)
     bar.close()
     if processes.is_rank_zero:
@@ -146,17 +143,15 @@ def training_loop(run: Run, take_step: TakeStep) -> int:
     return 128 + signal if signal else 0
 
 
-def due_work(run: Run, is_last: bool) -> tuple[bool, bool]:
+def due_work(run: Run, clock: RunClock) -> tuple[bool, bool]:
     """Whether an evaluation and whether a checkpoint is due before the next step."""
-    state, plan = run.state, run.state.plan
-    evaluates = (
-        is_last or state.step == 0 or (plan is not None and state.step % plan.eval_interval == 0)
-    )
+    state = run.state
+    is_last, is_first = state.is_finished(), state.step == 0
+    evaluates = is_last or is_first or clock.is_evaluation_due(state)
+    saves = not is_first and (evaluates and not run.settings.save_interval)
+    saves = is_last or saves or (not is_first and clock.is_save_due(state))
     # A resumed run may begin at a step that is already evaluated and saved.
     evaluates = evaluates and state.evaluated != state.step
-    saves = is_last or (
-        plan is not None and state.step > 0 and state.step % plan.save_interval == 0
-    )
     saves = saves and (evaluates or run.out_dir.saved_step != state.step)
     return evaluates, saves
 
@@ -170,15 +165,25 @@ def pause_for_evaluation(
     saves: bool,
 ) -> None:
     """Evaluates the model and saves a checkpoint, as due."""
-    if run.state.step == 0 and run.out_dir.saved_step is None:
-        save_or_fail(run)  # from now on, a run killed at any moment can be resumed
-    if evaluates:
-        evaluate_run(run, clock, say, stop)
-    # Weights whose last step was skipped may be bad: they must not replace good checkpoints.
-    if saves and not run.state.skipped_in_row:
-        clock.update_state(run.state)
-        with run.out_dir.warn_on_write_error(f"the checkpoint of step {run.state.step:,}", say):
-            run.save()
+    state = run.state
+    with clock.pause(state, evaluates):
+        if state.step == 0 and run.out_dir.saved_step is None:
+            save_or_fail(run)  # from now on, a run killed at any moment can be resumed
+        if evaluates:
+            evaluate_run(run, clock, say, stop)
+        clock.read(state)
+        if not evaluates or state.evaluated == state.step:  # else a signal stopped the evaluation
+            state.plan.paused_share = state.plan.share
+        # Weights whose last step was skipped may be bad: they must not replace good checkpoints.
+        if saves and not state.skipped_in_row:
+            with run.out_dir.warn_on_write_error(f"the checkpoint of step {state.step:,}", say):
+                run.save()
+    clock.read(state)
+    if state.step == 0 and run.settings.eval_interval and not clock.fits_evaluation(state):
+        say(
+            f"an evaluation takes {duration(state.pause_seconds)}: max_minutes leaves no time for"
+            " one between the first and the last"
+        )
 
 
 def save_or_fail(run: Run) -> None:

@@ -27,7 +27,7 @@ LOCKED |= {
     "init_from",
 }
 # If one of these changes, the rest of the run gets a new Plan.
-PLAN_SETTINGS = {*LENGTHS, "min_iters", "decay_fraction", "eval_interval", "save_interval"}
+PLAN_SETTINGS = {*LENGTHS, "min_iters", "decay_fraction"}
 # If one of these changes, earlier evaluations are not comparable.
 MEASURE_SETTINGS = {"eval_tokens", "eval_questions", "select_by"}
 # Settings of a single command, not of the run: they are not reported as changed.

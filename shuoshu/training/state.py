@@ -7,16 +7,21 @@ from dataclasses import dataclass, field
 
 from shuoshu.core.files import dataclass_from_json
 
+# Of older plans, in which a time budget was a number of steps.
+OLD_PLAN_FIELDS = {"decay_from", "eval_interval", "save_interval"}
+
 
 @dataclass
 class Plan:
-    """The length of a run and its learning-rate decay; saved with every checkpoint."""
+    """The length of a run and where its learning rate decays; saved with every checkpoint.
 
-    max_iters: int
-    decay_start: int  # wsd: the step at which the decay begins
-    decay_from: float  # wsd: the rate factor at decay_start
-    eval_interval: int
-    save_interval: int
+    A run of known length counts in steps, a time budget in shares of itself.
+    """
+
+    max_iters: int | None  # None: a time budget whose last step is not known yet
+    decay_start: float  # wsd: a number of steps, or a share of the budget
+    share: float | None = None  # of the budget, done after the next step; None: no time budget
+    paused_share: float | None = None  # the share at the last evaluation or checkpoint
 
 
 @dataclass
@@ -35,10 +40,15 @@ class RunState:
     evaluated: int | None = None  # step of the last complete evaluation
     skipped: int = 0  # steps with a non-finite loss or gradient
     skipped_in_row: int = 0
-    pause_seconds: float = 0.0  # average duration of one evaluation and save
+    step_seconds: float = 0.0  # of a time budget: expected duration of a step; 0: not known yet
+    pause_seconds: float = 0.0  # the same for an evaluation and its checkpoint
     scale: float = 65536.0  # GradScaler's loss scale (fp16)
     scale_steps: int = 0  # steps since the scale changed; after 2,000 GradScaler doubles it
-    plan: Plan | None = None  # None while a time budget is still measuring the step time
+    plan: Plan | None = None  # None: not made yet
+
+    def is_finished(self) -> bool:
+        """Whether the last step of the plan is done."""
+        return self.plan.max_iters is not None and self.step >= self.plan.max_iters
 
     def has_best(self) -> bool:
         return self.best_value is not None
@@ -58,15 +68,23 @@ def state_from_json(values: dict, step: int) -> RunState:
     scores = [float(score) for score in values.pop("best_scores", [])]
     state = dataclass_from_json(RunState, values)
     state.best_scores = scores
-    state.plan = dataclass_from_json(Plan, plan) if plan else None
-    intervals = (
-        [state.plan.max_iters, state.plan.eval_interval, state.plan.save_interval]
-        if state.plan
-        else []
-    )
-    if state.step != step or min(intervals, default=1) < 1 or not 0 < state.scale < math.inf:
-        raise ValueError("its step, intervals or loss scale are out of range")
+    state.plan = _plan_from_json(plan) if plan else None
+    if state.step != step or not 0 < state.scale < math.inf:
+        raise ValueError("its step or loss scale are out of range")
     return state
+
+
+def _plan_from_json(values: dict) -> Plan:
+    """The plan; without the fields that only older checkpoints have."""
+    plan = dataclass_from_json(Plan, {k: v for k, v in values.items() if k not in OLD_PLAN_FIELDS})
+    shares = plan.share, plan.paused_share
+    if shares == (None, None):
+        is_valid = bool(plan.max_iters)
+    else:
+        is_valid = plan.max_iters != 0 and all(s is not None and 0 <= s <= 1 for s in shares)
+    if not is_valid:
+        raise ValueError("its plan is out of range")
+    return plan
 
 
 def _translate_best(values: dict) -> dict[str, object]:

@@ -26,8 +26,6 @@ T = TypeVar("Result")
 MAX_SKIPPED_IN_A_ROW = 10  # more consecutive non-finite steps end the run
 # Non-finite fp16 steps to ignore while GradScaler halves its scale from 65536 to 1.
 FREE_FP16_SKIPS = 16
-# Steps between reads of the skip flags from a GPU: each read makes the host wait for the device.
-CHECK_EVERY = 10
 ROWS_IN_MESSAGE = 4  # row numbers that a message about a skipped step names
 
 

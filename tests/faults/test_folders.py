@@ -121,7 +121,7 @@ FORGED = [
 
 
 @pytest.mark.parametrize(
-    "name, value", [*FORGED, ("plan.eval_interval", "0"), ("plan.decay_from", "NaN")]
+    "name, value", [*FORGED, ("plan.max_iters", "0"), ("plan.decay_start", "NaN")]
 )
 def test_a_forged_state_is_refused(tiny, out_dir, capsys, name, value):
     newest, _ = checkpoints.newest_checkpoint(out_dir)

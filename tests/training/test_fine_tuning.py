@@ -351,16 +351,6 @@ def test_the_same_validation_loss_with_noise_on_the_training_questions(sft, tmp_
     ]
 
 
-def test_a_dry_run_counts_the_answers_tokens(sft, qa: Path, tmp_path: Path, capsys) -> None:
-    assert train_model([*sft, "--dry_run", "--max_iters=32", f"--out_dir={tmp_path / 'out'}"]) == 0
-    file = QuestionDataset(qa, "train")
-    output = capsys.readouterr().out
-    assert (
-        f"16 rows, {file.trained.sum() / len(file) * 16:,.0f} trained tokens" in output
-        and f"32 steps, {32 * 16 / len(file):.2f} epochs" in output
-    )
-
-
 def test_min_iters_is_the_minimum_number_of_steps(
     sft: list[str],
     tmp_path: Path,

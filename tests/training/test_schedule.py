@@ -1,123 +1,208 @@
 """shuoshu/training/schedule.py: a run's length, and keeping a time budget at any speed."""
 
+import json
+from contextlib import nullcontext
+from dataclasses import asdict
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from shuoshu.core.distributed import Processes
 from shuoshu.core.settings import TrainSettings
-from shuoshu.training import schedule
+from shuoshu.training import loop, schedule
 from shuoshu.training.schedule import RunClock, RunLength, rate_factor
-from shuoshu.training.state import RunState
+from shuoshu.training.state import RunState, state_from_json
+
+WARM_UP = TrainSettings.warmup_iters + 1
 
 
-class Clock:
+class FakeClock:
     now = 0.0
 
     def perf_counter(self):
         return self.now
 
 
-@pytest.fixture
-def clock(monkeypatch):
-    clock = Clock()
-    monkeypatch.setattr(schedule, "time", clock)
-    return clock
+class Machine:
+    """A run on a fake clock: the real schedule and the real pauses, without a model.
 
-
-def simulate(clock, settings, step_seconds, pause_seconds=0.5, state=None, until=None):
-    """Runs the plan on a machine whose step takes step_seconds(now).
-
-    Returns (state, rates, evaluations).
+    A step takes `step(now)` seconds, the first one of a process `compilation` more. The n-th
+    evaluation of a process takes `pauses[n]` seconds, or else the last of them.
     """
-    state = state or RunState()
-    length = RunLength(settings, 100.0)
-    run_clock = RunClock(settings, length, state, Processes(), torch.device("cpu"))
-    state.plan = run_clock.initial_plan(state)
-    rates, evaluations = [], 0
-    while True:
-        plan = state.plan
-        done = plan is not None and state.step >= plan.max_iters
-        if done or state.step == 0 or (plan and state.step % plan.eval_interval == 0):
-            with run_clock.pause():
-                clock.now += pause_seconds
-            evaluations += 1
-        if done or state.step == until:
-            run_clock.update_state(state)
-            return state, rates, evaluations
-        rates.append(rate_factor(state.step, state.plan, settings))
-        is_compiling = state.step - run_clock.first_step < 2
-        clock.now += step_seconds(clock.now) * (20 if is_compiling else 1)
-        state.step += 1
-        state.plan = run_clock.plan_after(state)
+
+    def __init__(self, monkeypatch, settings, step, pauses=(0.5,), compilation=0.0, compiled=False):
+        self.clock = FakeClock()
+        self.settings, self.step, self.pauses = settings, step, list(pauses)
+        self.compilation, self.compiled = compilation, compiled
+        self.starts, self.rates = [], []  # of the steps
+        self.evaluations, self.messages = [], []
+        self.checkpoints = {}  # step → state as JSON
+        monkeypatch.setattr(schedule, "time", self.clock)
+        monkeypatch.setattr(loop, "evaluate_run", self.evaluate)
+
+    def evaluate(self, run, *unused):
+        self.clock.now += self.pauses[min(self.evaluations_here, len(self.pauses) - 1)]
+        self.evaluations_here += 1
+        self.evaluations.append(run.state.step)
+        run.state.evaluated = run.state.step
+
+    def run(self, state=None):
+        """Runs to the end; returns the state."""
+        self.state, self.evaluations_here = state or RunState(), 0
+        first_step = self.state.step
+        trainer = SimpleNamespace(
+            settings=self.settings,
+            processes=Processes(),
+            device=torch.device("cpu"),
+            is_compiled=self.compiled,
+        )
+        run = SimpleNamespace(state=self.state, settings=self.settings)
+        run.out_dir = SimpleNamespace(saved_step=first_step or None)
+        run.out_dir.warn_on_write_error = lambda *unused: nullcontext()
+        run.save = lambda: self.save(run)
+        clock = RunClock(RunLength(self.settings, 100.0), self.state, trainer)
+        while True:
+            evaluates, saves = loop.due_work(run, clock)
+            if evaluates or saves:
+                loop.pause_for_evaluation(run, clock, self.messages.append, None, evaluates, saves)
+            if self.state.is_finished():
+                return self.state
+            self.starts.append(self.clock.now)
+            self.rates.append(rate_factor(self.state.step, self.state.plan, self.settings))
+            is_first = self.state.step == first_step
+            self.clock.now += self.step(self.clock.now) + self.compilation * is_first
+            self.state.step += 1
+            if clock.is_due(self.state):
+                clock.read(self.state)
+
+    def save(self, run):
+        self.checkpoints[self.state.step] = json.dumps(asdict(self.state))
+        run.out_dir.saved_step = self.state.step
 
 
-@pytest.mark.parametrize("seconds", [0.002, 0.05, 0.7])
-def test_a_time_budget_is_kept_and_the_rate_decays_to_its_end(clock, seconds):
-    settings = TrainSettings(max_minutes=2)
-    state, rates, evaluations = simulate(clock, settings, lambda now: seconds)
-    assert 0.85 * 120 <= state.seconds <= 1.05 * 120
-    assert rates[-1] == pytest.approx(0.02) and max(rates) == 1.0
-    assert 3 <= evaluations <= 14
+def assert_kept(machine, budget, start=0.0):
+    """The run ends within 10% of its budget, and its rate falls smoothly to its end."""
+    rates = machine.rates
+    assert 0.9 * budget <= machine.clock.now - start <= 1.1 * budget
+    assert rates[-1] <= machine.settings.min_lr_fraction + 1e-9
+    falls = [before - after for before, after in pairwise(rates)]
+    assert min(falls[WARM_UP:], default=0.0) >= 0.0  # it never rises again
+    assert max(falls, default=0.0) <= 0.2
 
 
-@pytest.mark.parametrize("slowdown", [1.5, 3, 10])
-@pytest.mark.parametrize("when", [30, 80, 110])
-def test_a_machine_that_slows_down_ends_decayed_and_at_most_a_tenth_late(clock, slowdown, when):
-    settings = TrainSettings(max_minutes=2)
-    state, rates, _ = simulate(clock, settings, lambda now: 0.05 * (slowdown if now > when else 1))
-    assert state.seconds <= 1.10 * 120
-    assert rates[-1] == pytest.approx(0.02)
-    assert all(b <= a + 1e-9 for a, b in pairwise(rates[20:]))  # the rates never rise again
+# ---------------------------------------------------------------- time budgets
+
+# (minutes, first pause, compilation in step 1, step, later pauses), all but the first in seconds
+FIRST_PAUSES = [
+    (minutes, first, compilation, step, later)
+    for minutes, firsts in ((1, (5, 15, 25)), (3, (20, 60, 90)), (5, (40, 70, 120)))
+    for first in firsts
+    for compilation in (0, 20)
+    for step in (0.25, 0.5)
+    for later in (0.5, 3)
+]
 
 
-@pytest.mark.parametrize("slow", [(20, 50), (50, 80), (70, 95)])
-def test_a_machine_that_is_busy_for_a_while_still_uses_its_budget(clock, slow):
-    state, rates, _ = simulate(
-        clock, TrainSettings(max_minutes=2), lambda now: 0.25 if slow[0] < now < slow[1] else 0.05
+def test_a_long_first_evaluation_does_not_shorten_a_budget(monkeypatch):
+    for minutes, first, compilation, seconds, later in FIRST_PAUSES:
+        settings, pauses = TrainSettings(max_minutes=minutes), (first, later)
+
+        def step(now, seconds=seconds):
+            return seconds
+
+        machine = Machine(monkeypatch, settings, step, pauses, compilation, compiled=True)
+        machine.run()
+        assert_kept(machine, 60 * minutes)
+
+
+@pytest.mark.parametrize("factor", [4, 3, 1 / 3, 1 / 4])
+@pytest.mark.parametrize("when", [0.2, 0.6, 0.9])
+@pytest.mark.parametrize("pause", [0.5, 4])
+def test_a_budget_is_kept_when_the_machine_changes_its_speed(monkeypatch, factor, when, pause):
+    machine = Machine(
+        monkeypatch,
+        TrainSettings(max_minutes=1),
+        lambda now: 0.1 * (factor if now > 60 * when else 1),
+        [pause],
     )
-    assert 0.85 * 120 <= state.seconds <= 1.1 * 120
-    assert rates[-1] == pytest.approx(0.02)
-    assert all(b <= a + 1e-9 for a, b in pairwise(rates[20:]))
+    machine.run()
+    assert_kept(machine, 60)
 
 
-def test_a_slow_start_does_not_cut_the_run_short(clock):
-    state, _, _ = simulate(
-        clock, TrainSettings(max_minutes=2), lambda now: 0.2 if now < 15 else 0.05
-    )
-    assert state.seconds >= 0.85 * 120
+@pytest.mark.parametrize("pause, evaluations", [(5, 11), (20, 4), (40, 3), (80, 2)])
+def test_costly_evaluations_become_rarer(monkeypatch, pause, evaluations):
+    machine = Machine(monkeypatch, TrainSettings(max_minutes=5), lambda now: 0.2, [pause])
+    machine.run()
+    assert len(machine.evaluations) == evaluations
+    assert 0.9 * 300 <= machine.clock.now <= 1.1 * 300 and machine.rates[-1] == pytest.approx(0.02)
 
 
-@pytest.mark.parametrize("until", [300, 700])
-@pytest.mark.parametrize("pause", [0.5, 1.7, 12])
-def test_a_resumed_run_keeps_its_plan_and_its_budget(clock, until, pause):
+def test_a_budget_without_time_for_the_evaluations_asked_for_says_so(monkeypatch):
+    settings = TrainSettings(max_minutes=1, eval_interval=20)
+    machine = Machine(monkeypatch, settings, lambda now: 0.2, [25])
+    machine.run()
+    assert len(machine.evaluations) == 2 and machine.clock.now <= 1.1 * 60
+    [message] = machine.messages
+    assert "an evaluation takes 25.0 s" in message
+
+
+def test_evaluations_and_checkpoints_of_a_budget_come_at_the_intervals_asked_for(monkeypatch):
+    settings = TrainSettings(max_minutes=1, eval_interval=100, save_interval=40)
+    machine = Machine(monkeypatch, settings, lambda now: 0.2)
+    last = machine.run().step
+    assert machine.evaluations == [*range(0, last, 100), last]
+    assert list(machine.checkpoints) == [*range(0, last, 40), last]
+
+
+def test_a_budget_that_is_over_after_the_first_evaluation_trains_one_step(monkeypatch):
+    machine = Machine(monkeypatch, TrainSettings(max_minutes=1), lambda now: 0.2, [70])
+    assert machine.run().step == 1 and machine.evaluations == [0, 1]
+
+
+@pytest.mark.parametrize("speed", [1, 3, 1 / 3])
+def test_a_run_resumed_from_any_checkpoint_goes_on_from_the_share_reached(monkeypatch, speed):
     settings = TrainSettings(max_minutes=2)
-    straight, _, _ = simulate(clock, settings, lambda now: 0.05, pause)
-    state, _, _ = simulate(clock, settings, lambda now: 0.05, pause, until=until)
-    clock.now += 10_000  # the machine was off
-    state, rates, _ = simulate(clock, settings, lambda now: 0.05, pause, state=state)
-    assert state.plan == straight.plan
-    assert 0.85 * 120 <= state.seconds <= 1.1 * 120 and rates[-1] == pytest.approx(0.02)
+    whole = Machine(monkeypatch, settings, lambda now: 0.2, [8, 2], 5, compiled=True)
+    whole.run()
+    for step, saved in whole.checkpoints.items():
+        machine = Machine(monkeypatch, settings, lambda now: 0.2 * speed, [8, 2], 5, compiled=True)
+        machine.clock.now = 10_000  # the machine was off
+        state = state_from_json(json.loads(saved), step)
+        start = machine.clock.now - state.seconds
+        machine.run(state)
+        if step == whole.state.step:
+            assert not machine.rates and not machine.evaluations  # it was finished
+        else:
+            assert machine.rates[0] == pytest.approx(whole.rates[step], abs=0.02)
+            assert_kept(machine, 120, start)
 
 
-def test_the_example_in_the_docstring_is_right(clock):
+def test_a_resumed_run_with_a_new_budget_goes_on_from_its_share_of_that(monkeypatch):
+    whole = Machine(monkeypatch, TrainSettings(max_minutes=1), lambda now: 0.2)
+    state = whole.run()
+    state.plan = None  # as a resumed run with other settings does
+    longer = Machine(monkeypatch, TrainSettings(max_minutes=2), lambda now: 0.2)
+    longer.run(state)
+    assert longer.rates[0] == pytest.approx(1.0, abs=0.02)
+    assert_kept(longer, 120, -60)
+
+
+def test_the_example_in_the_docstring_is_right(monkeypatch):
     settings = TrainSettings(max_minutes=10)
-    state, _, _ = simulate(clock, settings, lambda now: 0.09, 2.0, until=4000)
-    first = state.plan
-    assert first.max_iters == pytest.approx(6400, abs=50)
-    assert first.decay_start == first.max_iters // 2
-    clock.now = state.seconds
-    state, rates, _ = simulate(clock, settings, lambda now: 0.18, 2.0, state=state)
-    assert state.plan.max_iters == pytest.approx(5200, abs=50)
-    assert rates[0] == pytest.approx(0.75, abs=0.01) and rates[-1] == pytest.approx(0.02)
-    assert all(b <= a + 1e-9 for a, b in pairwise(rates))
+    machine = Machine(monkeypatch, settings, lambda now: 0.1 if now < 450 else 0.3, [6])
+    machine.run()
+    at = {round(start): rate for start, rate in zip(machine.starts, machine.rates, strict=True)}
+    assert at[290] == 1.0 and at[303] < 1.0 and at[450] == pytest.approx(0.5, abs=0.01)
+    assert machine.rates[-1] == pytest.approx(0.02)
+    assert machine.clock.now == pytest.approx(600, abs=1)
+    rare = Machine(monkeypatch, settings, lambda now: 1.0, [45])
+    rare.run()
+    assert len(rare.evaluations) == 4
 
 
-def test_costly_evaluations_become_rarer(clock):
-    state, _, evaluations = simulate(clock, TrainSettings(max_minutes=2), lambda now: 0.05, 8)
-    assert evaluations <= 5 and state.seconds <= 1.1 * 120
-
+# ---------------------------------------------------------------- steps and epochs
 
 LEAST = [
     (TrainSettings(max_epochs=1.5, min_iters=30), 150),
@@ -129,10 +214,8 @@ LEAST = [
     "settings, steps",
     [(TrainSettings(max_iters=70), 70), (TrainSettings(max_epochs=1.5), 150), *LEAST],
 )
-def test_steps_and_epochs_are_exact(clock, settings, steps):
-    state, rates, evaluations = simulate(clock, settings, lambda now: 1.0)
-    assert (
-        state.step == len(rates) == steps
-        and evaluations == 11
-        and state.plan.decay_start == steps // 2
-    )
+def test_steps_and_epochs_are_exact(monkeypatch, settings, steps):
+    machine = Machine(monkeypatch, settings, lambda now: 1.0)
+    state = machine.run()
+    assert state.step == len(machine.rates) == steps and len(machine.evaluations) == 11
+    assert state.plan.decay_start == steps // 2

@@ -286,20 +286,3 @@ def test_without_a_config_it_reads_config_pretrain():
     default, pretrain, seeded = (train.parse_settings(argv) for argv in commands)
     assert default == pretrain and default.dataset == "novella" and default.max_epochs
     assert seeded.seed == 5 and seeded.n_embd == default.n_embd
-
-
-def test_a_dry_run_prints_the_size_and_writes_nothing(tiny, tmp_path, capsys):
-    assert (
-        train_model([*tiny, f"--out_dir={tmp_path / 'out'}", "--max_iters=100", "--dry_run"]) == 0
-    )
-    output = capsys.readouterr().out
-    assert not (tmp_path / "out").exists()
-    for word in (
-        "parameters",
-        "4 rows, 256 trained tokens",
-        "100 steps",
-        "epochs",
-        "memory",
-        "disk",
-    ):
-        assert word in output
