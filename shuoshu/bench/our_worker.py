@@ -25,6 +25,7 @@ from shuoshu.text.dataset import find_dataset, read_meta
 from shuoshu.text.tokenizer import Tokenizer
 from shuoshu.training.optimizers import Muon, orthogonalize
 from shuoshu.training.run import Run, build_run
+from shuoshu.training.schedule import RunLength
 from shuoshu.training.step import SkippedSteps, train_step
 from shuoshu.training.trainer import VOCAB_MULTIPLE
 
@@ -71,6 +72,7 @@ def start_run(device: torch.device, argv: list[str]) -> Run:
     """The run that train.py would start."""
     settings = parse(TrainSettings, argv, "")
     run = build_run(settings, Processes(), device, Lock(Path(settings.out_dir)), draws=False)
+    run.state.plan = RunLength(run.settings, run.steps_per_epoch).new_plan(run.state.step)
     run.trainer.raw.train()
     return run
 
