@@ -134,7 +134,7 @@ def test_questions_that_cutting_makes_equal_are_dropped(prepare) -> None:
     printed = prepare([*rows, *ROWS], "--too_long=cut_question")
     assert (
         "9 contradictory" in printed
-        and "questions were shortened in the middle" in printed
+        and "questions shortened in the middle" in printed
         and "leaks        none" in printed
     )
 
