@@ -173,7 +173,8 @@ class _RecordParser:
             is_empty = value in (None, [], {}) or (isinstance(value, str) and not value.strip())
             if not is_empty:
                 self.unused[clean_field(name)] += 1
-                if isinstance(value, str):
+                # An option is no use for an id or a score, which a table has as a text of digits.
+                if isinstance(value, str) and isinstance(label_key(value), str):
                     self.unused_characters[clean_field(name)] += len(value)
 
     def unused_advice(self) -> str:

@@ -40,6 +40,8 @@ def test_unused_columns_are_one_line_with_an_option_that_uses_one(prepare) -> No
     printed = prepare(rows, "--question={context}\\n{question}", "--answer={answer}")
     assert "  not used     id (30 rows)\n" in printed
     assert "not used" not in prepare(ROWS)
+    printed = prepare([{**row, "id": f"{n}000"} for n, row in enumerate(ROWS)])
+    assert "  not used     id (30 rows)\n" in printed
 
 
 def test_leaks_between_splits_are_printed(prepare) -> None:
