@@ -50,6 +50,13 @@ def test_a_row_may_have_its_own_system_message(tmp_path: Path) -> None:
     assert file.systems == ["你是老船夫。", None, None]
 
 
+def test_a_system_message_that_is_no_text_is_a_problem_of_its_row(tmp_path: Path) -> None:
+    rows = [{"prompt": "谁？", "system": value} for value in (["你是老船夫。"], None, 5)]
+    file = read_prompts(file_of(tmp_path / "a.json", json.dumps(rows)))
+    assert file.prompts == [None, "谁？", "谁？"] and file.systems == [None, None, "5"]
+    assert file.problems == ["row 1: its system is a list"]
+
+
 def test_numbers_and_booleans_are_prompts_and_an_input_follows_its_instruction(
     tmp_path: Path,
 ) -> None:
