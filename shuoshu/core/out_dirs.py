@@ -16,6 +16,11 @@ MODEL_FILES = ("config.json", "model.safetensors")
 MAX_MODELS_SHOWN = 5
 
 
+def flag(name: str, value: object) -> str:
+    """--name=value as it must be typed into a shell."""
+    return shlex.quote(f"--{name}={value}")
+
+
 # ---------------------------------------------------------------- trained models
 
 
@@ -61,7 +66,7 @@ def require_model(folder: Path) -> None:
     if (folder / "train.mask.bin").is_file():
         raise UserError(
             f"{folder} holds prepared questions, not a model: fine-tune one with"
-            f" config/sft.py and --dataset={dataset_name(folder)}"
+            f" config/sft.py and {flag('dataset', dataset_name(folder))}"
         )
     if holds_data(folder):
         raise UserError(
@@ -73,7 +78,7 @@ def require_model(folder: Path) -> None:
     if (folder / "checkpoints").is_dir():
         raise UserError(
             f"{folder} has checkpoints but no model.safetensors: its run ended before it kept"
-            f" a model; continue it with\n  python train.py --resume --out_dir={folder}"
+            f" a model; continue it with\n  python train.py --resume {flag('out_dir', folder)}"
         )
     raise _no_model_error(str(folder), out_dir=folder)
 
@@ -89,8 +94,8 @@ def _no_model_error(
         if command:
             advice += f"; for example\n  python {command}{shlex.quote(str(models[0]))}"
     else:
-        flag = f" {shlex.quote(f'--out_dir={unused_out_dir(out_dir)}')}" if out_dir else ""
-        advice = f"train one with\n  python prepare.py\n  python train.py{flag}"
+        where = f" {flag('out_dir', unused_out_dir(out_dir))}" if out_dir else ""
+        advice = f"train one with\n  python prepare.py\n  python train.py{where}"
     return UserError(f"there is no trained model in {place}: {advice}")
 
 

@@ -11,6 +11,7 @@ import torch
 
 from shuoshu.core.command_settings import EvalSettings
 from shuoshu.core.errors import UserError
+from shuoshu.core.out_dirs import flag
 from shuoshu.evaluation.copies import Copies
 from shuoshu.evaluation.measure_set import Measures, MeasureSet
 from shuoshu.models.weights import convert_weights, load_model
@@ -27,7 +28,7 @@ class EvaluatedModel:
 
     def require_readable(self, meta: dict, data: Path) -> None:
         """Raises UserError if the data has another tokenizer or rows longer than the block."""
-        advice = f"prepare it with --tokenizer={self.folder}"
+        advice = f"prepare it with {flag('tokenizer', self.folder)}"
         dataset.check_tokenizer(
             self.tokenizer,
             meta,

@@ -41,8 +41,11 @@ def read_prompts(path: Path) -> PromptFile:
     file = PromptFile()
     for number, row in read_rows(path, None, file.notes):
         source = f"row {number}"
+        system = None
         if not isinstance(row, Rejection):
             prompt, problem = _prompt(row)
+            if not problem:
+                system, problem = _system(row)
         elif row.record is not None:
             row, prompt, problem = row.record, "", f"{row.reason}, {row.detail}"
         else:
@@ -52,7 +55,7 @@ def read_prompts(path: Path) -> PromptFile:
         file.rows.append(row)
         file.sources.append(source)
         file.prompts.append(None if problem else prompt)
-        file.systems.append(_system(row))
+        file.systems.append(system)
         if problem:
             file.problems.append(f"{source}: {problem}")
     if len(file.problems) == len(file.rows):
@@ -81,10 +84,12 @@ def _prompt(row: dict) -> tuple[str, str]:
     return "\n".join(text for text in texts if text), ""
 
 
-def _system(row: dict) -> str | None:
-    """The row's own system message, if it has one."""
+def _system(row: dict) -> tuple[str | None, str]:
+    """(a row's own system message or None, why it can't be used: "" if it can)."""
     names = {name.casefold(): name for name in row}
-    return scalar_text(row[names["system"]]) or None if "system" in names else None
+    value = row[names["system"]] if "system" in names else None
+    text = scalar_text(value)
+    return text or None, "" if text is not None else f"its system is {preview(value)}"
 
 
 # ---------------------------------------------------------------- write

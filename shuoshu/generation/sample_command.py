@@ -14,6 +14,7 @@ from shuoshu.core.device import setup_process
 from shuoshu.core.distributed import StopFlag
 from shuoshu.core.errors import UserError
 from shuoshu.core.files import error_reason, read_text
+from shuoshu.core.terminal import counted
 from shuoshu.generation.chat_model import ChatModel
 from shuoshu.generation.prompt_files import (
     PromptFile,
@@ -224,7 +225,8 @@ def _prompts_to_answer(terminal: TerminalChat, file: PromptFile) -> dict[int, li
         raise UserError(f"no row of {terminal.settings.infile} can be answered ({problems[0]})")
     if problems:
         examples = "".join(f"\n  {problem}" for problem in problems[:MAX_EXAMPLES])
-        print(f"{len(problems):,} rows get no answer, for example{examples}", file=sys.stderr)
+        rows = counted(len(problems), "row")
+        print(f"no answer for {rows}, for example{examples}", file=sys.stderr)
     return result
 
 

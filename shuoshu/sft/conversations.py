@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from shuoshu.core.command_settings import PrepareSftSettings
 from shuoshu.core.errors import UserError
+from shuoshu.core.terminal import counted
 from shuoshu.sft.layouts import Layout, Template, find_column, known_layout, parse_template
 from shuoshu.sft.pairs import (
     MAX_COLUMNS_SHOWN,
@@ -172,7 +173,8 @@ class _RecordParser:
             is_empty = value in (None, [], {}) or (isinstance(value, str) and not value.strip())
             if not is_empty:
                 self.unused[clean_field(name)] += 1
-                if isinstance(value, str):
+                # An option is no use for an id or a score, which a table has as a text of digits.
+                if isinstance(value, str) and isinstance(label_key(value), str):
                     self.unused_characters[clean_field(name)] += len(value)
 
     def unused_advice(self) -> str:
@@ -193,16 +195,13 @@ class _RecordParser:
     def notes(self) -> list[str]:
         """What the conversations lack of their records."""
         notes = []
-        if self.unanswered:
-            notes.append(
-                f"{len(self.unanswered):,} conversations end with a question that has no answer and"
-                f" is left out, for example {self.unanswered[0]}"
-            )
-        if self.replaced_systems:
-            notes.append(
-                f"{len(self.replaced_systems):,} conversations have a system message that --system"
-                f" or their column system replaces, for example {self.replaced_systems[0]}"
-            )
+        for sources, problem in (
+            (self.unanswered, "the last question has no answer and is left out"),
+            (self.replaced_systems, "--system or the column system replaces the system message"),
+        ):
+            if sources:
+                where = counted(len(sources), "conversation")
+                notes.append(f"in {where} {problem}, for example {sources[0]}")
         return notes
 
 

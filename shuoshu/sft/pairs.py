@@ -14,7 +14,7 @@ from itertools import chain
 from typing import NamedTuple
 
 from shuoshu.core.errors import UserError
-from shuoshu.core.terminal import display_width, shorten
+from shuoshu.core.terminal import counted, display_width, shorten
 from shuoshu.text.dataset import QUESTION_SPLITS
 
 MAX_EXAMPLES = 3  # stored for each reason to reject a record
@@ -177,10 +177,8 @@ def merge_equal_labels(pairs: list[Pair]) -> list[str]:
         return []
     for pair in pairs:
         pair.messages[-1]["content"] = changed.get(pair.answer, pair.answer)
-    return [
-        "equal labels are one label: "
-        + ", ".join(f"{old} → {new} ({counts[old]:,} rows)" for old, new in changed.items())
-    ]
+    merges = [f"{old} → {new} ({counted(counts[old], 'row')})" for old, new in changed.items()]
+    return [f"equal labels are one label: {', '.join(merges)}"]
 
 
 # ---------------------------------------------------------------- splits

@@ -9,7 +9,7 @@ from pathlib import Path
 from shuoshu.core.command_settings import PrepareSftSettings
 from shuoshu.core.errors import REPO_ROOT, UserError
 from shuoshu.core.files import error_reason, is_count, read_json
-from shuoshu.core.out_dirs import models_here
+from shuoshu.core.out_dirs import flag, models_here
 from shuoshu.sft.conversations import parse_pairs
 from shuoshu.sft.dataset import write_rows
 from shuoshu.sft.pairs import closed_set_labels, drop_repeats, split_pairs
@@ -111,7 +111,7 @@ def load_tokenizer(settings: PrepareSftSettings) -> tuple[Tokenizer, int]:
     if not (folder / "tokenizer.json").is_file():
         models = models_here()
         advice = "pretrain a model first\n  python prepare.py\n  python train.py\nor "
-        example = f"--tokenizer={models[0]}" if models else "--tokenizer=FOLDER"
+        example = flag("tokenizer", models[0]) if models else "--tokenizer=FOLDER"
         raise UserError(
             f"there is no tokenizer in {folder}: {'' if models else advice}"
             f"name the out_dir of the model to fine-tune, for example with {example}"

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from shuoshu.core.errors import UserError
 from shuoshu.core.files import error_reason, find_input_files, open_file
+from shuoshu.core.terminal import counted
 from shuoshu.sft.layouts import known_layout
 from shuoshu.sft.pairs import (
     QUESTION_SPLITS,
@@ -108,9 +109,8 @@ def read_rows(
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     if decoder.broken:
-        own_notes.append(
-            f"{decoder.broken:,} places can't be decoded as {decoder.encoding} and became �"
-        )
+        places = counted(decoder.broken, "place")
+        own_notes.append(f"{places} can't be decoded as {decoder.encoding}: replaced by �")
     notes += [f"{clean_field(path.name)}: {note}" for note in own_notes]
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from shuoshu.core.command_settings import PrepareSftSettings
 from shuoshu.core.errors import UserError
 from shuoshu.core.out_dirs import holds_model, models_here, training_command
-from shuoshu.core.terminal import duration, shorten, table
+from shuoshu.core.terminal import counted, duration, shorten, table
 from shuoshu.sft.dataset import QuestionDataset
 from shuoshu.sft.leaks import find_leaks
 from shuoshu.sft.pairs import MAX_COLUMNS_SHOWN, Pair, RejectedRecords, preview
@@ -45,15 +45,15 @@ def questions_summary(result: Preparation, settings: PrepareSftSettings, seconds
     n_left_out = rejected.read - n_used
     n_split = sum(len(rows) > 1 for _, rows in result.rendered)
     lines = [
-        f"read         {rejected.read:,} rows, {n_used:,} used, {n_left_out:,} left out",
+        f"read         {counted(rejected.read, 'row')}, {n_used:,} used, {n_left_out:,} left out",
         *rejected_lines(rejected),
         *unused_lines(rejected),
         *(f"note         {note}" for note in rejected.notes),
     ]
     if n_split:
-        lines.append(f"too long     {n_split:,} answers are split over several rows")
+        lines.append(f"too long     {counted(n_split, 'answer')} split over several rows")
     if result.n_cut:
-        lines.append(f"too long     {result.n_cut:,} questions were shortened in the middle")
+        lines.append(f"too long     {counted(result.n_cut, 'question')} shortened in the middle")
     if system := result.meta["system"]:
         lines.append(f"system       {shorten(' '.join(system.split()), 60)}: before every question")
     elif result.n_systems > 1:
@@ -102,7 +102,7 @@ def unused_lines(account: RejectedRecords) -> list[str]:
     if not account.unused:
         return []
     shown = account.unused.most_common(MAX_COLUMNS_SHOWN)
-    columns = [f"{preview(name, 30)} ({count:,} rows)" for name, count in shown]
+    columns = [f"{preview(name, 30)} ({counted(count, 'row')})" for name, count in shown]
     if len(account.unused) > len(shown):
         columns.append(f"{len(account.unused) - len(shown):,} more columns")
     advice = f"; to use one: {account.unused_advice}" if account.unused_advice else ""

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from shuoshu.core.errors import UserError
+from shuoshu.core.terminal import counted
 from shuoshu.sft.pairs import MAX_EXAMPLES, Rejection, preview
 
 DELIMITERS = {".csv": ",\t;", ".tsv": "\t,;"}  # the first one that the header contains is used
@@ -47,7 +48,7 @@ def table_rows(
             missing = [""] * (len(names) - len(cells))
             more = [f"column {n + 1}" for n in range(len(names), len(cells))]
             record = dict(zip([*names, *more], [*cells, *missing], strict=True))
-            detail = f"{len(cells)} cells: {cells[0]} …"
+            detail = f"{counted(len(cells), 'cell')}: {cells[0]} …"
             yield number, Rejection("wrong number of cells", detail, record)
 
 
@@ -175,8 +176,8 @@ def _joined_notes(
         return []
     places = ", ".join(f"{row.first} to {row.last}" for row in doubtful[:MAX_EXAMPLES])
     return [
-        f"{len(doubtful):,} rows have a cell of several lines, each of which could be a row"
-        f" (lines {places}); if it is one, {DOUBLE_IT}"
+        f"{counted(len(doubtful), 'row')} with a cell of several lines, each of which could be a"
+        f" row (lines {places}); if it is one, {DOUBLE_IT}"
     ]
 
 

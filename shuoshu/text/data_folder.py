@@ -16,7 +16,7 @@ import numpy as np
 from shuoshu.core.command_settings import PrepareSettings, PrepareSftSettings
 from shuoshu.core.errors import UserError
 from shuoshu.core.files import read_json, same_path
-from shuoshu.core.out_dirs import MODEL_FILES
+from shuoshu.core.out_dirs import MODEL_FILES, flag
 from shuoshu.text.dataset import META_FORMAT, QUESTION_SPLITS, TASKS, TEXT_SPLITS, task_of
 from shuoshu.text.tokenizer import Tokenizer
 
@@ -53,7 +53,7 @@ def target_folder(
     if before and not settings.out and not same_path(before, inputs[0]):
         raise UserError(
             f"{folder} holds data made from {before}: {OTHER_FOLDER},"
-            f" or replace that data with --out={folder}"
+            f" or replace that data with {flag('out', folder)}"
         )
     return folder
 

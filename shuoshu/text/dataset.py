@@ -10,6 +10,7 @@ import numpy as np
 
 from shuoshu.core.errors import UserError
 from shuoshu.core.files import error_reason, is_count, read_json, sha256_of
+from shuoshu.core.out_dirs import flag
 from shuoshu.text.tokenizer import Tokenizer
 
 Batch = tuple[np.ndarray, np.ndarray]  # ids and targets (B, T)
@@ -60,9 +61,9 @@ def find_dataset(dataset: str) -> Path:
         bundled = {"novella": "python prepare.py", "novella_qa": "python prepare_sft.py"}
         command = bundled.get(
             dataset,
-            f"python prepare.py YOUR_NOVEL.txt --out={named}\n"
+            f"python prepare.py YOUR_NOVEL.txt {flag('out', named)}\n"
             "or, from questions and answers,\n"
-            f"  python prepare_sft.py YOURS.json --out={named}",
+            f"  python prepare_sft.py YOURS.json {flag('out', named)}",
         )
         raise UserError(f"there is no prepared data in {places}: make it with\n  {command}")
     return folder

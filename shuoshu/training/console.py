@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import shlex
 import signal
 
 import torch
 
 from shuoshu.core.device import peak_flops
 from shuoshu.core.distributed import Processes
+from shuoshu.core.out_dirs import flag
 from shuoshu.core.settings import TrainSettings
 from shuoshu.core.terminal import ProgressBar, counted, duration, print_line
 from shuoshu.training.run import Run
@@ -126,7 +126,7 @@ def log_progress(run: Run, clock: RunClock, bar: ProgressBar, loss: float) -> No
 def print_result(run: Run, stopped: int | None, is_out_of_patience: bool) -> None:
     """How the run ended, its best model and the next command. `stopped` is a signal's number."""
     state, out_dir = run.state, run.out_dir.path
-    folder = shlex.quote(f"--out_dir={run.settings.out_dir}")
+    folder = flag("out_dir", run.settings.out_dir)
     if stopped:
         print_line(
             f"stopped by {signal.Signals(stopped).name} after step {state.step:,};"

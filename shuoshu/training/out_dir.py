@@ -17,7 +17,7 @@ from shuoshu.core.files import (
     write_atomically,
     write_synced_text,
 )
-from shuoshu.core.out_dirs import dataset_name, holds_data, is_unused
+from shuoshu.core.out_dirs import dataset_name, flag, holds_data, is_unused
 from shuoshu.core.run_log import RunLog
 from shuoshu.core.settings import TrainSettings
 from shuoshu.core.terminal import print_line
@@ -110,8 +110,8 @@ class OutDir:
         except UserError:
             return ""
         return (
-            f" its model is intact: sample.py --out_dir={self.path} uses it,"
-            f" train.py --init_from={self.path} --out_dir=NEW trains it further;"
+            f" its model is intact: sample.py {flag('out_dir', self.path)} uses it,"
+            f" train.py {flag('init_from', self.path)} --out_dir=NEW trains it further;"
         )
 
     def _check_holds_no_data(self) -> None:
@@ -119,7 +119,7 @@ class OutDir:
         if holds_data(self.path):
             raise UserError(
                 f"{self.path} holds prepared data, not a run: choose another --out_dir;"
-                f" --dataset={dataset_name(self.path)} trains on that data"
+                f" {flag('dataset', dataset_name(self.path))} trains on that data"
             )
 
     def _check_empty(self) -> None:

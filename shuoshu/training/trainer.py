@@ -16,6 +16,7 @@ from shuoshu.core.device import can_compile, describe_machine, pick_dtype
 from shuoshu.core.distributed import Processes
 from shuoshu.core.errors import UserError
 from shuoshu.core.files import same_path
+from shuoshu.core.out_dirs import flag
 from shuoshu.core.settings import ModelSettings, TrainSettings
 from shuoshu.models.weights import load_model, tensor_bytes
 from shuoshu.text.tokenizer import Tokenizer
@@ -152,7 +153,7 @@ def build_model(
     if model_tokenizer.hash != tokenizer.hash:
         raise UserError(
             f"{settings.init_from} has another tokenizer than {settings.dataset}:"
-            f" prepare the data with --tokenizer={settings.init_from}"
+            f" prepare the data with {flag('tokenizer', settings.init_from)}"
         )
     model_shape = {name: getattr(model.config, name) for name in shape}
     given = {name: shape[name] for name in shape if name in settings.given}

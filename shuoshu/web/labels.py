@@ -142,8 +142,9 @@ ERRORS: dict[str, Text] = {
         "Too long: at most {0:,} characters, this has {1:,}.",
     ),
     "too_many_tokens": (
-        "问题太长：这个模型一次只读 {0:,} 个词元。",
-        "The question is too long: this model reads {0:,} tokens at a time.",
+        "问题（连同系统提示）太长：这个模型一次只读 {0:,} 个词元。",
+        "The question, with any system message, is too long: this model reads {0:,} tokens at a"
+        " time.",
     ),
     "not_text": ("应为一段文字，收到的是 {0}。", "Expected a text, got {0}."),
     "not_integer": ("{0} 应为整数，收到的是 {1}。", "{0} must be a whole number, got {1}."),

@@ -216,3 +216,18 @@ def test_an_incomplete_model_is_told_from_none(
         "out-mine has checkpoints but no model.safetensors",
         "python train.py --resume --out_dir=out-mine",
     )
+
+
+def test_a_folder_with_a_blank_is_quoted_in_every_command(
+    novel: Path, asked: list[str], pretrained: Path, refused: Callable
+) -> None:
+    Path("my run/checkpoints").mkdir(parents=True)
+    refused(sample.main, ["--out_dir=my run", "--start=x"], "--resume '--out_dir=my run'")
+    model(pretrained, Path("my model"))
+    refused(prepare_sft.main, asked[:1], "for example with '--tokenizer=my model'")
+    refused(train_model, ["--dataset=my data"], "YOUR_NOVEL.txt '--out=data/my data'")
+    Path("b").mkdir()
+    for folder in (".", "b"):
+        shutil.copy(novel, Path(folder) / "my novel.txt")
+    assert prepare.main(["my novel.txt", "--vocab_size=300"]) == 0
+    refused(prepare.main, ["b/my novel.txt"], "replace that data with '--out=data/my novel'")

@@ -50,6 +50,13 @@ def test_a_row_may_have_its_own_system_message(tmp_path: Path) -> None:
     assert file.systems == ["你是老船夫。", None, None]
 
 
+def test_a_system_message_that_is_no_text_is_a_problem_of_its_row(tmp_path: Path) -> None:
+    rows = [{"prompt": "谁？", "system": value} for value in (["你是老船夫。"], None, 5)]
+    file = read_prompts(file_of(tmp_path / "a.json", json.dumps(rows)))
+    assert file.prompts == [None, "谁？", "谁？"] and file.systems == [None, None, "5"]
+    assert file.problems == ["row 1: its system is a list"]
+
+
 def test_numbers_and_booleans_are_prompts_and_an_input_follows_its_instruction(
     tmp_path: Path,
 ) -> None:
@@ -88,7 +95,7 @@ def test_rows_without_a_usable_prompt_stay_and_are_named(tmp_path: Path) -> None
     assert file.problems == [
         "row 3: its question is empty",
         "row 4: wrong number of cells, 3 cells: 3 …",
-        "row 5: wrong number of cells, 1 cells: 4 …",
+        "row 5: wrong number of cells, 1 cell: 4 …",
     ]
 
 
@@ -96,7 +103,7 @@ def test_stray_marks_and_undecodable_places_are_notes(tmp_path: Path) -> None:
     file = read_prompts(file_of(tmp_path / "a.csv", 'id,question\n1,"甲\n2,乙"丙\n'))
     assert file.prompts == ['"甲', '乙"丙'] and "quotation marks are read as text" in file.notes[0]
     file = read_prompts(file_of(tmp_path / "a.txt", TEXTS[0].encode() + b"\xff" + "？".encode()))
-    assert "1 places can't be decoded" in file.notes[0]
+    assert "1 place can't be decoded" in file.notes[0]
 
 
 def test_written_cells_hold_json_and_no_python(tmp_path: Path) -> None:
@@ -123,7 +130,7 @@ def test_unanswerable_rows_keep_their_place_with_an_empty_answer(
     assert [bool(row[2]) for row in written] == [True, False, False, True]
     output = capsys.readouterr()
     assert "2 of 2 answers" in output.out
-    assert "2 rows get no answer, for example\n  row 2: its question is empty\n" in output.err
+    assert "no answer for 2 rows, for example\n  row 2: its question is empty\n" in output.err
     assert "row 3: a question of" in output.err
 
 

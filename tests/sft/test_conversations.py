@@ -142,7 +142,7 @@ def test_last_question_without_an_answer_is_counted_in_a_note(tmp_path: Path) ->
     pairs, account = parse(tmp_path / "a.json", rows)
     assert texts(pairs) == [["u: 谁？", "a: 我。"]] * 2
     assert account.notes == [
-        "1 conversations end with a question that has no answer and is left out,"
+        "in 1 conversation the last question has no answer and is left out,"
         " for example a.json, row 1: 还有谁？"
     ]
 
@@ -153,7 +153,7 @@ def test_replaced_system_message_is_counted_in_a_note(tmp_path: Path) -> None:
     pairs, account = parse(tmp_path / "a.json", rows)
     assert [pair.messages[0]["content"] for pair in pairs] == ["新", "老", "老"]
     assert account.notes == [
-        "1 conversations have a system message that --system or their column system replaces,"
+        "in 1 conversation --system or the column system replaces the system message,"
         " for example a.json, row 1: 老"
     ]
 

@@ -83,7 +83,7 @@ def test_long_answer_is_split_over_rows_without_loss(prepare, tmp_path: Path) ->
         + [{"question": "谁？", "answer": "他。", "split": "val"}],
         "--too_long=window",
     )
-    assert "1 answers are split over several rows" in printed
+    assert "1 answer split over several rows" in printed
     folder = tmp_path / "out"
     dataset, last = QuestionDataset(folder, "train"), read_pairs(folder, "train")[-1]
     assert last["rows"] > 3 and last["row"] + last["rows"] == len(dataset)
@@ -99,7 +99,7 @@ def test_long_question_loses_its_middle_and_the_answer_nothing(prepare, tmp_path
         [{**row, "split": "train"} for row in [*ROWS, LONG, LONG_ANSWER]], "--too_long=cut_question"
     )
     assert (
-        "1 questions were shortened in the middle" in printed and "1 too long" in printed
+        "1 question shortened in the middle" in printed and "1 too long" in printed
     )  # no cut makes room for that answer
     folder = tmp_path / "out"
     cut = read_pairs(folder, "train")[-1]

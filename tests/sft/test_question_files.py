@@ -176,7 +176,7 @@ def test_rows_that_are_no_records_are_counted(tmp_path: Path) -> None:
         {"wrong number of cells": 2},
     )
     assert rejected.examples == {
-        "wrong number of cells": ["a.csv, row 3: 3 cells: 谁？ …", "a.csv, row 5: 1 cells: 谁？ …"]
+        "wrong number of cells": ["a.csv, row 3: 3 cells: 谁？ …", "a.csv, row 5: 1 cell: 谁？ …"]
     }
 
 
@@ -193,5 +193,5 @@ def test_undecodable_places_are_counted_in_a_note(tmp_path: Path) -> None:
         tmp_path / "a.json",
         LIST.replace("雨停", "雨�停").encode("utf-8").replace("�".encode(), b"\xff"),
     )
-    assert len(rejected.notes) == 1 and "a.json: 1 places" in rejected.notes[0]
+    assert len(rejected.notes) == 1 and "a.json: 1 place " in rejected.notes[0]
     assert parse(tmp_path / "a.json", ROWS)[1].notes == []

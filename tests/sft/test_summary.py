@@ -40,6 +40,8 @@ def test_unused_columns_are_one_line_with_an_option_that_uses_one(prepare) -> No
     printed = prepare(rows, "--question={context}\\n{question}", "--answer={answer}")
     assert "  not used     id (30 rows)\n" in printed
     assert "not used" not in prepare(ROWS)
+    printed = prepare([{**row, "id": f"{n}000"} for n, row in enumerate(ROWS)])
+    assert "  not used     id (30 rows)\n" in printed
 
 
 def test_leaks_between_splits_are_printed(prepare) -> None:
@@ -134,7 +136,7 @@ def test_questions_that_cutting_makes_equal_are_dropped(prepare) -> None:
     printed = prepare([*rows, *ROWS], "--too_long=cut_question")
     assert (
         "9 contradictory" in printed
-        and "questions were shortened in the middle" in printed
+        and "questions shortened in the middle" in printed
         and "leaks        none" in printed
     )
 

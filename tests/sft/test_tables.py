@@ -88,9 +88,7 @@ def test_quoted_list_of_pairs_is_a_cell_if_the_header_is_quoted_too(tmp_path: Pa
     table = '"问","答"\n甲,"列出：\n苹果,3\n梨,4"\n'
     read, [note] = cells_in(tmp_path / "a.csv", table)
     assert read == [["甲", "列出：\n苹果,3\n梨,4"]]
-    assert (
-        "1 rows have a cell of several lines, each of which could be a row (lines 2 to 4)" in note
-    )
+    assert "1 row with a cell of several lines, each of which could be a row (lines 2 to 4)" in note
 
 
 @pytest.mark.parametrize(
