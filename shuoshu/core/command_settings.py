@@ -179,7 +179,9 @@ class EvalSettings(Settings):
         choices=("train", "val", "test", "untaught", "all"),
     )
     limit: int | None = count(
-        None, "number of questions per split, or of prompts on text (none: all; 40 prompts)"
+        None,
+        "number of questions per split, each label in proportion, or of prompts on text (none: all;"
+        " 40 prompts)",
     )
     beta: float = number(
         1.0, "weight of recall relative to precision in ROUGE-L", low=0.01, high=100.0

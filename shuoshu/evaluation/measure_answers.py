@@ -47,7 +47,7 @@ class QuestionSet:
         tokenizer: Tokenizer,
         training: list[Question],
     ) -> QuestionSet:
-        """All questions of the split, or `settings.limit` of them, evenly spaced."""
+        """All questions of the split, or a part of `settings.limit`: each answer in proportion."""
         asked = read_questions(folder, split, tokenizer)
         if settings.limit:
             chosen = stratified([question.reference for question in asked], settings.limit)

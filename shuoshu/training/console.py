@@ -147,7 +147,9 @@ def print_result(run: Run, stopped: int | None, is_out_of_patience: bool) -> Non
     if best := best_measure(state):
         kept = "that model is"
         if state.kept_step != state.best_step:
-            kept = f"the model of step {state.kept_step:,}, within noise of it, is"
+            may_be_noise = state.best_measure == "val_rouge_l"
+            why = "within noise of it" if may_be_noise else "from the lost part of the run"
+            kept = f"the model of step {state.kept_step:,}, {why}, is"
         print_line(
             f"best       {best[0]} {best[1]:.4f} at step {state.best_step:,}:"
             f" {kept} in {out_dir}, the run's curves are in loss.png"

@@ -39,15 +39,21 @@ def dry_run(run: Run) -> int:
     length = RunLength(run.settings, run.steps_per_epoch)
     run.state.plan = length.new_plan(run.state.step)
     run.trainer.raw.train()
-    start = time.perf_counter()  # the evaluation comes first, as in a run
-    result = measure_validation(run, Deadline(start + MAX_EVALUATION_SECONDS))
-    evaluation_seconds = time.perf_counter() - start if result else None
+    evaluation_seconds = time_evaluation(run)  # it comes first, as in a run
     warm_up, measured = choose_steps(run)
     time_steps(run, warm_up)
     step_seconds = sum(time_steps(run, measured)) / len(measured)
     if run.processes.is_rank_zero:
         _print_measures(run, length, step_seconds, evaluation_seconds)
     return 0
+
+
+def time_evaluation(run: Run) -> float | None:
+    """The seconds that an evaluation takes; None if it takes over MAX_EVALUATION_SECONDS."""
+    for _ in range(2 if run.trainer.is_compiled else 1):  # the first one compiles the model
+        start = time.perf_counter()
+        result = measure_validation(run, Deadline(start + MAX_EVALUATION_SECONDS))
+    return time.perf_counter() - start if result else None
 
 
 def time_steps(run: Run, steps: list[int]) -> list[float]:

@@ -121,7 +121,9 @@ def training_loop(run: Run, take_step: TakeStep) -> int:
             if is_last and state.evaluated == state.step:
                 signal = None  # the signal came too late: the run is finished
             patience = run.settings.patience
-            is_out_of_patience = patience is not None and state.worse_evals >= patience
+            is_out_of_patience = (
+                not is_last and patience is not None and state.worse_evals >= patience
+            )
             if is_last or signal or is_out_of_patience:
                 break
             recent.add(take_step(trainer, run.data, state, skips))

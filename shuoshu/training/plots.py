@@ -101,7 +101,8 @@ def _draw_answers(axes: Axes, answers: list[dict]) -> None:
         answers, score, title = labelled, "val_accuracy", "accuracy"
     for name, label, colour in ((score, title, BLUE), ("val_exact_match", "exact answers", GREEN)):
         axes.plot(*_series(answers, name), color=colour, marker="o", markersize=3, label=label)
-    _mark_best(axes, max(answers, key=lambda r: r[score]), score, BLUE)
+    best = max(answers, key=lambda r: (r[score], -r["val_loss"]))  # as keep_if_best compares them
+    _mark_best(axes, best, score, BLUE)
     axes.set_ylim(0, 1.05)
     axes.legend(frameon=False)
     axes.grid(alpha=0.25)

@@ -103,7 +103,8 @@ class RunClock:
         self.processes = trainer.processes
         self.device = trainer.device
         self.total_pause_seconds = 0.0  # of evaluations and saves since this start
-        self._step_seconds = deque([state.step_seconds] * REMEMBERED_STEPS, REMEMBERED_STEPS)
+        known_steps = [state.step_seconds] if state.step_seconds else []
+        self._step_seconds = deque(known_steps, REMEMBERED_STEPS)
         known_pauses = [state.pause_seconds] if state.pause_seconds else []
         self._pause_seconds = deque(known_pauses, REMEMBERED_PAUSES)
         self._is_compiled = trainer.is_compiled
@@ -162,9 +163,11 @@ class RunClock:
             return
         if state.step > self._measured[0]:
             (last_step, last_time), now = self._measured, self.step_time()
-            self._step_seconds.append((now - last_time) / (state.step - last_step))
+            if last_step > self.first_step:  # the first step may compile the model
+                self._step_seconds.append((now - last_time) / (state.step - last_step))
             self._measured = (state.step, now)
-        times = self.elapsed(), min(self._step_seconds), min(self._pause_seconds, default=0.0)
+        step_seconds = min(self._step_seconds, default=0.0)
+        times = self.elapsed(), step_seconds, min(self._pause_seconds, default=0.0)
         state.seconds, state.step_seconds, state.pause_seconds = self.processes.broadcast(times)
         plan = state.plan
         if plan.max_iters is not None:

@@ -10,6 +10,8 @@ import pytest
 import torch
 
 from shuoshu.text.dataset import TextDataset
+from shuoshu.training import dry_run
+from shuoshu.training.validate import measure_validation
 from tests.in_process import train_model
 
 SHORT = ["--compile=true", "--max_iters=4", "--eval_interval=4", "--sample_tokens=0"]
@@ -56,6 +58,22 @@ def test_a_dry_run_measures_the_graphs_of_the_run(
     torch.compiler.reset()
     assert train_model(command) == 0
     assert graphs == [*dry, *dry] and len(dry) == 2
+
+
+def test_a_dry_run_does_not_time_the_compilation(
+    graphs: list[Graph], tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graph_counts = []
+
+    def measure(run: object, stop: object) -> object:
+        result = measure_validation(run, stop)
+        graph_counts.append(len(graphs))
+        return result
+
+    monkeypatch.setattr(dry_run, "measure_validation", measure)
+    command = [*tiny, *SHORT, "--n_layer=1", f"--out_dir={tmp_path / 'out'}"]
+    assert train_model([*command, "--dry_run"]) == 0
+    assert graph_counts == [1, 1]  # the second evaluation, which is timed, compiles nothing
 
 
 def test_questions_of_all_widths_share_one_graph(

@@ -115,6 +115,17 @@ def test_only_better_answers_reset_the_patience(
     assert [record["kept"] for record in records(tmp_path / "out", "eval")] == [True] * 4
 
 
+@pytest.mark.parametrize("steps, is_early", [(2, False), (4, True)])
+def test_a_run_that_did_all_its_steps_is_not_stopped_early(
+    sft, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys, steps: int, is_early: bool
+) -> None:
+    answering(monkeypatch, [0.9] * 4, [0.1] * 4)
+    command = [*sft, f"--max_iters={steps}", "--eval_interval=2", "--patience=1"]
+    assert train_model([*command, f"--out_dir={tmp_path / 'out'}"]) == 0
+    output = capsys.readouterr().out
+    assert "done       2 steps" in output and ("stopped early" in output) == is_early
+
+
 NONE, BEST = [0.0] * 4, [1.0, 1.0, 1.0, 0.0]
 LATER = {
     "worse in one": ([[0.7, 1.0, 1.0, 0.0]], 10),

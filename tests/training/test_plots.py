@@ -31,7 +31,15 @@ def test_pictures_are_drawn_first_in_intervals_and_at_the_end(
 )
 def test_the_curve_of_labels_is_their_accuracy(scores, title, best):
     axes = Figure().subplots()
-    plots._draw_answers(axes, [{"step": 5, "val_exact_match": 0.4, **scores}])
+    plots._draw_answers(axes, [{"step": 5, "val_loss": 2.0, "val_exact_match": 0.4, **scores}])
     titles = [text.get_text() for text in axes.get_legend().get_texts()]
     assert titles == [title, "exact answers"]
     assert [text.get_text() for text in axes.texts] == [best]
+
+
+def test_of_equal_scores_the_one_with_the_lowest_loss_is_marked_as_in_the_choice_of_the_model():
+    axes, losses = Figure().subplots(), {5: 2.0, 10: 1.0, 15: 1.5}
+    record = {"val_rouge_l": 0.7, "val_accuracy": 0.9, "val_exact_match": 0.4}
+    plots._draw_answers(axes, [{"step": n, "val_loss": x, **record} for n, x in losses.items()])
+    [mark] = axes.texts
+    assert mark.xy == (10, 0.9)

@@ -209,6 +209,7 @@ def test_the_log_names_the_model_that_the_lost_part_of_a_run_kept(tiny, tmp_path
     assert train_model([f"--out_dir={tmp_path / 'out'}", "--resume", "--max_iters=4"]) == 0
     output = capsys.readouterr().out
     assert "step-000004" in output and "is of step 6, from the lost part of the run" in output
+    assert "at step 4: the model of step 6, from the lost part of the run, is in" in output
     (end,) = records(tmp_path / "out", "end")
     assert (end["best_step"], end["kept_step"]) == (4, 6)
 

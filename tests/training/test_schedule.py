@@ -156,6 +156,15 @@ def test_evaluations_and_checkpoints_of_a_budget_come_at_the_intervals_asked_for
     assert list(machine.checkpoints) == [*range(0, last, 40), last]
 
 
+@pytest.mark.parametrize("minutes, step", [(1, 20), (10, 100), (10, 240)])
+def test_a_budget_of_a_few_steps_ends_at_most_half_a_step_late(monkeypatch, minutes, step):
+    machine = Machine(monkeypatch, TrainSettings(max_minutes=minutes), lambda now: step)
+    machine.run()
+    pauses = 0.5 * len(machine.evaluations)
+    assert machine.clock.now <= 60 * minutes + step / 2 + pauses
+    assert machine.rates[-1] <= machine.settings.min_lr_fraction
+
+
 def test_a_budget_that_is_over_after_the_first_evaluation_trains_one_step(monkeypatch):
     machine = Machine(monkeypatch, TrainSettings(max_minutes=1), lambda now: 0.2, [70])
     assert machine.run().step == 1 and machine.evaluations == [0, 1]
