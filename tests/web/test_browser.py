@@ -82,7 +82,7 @@ def test_an_error_does_not_cover_the_conversation(visit, known, question):
     ask(page, question)
     wait_until_answered(page, known[question])
     ask(page, "好" * 200)
-    expect(page.get_by_text("问题太长", exact=False)).to_be_visible()
+    expect(page.get_by_text("太长：这个模型", exact=False)).to_be_visible()
     expect(page.locator("#question textarea")).to_have_value("好" * 200)
     expect(page.locator("#conversation .error")).to_have_count(1)
     expect(page.locator("#conversation .error")).to_be_hidden()
