@@ -66,18 +66,18 @@ def read_prompts(path: Path) -> PromptFile:
 
 def _prompt(row: dict) -> tuple[str, str]:
     """(a row's prompt, why it has none: "" if it has one)."""
-    names = {name.casefold(): name for name in row}
-    column = next((name for name in PROMPT_COLUMNS if name in names), None)
+    values = {name.casefold(): value for name, value in row.items()}
+    column = next((name for name in PROMPT_COLUMNS if name in values), None)
     if column is None:
         return "", f"it has no column {', '.join(PROMPT_COLUMNS)}, but {preview(', '.join(row))}"
     columns = [column]
-    if column == "instruction" and "input" in names:  # Alpaca's
+    if column == "instruction" and "input" in values:  # Alpaca's
         columns.append("input")
     texts = []
     for name in columns:
-        text = scalar_text(row[names[name]])
+        text = scalar_text(values[name])
         if text is None:
-            return "", f"its {name} is {preview(row[names[name]])}"
+            return "", f"its {name} is {preview(values[name])}"
         texts.append(text)
     if not texts[0].strip():
         return "", f"its {column} is empty"
@@ -86,8 +86,7 @@ def _prompt(row: dict) -> tuple[str, str]:
 
 def _system(row: dict) -> tuple[str | None, str]:
     """(a row's own system message or None, why it can't be used: "" if it can)."""
-    names = {name.casefold(): name for name in row}
-    value = row[names["system"]] if "system" in names else None
+    value = next((value for name, value in row.items() if name.casefold() == "system"), None)
     text = scalar_text(value)
     return text or None, "" if text is not None else f"its system is {preview(value)}"
 
@@ -132,7 +131,7 @@ def _write_csv(path: Path, rows: list[dict]) -> None:
 
 
 def _cell(value: object) -> str:
-    """Text as it is, null as an empty cell, other values as JSON."""
+    """The cell's text: empty for null, JSON for a value that is not a text."""
     if isinstance(value, str) or value is None:
         return value or ""
     return json.dumps(value, ensure_ascii=False)

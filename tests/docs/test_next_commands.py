@@ -38,6 +38,13 @@ def here(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.fixture
+def prepared(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The novel is prepared in data/mine, and what that printed is read."""
+    assert prepare.main(["mine.txt", "--vocab_size=300"]) == 0
+    capsys.readouterr()
+
+
 @pytest.fixture(params=["", "-2"], ids=["empty folder", "after quickstart.sh"])
 def suffix(request: pytest.FixtureRequest, here: Path) -> str:
     """What is added to the name of a default folder, which after quickstart.sh is not empty."""
@@ -97,11 +104,8 @@ def test_the_model_of_a_tokenizer_from_a_data_folder_is_found(follow: Callable) 
     assert {"--init_from=out-mine", "--block_size=256"} <= set(follow(*SHORT, *TUNED))
 
 
-def test_without_a_model_of_the_tokenizer_random_weights_are_trained(
-    here: Path, follow: Callable, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert prepare.main(["mine.txt", "--vocab_size=300"]) == 0
-    capsys.readouterr()
+@pytest.mark.usefixtures("prepared")
+def test_without_a_model_of_the_tokenizer_random_weights_are_trained(follow: Callable) -> None:
     assert prepare_sft.main(["mine.json", "--out=data/qa", "--tokenizer=data/mine"]) == 0
     assert "--init_from=scratch" in follow(*TINY, *SHORT, *TUNED)
 
@@ -118,10 +122,9 @@ def test_questions_that_cannot_be_paraphrased_are_trained_without(
     assert "--paraphrases=0" in follow(*SHORT, *TUNED)
 
 
+@pytest.mark.usefixtures("prepared")
 def test_a_folder_outside_data_is_found_although_data_has_one_of_its_name(
-    here: Path, follow: Callable, capsys: pytest.CaptureFixture[str]
+    here: Path, follow: Callable
 ) -> None:
-    assert prepare.main(["mine.txt", "--vocab_size=300"]) == 0
-    capsys.readouterr()
     assert prepare.main(["mine.txt", "--out=mine", "--vocab_size=310"]) == 0
     assert f"--dataset={here / 'mine'}" in follow(*TINY, *SHORT)

@@ -1,4 +1,4 @@
-"""Folders that prepare.py and prepare_sft.py are told to write, and data where a model is expected."""
+"""The prepare commands overwrite only their own data; prepared data is refused as a model."""
 
 from __future__ import annotations
 
