@@ -1,5 +1,5 @@
-"""The GPT: Qwen3's dense block, small. Parameters have Hugging Face's names, so that a folder
-of weights is a Hugging Face model.
+"""The GPT: the dense block of Qwen3, and with other settings that of Qwen2 or Llama. Parameters
+have Hugging Face's names, so that a folder of weights is a Hugging Face model.
 
 Shapes: B rows, T tokens, C width, H query heads, G key-value heads, D width of a head,
 V vocabulary, L layers.
@@ -7,17 +7,24 @@ V vocabulary, L layers.
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from torch import Tensor, nn
+
+
+@dataclass
+class RopeScaling:
+    """Llama 3's change of the rotary frequencies, for rows longer than those of pretraining."""
+
+    factor: float  # divides the low frequencies
+    low_freq_factor: float  # a low frequency turns less often than this in original_context
+    high_freq_factor: float  # a high frequency, which stays, more often than this
+    original_context: int  # longest row of the pretraining in tokens
 
 
 @dataclass
@@ -34,6 +41,10 @@ class GPTConfig:
     tie_embeddings: bool = False  # one matrix for the embedding and the head
     rope_theta: float = 10000.0
     norm_eps: float = 1e-6
+    qk_norm: bool = True  # queries and keys are normalised
+    qkv_bias: bool = False  # the projections to queries, keys and values have biases
+    rope_scaling: RopeScaling | None = None
+    max_context: int | None = None  # the model's longest row, if block_size is a part of it
 
     def __post_init__(self) -> None:
         self.n_kv_head = self.n_kv_head or self.n_head
@@ -104,11 +115,30 @@ class RMSNorm(nn.Module):
         return ops.norm_and_rotate(x, self.weight, self.eps, cos, sin)
 
 
-def rotary_angles(config: GPTConfig) -> Tensor:
-    """The angle of each position and dimension of a head, in float64: (block_size, D)."""
+class NoNorm(nn.Module):
+    """In place of the norm of queries or keys in models that have none."""
+
+    def norm_and_rotate(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        return rotate(x.transpose(1, 2), cos, sin)
+
+
+def rotary_frequencies(config: GPTConfig) -> Tensor:
+    """The angle between successive positions of each pair of dimensions, in float64: (D / 2)."""
     exponents = torch.arange(0, config.head_dim, 2).double() / config.head_dim
-    frequencies = config.rope_theta**-exponents  # (D / 2)
-    return torch.outer(torch.arange(config.block_size).double(), frequencies).repeat(1, 2)
+    frequencies = config.rope_theta**-exponents
+    scaling = config.rope_scaling
+    if scaling is None:
+        return frequencies
+    turns = scaling.original_context * frequencies / (2 * math.pi)
+    low, high = scaling.low_freq_factor, scaling.high_freq_factor
+    kept = ((turns - low) / (high - low)).clamp(0, 1)  # the share that isn't divided
+    return frequencies * (kept + (1 - kept) / scaling.factor)
+
+
+def rotary_angles(config: GPTConfig) -> Tensor:
+    """The angle of each position and pair of dimensions, in float64: (block_size, D / 2)."""
+    positions = torch.arange(config.block_size).double()
+    return torch.outer(positions, rotary_frequencies(config))
 
 
 class Attention(nn.Module):
@@ -118,12 +148,13 @@ class Attention(nn.Module):
         super().__init__()
         self.layer, self.head_dim = layer, config.head_dim
         q_width, kv_width = config.n_head * config.head_dim, config.n_kv_head * config.head_dim
-        self.q_proj = nn.Linear(config.n_embd, q_width, bias=False)
-        self.k_proj = nn.Linear(config.n_embd, kv_width, bias=False)
-        self.v_proj = nn.Linear(config.n_embd, kv_width, bias=False)
+        self.q_proj = nn.Linear(config.n_embd, q_width, bias=config.qkv_bias)
+        self.k_proj = nn.Linear(config.n_embd, kv_width, bias=config.qkv_bias)
+        self.v_proj = nn.Linear(config.n_embd, kv_width, bias=config.qkv_bias)
         self.o_proj = nn.Linear(q_width, config.n_embd, bias=False)
-        self.q_norm = RMSNorm(config.head_dim, config.norm_eps)
-        self.k_norm = RMSNorm(config.head_dim, config.norm_eps)
+        has_norm, norm = config.qk_norm, (config.head_dim, config.norm_eps)
+        self.q_norm = RMSNorm(*norm) if has_norm else NoNorm()
+        self.k_norm = RMSNorm(*norm) if has_norm else NoNorm()
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, slots: CacheSlots | None) -> Tensor:
         B, T, _ = x.shape
@@ -234,9 +265,9 @@ class GPT(nn.Module):
             }
         )
         self.drop = nn.Dropout(config.dropout)
-        angles = rotary_angles(config)  # (block_size, D)
-        self.register_buffer("cos", angles.cos().float(), persistent=False)
-        self.register_buffer("sin", angles.sin().float(), persistent=False)
+        angles = rotary_angles(config)  # both halves of a head turn by the same angles
+        self.register_buffer("cos", angles.cos().float().repeat(1, 2), persistent=False)
+        self.register_buffer("sin", angles.sin().float().repeat(1, 2), persistent=False)
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         if config.tie_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
@@ -251,10 +282,11 @@ class GPT(nn.Module):
         o_proj, down_proj    0.02 / sqrt(2 L): the sum of the 2 L residual additions starts small
         other matrices       0.02
         norm weights         (constant 1)
+        biases               (constant 0)
         """
         for name, parameter in self.named_parameters():
-            if name.endswith("norm.weight"):
-                parameter.fill_(1.0)
+            if parameter.ndim == 1:
+                parameter.fill_(0.0 if name.endswith("bias") else 1.0)
             elif name == "model.embed_tokens.weight":
                 parameter.normal_(std=0.02 if self.config.tie_embeddings else 0.5)
             elif name.endswith(("o_proj.weight", "down_proj.weight")):
@@ -307,93 +339,24 @@ class GPT(nn.Module):
         """The content of a weights file: every parameter once, without a tied head."""
         return {name: p.detach() for name, p in self.named_parameters()}
 
-    @torch.no_grad()
-    def load_tensors(self, tensors: dict[str, Tensor]) -> None:
-        """Copies the weights; ValueError names tensors that are missing, unknown or misshapen."""
-        own, new = self.tensors(), dict(tensors)
+    def check_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """ValueError that names tensors that are missing, unknown or misshapen."""
+        own, names = self.tensors(), set(tensors)
         if self.config.tie_embeddings:
-            new.pop("lm_head.weight", None)
-        wrong = [f"{name} is missing" for name in own.keys() - new.keys()]
-        wrong += [f"{name} is not part of this model" for name in new.keys() - own.keys()]
-        for name in own.keys() & new.keys():
-            shape, expected = tuple(new[name].shape), tuple(own[name].shape)
+            names.discard("lm_head.weight")
+        wrong = [f"{name} is missing" for name in own.keys() - names]
+        wrong += [f"{name} is not part of this model" for name in names - own.keys()]
+        for name in own.keys() & names:
+            shape, expected = tuple(tensors[name].shape), tuple(own[name].shape)
             if shape != expected:
                 wrong.append(f"{name} has shape {shape} instead of {expected}")
         if wrong:
             more = f"; and {len(wrong) - 5} more" if len(wrong) > 5 else ""
             raise ValueError("; ".join(sorted(wrong)[:5]) + more)
-        for name, parameter in own.items():
-            parameter.copy_(new[name])
 
-    @classmethod
-    def from_pretrained(cls, folder: str | Path, **changes: object) -> GPT:
-        """Reads a Hugging Face folder. `changes` may override dropout and block_size."""
-        content = Path(folder, "config.json").read_text(encoding="utf-8")
-        model = cls(replace(config_from_hf(json.loads(content)), **changes))
-        model.load_tensors(load_file(Path(folder, "model.safetensors")))
-        return model
-
-
-# ---------------------------------------------------------------- config.json
-
-# Field of GPTConfig: its name in config.json, type, smallest and largest value.
-# The size of the weights file doesn't bound n_layer and block_size, so a malicious config.json
-# could use up all memory with them.
-HF_FIELDS = {
-    "vocab_size": ("vocab_size", int, 1, 10**7),
-    "block_size": ("max_position_embeddings", int, 1, 1 << 20),
-    "n_layer": ("num_hidden_layers", int, 1, 1000),
-    "n_head": ("num_attention_heads", int, 1, 10**7),
-    "n_kv_head": ("num_key_value_heads", int, 1, 10**7),
-    "n_embd": ("hidden_size", int, 1, 10**7),
-    "head_dim": ("head_dim", int, 1, 10**7),
-    "n_hidden": ("intermediate_size", int, 1, 10**7),
-    "tie_embeddings": ("tie_word_embeddings", bool, False, True),
-    "norm_eps": ("rms_norm_eps", float, 0, 1e12),
-    "dropout": ("dropout", float, 0, 0.99),
-    "rope_theta": ("rope_theta", float, 1, 1e12),
-}
-
-
-def config_to_hf(config: GPTConfig) -> dict:
-    """The content of config.json, for transformers 4 and 5."""
-    values = {hf_name: getattr(config, name) for name, (hf_name, *_) in HF_FIELDS.items()}
-    rope_theta = values.pop("rope_theta")
-    return {
-        "architectures": ["Qwen3ForCausalLM"],
-        "model_type": "qwen3",
-        **values,
-        "hidden_act": "silu",
-        "attention_bias": False,
-        "attention_dropout": 0.0,
-        "use_sliding_window": False,
-        "initializer_range": 0.02,
-        "rope_theta": rope_theta,
-        "rope_parameters": {"rope_type": "default", "rope_theta": rope_theta},
-        "use_cache": True,
-        "dtype": "float32",
-        "torch_dtype": "float32",
-    }
-
-
-def config_from_hf(content: dict) -> GPTConfig:
-    """The config in the content of a config.json; ValueError if it is not a plain Qwen3."""
-    if content.get("model_type") != "qwen3":
-        raise ValueError(f"model_type is {content.get('model_type')!r}, only 'qwen3' can be read")
-    rope = content.get("rope_parameters") or {}
-    is_scaled = rope.get("rope_type", "default") != "default" or content.get("rope_scaling")
-    if is_scaled or content.get("attention_bias"):
-        raise ValueError("scaled rotary positions and attention biases are not supported")
-    defaults = {"dropout": GPTConfig.dropout, "rope_theta": GPTConfig.rope_theta}
-    content = {**defaults, **content, **rope}
-    if missing := [hf_name for hf_name, *_ in HF_FIELDS.values() if hf_name not in content]:
-        raise ValueError(f"it lacks {', '.join(missing)}")
-    for hf_name, kind, low, high in HF_FIELDS.values():
-        value = content[hf_name]
-        has_type = type(value) is kind or (kind is float and type(value) is int)
-        if not has_type or not low <= value <= high:  # no comparison with NaN holds
-            raise ValueError(f"{hf_name} is {str(value)[:40]}")
-    config = GPTConfig(**{name: content[hf_name] for name, (hf_name, *_) in HF_FIELDS.items()})
-    if config.n_head % config.n_kv_head or config.head_dim % 2:
-        raise ValueError("query heads must be a multiple of key-value heads, and head_dim even")
-    return config
+    @torch.no_grad()
+    def load_tensors(self, tensors: dict[str, Tensor]) -> None:
+        """Copies the weights; ValueError if they are not those of `tensors()`."""
+        self.check_tensors(tensors)
+        for name, parameter in self.tensors().items():
+            parameter.copy_(tensors[name])

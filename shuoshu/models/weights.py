@@ -5,111 +5,45 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
-import re
 import typing
-from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from safetensors import SafetensorError
+from torch.overrides import TorchFunctionMode
 
-from model import GPT, GPTConfig, config_from_hf, config_to_hf
+from model import GPT, GPTConfig
 from shuoshu.core.errors import UserError
 from shuoshu.core.files import (
     error_reason,
-    open_file,
     read_json,
     require_disk_space,
     write_atomically,
     write_synced_text,
 )
 from shuoshu.core.out_dirs import require_model
-from shuoshu.text.dataset import TASKS
+from shuoshu.models.families import config_from_hf, config_to_hf
+from shuoshu.models.tensor_files import (
+    WEIGHTS_FILE,
+    StoredTensor,
+    folder_tensors,
+    read_metadata,
+    tensor_bytes,
+    write_tensors,
+)
 from shuoshu.text.tokenizer import Tokenizer
 
-SAFETENSORS_DTYPES = {
-    torch.float32: "F32",
-    torch.float64: "F64",
-    torch.bfloat16: "BF16",
-    torch.float16: "F16",
-    torch.int64: "I64",
-    torch.uint8: "U8",
-}
-HEADER_BYTES = 300  # of one tensor, at most
-MAX_HEADER_BYTES = 1 << 24  # a longer header is a sign of damage
-HASH_CHUNK_BYTES = 1 << 20  # of a file at a time
-
-
-def tensor_bytes(tensors: Iterable[Tensor]) -> int:
-    """An upper bound of the size of a file of these tensors, in bytes."""
-    return sum(t.numel() * t.element_size() + HEADER_BYTES for t in tensors)
-
-
-def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
-    """Writes and syncs a safetensors file; returns its sha256.
-
-    Equal content gives equal bytes, unlike with safetensors' own writer, which shuffles the
-    metadata. A sha256 of the header and the data is added to the metadata.
-    """
-    arrays = {name: t.detach().cpu().contiguous() for name, t in sorted(tensors.items())}
-    raw = {name: t.reshape(-1).view(torch.uint8).numpy() for name, t in arrays.items()}
-    header: dict[str, typing.Any] = {"__metadata__": {"format": "pt", **metadata}}
-    offset = 0  # in the data, which follows the header
-    for name, tensor in arrays.items():
-        end = offset + raw[name].nbytes
-        header[name] = {
-            "dtype": SAFETENSORS_DTYPES[tensor.dtype],
-            "shape": list(tensor.shape),
-            "data_offsets": [offset, end],
-        }
-        offset = end
-    digest = hashlib.sha256(json.dumps(header).encode())
-    for piece in raw.values():
-        digest.update(piece)
-    header["__metadata__"]["sha256"] = digest.hexdigest()
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # the format aligns the data to 8 bytes
-    file_digest = hashlib.sha256()
-    with path.open("wb") as file:
-        for piece in (len(text).to_bytes(8, "little") + text, *raw.values()):
-            file.write(piece)
-            file_digest.update(piece)
-        file.flush()
-        os.fsync(file.fileno())
-    return file_digest.hexdigest()
-
-
-def read_metadata(path: Path) -> dict[str, str]:
-    """The metadata of a weights file; UserError if its content doesn't match its sha256."""
-    try:
-        with open_file(path) as file:
-            length = int.from_bytes(file.read(8), "little")
-            if not 2 <= length <= min(MAX_HEADER_BYTES, path.stat().st_size - 8):
-                raise ValueError("its header is cut off or missing")
-            header = json.loads(file.read(length))
-            metadata = header["__metadata__"]
-            expected = metadata.pop("sha256")
-            digest = hashlib.sha256(json.dumps(header).encode())
-            while chunk := file.read(HASH_CHUNK_BYTES):
-                digest.update(chunk)
-        if digest.hexdigest() != expected:
-            raise ValueError("its content doesn't match its sha256")
-        for name in ("step", "turns"):
-            if not re.fullmatch("[0-9]{1,15}", metadata.get(name, "0")):
-                raise ValueError("its step or turns are not a number")
-        if metadata.get("task", "text") not in TASKS:
-            raise ValueError("its task is neither text nor questions")
-        if not isinstance(metadata.get("system", ""), str):
-            raise ValueError("its system message is not a text")
-        return metadata
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(
-            f"{path} is damaged or not a weights file of Shuoshu: {error_reason(error)}; "
-            "copy it again, or train again"
-        ) from None
+# What reading a damaged folder can raise.
+LOAD_ERRORS = (ValueError, TypeError, KeyError, AttributeError, OSError, RuntimeError)
+LOAD_ERRORS += (RecursionError, SafetensorError)
+# Of GPTConfig: older models have none of these, so their default leaves a fingerprint as it was.
+LATER_FIELDS = {"qk_norm", "qkv_bias", "rope_scaling"}
+# In old files of Llama models, which the config gives as well.
+DERIVED_TENSORS = "rotary_emb.inv_freq"
+# A larger model than its file by this factor isn't built, since its norms would fill the memory.
+MAX_MISSING = 4
+HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 
 
 class Purpose(typing.NamedTuple):
@@ -153,6 +87,10 @@ def write_model_folder(
 def weights_fingerprint(config: GPTConfig, tokenizer: Tokenizer) -> str:
     """A hash of the tokenizer and of the config values that weights depend on."""
     shape = asdict(config) | {"dropout": None, "block_size": None}
+    del shape["max_context"]
+    for field in fields(config):
+        if field.name in LATER_FIELDS and shape[field.name] == field.default:
+            del shape[field.name]
     return hashlib.sha256(json.dumps([shape, tokenizer.hash], sort_keys=True).encode()).hexdigest()
 
 
@@ -169,7 +107,7 @@ def save_weights(
     }
     require_disk_space(out_dir, tensor_bytes(model.tensors().values()))
     write_atomically(
-        out_dir / "model.safetensors", lambda path: write_tensors(path, model.tensors(), metadata)
+        out_dir / WEIGHTS_FILE, lambda path: write_tensors(path, model.tensors(), metadata)
     )
 
 
@@ -182,29 +120,53 @@ class LoadedModel(typing.NamedTuple):
     purpose: Purpose
 
 
-def check_shapes(path: Path, config: GPTConfig) -> None:
-    """ValueError if a file's shapes don't fit a config. Allocates no memory for the model.
+class _SkipInit(TorchFunctionMode):
+    """Within this context, modules are made without drawing their weights.
 
-    A damaged config.json could otherwise ask for more memory than the machine has.
+    Memory that is never written costs nothing until a tensor of the file replaces it.
     """
-    with safe_open(path, "pt") as file:
-        names = file.keys()
-        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in names}
+
+    DRAWS = frozenset(("kaiming_uniform_", "uniform_", "normal_", "fill_"))
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function.__name__ in self.DRAWS:
+            return args[0] if args else kwargs["tensor"]
+        return function(*args, **(kwargs or {}))
+
+
+def model_from_tensors(
+    config: GPTConfig, stored: dict[str, StoredTensor], dtype: torch.dtype
+) -> GPT:
+    """A model with the stored weights, converted to `dtype` one at a time.
+
+    ValueError if they don't fit the config.
+    """
     c = config
     heads = 2 * (c.n_head + c.n_kv_head) * c.head_dim  # rows of the four projections
-    block = c.n_embd * (heads + 3 * c.n_hidden + 2) + 2 * c.head_dim  # parameters
-    outer = c.vocab_size * c.n_embd * (1 if c.tie_embeddings else 2)
-    if c.n_layer * block + c.n_embd + outer <= sum(map(math.prod, shapes.values())):
-        return  # the model is no larger than the file, so it can be built
-    # On the meta device load_tensors only compares shapes. The first use costs torch a second,
-    # so the check above comes first.
-    with torch.device("meta"):
-        GPT(config).load_tensors({name: torch.empty(shape) for name, shape in shapes.items()})
+    size = c.n_layer * c.n_embd * (heads + 3 * c.n_hidden) + c.vocab_size * c.n_embd
+    numbers = sum(math.prod(tensor.shape) for tensor in stored.values())
+    if size > MAX_MISSING * numbers:
+        raise ValueError(f"its weights have {numbers:,} numbers, config.json describes {size:,}")
+    with _SkipInit():
+        model = GPT(config)
+    stored = {name: each for name, each in stored.items() if not name.endswith(DERIVED_TENSORS)}
+    if config.tie_embeddings and HEAD in stored:
+        _check_tied_head(stored)
+    model.check_tensors(stored)
+    # The largest first, while there is the most room for a tensor in two types.
+    own = dict(model.named_parameters())
+    for name in sorted(own, key=lambda name: -own[name].numel()):
+        weight = stored[name].read().to(dtype)
+        if not all(map(torch.isfinite, weight.aminmax())):
+            raise ValueError("its weights are not finite")
+        own[name].data = weight
+    return model
 
 
-# What reading a damaged folder can raise.
-LOAD_ERRORS = (ValueError, TypeError, KeyError, AttributeError, OSError, RuntimeError)
-LOAD_ERRORS += (SafetensorError,)
+def _check_tied_head(stored: dict[str, StoredTensor]) -> None:
+    """ValueError if the head in the file isn't the embedding, though config.json ties them."""
+    if EMBEDDING in stored and not torch.equal(stored[EMBEDDING].read(), stored[HEAD].read()):
+        raise ValueError(f"{HEAD} differs from {EMBEDDING}, though config.json ties them")
 
 
 def read_config_json(folder: Path) -> GPTConfig:
@@ -221,8 +183,18 @@ def read_config_json(folder: Path) -> GPTConfig:
         ) from None
 
 
+def change_config(config: GPTConfig, **changes: object) -> GPTConfig:
+    """A config with another dropout or block_size; max_context keeps the model's longest row."""
+    context = max(config.max_context or 0, config.block_size)
+    changed = replace(config, **changes)
+    return replace(changed, max_context=context if context > changed.block_size else None)
+
+
 def load_model(
-    folder: str | Path, device: torch.device | str = "cpu", **changes: object
+    folder: str | Path,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    **changes: object,
 ) -> LoadedModel:
     """The model in a folder; UserError if anything in it is missing, damaged or inconsistent.
 
@@ -230,14 +202,11 @@ def load_model(
     """
     folder = Path(folder)
     require_model(folder)
-    metadata = read_metadata(folder / "model.safetensors")
+    metadata = read_metadata(folder / WEIGHTS_FILE) if (folder / WEIGHTS_FILE).exists() else {}
     tokenizer = Tokenizer.load(folder)
     config = read_config_json(folder)
     try:
-        check_shapes(folder / "model.safetensors", config)
-        model = GPT.from_pretrained(folder, **changes)
-        if not all(torch.isfinite(parameter).all() for parameter in model.parameters()):
-            raise ValueError("its weights are not finite")
+        model = model_from_tensors(change_config(config, **changes), folder_tensors(folder), dtype)
     except LOAD_ERRORS as error:
         raise UserError(f"the model in {folder} can't be loaded: {error_reason(error)}") from None
     fingerprint = weights_fingerprint(config, tokenizer)

@@ -67,9 +67,9 @@ def test_no_imports_are_circular():
     TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
 
 
-def test_the_model_needs_torch_and_safetensors_only():
+def test_the_model_needs_torch_only():
     outside = {name.split(".")[0] for name in imported(REPO_ROOT / "model.py")}
-    assert outside - set(sys.stdlib_module_names) == {"torch", "safetensors"}
+    assert outside - set(sys.stdlib_module_names) == {"torch"}
 
 
 def test_core_text_and_sft_load_without_torch():

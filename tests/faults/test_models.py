@@ -281,7 +281,7 @@ def test_an_invalid_header_is_refused_with_little_memory(
         sample.main,
         saying(model),
         model / "model.safetensors",
-        "is damaged or not a weights file of Shuoshu",
+        "is damaged or not a safetensors file",
     )
 
 

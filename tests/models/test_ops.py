@@ -19,7 +19,7 @@ OPS = list(vars(model.ops))
 
 def angles(length: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
     config = GPTConfig(96, length, 1, 1, width, head_dim=width)
-    table = model.rotary_angles(config).float()
+    table = model.rotary_angles(config).repeat(1, 2).float()
     return table.cos(), table.sin()
 
 
