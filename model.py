@@ -336,8 +336,8 @@ class GPT(nn.Module):
         return 6 * (inner + c.vocab_size * c.n_embd + attention)  # 2 forward and 4 backward each
 
     def tensors(self) -> dict[str, Tensor]:
-        """The content of a weights file: every parameter once, without a tied head."""
-        return {name: p.detach() for name, p in self.named_parameters()}
+        """The content of a weights file: every trained parameter once, without a tied head."""
+        return {name: p.detach() for name, p in self.named_parameters() if p.requires_grad}
 
     def check_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """ValueError that names tensors that are missing, unknown or misshapen."""

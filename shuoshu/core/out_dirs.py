@@ -12,7 +12,13 @@ from shuoshu.core.files import same_path
 
 DEFAULT_FOLDERS = ("out-sft", "out-pretrain")  # what config/sft.py and config/pretrain.py write
 BUNDLED_OUT_DIRS = {"novella": "out-pretrain", "novella_qa": "out-sft"}  # by dataset
-MODEL_FILES = ("config.json", "model.safetensors")
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+# What a folder of a model has: a file that says what it is, and weights or their index.
+MODEL_FILES = (
+    ("config.json", "model.safetensors"),
+    ("config.json", "model.safetensors.index.json"),
+    (ADAPTER_CONFIG, ADAPTER_WEIGHTS),
+)
 MAX_MODELS_SHOWN = 5
 
 
@@ -26,7 +32,7 @@ def flag(name: str, value: object) -> str:
 
 def find_models() -> list[Path]:
     """The out-* folders here that hold a model, the newest first; UserError if there is none."""
-    folders = _newest_first(Path().glob("out-*/model.safetensors"))
+    folders = _newest_first(Path().glob("out-*"))
     if not folders:
         raise _no_model_error("any out-… folder here", "app.py ")
     return folders
@@ -37,26 +43,41 @@ def newest_model(command: str) -> Path:
 
     If neither holds a model, the UserError proposes `command`, completed by another model's folder.
     """
-    folders = _newest_first(Path(name) / "model.safetensors" for name in DEFAULT_FOLDERS)
+    folders = _newest_first(map(Path, DEFAULT_FOLDERS))
     if not folders:
         raise _no_model_error(" or ".join(DEFAULT_FOLDERS), command)
     return folders[0]
 
 
 def holds_model(folder: Path) -> bool:
-    """Whether the folder has weights and their config.json."""
-    return all((folder / name).is_file() for name in MODEL_FILES)
+    """Whether the folder has a model or an adapter: weights and what describes them."""
+    return weights_path(folder) is not None
+
+
+def holds_adapter(folder: Path) -> bool:
+    """Whether the folder has an adapter, which needs its base, instead of a model."""
+    path = weights_path(folder)
+    return path is not None and path.name == ADAPTER_WEIGHTS
+
+
+def weights_path(folder: Path) -> Path | None:
+    """The folder's file of weights, or their index; None if it holds no model."""
+    for names in MODEL_FILES:
+        paths = [folder / name for name in names]
+        if all(path.is_file() for path in paths):
+            return paths[-1]
+    return None
 
 
 def models_here() -> list[Path]:
     """The folders here that hold a model, whatever their names, the newest first."""
-    return _newest_first(Path().glob("*/model.safetensors"))
+    return _newest_first(Path().glob("*"))
 
 
-def _newest_first(weights: Iterable[Path]) -> list[Path]:
-    """The model folders of these files, sorted by the files' times."""
-    complete = [path for path in weights if holds_model(path.parent)]
-    return [path.parent for path in sorted(complete, key=lambda path: -path.stat().st_mtime)]
+def _newest_first(folders: Iterable[Path]) -> list[Path]:
+    """Those of the folders that hold models, sorted by the times of the weights."""
+    weights = [path for folder in folders if (path := weights_path(folder))]
+    return [path.parent for path in sorted(weights, key=lambda path: -path.stat().st_mtime)]
 
 
 def require_model(folder: Path) -> None:
@@ -75,6 +96,11 @@ def require_model(folder: Path) -> None:
         )
     if (folder / "model.safetensors").is_file():
         raise UserError(f"{folder} has weights but no config.json: copy the model's whole folder")
+    if (folder / ADAPTER_CONFIG).is_file():
+        raise UserError(
+            f"{folder} has {ADAPTER_CONFIG} but no {ADAPTER_WEIGHTS}: copy the adapter's whole"
+            " folder, or save it as safetensors with PEFT if it is adapter_model.bin"
+        )
     if (folder / "checkpoints").is_dir():
         raise UserError(
             f"{folder} has checkpoints but no model.safetensors: its run ended before it kept"

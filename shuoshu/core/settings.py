@@ -21,6 +21,8 @@ from shuoshu.core.schema import (
     setting,
 )
 
+LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
 
 @dataclass
 class ModelSettings(Settings):
@@ -119,6 +121,43 @@ class OptimSettings(Settings):
 
 
 @dataclass
+class LoraSettings(Settings):
+    """LoRA: a small update of a frozen model"""
+
+    lora_rank: int | None = count(
+        None, "rank of the updates that are trained instead of the weights (none: no LoRA)", 4096
+    )
+    lora_alpha: float = number(
+        32.0, "the updates are multiplied by lora_alpha / lora_rank", low=0.001, high=1e6
+    )
+    lora_dropout: float = number(
+        0.0, "probability of dropping a value of an update's input", high=0.95
+    )
+    lora_targets: str = setting(
+        "all",
+        "layers that get an update; all: the seven linear layers of a block; or some of"
+        f" {','.join(LORA_TARGETS)}",
+    )
+    lora_rslora: bool = setting(
+        False, "multiply the updates by lora_alpha / √lora_rank instead (rsLoRA)"
+    )
+
+    def target_names(self) -> tuple[str, ...]:
+        """The names of the layers in lora_targets."""
+        if self.lora_targets == "all":
+            return LORA_TARGETS
+        return tuple(dict.fromkeys(name.strip() for name in self.lora_targets.split(",")))
+
+    def problems(self) -> list[str]:
+        if wrong := [name for name in self.target_names() if name not in LORA_TARGETS]:
+            return [
+                f"lora_targets={self.lora_targets}: {wrong[0]!r} is none of"
+                f" {', '.join(LORA_TARGETS)}"
+            ]
+        return []
+
+
+@dataclass
 class DataSettings(Settings):
     """data"""
 
@@ -150,7 +189,11 @@ class RunSettings(Settings):
 
     out_dir: str = setting("out-pretrain", "folder for the model, its checkpoints, log and curves")
     init_from: str = setting(
-        "scratch", "scratch: random weights; or the out_dir of a model whose weights to start from"
+        "scratch",
+        "scratch: random weights; or the folder of a model or of an adapter to start from",
+    )
+    base: str | None = setting(
+        None, "folder of the model below an adapter (none: where it was when the adapter began)"
     )
     max_iters: int | None = setting(
         None, "length of the run in steps", low=1, high=MAX_COUNT, overrides=(*LENGTHS, "min_iters")
@@ -239,7 +282,7 @@ class RunSettings(Settings):
 
 
 @dataclass
-class TrainSettings(RunSettings, DataSettings, OptimSettings, ModelSettings):
+class TrainSettings(RunSettings, DataSettings, LoraSettings, OptimSettings, ModelSettings):
     REPLACED_BY: ClassVar[dict[str, str]] = {  # settings of nanoGPT that don't exist here
         "min_lr": "--min_lr_fraction sets the last learning rate as a fraction of the peak",
         "decay_lr": "--schedule=constant turns the decay off",
@@ -250,3 +293,17 @@ class TrainSettings(RunSettings, DataSettings, OptimSettings, ModelSettings):
         "bias": "the model has no biases",
     }
     configs: tuple[str, ...] = setting((), "config/FILE.py", positional=True)
+
+    def problems(self) -> list[str]:
+        if self.lora_rank is None:
+            return []
+        problems = []
+        if self.init_from == "scratch":
+            problems.append(
+                f"lora_rank={self.lora_rank} needs a trained model: set --init_from=FOLDER"
+            )
+        if self.optimizer == "muon":
+            problems.append(
+                "optimizer=muon is not for LoRA: use config/lora.py, or set --optimizer=adamw"
+            )
+        return problems

@@ -94,17 +94,24 @@ def weights_fingerprint(config: GPTConfig, tokenizer: Tokenizer) -> str:
     return hashlib.sha256(json.dumps([shape, tokenizer.hash], sort_keys=True).encode()).hexdigest()
 
 
-def save_weights(
-    out_dir: Path, model: GPT, tokenizer: Tokenizer, step: int, purpose: Purpose = CONTINUES_TEXT
-) -> None:
-    """Replaces the folder's model.safetensors; OSError if the disk has no room for it."""
-    metadata = {
+def weights_metadata(
+    config: GPTConfig, tokenizer: Tokenizer, step: int, purpose: Purpose
+) -> dict[str, str]:
+    """The metadata of a file of weights."""
+    return {
         "step": str(step),
         "task": purpose.task,
         "turns": str(purpose.turns),
         "system": purpose.system,
-        "belongs": weights_fingerprint(model.config, tokenizer),
+        "belongs": weights_fingerprint(config, tokenizer),
     }
+
+
+def save_weights(
+    out_dir: Path, model: GPT, tokenizer: Tokenizer, step: int, purpose: Purpose = CONTINUES_TEXT
+) -> None:
+    """Replaces the folder's model.safetensors; OSError if the disk has no room for it."""
+    metadata = weights_metadata(model.config, tokenizer, step, purpose)
     require_disk_space(out_dir, tensor_bytes(model.tensors().values()))
     write_atomically(
         out_dir / WEIGHTS_FILE, lambda path: write_tensors(path, model.tensors(), metadata)

@@ -2,10 +2,11 @@
 
 out_dir/checkpoints/step-000500/ holds everything that a run needs to continue after 500 steps:
 
-    model.safetensors      the weights
+    model.safetensors      the trained weights: all of the model, or an adapter
     optimizer.safetensors  the optimizers' tensors, as <parameter>/<name>: model.norm.weight/exp_avg
-    state.json             format, step, run (RunState and its Plan), settings, the sha256 of the
-                           tokenizer and of both splits of the data
+    state.json             format, step, run (RunState and its Plan), settings, the model's config,
+                           the adapter and its base if there is one, the sha256 of the tokenizer
+                           and of both splits of the data
     manifest.json          the sha256 of the three files above; written last
 
 OutDir.save in out_dir.py puts them together. There is no random state: dropout and the order of
@@ -151,16 +152,21 @@ def _problem_of(folder: Path) -> str | None:
     return None
 
 
+def read_state(folder: Path) -> dict:
+    """state.json of a checkpoint; OSError, ValueError or TypeError if it can't be used."""
+    state = read_json(folder / STATE_FILE)
+    if state["format"] != CHECKPOINT_FORMAT:
+        raise ValueError(
+            f"its state has format {state['format']!r:.20}, this version reads {CHECKPOINT_FORMAT}"
+        )
+    return state
+
+
 def load_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], dict]:
     """(weights, optimizer tensors, state.json) of a valid checkpoint; UserError if they can't be
     read."""
     try:
-        state = read_json(folder / STATE_FILE)
-        if state["format"] != CHECKPOINT_FORMAT:
-            raise ValueError(
-                f"its state has format {state['format']!r:.20},"
-                f" this version reads {CHECKPOINT_FORMAT}"
-            )
+        state = read_state(folder)
         return load_file(folder / MODEL_FILE), load_file(folder / OPTIMIZER_FILE), state
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise UserError(

@@ -44,6 +44,7 @@ def print_run_summary(run: Run, length: RunLength) -> None:
         f"model      {total:,} parameters, {inner:,} without embedding and head;"
         f" loss of a uniform guess {math.log(data.tokenizer.n_vocab):.2f}"
     )
+    _print_adapter(run)
     parameters: dict[float, int] = {}  # by learning rate
     for optimizer in trainer.optimizers:
         for group in optimizer.param_groups:
@@ -60,10 +61,28 @@ def print_run_summary(run: Run, length: RunLength) -> None:
         f"data       {data.folder}: {len(data.train):,} training{paraphrases} and"
         f" {len(data.val):,} validation {data.unit}, {run.steps_per_epoch:.1f} steps per epoch"
     )
+    context = trainer.raw.config.block_size
+    if trainer.block_size < context:
+        print_line(
+            f"rows       {trainer.block_size:,} tokens of the {context:,} that the model can read;"
+            " --block_size sets another length"
+        )
     _print_length(run, length)
     compiled = ", compiled" if trainer.is_compiled else ""
     print_line(
         f"machine    {trainer.device}, {run.settings.dtype}, torch {torch.__version__}{compiled}"
+    )
+
+
+def _print_adapter(run: Run) -> None:
+    """One line on what LoRA trains, if it is used."""
+    if not run.trainer.adapter:
+        return
+    lora = run.trainer.adapter.lora
+    trained = sum(tensor.numel() for tensor in run.trainer.raw.tensors().values())
+    print_line(
+        f"adapter    {trained:,} parameters: LoRA of rank {lora.rank} on {', '.join(lora.targets)};"
+        f" the weights of {run.trainer.adapter.base} stay as they are"
     )
 
 

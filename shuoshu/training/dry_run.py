@@ -108,8 +108,10 @@ def _print_measures(
     trainer = run.trainer
     tokens = run.tokens_per_step
     total, inner = trainer.raw.count_parameters()
+    trained = sum(tensor.numel() for tensor in trainer.raw.tensors().values())
+    update = f"; {trained:,} of them are trained" if trainer.adapter else ""
     print(
-        f"parameters   {total:,}, {inner:,} without embedding and head;"
+        f"parameters   {total:,}, {inner:,} without embedding and head{update};"
         f" vocabulary {trainer.raw.config.vocab_size:,}"
     )
     print(
@@ -133,7 +135,8 @@ def _print_measures(
     more = "; a long run may take half as much again" if grows else ""
     print(f"memory       {memory} at the peak, on {trainer.device} in {run.settings.dtype}{more}")
     checkpoint = format_bytes(trainer.bytes_per_checkpoint())
+    kept = "adapter" if trainer.adapter else "model"
     print(
         f"disk         {checkpoint} per checkpoint, {KEPT_CHECKPOINTS} are kept;"
-        f" {format_bytes(4 * total)} for the model"
+        f" {format_bytes(4 * trained)} for the {kept}"
     )

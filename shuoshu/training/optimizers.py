@@ -114,12 +114,13 @@ def build_optimizers(
         gains      AdamW  norm_lr        no decay      decay would pull a gain from 1 to 0
 
     optimizer=adamw: AdamW for all at learning_rate, and no decay for gains.
+
+    Biases are treated as gains. Parameters that require no gradient are left out.
     """
-    named = dict(model.named_parameters())
-    is_tied = "lm_head.weight" not in named
+    named = trained_parameters(model)
     blocks = [p for name, p in named.items() if ".layers." in name and p.ndim == 2]
-    embedding = [named["model.embed_tokens.weight"]]
-    head = [] if is_tied else [named["lm_head.weight"]]
+    embedding = [p for name, p in named.items() if name == "model.embed_tokens.weight"]
+    head = [p for name, p in named.items() if name == "lm_head.weight"]  # none if it is tied
     gains = [p for p in named.values() if p.ndim == 1]
     decay = settings.weight_decay
     optimizers: list[torch.optim.Optimizer] = []
@@ -129,7 +130,7 @@ def build_optimizers(
     else:
         lr = _or_default(settings.learning_rate, MUON_LR)
         optimizers = [Muon(blocks, lr, decay, muon_dtype(dtype, device))]
-        default = TIED_EMBEDDING_LR if is_tied else EMBEDDING_LR
+        default = EMBEDDING_LR if head else TIED_EMBEDDING_LR
         groups = [
             (embedding, _or_default(settings.embedding_lr, default), 0.0),
             (head, settings.head_lr, decay),
@@ -146,6 +147,11 @@ def build_optimizers(
         for group in optimizer.param_groups:
             group["full_lr"] = group["lr"]
     return optimizers
+
+
+def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that require gradients, by name."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
 def muon_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
@@ -192,7 +198,7 @@ def state_tensors(model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> 
     """The state of the optimizers as `<parameter>/<name>`: model.norm.weight/exp_avg."""
     return {
         f"{parameter_name}/{name}": tensor
-        for parameter_name, parameter in model.named_parameters()
+        for parameter_name, parameter in trained_parameters(model).items()
         for optimizer in optimizers
         for name, tensor in optimizer.state.get(parameter, {}).items()
     }
@@ -208,7 +214,7 @@ def load_state_tensors(
         for group in optimizer.param_groups
         for p in group["params"]
     }
-    parameters = dict(model.named_parameters())
+    parameters = trained_parameters(model)
     expected = {
         parameter_name: MUON_STATE if isinstance(owners[id(p)], Muon) else ADAMW_STATE
         for parameter_name, p in parameters.items()

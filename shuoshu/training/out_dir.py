@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 
+from model import config_to_hf
 from shuoshu.core.errors import UserError
 from shuoshu.core.files import (
     Lock,
@@ -17,16 +18,26 @@ from shuoshu.core.files import (
     write_atomically,
     write_synced_text,
 )
-from shuoshu.core.out_dirs import dataset_name, flag, holds_data, is_unused
+from shuoshu.core.out_dirs import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    dataset_name,
+    flag,
+    holds_data,
+    is_unused,
+    weights_path,
+)
 from shuoshu.core.run_log import RunLog
 from shuoshu.core.settings import TrainSettings
 from shuoshu.core.terminal import print_line
+from shuoshu.models.adapters import save_adapter, write_adapter_folder
 from shuoshu.models.weights import (
     Purpose,
     load_model,
     read_metadata,
     save_weights,
     tensor_bytes,
+    weights_metadata,
     write_model_folder,
 )
 from shuoshu.training import checkpoints
@@ -49,6 +60,8 @@ OWN_FILES = (
     "model.safetensors",
     "config.json",
     "generation_config.json",
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
     "tokenizer.json",
     "tokenizer_config.json",
     "checkpoints",
@@ -95,7 +108,7 @@ class OutDir:
             return folder
         if not (self.path / "settings.json").exists():
             self._check_empty()
-        if problems or (self.path / "model.safetensors").exists():
+        if problems or weights_path(self.path):
             raise UserError(
                 f"{self.path} holds no valid checkpoint to resume from;{self._use_of_model()}"
                 " --overwrite deletes it and starts a new run"
@@ -131,7 +144,7 @@ class OutDir:
             )
 
     def open(self, trainer: Trainer, data: RunData, state: RunState) -> None:
-        """Creates the folder with settings.json, the log, config.json and the tokenizer.
+        """Creates the folder with settings.json, the log, the model's config and the tokenizer.
 
         Deletes an overwritten run first. UserError if the folder can't be written.
         """
@@ -151,7 +164,12 @@ class OutDir:
                 self._check_kept_model(state)
             # settings.json comes first: it marks the folder as that of a run.
             self._write_settings(trainer, data, state)
-            write_model_folder(self.path, trainer.raw.config, data.tokenizer, data.system)
+            config = trainer.raw.config
+            if trainer.adapter:
+                tokenizer = data.tokenizer.files(config.block_size, data.system)
+                write_adapter_folder(self.path, trainer.adapter, tokenizer)
+            else:
+                write_model_folder(self.path, config, data.tokenizer, data.system)
 
     def _check_kept_model(self, state: RunState) -> None:
         """Sets `kept_step` to the step of the folder's model.
@@ -159,7 +177,8 @@ class OutDir:
         The part of the run after the checkpoint, which is lost, may have kept a better model.
         """
         with suppress(UserError):  # a damaged model is replaced by the next better one
-            step = int(read_metadata(self.path / "model.safetensors").get("step", 0))
+            path = weights_path(self.path) or self.path / "model.safetensors"
+            step = int(read_metadata(path).get("step", 0))
             if step != state.kept_step:
                 print(
                     f"the model in {self.path} is of step {step:,}, from the lost part of the run;"
@@ -240,6 +259,8 @@ class OutDir:
         if trainer.processes.is_rank_zero:
             saved = {
                 "run": asdict(state),
+                "config": config_to_hf(trainer.raw.config),
+                "adapter": asdict(trainer.adapter) if trainer.adapter else None,
                 "settings": settings_to_json(trainer.settings),
                 "tokenizer": data.tokenizer.hash,
                 "data": data.hashes(),
@@ -259,15 +280,20 @@ class OutDir:
         trainer.check_weights(step)
         is_written = False
         if trainer.processes.is_rank_zero:
-            with self.warn_on_write_error("model.safetensors", say):
+            name = ADAPTER_WEIGHTS if trainer.adapter else "model.safetensors"
+            with self.warn_on_write_error(name, say):
                 self.write_model(trainer, data, step)
                 is_written = True
         return trainer.processes.broadcast(is_written)
 
     def write_model(self, trainer: Trainer, data: RunData, step: int) -> None:
-        """Writes model.safetensors; OSError if the disk can't be written."""
+        """Writes the weights, or those of the adapter; OSError if the disk can't be written."""
         purpose = Purpose(data.task, data.turns, data.system)
-        save_weights(self.path, trainer.raw, data.tokenizer, step, purpose)
+        if trainer.adapter:
+            metadata = weights_metadata(trainer.raw.config, data.tokenizer, step, purpose)
+            save_adapter(self.path, trainer.raw, trainer.adapter, metadata)
+        else:
+            save_weights(self.path, trainer.raw, data.tokenizer, step, purpose)
 
     def update_pictures(self, samples: bool, say: Callable[[str], None]) -> None:
         """Rewrites samples.md, if the run has samples, and loss.png, if it is due."""

@@ -25,13 +25,17 @@ LOCKED |= {
     "gradient_accumulation_steps",
     "optimizer",
     "init_from",
+    "lora_rank",
+    "lora_alpha",
+    "lora_targets",
+    "lora_rslora",
 }
 # If one of these changes, the rest of the run gets a new Plan.
 PLAN_SETTINGS = {*LENGTHS, "min_iters", "decay_fraction"}
 # If one of these changes, earlier evaluations are not comparable.
 MEASURE_SETTINGS = {"eval_tokens", "eval_questions", "select_by"}
 # Settings of a single command, not of the run: they are not reported as changed.
-COMMAND_SETTINGS = {"resume", "overwrite", "configs"}
+COMMAND_SETTINGS = {"resume", "overwrite", "configs", "base"}
 
 
 def settings_to_json(settings: TrainSettings) -> dict[str, object]:
@@ -57,7 +61,7 @@ def restore(
         model.load_tensors(weights)
         load_state_tensors(model, optimizers, optimizer_tensors)
         state = state_from_json(saved["run"], saved["step"])
-        if not all(torch.isfinite(parameter).all() for parameter in model.parameters()):
+        if not all(torch.isfinite(tensor).all() for tensor in weights.values()):
             raise ValueError("its weights are not finite")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{folder} doesn't fit this run: {error_reason(error)}") from None

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from inspect import signature
 from pathlib import Path
 
@@ -11,21 +10,18 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from model import GPT, GPTConfig
+from model import GPT
 from shuoshu.core.device import can_compile, describe_machine, pick_dtype
 from shuoshu.core.distributed import Processes
 from shuoshu.core.errors import UserError
-from shuoshu.core.files import same_path
-from shuoshu.core.out_dirs import flag
-from shuoshu.core.settings import ModelSettings, TrainSettings
-from shuoshu.models.weights import load_model, tensor_bytes
-from shuoshu.text.tokenizer import Tokenizer
+from shuoshu.core.settings import TrainSettings
+from shuoshu.models.adapters import Adapter
+from shuoshu.models.weights import tensor_bytes
 from shuoshu.training.data import RunData
 from shuoshu.training.optimizers import Muon, build_optimizers
 from shuoshu.training.resume import restore
+from shuoshu.training.start_model import start_model
 from shuoshu.training.state import RunState
-
-VOCAB_MULTIPLE = 64  # matrix units prefer round sizes; sampling masks the padding entries
 
 
 @dataclass
@@ -42,6 +38,7 @@ class Trainer:
     optimizers: list[torch.optim.Optimizer]
     scaler: torch.amp.GradScaler  # enabled in fp16 only
     learning_rate: float  # the full rate of the first parameter group, for messages
+    adapter: Adapter | None  # None: all weights are trained
     # Rows of a training or evaluation batch at most, and questions answered together. Both are
     # halved when the GPU runs out of memory.
     micro_rows: int
@@ -49,7 +46,8 @@ class Trainer:
 
     @property
     def block_size(self) -> int:
-        return self.raw.config.block_size
+        """The length of a row of text. It may be less than the model's context."""
+        return self.settings.block_size
 
     @property
     def is_compiled(self) -> bool:
@@ -64,7 +62,7 @@ class Trainer:
         }
 
     def bytes_per_checkpoint(self) -> int:
-        """Size of weights and optimizer state (Muon: one tensor per weight, AdamW: two)."""
+        """Size of trained weights and optimizer state (Muon: one tensor per weight, AdamW: two)."""
         optimizer_bytes = sum(
             p.numel() * p.element_size() * (1 if isinstance(optimizer, Muon) else 2)
             for optimizer in self.optimizers
@@ -74,8 +72,8 @@ class Trainer:
         return tensor_bytes(self.raw.tensors().values()) + optimizer_bytes
 
     def check_weights(self, step: int) -> None:
-        """UserError if a weight is not finite; called before every save."""
-        finite = [torch.isfinite(parameter).all() for parameter in self.raw.parameters()]
+        """UserError if a trained weight is not finite; called before every save."""
+        finite = [torch.isfinite(tensor).all() for tensor in self.raw.tensors().values()]
         if not torch.stack(finite).all():
             raise UserError(
                 f"the weights are no longer finite after step {step:,}: lower --learning_rate;"
@@ -94,10 +92,10 @@ def build_trainer(
     dtype_name = str(pick_dtype(settings.dtype, device)).removeprefix("torch.")
     dtype_name = processes.broadcast(dtype_name)
     dtype = getattr(torch, dtype_name)
-    model, settings = build_model(settings, data.tokenizer, is_resumed=checkpoint is not None)
-    settings = replace(settings, dtype=dtype_name)
-    model = model.to(device)
-    data.check_sizes(model.config.block_size, processes.world_size)
+    start = start_model(settings, data, dtype, checkpoint)
+    settings = replace(start.settings, dtype=dtype_name)
+    model = start.model.to(device)
+    data.check_sizes(settings.block_size, processes.world_size)
     optimizers = build_optimizers(model, settings, device, dtype)
     learning_rate = optimizers[0].param_groups[0]["full_lr"]
     state = RunState()
@@ -126,45 +124,10 @@ def build_trainer(
         optimizers=optimizers,
         scaler=scaler,
         learning_rate=learning_rate,
+        adapter=start.adapter,
         micro_rows=min(settings.batch_size, data.rows_per_step // processes.world_size),
     )
     return trainer, state
-
-
-def build_model(
-    settings: TrainSettings, tokenizer: Tokenizer, is_resumed: bool
-) -> tuple[GPT, TrainSettings]:
-    """The model, and the settings with its shape. A resumed run's weights are loaded later."""
-    if (
-        settings.overwrite
-        and settings.init_from != "scratch"
-        and same_path(settings.init_from, settings.out_dir)
-    ):
-        raise UserError(
-            f"init_from={settings.init_from} would be overwritten: choose another --out_dir"
-        )
-    torch.manual_seed(settings.seed)
-    shape = {field.name: getattr(settings, field.name) for field in fields(ModelSettings)}
-    if settings.init_from == "scratch" or is_resumed:
-        vocab_size = math.ceil(tokenizer.n_vocab / VOCAB_MULTIPLE) * VOCAB_MULTIPLE
-        return GPT(GPTConfig(vocab_size=vocab_size, **shape)), settings
-    changes = {name: shape[name] for name in ("dropout", "block_size") if name in settings.given}
-    model, model_tokenizer, *_ = load_model(settings.init_from, **changes)
-    if model_tokenizer.hash != tokenizer.hash:
-        raise UserError(
-            f"{settings.init_from} has another tokenizer than {settings.dataset}:"
-            f" prepare the data with {flag('tokenizer', settings.init_from)}"
-        )
-    model_shape = {name: getattr(model.config, name) for name in shape}
-    given = {name: shape[name] for name in shape if name in settings.given}
-    others = [name for name, size in given.items() if size not in (None, model_shape[name])]
-    if others:
-        own = " ".join(f"--{name}={model_shape[name]}".lower() for name in others)
-        raise UserError(
-            f"{', '.join(f'{name}={shape[name]}' for name in others)}: the model in"
-            f" {settings.init_from} has another shape; set {own}, or choose another --init_from"
-        )
-    return model.train(), replace(settings, **model_shape)
 
 
 def wrap_in_ddp(model: nn.Module) -> DistributedDataParallel:

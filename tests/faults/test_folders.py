@@ -44,13 +44,13 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_a_run_does_not_write_into_a_folder_that_another_run_filled(
     tiny, begun, tmp_path, monkeypatch, capsys
 ):
-    built = trainer.build_model
+    built = trainer.start_model
 
     def slowly(*args, **more):
         shutil.copytree(begun, tmp_path / "out")  # another run, from beginning to end
         return built(*args, **more)
 
-    monkeypatch.setattr(trainer, "build_model", slowly)
+    monkeypatch.setattr(trainer, "start_model", slowly)
     assert train_model([*tiny, *SHORT, f"--out_dir={tmp_path / 'out'}"]) == 2
     assert "is not empty" in capsys.readouterr().err and contents(tmp_path / "out") == contents(
         begun

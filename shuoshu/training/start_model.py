@@ -1,0 +1,203 @@
+"""The model that a run starts from: random, that of a folder, or that of a checkpoint."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+import torch
+
+from model import GPT, GPTConfig, config_from_hf
+from shuoshu.core.errors import UserError
+from shuoshu.core.files import error_reason, same_path
+from shuoshu.core.out_dirs import flag, holds_adapter
+from shuoshu.core.settings import LORA_TARGETS, ModelSettings, TrainSettings
+from shuoshu.models.adapters import (
+    Adapter,
+    adapter_from_state,
+    apply_adapter,
+    base_fingerprint,
+    check_base,
+    find_base,
+    read_adapter,
+)
+from shuoshu.models.lora import LoraConfig, add_lora
+from shuoshu.models.weights import LoadedModel, convert_weights, load_model
+from shuoshu.text.tokenizer import Tokenizer
+from shuoshu.training.checkpoints import read_state
+from shuoshu.training.data import RunData
+
+VOCAB_MULTIPLE = 64  # matrix units prefer round sizes; sampling masks the padding entries
+# Length of rows of text unless block_size is set: a model's whole context may need much memory.
+MAX_TEXT_BLOCK = 1024
+
+
+@dataclass
+class StartModel:
+    """The model of a run. The parameters that the run trains require gradients."""
+
+    model: GPT
+    settings: TrainSettings  # with the shape of the model
+    adapter: Adapter | None = None  # None: all parameters are trained
+
+
+def start_model(
+    settings: TrainSettings, data: RunData, dtype: torch.dtype, checkpoint: Path | None
+) -> StartModel:
+    """The model of a run that computes in `dtype`. A checkpoint's weights are loaded later."""
+    torch.manual_seed(settings.seed)
+    if checkpoint:
+        return _model_of_checkpoint(settings, data.tokenizer, dtype, checkpoint)
+    if settings.init_from == "scratch":
+        return StartModel(GPT(_scratch_config(settings, data.tokenizer)), settings)
+    folder = Path(settings.init_from)
+    if holds_adapter(folder):
+        return _continued_adapter(settings, data, dtype, folder)
+    if settings.lora_rank:
+        return _new_adapter(settings, data, dtype, folder)
+    loaded, shape = _load(settings, data, folder)
+    return StartModel(loaded.model, replace(settings, **shape))
+
+
+def _scratch_config(settings: TrainSettings, tokenizer: Tokenizer) -> GPTConfig:
+    vocab_size = math.ceil(tokenizer.n_vocab / VOCAB_MULTIPLE) * VOCAB_MULTIPLE
+    return GPTConfig(vocab_size=vocab_size, **_shape(settings))
+
+
+def _shape(settings: TrainSettings) -> dict[str, object]:
+    return {field.name: getattr(settings, field.name) for field in fields(ModelSettings)}
+
+
+# ---------------------------------------------------------------- from a folder
+
+
+def _load(
+    settings: TrainSettings, data: RunData, folder: Path, dtype: torch.dtype = torch.float32
+) -> tuple[LoadedModel, dict[str, object]]:
+    """The model in a folder, and its shape as settings; UserError if they don't fit the run."""
+    _refuse_to_overwrite(settings, folder)
+    shape = _shape(settings)
+    given = {name: shape[name] for name in shape if name in settings.given}
+    changes = {name: given[name] for name in ("dropout", "block_size") if name in given}
+    loaded = load_model(folder, **changes)
+    convert_weights(loaded.model, dtype)
+    if loaded.tokenizer.hash != data.tokenizer.hash:
+        raise UserError(
+            f"{settings.init_from} has another tokenizer than {settings.dataset}:"
+            f" prepare the data with {flag('tokenizer', settings.init_from)}"
+        )
+    own = {name: getattr(loaded.model.config, name) for name in shape}
+    others = [name for name, size in given.items() if size not in (None, own[name])]
+    if others:
+        flags = " ".join(f"--{name}={own[name]}".lower() for name in others)
+        raise UserError(
+            f"{', '.join(f'{name}={shape[name]}' for name in others)}: the model in"
+            f" {settings.init_from} has another shape; set {flags}, or choose another --init_from"
+        )
+    if data.task == "text" and "block_size" not in given:
+        own["block_size"] = min(own["block_size"], MAX_TEXT_BLOCK)
+    loaded.model.train()
+    return loaded, own
+
+
+def _refuse_to_overwrite(settings: TrainSettings, folder: Path) -> None:
+    if settings.overwrite and same_path(folder, settings.out_dir):
+        raise UserError(f"init_from={folder} would be overwritten: choose another --out_dir")
+
+
+def frozen_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of weights that are not trained if the run computes in `dtype`."""
+    return dtype if dtype == torch.bfloat16 else torch.float32
+
+
+def _new_adapter(
+    settings: TrainSettings, data: RunData, dtype: torch.dtype, folder: Path
+) -> StartModel:
+    loaded, shape = _load(settings, data, folder, frozen_dtype(dtype))
+    lora = LoraConfig(
+        rank=settings.lora_rank,
+        alpha=settings.lora_alpha,
+        targets=settings.target_names(),
+        dropout=settings.lora_dropout,
+        rslora=settings.lora_rslora,
+    )
+    add_lora(loaded.model, lora, settings.seed)
+    fingerprint = base_fingerprint(folder, loaded.model.config, loaded.tokenizer)
+    adapter = Adapter(lora, str(folder.resolve()), fingerprint)
+    return StartModel(loaded.model, replace(settings, **shape), adapter)
+
+
+def _continued_adapter(
+    settings: TrainSettings, data: RunData, dtype: torch.dtype, folder: Path
+) -> StartModel:
+    if settings.optimizer == "muon":
+        raise UserError(
+            f"{folder} is an adapter, which muon doesn't train: use config/lora.py, or set"
+            " --optimizer=adamw"
+        )
+    _refuse_to_overwrite(settings, folder)
+    adapter = read_adapter(folder)
+    own = _lora_settings(settings, adapter.lora)
+    base = find_base(folder, adapter.base, settings.base)
+    loaded, shape = _load(settings, data, base, frozen_dtype(dtype))
+    fingerprint = base_fingerprint(base, loaded.model.config, loaded.tokenizer)
+    check_base(folder, adapter, base, fingerprint)
+    adapter = replace(adapter, lora=replace(adapter.lora, dropout=own["lora_dropout"]))
+    adapter = apply_adapter(loaded.model, adapter, folder)
+    adapter = replace(adapter, base=str(base.resolve()), fingerprint=fingerprint)
+    return StartModel(loaded.model, replace(settings, **shape, **own), adapter)
+
+
+def _lora_settings(settings: TrainSettings, lora: LoraConfig) -> dict[str, object]:
+    """The settings of an adapter; UserError if the user gave others."""
+    adapted = {target.rpartition(".")[2] for target in lora.targets}
+    targets = tuple(name for name in LORA_TARGETS if name in adapted)
+    own = {
+        "lora_rank": lora.rank,
+        "lora_alpha": lora.alpha,
+        "lora_rslora": lora.rslora,
+        "lora_targets": "all" if targets == LORA_TARGETS else ",".join(targets),
+    }
+    others = [name for name in own if own[name] != getattr(settings, name)]
+    others = [name for name in others if name in settings.given]
+    if set(settings.target_names()) == adapted:
+        others = [name for name in others if name != "lora_targets"]
+    if others:
+        given = ", ".join(f"{name}={getattr(settings, name)}" for name in others)
+        flags = " ".join(f"--{name}={own[name]}".lower() for name in others)
+        raise UserError(
+            f"{given}: the adapter in {settings.init_from} has others; set {flags},"
+            " or start a new one from its base"
+        )
+    is_given = "lora_dropout" in settings.given
+    return own | {"lora_dropout": settings.lora_dropout if is_given else lora.dropout}
+
+
+# ---------------------------------------------------------------- from a checkpoint
+
+
+def _model_of_checkpoint(
+    settings: TrainSettings, tokenizer: Tokenizer, dtype: torch.dtype, checkpoint: Path
+) -> StartModel:
+    """The model whose weights a checkpoint holds, or the base and the adapter whose it holds."""
+    try:
+        saved = read_state(checkpoint)
+        config = _scratch_config(settings, tokenizer)  # older checkpoints store none
+        if "config" in saved:
+            config = replace(config_from_hf(saved["config"]), dropout=settings.dropout)
+        if not saved.get("adapter"):
+            return StartModel(GPT(config), settings)
+        adapter = adapter_from_state(saved["adapter"])
+        adapter = replace(adapter, lora=replace(adapter.lora, dropout=settings.lora_dropout))
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+        raise UserError(f"{checkpoint} can't be resumed from: {error_reason(error)}") from None
+    base = find_base(Path(settings.out_dir), adapter.base, settings.base)
+    changes = {"dropout": settings.dropout, "block_size": config.block_size}
+    loaded = load_model(base, **changes)
+    convert_weights(loaded.model, frozen_dtype(dtype))
+    fingerprint = base_fingerprint(base, loaded.model.config, loaded.tokenizer)
+    check_base(Path(settings.out_dir), adapter, base, fingerprint)
+    add_lora(loaded.model, adapter.lora, settings.seed)
+    adapter = replace(adapter, base=str(base.resolve()))
+    return StartModel(loaded.model.train(), settings, adapter)
