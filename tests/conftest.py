@@ -24,6 +24,7 @@ from model import GPT
 from shuoshu.core.errors import REPO_ROOT
 from shuoshu.models import weights
 from shuoshu.text.tokenizer import Tokenizer, train_bpe
+from tests.models import real_tokenizers, smollm2
 
 torch.set_num_threads(1)  # exact results, and no threads that wait for each other on a busy machine
 
@@ -218,6 +219,37 @@ def pretrained(tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> Pat
 def pretrained_model(pretrained: Path) -> tuple[GPT, Tokenizer]:
     model, tokenizer, *_ = weights.load_model(pretrained)
     return model, tokenizer
+
+
+# ---------------------------------------------------------------- what others made
+
+
+@pytest.fixture(scope="session")
+def smollm2_folder() -> Path:
+    """SmolLM2-135M-Instruct, real weights, as a Hugging Face folder. Don't write into it."""
+    try:
+        return smollm2.cached_folder()
+    except smollm2.Missing as missing:
+        pytest.skip(str(missing))
+
+
+@pytest.fixture(scope="session")
+def qwen3_tokenizer_folder() -> Path:
+    """The tokenizer files of Qwen3."""
+    return _tokenizer_folder("qwen3")
+
+
+@pytest.fixture(scope="session")
+def llama3_tokenizer_folder() -> Path:
+    """The tokenizer files of Llama-3.1-Instruct."""
+    return _tokenizer_folder("llama3_1")
+
+
+def _tokenizer_folder(name: str) -> Path:
+    try:
+        return real_tokenizers.cached_folder(name)
+    except FileNotFoundError as missing:
+        pytest.skip(str(missing))
 
 
 # ---------------------------------------------------------------- questions about the book

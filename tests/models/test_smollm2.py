@@ -1,0 +1,92 @@
+"""Real weights, SmolLM2-135M-Instruct: our logits, texts and ids are transformers'."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+
+from shuoshu.generation.cpu_decoder import next_token_fn
+from shuoshu.generation.sampling import empty_cache, prefill
+from shuoshu.models import weights
+from shuoshu.models.weights import LoadedModel, load_model
+
+ENGLISH = "The capital of France is Paris. The capital of Germany is Berlin. Water is made of hydrogen and"
+QUESTION = [{"role": "user", "content": "Tell me about the sea, and about the ships of old."}]
+
+
+@pytest.fixture(scope="module")
+def theirs(smollm2_folder: Path) -> PreTrainedModel:
+    return LlamaForCausalLM.from_pretrained(smollm2_folder, dtype=torch.float32).eval()
+
+
+@pytest.fixture(scope="module")
+def their_tokenizer(smollm2_folder: Path) -> PreTrainedTokenizerBase:
+    return AutoTokenizer.from_pretrained(smollm2_folder)
+
+
+@pytest.fixture(scope="module")
+def ours(smollm2_folder: Path) -> LoadedModel:
+    return load_model(smollm2_folder, dtype=torch.float32, block_size=512)
+
+
+@torch.no_grad()
+def test_the_weights_are_converted_rightly(theirs, their_tokenizer):
+    ids = their_tokenizer(ENGLISH, return_tensors="pt").input_ids
+    result = theirs(ids, labels=ids)
+    assert result.loss < 2.6  # nats a token; 3.3 with the rows of q and k as GGUF stores them
+    assert their_tokenizer.decode(result.logits[0, -1].argmax()) == " oxygen"
+
+
+@torch.no_grad()
+def test_logits_equal_transformers(theirs, their_tokenizer, ours):
+    ids = their_tokenizer(ENGLISH * 5, return_tensors="pt").input_ids
+    assert (ours.model(ids) - theirs(ids).logits).abs().max() < 1e-3
+
+
+@torch.inference_mode()
+def greedy(ours: LoadedModel, prompt: list[int], count: int) -> list[int]:
+    """The most probable continuation, without the mask that keeps text valid UTF-8."""
+    cache, next_token = empty_cache(ours.model, 1), next_token_fn(ours.model)
+    logits, ids = prefill(ours.model, cache, [prompt]), list(prompt)
+    while len(ids) < len(prompt) + count:
+        ids.append(logits.argmax().item())
+        logits = next_token(torch.tensor([[ids[-1]]]), cache)
+    return ids
+
+
+@torch.no_grad()
+def test_200_greedy_tokens_equal_transformers(theirs, their_tokenizer, ours, pytestconfig):
+    prompt = their_tokenizer.apply_chat_template(QUESTION, add_generation_prompt=True)["input_ids"]
+    ids = greedy(ours, prompt, 200)
+    # What generate() would choose after each prefix of ours, at once: the first difference shows.
+    choices = theirs(torch.tensor([ids])).logits[0, len(prompt) - 1 : -1].argmax(-1).tolist()
+    assert ids[len(prompt) :] == choices
+    count = 200 if pytestconfig.getoption("--long") else 20  # by generate() itself: 80 ms each
+    limits = {"max_new_tokens": count, "min_new_tokens": count}
+    generated = theirs.generate(
+        torch.tensor([prompt]), do_sample=False, eos_token_id=None, **limits
+    )
+    assert generated[0].tolist() == ids[: len(prompt) + count]
+
+
+def test_its_tokenizer_gives_transformers_ids(their_tokenizer, ours, text):
+    for piece in (ENGLISH, text[:3000], "It's 1,024 lamps…\n\n\t  x = 12**3\n", "<|im_end|> é🙂"):
+        expected = their_tokenizer(piece, split_special_tokens=True).input_ids
+        assert ours.tokenizer.encode(piece) == expected
+        assert ours.tokenizer.decode(expected) == piece
+
+
+def test_what_is_written_back_opens_in_transformers(theirs, their_tokenizer, ours, tmp_path):
+    weights.write_model_folder(tmp_path, ours.model.config, ours.tokenizer)
+    weights.save_weights(tmp_path, ours.model, ours.tokenizer, 1)
+    again = LlamaForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
+    for (name, before), after in zip(theirs.named_parameters(), again.parameters(), strict=True):
+        assert torch.equal(before, after), name
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    assert tokenizer(ENGLISH).input_ids == their_tokenizer(ENGLISH).input_ids
+    render = {"tokenize": False, "add_generation_prompt": True}
+    rendered = tokenizer.apply_chat_template(QUESTION, **render)
+    assert rendered == their_tokenizer.apply_chat_template(QUESTION, **render)
