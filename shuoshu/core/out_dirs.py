@@ -13,6 +13,7 @@ from shuoshu.core.files import same_path
 DEFAULT_FOLDERS = ("out-sft", "out-pretrain")  # what config/sft.py and config/pretrain.py write
 BUNDLED_OUT_DIRS = {"novella": "out-pretrain", "novella_qa": "out-sft"}  # by dataset
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+MODEL_MARKS = ("config.json", "model.safetensors", ADAPTER_CONFIG, ADAPTER_WEIGHTS, "checkpoints")
 # What a folder of a model has: a file that says what it is, and weights or their index.
 MODEL_FILES = (
     ("config.json", "model.safetensors"),

@@ -9,9 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import regex
-from safetensors import SafetensorError, safe_open
 
-from model import GPT, GPTConfig
+from model import GPT
 from shuoshu.core.errors import UserError
 from shuoshu.core.files import (
     error_reason,
@@ -24,8 +23,13 @@ from shuoshu.core.files import (
 from shuoshu.core.out_dirs import ADAPTER_CONFIG, ADAPTER_WEIGHTS, holds_adapter, holds_model
 from shuoshu.core.settings import LORA_TARGETS
 from shuoshu.models.lora import LoraConfig, add_lora, short_targets, target_layers
-from shuoshu.models.weights import tensor_bytes, weights_fingerprint, write_tensors
-from shuoshu.text.tokenizer import Tokenizer
+from shuoshu.models.tensor_files import (
+    read_metadata,
+    stored_tensors,
+    tensor_bytes,
+    weight_files,
+    write_tensors,
+)
 
 PREFIX = "base_model.model."  # PEFT's, before the names of the parameters
 A_END, B_END = ".lora_A.weight", ".lora_B.weight"
@@ -52,7 +56,7 @@ REFUSED_FIELDS = (
 KEEP_THE_BASE = (True, False, None, "gaussian", "orthogonal", "eva")
 MAX_PATTERNS, MAX_PATTERN_LENGTH, PATTERN_SECONDS = 2000, 300, 0.2
 ADAPTER_ERRORS = (ValueError, TypeError, KeyError, AttributeError, OSError, RuntimeError)
-ADAPTER_ERRORS += (SafetensorError, regex.error)
+ADAPTER_ERRORS += (RecursionError, regex.error)
 
 
 @dataclass(frozen=True)
@@ -67,10 +71,9 @@ class Adapter:
 # ---------------------------------------------------------------- the base
 
 
-def base_fingerprint(folder: Path, config: GPTConfig, tokenizer: Tokenizer) -> str:
-    """A hash of the weights in a base's folder, its config and tokenizer."""
-    hashes = [sha256_of(path) for path in sorted(folder.glob("*.safetensors"))]
-    belongs = weights_fingerprint(config, tokenizer)
+def base_fingerprint(folder: Path, belongs: str) -> str:
+    """A hash of the weights in a base's folder, and of `belongs`, its config and tokenizer."""
+    hashes = [sha256_of(path) for path in weight_files(folder)]
     return hashlib.sha256(json.dumps([belongs, *hashes]).encode()).hexdigest()
 
 
@@ -152,7 +155,7 @@ def write_adapter_folder(out_dir: Path, adapter: Adapter, tokenizer_files: dict[
 def save_adapter(out_dir: Path, model: GPT, adapter: Adapter, metadata: dict[str, str]) -> None:
     """Replaces the folder's weights; OSError if the disk has no room for them."""
     tensors = {PREFIX + name: tensor for name, tensor in model.tensors().items()}
-    metadata = {**metadata, "base": adapter.fingerprint or ""}
+    metadata = {**metadata, "base": adapter.fingerprint}
     require_disk_space(out_dir, tensor_bytes(tensors.values()))
     write_atomically(out_dir / ADAPTER_WEIGHTS, lambda path: write_tensors(path, tensors, metadata))
 
@@ -163,23 +166,22 @@ def save_adapter(out_dir: Path, model: GPT, adapter: Adapter, metadata: dict[str
 def read_adapter(folder: Path) -> Adapter:
     """The adapter in a folder, without its weights; UserError if it can't be used."""
     path = folder / ADAPTER_WEIGHTS
+    metadata = read_metadata(path)
     try:
         content = read_json(folder / ADAPTER_CONFIG)
         if not isinstance(content, dict):
             raise ValueError(f"{ADAPTER_CONFIG} holds no JSON object")
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+        shapes = {name: tensor.shape for name, tensor in stored_tensors(path).items()}
         lora = lora_from_json(content, _layer_ranks(shapes))
         base = content.get("base_model_name_or_path") or ""
         if not isinstance(base, str) or "\0" in base:
             raise ValueError("base_model_name_or_path is not a path")
-        return Adapter(lora, base, metadata.get("base") or None)
+        return Adapter(lora, base, metadata.get("base"))
     except ADAPTER_ERRORS as error:
         raise UserError(f"the adapter in {folder} can't be used: {error_reason(error)}") from None
 
 
-def _layer_ranks(shapes: dict[str, list[int]]) -> dict[str, int]:
+def _layer_ranks(shapes: dict[str, tuple[int, ...]]) -> dict[str, int]:
     """{layer: rank} of the tensors in a file; ValueError names one that is not LoRA's."""
     ranks = {}
     for name, shape in shapes.items():
@@ -272,8 +274,8 @@ def apply_adapter(model: GPT, adapter: Adapter, folder: Path) -> Adapter:
         if unknown := sorted(set(adapter.lora.targets) - set(layers)):
             raise ValueError(f"it changes {unknown[0][:100]}, which is no layer of its base")
         add_lora(model, adapter.lora)
-        with safe_open(folder / ADAPTER_WEIGHTS, "pt") as file:
-            tensors = {name.removeprefix(PREFIX): file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        stored = stored_tensors(folder / ADAPTER_WEIGHTS)
+        tensors = {name.removeprefix(PREFIX): tensor.read() for name, tensor in stored.items()}
         if not all(tensor.isfinite().all() for tensor in tensors.values()):
             raise ValueError("its weights are not finite")
         model.load_tensors(tensors)

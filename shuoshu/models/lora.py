@@ -96,6 +96,12 @@ def short_targets(model: GPT, layers: Sequence[str]) -> tuple[str, ...]:
     return ends if set(target_layers(model, ends)) == set(layers) else tuple(layers)
 
 
+def set_lora_dropout(model: GPT, dropout: float) -> None:
+    for module in model.modules():
+        if isinstance(module, LoraLinear):
+            module.lora_drop.p = dropout
+
+
 def share_parameters(model: GPT) -> GPT:
     """A second model with the same parameters in memory; add_lora() changes one of the two only."""
     shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}

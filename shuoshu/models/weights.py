@@ -22,8 +22,17 @@ from shuoshu.core.files import (
     write_atomically,
     write_synced_text,
 )
-from shuoshu.core.out_dirs import require_model
+from shuoshu.core.out_dirs import ADAPTER_WEIGHTS, holds_adapter, require_model
+from shuoshu.models.adapters import (
+    Adapter,
+    apply_adapter,
+    base_fingerprint,
+    check_base,
+    find_base,
+    read_adapter,
+)
 from shuoshu.models.families import config_from_hf, config_to_hf
+from shuoshu.models.lora import share_parameters
 from shuoshu.models.tensor_files import (
     WEIGHTS_FILE,
     StoredTensor,
@@ -125,6 +134,7 @@ class LoadedModel(typing.NamedTuple):
     tokenizer: Tokenizer
     step: int  # of the training that saved it
     purpose: Purpose
+    adapter: Adapter | None = None
 
 
 class _SkipInit(TorchFunctionMode):
@@ -190,6 +200,13 @@ def read_config_json(folder: Path) -> GPTConfig:
         ) from None
 
 
+def model_config(folder: Path, base: str | Path | None = None) -> GPTConfig:
+    """The config of the model in a folder, or of the base of the adapter in it."""
+    if holds_adapter(folder):
+        folder = find_base(folder, read_adapter(folder).base, base)
+    return read_config_json(folder)
+
+
 def change_config(config: GPTConfig, **changes: object) -> GPTConfig:
     """A config with another dropout or block_size; max_context keeps the model's longest row."""
     context = max(config.max_context or 0, config.block_size)
@@ -201,14 +218,19 @@ def load_model(
     folder: str | Path,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
+    base: str | Path | None = None,
     **changes: object,
 ) -> LoadedModel:
     """The model in a folder; UserError if anything in it is missing, damaged or inconsistent.
 
+    `base` is the folder of the model below an adapter, unless it is where the adapter says.
     `changes` may override the config's dropout and block_size.
     """
     folder = Path(folder)
     require_model(folder)
+    if holds_adapter(folder):
+        loaded = load_adapted(folder, device, dtype, base, **changes)
+        return loaded._replace(model=convert_weights(loaded.model, dtype))
     metadata = read_metadata(folder / WEIGHTS_FILE) if (folder / WEIGHTS_FILE).exists() else {}
     tokenizer = Tokenizer.load(folder)
     config = read_config_json(folder)
@@ -229,6 +251,47 @@ def load_model(
         )
     step = int(metadata.get("step", 0))
     return LoadedModel(model.to(device).eval(), tokenizer, step, read_purpose(metadata))
+
+
+def load_adapted(
+    folder: Path,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    base: str | Path | None = None,
+    **changes: object,
+) -> LoadedModel:
+    """As load_model, of a folder with an adapter, whose own weights are in float32."""
+    base = find_base(folder, read_adapter(folder).base, base)
+    return with_adapter(load_model(base, device, dtype, **changes), base, folder)
+
+
+def with_adapter(loaded: LoadedModel, base: Path, folder: Path) -> LoadedModel:
+    """The model with the adapter in `folder`; it shares the parameters of `loaded`, from `base`.
+
+    UserError if the adapter was trained on another model.
+    """
+    adapter, metadata = read_adapter(folder), read_metadata(folder / ADAPTER_WEIGHTS)
+    fingerprint = folder_fingerprint(base, loaded)
+    check_base(folder, adapter, base, fingerprint)
+    model = share_parameters(loaded.model)
+    adapter = apply_adapter(model, adapter, folder)
+    tokenizer = loaded.tokenizer
+    if (folder / "tokenizer.json").is_file():
+        tokenizer = Tokenizer.load(folder)
+    if tokenizer.hash != loaded.tokenizer.hash:
+        raise UserError(f"{folder} has another tokenizer than its base, {base}")
+    return LoadedModel(
+        model.eval(),
+        tokenizer,
+        int(metadata.get("step", 0)),
+        read_purpose(metadata) if metadata else loaded.purpose,
+        replace(adapter, base=str(base.resolve()), fingerprint=fingerprint),
+    )
+
+
+def folder_fingerprint(folder: Path, loaded: LoadedModel) -> str:
+    """What tells the model in a folder from every other one."""
+    return base_fingerprint(folder, weights_fingerprint(loaded.model.config, loaded.tokenizer))
 
 
 def convert_weights(model: GPT, dtype: torch.dtype) -> GPT:

@@ -16,14 +16,13 @@ import numpy as np
 from shuoshu.core.command_settings import PrepareSettings, PrepareSftSettings
 from shuoshu.core.errors import UserError
 from shuoshu.core.files import read_json, same_path
-from shuoshu.core.out_dirs import MODEL_FILES, flag
+from shuoshu.core.out_dirs import MODEL_MARKS, flag
 from shuoshu.text.dataset import META_FORMAT, QUESTION_SPLITS, TASKS, TEXT_SPLITS, task_of
 from shuoshu.text.tokenizer import Tokenizer
 
 SUFFIXES = {"text": (".bin",), "questions": (".bin", ".mask.bin", ".jsonl")}  # of a split's files
 TASK_SPLITS = {"text": TEXT_SPLITS, "questions": QUESTION_SPLITS}
 META_FIELDS = {"format", "vocab_size", "tokenizer", "splits"}  # of every version's meta.json
-MODEL_MARKS = (*MODEL_FILES, "checkpoints")
 STAGING_PREFIX = ".writing-"
 OTHER_FOLDER = "choose another folder with --out=data/NAME"
 

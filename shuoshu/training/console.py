@@ -61,8 +61,8 @@ def print_run_summary(run: Run, length: RunLength) -> None:
         f"data       {data.folder}: {len(data.train):,} training{paraphrases} and"
         f" {len(data.val):,} validation {data.unit}, {run.steps_per_epoch:.1f} steps per epoch"
     )
-    context = trainer.raw.config.block_size
-    if trainer.block_size < context:
+    context = trainer.raw.config.max_context
+    if context:
         print_line(
             f"rows       {trainer.block_size:,} tokens of the {context:,} that the model can read;"
             " --block_size sets another length"

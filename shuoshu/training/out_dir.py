@@ -9,7 +9,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 
-from model import config_to_hf
 from shuoshu.core.errors import UserError
 from shuoshu.core.files import (
     Lock,
@@ -31,6 +30,7 @@ from shuoshu.core.run_log import RunLog
 from shuoshu.core.settings import TrainSettings
 from shuoshu.core.terminal import print_line
 from shuoshu.models.adapters import save_adapter, write_adapter_folder
+from shuoshu.models.families import config_to_hf
 from shuoshu.models.weights import (
     Purpose,
     load_model,

@@ -8,22 +8,21 @@ from pathlib import Path
 
 import torch
 
-from model import GPT, GPTConfig, config_from_hf
+from model import GPT, GPTConfig
 from shuoshu.core.errors import UserError
 from shuoshu.core.files import error_reason, same_path
-from shuoshu.core.out_dirs import flag, holds_adapter
+from shuoshu.core.out_dirs import flag, holds_adapter, require_model
 from shuoshu.core.settings import LORA_TARGETS, ModelSettings, TrainSettings
-from shuoshu.models.adapters import (
-    Adapter,
-    adapter_from_state,
-    apply_adapter,
-    base_fingerprint,
-    check_base,
-    find_base,
-    read_adapter,
+from shuoshu.models.adapters import Adapter, adapter_from_state, check_base, find_base
+from shuoshu.models.families import config_from_hf
+from shuoshu.models.lora import LoraConfig, add_lora, set_lora_dropout
+from shuoshu.models.weights import (
+    LoadedModel,
+    folder_fingerprint,
+    load_adapted,
+    load_model,
+    model_config,
 )
-from shuoshu.models.lora import LoraConfig, add_lora
-from shuoshu.models.weights import LoadedModel, convert_weights, load_model
 from shuoshu.text.tokenizer import Tokenizer
 from shuoshu.training.checkpoints import read_state
 from shuoshu.training.data import RunData
@@ -51,13 +50,7 @@ def start_model(
         return _model_of_checkpoint(settings, data.tokenizer, dtype, checkpoint)
     if settings.init_from == "scratch":
         return StartModel(GPT(_scratch_config(settings, data.tokenizer)), settings)
-    folder = Path(settings.init_from)
-    if holds_adapter(folder):
-        return _continued_adapter(settings, data, dtype, folder)
-    if settings.lora_rank:
-        return _new_adapter(settings, data, dtype, folder)
-    loaded, shape = _load(settings, data, folder)
-    return StartModel(loaded.model, replace(settings, **shape))
+    return _model_of_folder(settings, data, dtype)
 
 
 def _scratch_config(settings: TrainSettings, tokenizer: Tokenizer) -> GPTConfig:
@@ -72,38 +65,47 @@ def _shape(settings: TrainSettings) -> dict[str, object]:
 # ---------------------------------------------------------------- from a folder
 
 
-def _load(
-    settings: TrainSettings, data: RunData, folder: Path, dtype: torch.dtype = torch.float32
-) -> tuple[LoadedModel, dict[str, object]]:
-    """The model in a folder, and its shape as settings; UserError if they don't fit the run."""
-    _refuse_to_overwrite(settings, folder)
-    shape = _shape(settings)
-    given = {name: shape[name] for name in shape if name in settings.given}
-    changes = {name: given[name] for name in ("dropout", "block_size") if name in given}
-    loaded = load_model(folder, **changes)
-    convert_weights(loaded.model, dtype)
+def _model_of_folder(settings: TrainSettings, data: RunData, dtype: torch.dtype) -> StartModel:
+    """The model in init_from, with its adapter, with a new one, or to be trained as a whole."""
+    folder = Path(settings.init_from)
+    if settings.overwrite and same_path(folder, settings.out_dir):
+        raise UserError(f"init_from={folder} would be overwritten: choose another --out_dir")
+    loaded = _load(settings, data.task, dtype, folder)
     if loaded.tokenizer.hash != data.tokenizer.hash:
         raise UserError(
             f"{settings.init_from} has another tokenizer than {settings.dataset}:"
             f" prepare the data with {flag('tokenizer', settings.init_from)}"
         )
-    own = {name: getattr(loaded.model.config, name) for name in shape}
-    others = [name for name, size in given.items() if size not in (None, own[name])]
-    if others:
-        flags = " ".join(f"--{name}={own[name]}".lower() for name in others)
-        raise UserError(
-            f"{', '.join(f'{name}={shape[name]}' for name in others)}: the model in"
-            f" {settings.init_from} has another shape; set {flags}, or choose another --init_from"
-        )
-    if data.task == "text" and "block_size" not in given:
-        own["block_size"] = min(own["block_size"], MAX_TEXT_BLOCK)
-    loaded.model.train()
-    return loaded, own
+    model, adapter = loaded.model.train(), loaded.adapter
+    changes = _checked_shape(settings, model)
+    if adapter:
+        changes |= _checked_lora(settings, adapter.lora)
+        set_lora_dropout(model, changes["lora_dropout"])
+    elif settings.lora_rank:
+        adapter = _new_adapter(settings, folder, loaded)
+    return StartModel(model, replace(settings, **changes), adapter)
 
 
-def _refuse_to_overwrite(settings: TrainSettings, folder: Path) -> None:
-    if settings.overwrite and same_path(folder, settings.out_dir):
-        raise UserError(f"init_from={folder} would be overwritten: choose another --out_dir")
+def _load(settings: TrainSettings, task: str, dtype: torch.dtype, folder: Path) -> LoadedModel:
+    """The model in a folder. Weights that are not trained may be in bfloat16."""
+    require_model(folder)
+    changes = {}
+    if "dropout" in settings.given:
+        changes["dropout"] = settings.dropout
+    if "block_size" in settings.given:
+        changes["block_size"] = settings.block_size
+    elif task == "text":
+        context = model_config(folder, settings.base).block_size
+        changes["block_size"] = min(context, MAX_TEXT_BLOCK)
+    if holds_adapter(folder):
+        if settings.optimizer == "muon":
+            raise UserError(
+                f"{folder} is an adapter, which muon doesn't train: use config/lora.py, or set"
+                " --optimizer=adamw"
+            )
+        return load_adapted(folder, "cpu", frozen_dtype(dtype), settings.base, **changes)
+    weights = frozen_dtype(dtype) if settings.lora_rank else torch.float32
+    return load_model(folder, dtype=weights, **changes)
 
 
 def frozen_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -111,10 +113,22 @@ def frozen_dtype(dtype: torch.dtype) -> torch.dtype:
     return dtype if dtype == torch.bfloat16 else torch.float32
 
 
-def _new_adapter(
-    settings: TrainSettings, data: RunData, dtype: torch.dtype, folder: Path
-) -> StartModel:
-    loaded, shape = _load(settings, data, folder, frozen_dtype(dtype))
+def _checked_shape(settings: TrainSettings, model: GPT) -> dict[str, object]:
+    """The model's shape as settings; UserError if the user gave another one."""
+    own = {name: getattr(model.config, name) for name in _shape(settings)}
+    given = {name: getattr(settings, name) for name in own if name in settings.given}
+    others = [name for name, size in given.items() if size not in (None, own[name])]
+    if others:
+        flags = " ".join(f"--{name}={own[name]}".lower() for name in others)
+        raise UserError(
+            f"{', '.join(f'{name}={given[name]}' for name in others)}: the model in"
+            f" {settings.init_from} has another shape; set {flags}, or choose another --init_from"
+        )
+    return own
+
+
+def _new_adapter(settings: TrainSettings, folder: Path, loaded: LoadedModel) -> Adapter:
+    """Adds an adapter to the model."""
     lora = LoraConfig(
         rank=settings.lora_rank,
         alpha=settings.lora_alpha,
@@ -123,33 +137,10 @@ def _new_adapter(
         rslora=settings.lora_rslora,
     )
     add_lora(loaded.model, lora, settings.seed)
-    fingerprint = base_fingerprint(folder, loaded.model.config, loaded.tokenizer)
-    adapter = Adapter(lora, str(folder.resolve()), fingerprint)
-    return StartModel(loaded.model, replace(settings, **shape), adapter)
+    return Adapter(lora, str(folder.resolve()), folder_fingerprint(folder, loaded))
 
 
-def _continued_adapter(
-    settings: TrainSettings, data: RunData, dtype: torch.dtype, folder: Path
-) -> StartModel:
-    if settings.optimizer == "muon":
-        raise UserError(
-            f"{folder} is an adapter, which muon doesn't train: use config/lora.py, or set"
-            " --optimizer=adamw"
-        )
-    _refuse_to_overwrite(settings, folder)
-    adapter = read_adapter(folder)
-    own = _lora_settings(settings, adapter.lora)
-    base = find_base(folder, adapter.base, settings.base)
-    loaded, shape = _load(settings, data, base, frozen_dtype(dtype))
-    fingerprint = base_fingerprint(base, loaded.model.config, loaded.tokenizer)
-    check_base(folder, adapter, base, fingerprint)
-    adapter = replace(adapter, lora=replace(adapter.lora, dropout=own["lora_dropout"]))
-    adapter = apply_adapter(loaded.model, adapter, folder)
-    adapter = replace(adapter, base=str(base.resolve()), fingerprint=fingerprint)
-    return StartModel(loaded.model, replace(settings, **shape, **own), adapter)
-
-
-def _lora_settings(settings: TrainSettings, lora: LoraConfig) -> dict[str, object]:
+def _checked_lora(settings: TrainSettings, lora: LoraConfig) -> dict[str, object]:
     """The settings of an adapter; UserError if the user gave others."""
     adapted = {target.rpartition(".")[2] for target in lora.targets}
     targets = tuple(name for name in LORA_TARGETS if name in adapted)
@@ -194,10 +185,8 @@ def _model_of_checkpoint(
         raise UserError(f"{checkpoint} can't be resumed from: {error_reason(error)}") from None
     base = find_base(Path(settings.out_dir), adapter.base, settings.base)
     changes = {"dropout": settings.dropout, "block_size": config.block_size}
-    loaded = load_model(base, **changes)
-    convert_weights(loaded.model, frozen_dtype(dtype))
-    fingerprint = base_fingerprint(base, loaded.model.config, loaded.tokenizer)
-    check_base(Path(settings.out_dir), adapter, base, fingerprint)
+    loaded = load_model(base, "cpu", frozen_dtype(dtype), **changes)
+    check_base(Path(settings.out_dir), adapter, base, folder_fingerprint(base, loaded))
     add_lora(loaded.model, adapter.lora, settings.seed)
     adapter = replace(adapter, base=str(base.resolve()))
     return StartModel(loaded.model.train(), settings, adapter)

@@ -46,8 +46,7 @@ class Trainer:
 
     @property
     def block_size(self) -> int:
-        """The length of a row of text. It may be less than the model's context."""
-        return self.settings.block_size
+        return self.raw.config.block_size
 
     @property
     def is_compiled(self) -> bool:
@@ -95,7 +94,7 @@ def build_trainer(
     start = start_model(settings, data, dtype, checkpoint)
     settings = replace(start.settings, dtype=dtype_name)
     model = start.model.to(device)
-    data.check_sizes(settings.block_size, processes.world_size)
+    data.check_sizes(model.config.block_size, processes.world_size)
     optimizers = build_optimizers(model, settings, device, dtype)
     learning_rate = optimizers[0].param_groups[0]["full_lr"]
     state = RunState()
