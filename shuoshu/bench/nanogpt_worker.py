@@ -17,7 +17,7 @@ from shuoshu.bench.worker import WARM_UP, rate_of, run_job
 from shuoshu.core.device import autocast, peak_memory, pick_dtype, synchronize
 from shuoshu.evaluation.loss import score
 from shuoshu.text.dataset import TextDataset
-from shuoshu.text.tokenizer import Tokenizer
+from shuoshu.text.tokenizer_folder import load_tokenizer
 from shuoshu.text.windows import text_windows
 
 SEED = 1337
@@ -83,7 +83,7 @@ def sample(device: torch.device, shape: dict, tokens: int, dtype: str, batches: 
 
 def score_checkpoints(device: torch.device, data: str, checkpoints: list[str]) -> dict:
     """Bits per byte of its checkpoints on our validation text, by our evaluator, in fp32."""
-    val, end = TextDataset(Path(data), "val"), Tokenizer.load(data).end
+    val, end = TextDataset(Path(data), "val"), load_tokenizer(data).end
     results = []
     for path in checkpoints:
         saved = torch.load(path, map_location=device, weights_only=True)

@@ -22,7 +22,7 @@ from shuoshu.generation.sampling import SamplingParams
 from shuoshu.models.cpu_kernels import MAX_CONTEXT
 from shuoshu.models.weights import CONTINUES_TEXT, LoadedModel
 from shuoshu.text.dataset import find_dataset, read_meta
-from shuoshu.text.tokenizer import Tokenizer
+from shuoshu.text.tokenizer_folder import load_tokenizer
 from shuoshu.training.optimizers import Muon, orthogonalize
 from shuoshu.training.run import Run, build_run
 from shuoshu.training.schedule import RunLength
@@ -152,7 +152,7 @@ def sample(
     device: torch.device, data: str, shape: dict, tokens: int, dtype: str, batches: list[int]
 ) -> dict:
     """Tokens/s of sampling by batch size, with random weights after prompts of half a block."""
-    tokenizer = Tokenizer.load(data)
+    tokenizer = load_tokenizer(data)
     gpt = GPT(GPTConfig(vocab_size=padded(tokenizer.n_vocab), **shape)).to(device).eval()
     model = ChatModel(LoadedModel(gpt, tokenizer, 0, CONTINUES_TEXT), device, dtype)
     half = gpt.config.block_size // 2

@@ -16,7 +16,7 @@ from shuoshu.core.errors import UserError
 from shuoshu.core.run_log import read_settings
 from shuoshu.evaluation.copy_search import CopySearch
 from shuoshu.text import dataset
-from shuoshu.text.tokenizer import Tokenizer
+from shuoshu.text.tokenizer_folder import load_tokenizer
 
 MIN_COPIED = 20  # consecutive characters: an answer with such a span counts as copied
 MIN_MARKED = 8  # consecutive characters: the report marks such a span
@@ -40,7 +40,7 @@ class TrainingText:
     def __init__(self, folder: Path) -> None:
         self.folder, self.data = folder, dataset.TextDataset(folder, "train")
         self.characters = self.data.characters
-        self.token_bytes = np.array(Tokenizer.load(folder).token_bytes, dtype=object)
+        self.token_bytes = np.array(load_tokenizer(folder).token_bytes, dtype=object)
         books = [f"《{book['title']}》" for book in self.data.meta["books"]]
         self.titles = {  # by the chapter's first token
             chapter["token"]: books[chapter["book"]] + chapter["title"]

@@ -147,7 +147,7 @@ def add_reference_perplexities(
     measures: MeasureSet, settings: EvalSettings, model: EvaluatedModel, questions: QuestionSet
 ) -> None:
     batches = answer_batches(questions.data, settings.batch_size, questions.rows)
-    scored = score(model.model, model.model, batches, model.tokenizer.end)
+    scored = score(model.model, model.model, batches, model.tokenizer.answer_end)
     texts = questions.scored_texts
     n_bytes = sum(len(text.encode()) for text in texts)
     measures.add_perplexities(scored, sum(map(len, texts)), n_bytes)

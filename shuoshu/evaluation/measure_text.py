@@ -62,8 +62,8 @@ def measure_text_split(
         block = model.model.config.block_size
         stride = min(settings.stride or block // 2, block)
         for suffix, step in (("", stride), ("_disjoint", block)):
-            end = model.tokenizer.end
-            windows = text_windows(data.tokens, end, block, settings.batch_size, step)
+            start, end = model.tokenizer.start, model.tokenizer.end
+            windows = text_windows(data.tokens, start, block, settings.batch_size, step)
             scored = score(model.model, model.model, windows, end)
             measures.add_perplexities(scored, data.characters, data.bytes, suffix)
         texts = continue_prompts(settings, model, data, prompt_tokens)
@@ -95,7 +95,7 @@ def continue_prompts(
     tokenizer = model.tokenizer
     prompts = [tokenizer.decode(ids[:prompt_tokens]).strip("�") for ids in pieces]
     completions = TextGenerator(model.model, tokenizer).complete_many(
-        [tokenizer.encode(prompt) for prompt in prompts],
+        [tokenizer.encode_prompt(prompt) for prompt in prompts],
         SamplingParams(max_new_tokens=length),
         [settings.seed + number for number in range(count)],
         settings.batch_size,

@@ -84,7 +84,7 @@ def label_log_likelihoods(
     the block for the longest label loses its beginning, so that all labels see the same context.
     """
     model, tokenizer = generator.model, generator.tokenizer
-    label_ids = [[*tokenizer.encode(label), tokenizer.end] for label in labels]
+    label_ids = [tokenizer.encode_answer(label) for label in labels]
     # The last id of a label is predicted but not read.
     room = max(1, generator.block - max(map(len, label_ids)) + 1)
     scores = np.zeros((len(questions), len(labels)))

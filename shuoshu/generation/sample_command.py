@@ -72,7 +72,7 @@ class TerminalChat(ChatModel):
         if self.is_answering:
             system = system if self.system is None else self.system
             return self.question_ids(prompt, history, system)
-        return self.tokenizer.encode(prompt)
+        return self.tokenizer.encode_prompt(prompt)
 
     def print_text(self, ids: list[int], seed: int, stop: StopFlag) -> str:
         """Streams the text that follows these ids to the terminal; returns it."""

@@ -229,8 +229,8 @@ class GrowingText:
 
     def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int], params: SamplingParams) -> None:
         kept = len(prompt) if params.keeps_prompt else 0
-        self.context = Context(list(prompt) or [tokenizer.end], kept)
-        self.end, self.ids = tokenizer.end, []
+        self.context = Context(list(prompt) or [tokenizer.start], kept)
+        self.ends, self.ids = tokenizer.ends, []
         self.stream = StopStringStream(tokenizer, params.stop)
         self.finished: Completion | None = None
 
@@ -242,7 +242,7 @@ class GrowingText:
         if self.finished:  # its batch goes on for other rows
             return TextEvent("", self.finished)
         self.context.ids.append(token)
-        if token == self.end:
+        if token in self.ends:
             return self._finish("", "end")
         self.ids.append(token)
         new_text = self.stream.push(token)

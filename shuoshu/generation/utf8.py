@@ -83,8 +83,8 @@ def utf8_automaton() -> np.ndarray:
 def utf8_transitions(tokenizer: Tokenizer, vocab_size: int) -> tuple[np.ndarray, np.ndarray]:
     """(after, finishes), both (STATES, V).
 
-    after: the state after each token, -1 if it may not follow. The end token may follow between
-    characters. Chat tokens, and the ids that pad a model's vocabulary, may never follow.
+    after: the state after each token, -1 if it may not follow. End tokens may follow between
+    characters. Other special tokens, and the ids that pad a model's vocabulary, may never follow.
     finishes: whether the token only continues the character that the state is in.
     """
     automaton = utf8_automaton()
@@ -102,5 +102,5 @@ def utf8_transitions(tokenizer: Tokenizer, vocab_size: int) -> tuple[np.ndarray,
         after[:, ids] = automaton[after[:, ids], byte[None]]
     empty = np.flatnonzero(np.pad(lengths, (0, vocab_size - len(lengths))) == 0)
     after[:, empty] = -1
-    after[WHOLE, tokenizer.end] = WHOLE
+    after[WHOLE, list(tokenizer.ends)] = WHOLE
     return after, finishes & (after >= 0)

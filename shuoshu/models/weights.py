@@ -42,6 +42,7 @@ from shuoshu.models.tensor_files import (
     write_tensors,
 )
 from shuoshu.text.tokenizer import Tokenizer
+from shuoshu.text.tokenizer_folder import load_tokenizer
 
 # What reading a damaged folder can raise.
 LOAD_ERRORS = (ValueError, TypeError, KeyError, AttributeError, OSError, RuntimeError)
@@ -82,7 +83,11 @@ def write_model_folder(
     out_dir: Path, config: GPTConfig, tokenizer: Tokenizer, system: str = ""
 ) -> None:
     """Writes all files of a Hugging Face model folder except the weights."""
-    ids = {"eos_token_id": tokenizer.end, "pad_token_id": tokenizer.pad, "bos_token_id": None}
+    ids = {
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad,
+        "bos_token_id": tokenizer.bos_token_id,
+    }
     generation = {**ids, "do_sample": True, "temperature": 0.8, "top_k": 200}
     files = {
         "config.json": json.dumps({**config_to_hf(config), **ids}, indent=1),
@@ -232,7 +237,7 @@ def load_model(
         loaded = load_adapted(folder, device, dtype, base, **changes)
         return loaded._replace(model=convert_weights(loaded.model, dtype))
     metadata = read_metadata(folder / WEIGHTS_FILE) if (folder / WEIGHTS_FILE).exists() else {}
-    tokenizer = Tokenizer.load(folder)
+    tokenizer = load_tokenizer(folder)
     config = read_config_json(folder)
     try:
         model = model_from_tensors(change_config(config, **changes), folder_tensors(folder), dtype)
@@ -277,7 +282,7 @@ def with_adapter(loaded: LoadedModel, base: Path, folder: Path) -> LoadedModel:
     adapter = apply_adapter(model, adapter, folder)
     tokenizer = loaded.tokenizer
     if (folder / "tokenizer.json").is_file():
-        tokenizer = Tokenizer.load(folder)
+        tokenizer = load_tokenizer(folder)
     if tokenizer.hash != loaded.tokenizer.hash:
         raise UserError(f"{folder} has another tokenizer than its base, {base}")
     return LoadedModel(

@@ -12,7 +12,7 @@ from shuoshu.core.errors import UserError
 from shuoshu.core.files import error_reason, read_text, sha256_of
 from shuoshu.sft.augment import Paraphraser, QuestionNoise, TrainedRow
 from shuoshu.sft.pairs import QUESTION_SPLITS, Pair
-from shuoshu.sft.rendering import RenderedPair, RenderedRow
+from shuoshu.sft.rendering import RenderedPair
 from shuoshu.text.data_folder import (
     StagingFolder,
     prepared_files,
@@ -29,7 +29,7 @@ from shuoshu.text.dataset import (
     read_meta,
 )
 from shuoshu.text.encodings import MAX_FILE_BYTES
-from shuoshu.text.tokenizer import Tokenizer
+from shuoshu.text.tokenizer import RenderedRow, Tokenizer
 
 ROLES = ("system", "user", "assistant")
 SORTED_STEPS = 64  # steps whose rows are sorted by length together

@@ -14,10 +14,11 @@ from shuoshu.sft.conversations import parse_pairs
 from shuoshu.sft.dataset import write_rows
 from shuoshu.sft.pairs import closed_set_labels, drop_repeats, split_pairs
 from shuoshu.sft.question_files import find_question_files
-from shuoshu.sft.rendering import RenderedPair, cut_long_questions, render_pairs
+from shuoshu.sft.rendering import RenderedPair, cut_long_questions, is_split, render_pairs
 from shuoshu.sft.summary import Preparation, questions_summary, rejected_lines, show_rows
 from shuoshu.text.data_folder import target_folder
 from shuoshu.text.tokenizer import Tokenizer
+from shuoshu.text.tokenizer_folder import OTHER_FORMATS, load_tokenizer
 
 BUNDLED = REPO_ROOT / "data" / "novella_qa"
 DEFAULT_BLOCK_SIZE = 256  # for a folder with a tokenizer but no model
@@ -52,7 +53,7 @@ def prepare_questions(settings: PrepareSftSettings) -> Preparation:
     inputs = settings.inputs or (str(BUNDLED),)
     files = find_question_files(inputs)
     folder = target_folder(settings, "questions", BUNDLED, files)
-    tokenizer, block_size = load_tokenizer(settings)
+    tokenizer, block_size = tokenizer_to_use(settings)
     width = block_size + 1  # the targets are shifted by one token
 
     pairs, rejected = parse_pairs(files, settings)
@@ -86,7 +87,15 @@ def prepare_questions(settings: PrepareSftSettings) -> Preparation:
     except OSError as error:
         raise UserError(f"can't write to {folder}: {error.strerror}") from None
     return Preparation(
-        folder, meta, rendered, rejected, block_size, n_cut, has_given_splits, len(systems)
+        folder=folder,
+        meta=meta,
+        rendered=rendered,
+        rejected=rejected,
+        block_size=block_size,
+        n_cut=n_cut,
+        n_split=sum(is_split(rows, tokenizer) for _, rows in rendered),
+        has_given_splits=has_given_splits,
+        n_systems=len(systems),
     )
 
 
@@ -102,13 +111,13 @@ def _count_answers(rendered: RenderedPair) -> int:
     return sum(message["role"] == "assistant" for message in rendered.pair.messages)
 
 
-def load_tokenizer(settings: PrepareSftSettings) -> tuple[Tokenizer, int]:
+def tokenizer_to_use(settings: PrepareSftSettings) -> tuple[Tokenizer, int]:
     """(tokenizer, context length of the model in its folder).
 
     Raises UserError if there is no tokenizer or the model's config.json is damaged.
     """
     folder = Path(settings.tokenizer)
-    if not (folder / "tokenizer.json").is_file():
+    if not any((folder / name).is_file() for name in ("tokenizer.json", *OTHER_FORMATS)):
         models = models_here()
         advice = "pretrain a model first\n  python prepare.py\n  python train.py\nor "
         example = flag("tokenizer", models[0]) if models else "--tokenizer=FOLDER"
@@ -127,4 +136,6 @@ def load_tokenizer(settings: PrepareSftSettings) -> tuple[Tokenizer, int]:
             raise UserError(
                 f"{config} is damaged ({error_reason(error)}): copy the model's folder again"
             ) from None
-    return Tokenizer.load(folder), settings.block_size or block_size
+    tokenizer = load_tokenizer(folder)
+    tokenizer.require_template()
+    return tokenizer, settings.block_size or block_size

@@ -22,6 +22,7 @@ from shuoshu.sft.pairs import (
 )
 from shuoshu.sft.tables import DELIMITERS, table_rows
 from shuoshu.text.encodings import MAX_FILE_BYTES, TextDecoder
+from shuoshu.text.tokenizer_folder import TOKENIZER_FILES
 
 QUESTION_SUFFIXES = (".json", ".jsonl", ".csv", ".tsv")
 PROMPT_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".txt")
@@ -49,7 +50,7 @@ def find_question_files(inputs: Sequence[str | Path]) -> list[Path]:
 
 def _users_files(folder: Path) -> list[Path]:
     """The files in a folder, without hidden ones and those that prepare_sft.py wrote."""
-    written = {"meta.json", "tokenizer.json"}
+    written = {"meta.json", *TOKENIZER_FILES}
     if (folder / "meta.json").exists():
         written |= {f"{split}.jsonl" for split in QUESTION_SPLITS}
     return [path for path in folder.glob("[!.]*") if path.name not in written]

@@ -8,18 +8,17 @@ from typing import NamedTuple
 from shuoshu.core.errors import UserError
 from shuoshu.core.terminal import shorten
 from shuoshu.sft.pairs import Pair, RejectedRecords
-from shuoshu.text.tokenizer import Tokenizer
+from shuoshu.text.tokenizer import RenderedRow, Tokenizer
 
 # Room for the answer that a long question must leave in each row, in tokens and as a share of the
 # row. With less room an answer would need too many rows.
 MIN_ANSWER_TOKENS, MIN_ANSWER_SHARE = 16, 1 / 8
 MIN_QUESTION_CHARACTERS = 16  # of a shortened question; fewer don't say what is asked
-RenderedRow = tuple[list[int], list[int]]  # ids, and a mask that is 1 where the token is trained
 
 
 class RenderedPair(NamedTuple):
     pair: Pair
-    rows: list[RenderedRow]  # several if the answer is too long for one
+    rows: list[RenderedRow]  # several if the answer is too long for one, or: see render_rows
 
 
 def render_pairs(
@@ -37,15 +36,15 @@ def render_pairs(
     rendered: list[RenderedPair] = []
     long: list[tuple[int, Pair]] = []  # (tokens, pair)
     for pair in pairs:
-        ids, mask = tokenizer.render(pair.messages)
-        rows: list[RenderedRow] | None = [(ids, mask)]
-        if len(ids) > width:
-            long.append((len(ids), pair))
-            rows = split_long_answer(ids, mask, width) if too_long == "window" else None
-        if rows is None:
-            rejected.add("too long", pair.source, f"{len(ids):,} tokens: {pair.question}")
-        else:
+        rows = tokenizer.render_rows(pair.messages)
+        length = max(len(ids) for ids, _ in rows)
+        if length > width:
+            long.append((length, pair))
+            rows = _split_rows(rows, width) if too_long == "window" else []
+        if rows:
             rendered.append(RenderedPair(pair, rows))
+        else:
+            rejected.add("too long", pair.source, f"{length:,} tokens: {pair.question}")
     if long and too_long == "error":
         raise UserError(_too_long_message(long, len(pairs), width))
     return rendered
@@ -63,6 +62,22 @@ def _too_long_message(long: list[tuple[int, Pair]], count: int, width: int) -> s
         "  --too_long=cut_question  removes the middle of their questions\n"
         "  --too_long=window        splits their answers over several rows"
     )
+
+
+def _split_rows(rows: Sequence[RenderedRow], width: int) -> list[RenderedRow]:
+    """The rows, with several in place of each that is too long; empty if one can't be split."""
+    result: list[RenderedRow] = []
+    for ids, mask in rows:
+        parts = [(ids, mask)] if len(ids) <= width else split_long_answer(ids, mask, width)
+        if parts is None:
+            return []
+        result += parts
+    return result
+
+
+def is_split(rows: Sequence[RenderedRow], tokenizer: Tokenizer) -> bool:
+    """Whether an answer is split over several of these rows."""
+    return any(ids[-1] != tokenizer.answer_end for ids, _ in rows)
 
 
 def split_long_answer(ids: list[int], mask: list[int], width: int) -> list[RenderedRow] | None:
@@ -93,11 +108,16 @@ def cut_long_questions(pairs: Sequence[Pair], tokenizer: Tokenizer, width: int) 
     """Removes the middle of questions where that makes a pair fit; returns their number."""
     count = 0
     for pair in pairs:
-        if len(tokenizer.render(pair.messages)[0]) > width:
+        if row_length(tokenizer, pair.messages) > width:
             messages = cut_question(tokenizer, pair.messages, width)
             if messages:
                 pair.messages, count = messages, count + 1
     return count
+
+
+def row_length(tokenizer: Tokenizer, messages: Sequence[dict[str, str]]) -> int:
+    """The number of tokens of the conversation's longest row."""
+    return max(len(ids) for ids, _ in tokenizer.render_rows(messages))
 
 
 def cut_question(
@@ -115,7 +135,7 @@ def cut_question(
         remaining = (low + high) // 2
         short = text[: (remaining + 1) // 2] + "…" + text[len(text) - remaining // 2 :]
         cut = [{**m, "content": short} if m is longest else m for m in messages]
-        if len(tokenizer.render(cut)[0]) <= width:
+        if row_length(tokenizer, cut) <= width:
             best, low = cut, remaining + 1
         else:
             high = remaining

@@ -20,6 +20,7 @@ from shuoshu.sft.leaks import find_leaks
 from shuoshu.sft.pairs import MAX_COLUMNS_SHOWN, Pair, RejectedRecords, preview
 from shuoshu.sft.rendering import RenderedPair
 from shuoshu.text.tokenizer import Tokenizer
+from shuoshu.text.tokenizer_folder import load_tokenizer
 
 MAX_EXAMPLES_SHOWN = 2  # for each reason to reject a record
 ANSI_GREEN, ANSI_RESET = "\033[32m", "\033[0m"
@@ -35,6 +36,7 @@ class Preparation:
     rejected: RejectedRecords
     block_size: int  # maximum length of a row in tokens
     n_cut: int  # questions whose middle was removed
+    n_split: int  # answers that are split over several rows
     has_given_splits: bool  # in the files
     n_systems: int  # different system messages of the training pairs
 
@@ -43,15 +45,14 @@ def questions_summary(result: Preparation, settings: PrepareSftSettings, seconds
     """The text that prepare_sft.py prints."""
     rejected, n_used = result.rejected, len(result.rendered)
     n_left_out = rejected.read - n_used
-    n_split = sum(len(rows) > 1 for _, rows in result.rendered)
     lines = [
         f"read         {counted(rejected.read, 'row')}, {n_used:,} used, {n_left_out:,} left out",
         *rejected_lines(rejected),
         *unused_lines(rejected),
         *(f"note         {note}" for note in rejected.notes),
     ]
-    if n_split:
-        lines.append(f"too long     {counted(n_split, 'answer')} split over several rows")
+    if result.n_split:
+        lines.append(f"too long     {counted(result.n_split, 'answer')} split over several rows")
     if result.n_cut:
         lines.append(f"too long     {counted(result.n_cut, 'question')} shortened in the middle")
     if system := result.meta["system"]:
@@ -162,7 +163,7 @@ def model_to_tune(result: Preparation, settings: PrepareSftSettings) -> Path | N
         return Path(settings.tokenizer)
     for folder in models_here():
         with suppress(UserError):
-            if Tokenizer.load(folder).hash == result.meta["tokenizer"]["hash"]:
+            if load_tokenizer(folder).hash == result.meta["tokenizer"]["hash"]:
                 return folder
     return None
 
@@ -176,15 +177,19 @@ def next_command(result: Preparation, settings: PrepareSftSettings, model: Path 
         # Labels seldom have questions whose words tell the answers apart, and conversations aren't
         # paraphrased.
         arguments += ["--paraphrases=0", "--batch_size=16", "--max_epochs=14"]
+    if result.meta["tokenizer"]["kind"] == "foreign":
+        arguments += ["--question_drop=0", "--question_replace=0"]
     if result.meta["labels"]:
         arguments.append("--min_iters=none")  # 900 steps of few reviews gained nothing: docs/log
     return training_command(result.folder, "config/sft.py", arguments)
 
 
 def _can_be_paraphrased(result: Preparation) -> bool:
-    """Whether config/sft.py, which sets --paraphrases, can train on the data."""
+    """Whether the questions can be paraphrased, as config/sft.py does."""
+    if result.meta["tokenizer"]["kind"] == "foreign":
+        return False
     try:
-        QuestionDataset(result.folder, "train").add_paraphrases(Tokenizer.load(result.folder), 1)
+        QuestionDataset(result.folder, "train").add_paraphrases(load_tokenizer(result.folder), 1)
     except UserError:
         return False
     return True
@@ -196,7 +201,7 @@ def _can_be_paraphrased(result: Preparation) -> bool:
 def show_rows(folder: Path, count: int) -> None:
     """Prints training rows as the model reads them, trained tokens in green (else in ⟦ ⟧)."""
     begin, end = (ANSI_GREEN, ANSI_RESET) if sys.stdout.isatty() else ("⟦", "⟧")
-    tokenizer = Tokenizer.load(folder)
+    tokenizer = load_tokenizer(folder)
     dataset = QuestionDataset(folder, "train")
     for number in range(min(count, len(dataset))):
         ids, mask = dataset.row(number)

@@ -19,6 +19,7 @@ from shuoshu.core.files import read_json, same_path
 from shuoshu.core.out_dirs import MODEL_MARKS, flag
 from shuoshu.text.dataset import META_FORMAT, QUESTION_SPLITS, TASKS, TEXT_SPLITS, task_of
 from shuoshu.text.tokenizer import Tokenizer
+from shuoshu.text.tokenizer_folder import TOKENIZER_FILES
 
 SUFFIXES = {"text": (".bin",), "questions": (".bin", ".mask.bin", ".jsonl")}  # of a split's files
 TASK_SPLITS = {"text": TEXT_SPLITS, "questions": QUESTION_SPLITS}
@@ -60,7 +61,7 @@ def target_folder(
 def _protect_files(folder: Path, task: str, ours: set[str], files: Iterable[Path]) -> None:
     """UserError if a preparation would overwrite a file that isn't `ours`, or one that it reads."""
     inputs = {os.path.realpath(file) for file in files}
-    for name in (*split_files(task, TASK_SPLITS[task]), "tokenizer.json", "meta.json"):
+    for name in (*split_files(task, TASK_SPLITS[task]), *TOKENIZER_FILES, "meta.json"):
         path = folder / name
         if os.path.lexists(path) and (name not in ours or os.path.realpath(path) in inputs):
             raise UserError(f"{path} would be overwritten: {OTHER_FOLDER}, or move it away")
@@ -77,7 +78,9 @@ def prepared_meta(folder: Path) -> dict | None:
     for path in paths:
         with suppress(OSError, ValueError, AttributeError):
             meta = read_json(path)
-            is_complete = meta.keys() >= META_FIELDS and isinstance(meta["splits"], dict)
+            is_complete = meta.keys() >= META_FIELDS and all(
+                isinstance(meta[field], dict) for field in ("splits", "tokenizer")
+            )
             if is_complete and task_of(meta) in TASKS:
                 return meta
     return None
@@ -88,7 +91,9 @@ def prepared_files(meta: dict | None) -> set[str]:
     if not meta:
         return set()
     splits = [split for split in QUESTION_SPLITS if split in meta["splits"]]
-    return {"tokenizer.json", "meta.json", *split_files(task_of(meta), splits)}
+    is_foreign = meta["tokenizer"].get("kind") == "foreign"
+    tokenizer_files = TOKENIZER_FILES if is_foreign else TOKENIZER_FILES[:1]
+    return {*tokenizer_files, "meta.json", *split_files(task_of(meta), splits)}
 
 
 def split_files(task: str, splits: Iterable[str]) -> list[str]:
@@ -129,7 +134,7 @@ class StagingFolder:
                 path.rmdir()
 
     def commit(self, names: Sequence[str], tokenizer: Tokenizer, meta: dict) -> dict:
-        """Writes tokenizer.json and meta.json, and moves all files into place; returns the meta.
+        """Writes the tokenizer and meta.json, and moves all files into place; returns the meta.
 
         meta.json comes last, because no program reads files that it does not describe.
         """
@@ -138,12 +143,15 @@ class StagingFolder:
             "vocab_size": tokenizer.n_vocab,
             "tokenizer": {"kind": tokenizer.kind, "hash": tokenizer.hash},
         } | meta
-        for name, text in (
-            ("tokenizer.json", tokenizer.to_json()),
-            ("meta.json", json.dumps(meta, ensure_ascii=False, indent=1)),
-        ):
+        texts = tokenizer.data_files()
+        before = prepared_files(prepared_meta(self.folder))
+        stale = before.intersection(TOKENIZER_FILES).difference(texts)
+        texts["meta.json"] = json.dumps(meta, ensure_ascii=False, indent=1)
+        for name, text in texts.items():
             (self.staging / name).write_text(text, encoding="utf-8", newline="\n")
-        for name in (*names, "tokenizer.json", "meta.json"):
+        for name in stale:
+            (self.folder / name).unlink(missing_ok=True)
+        for name in (*names, *texts):
             with (self.staging / name).open("rb+") as file:
                 os.fsync(file.fileno())
             (self.staging / name).replace(self.folder / name)

@@ -20,6 +20,7 @@ from shuoshu.text.account import Account
 from shuoshu.text.books import Book, Section, find_duplicate_books, find_files, read_books
 from shuoshu.text.data_folder import DatasetWriter, target_folder
 from shuoshu.text.tokenizer import Tokenizer, character_tokenizer, gpt2_tokenizer, train_bpe
+from shuoshu.text.tokenizer_folder import load_tokenizer
 
 TOKENIZER_SAMPLE_BYTES = (
     8_000_000  # for training the tokenizer; more costs seconds and changes little
@@ -119,7 +120,7 @@ def choose_tokenizer(settings: PrepareSettings, books: list[Book]) -> tuple[Toke
         )
     if settings.tokenizer == "gpt2":
         return gpt2_tokenizer(), "GPT-2's 50,257 and four chat tokens"
-    return Tokenizer.load(settings.tokenizer), f"the tokenizer in {settings.tokenizer}"
+    return load_tokenizer(settings.tokenizer), f"the tokenizer in {settings.tokenizer}"
 
 
 def _train_bpe(books: list[Book], settings: PrepareSettings) -> tuple[Tokenizer, str]:

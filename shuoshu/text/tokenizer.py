@@ -11,13 +11,11 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 import tiktoken
 
 from shuoshu.core.errors import UserError
-from shuoshu.core.files import error_reason, read_json
 
 END_TOKEN, PAD_TOKEN = "<|endoftext|>", "<|pad|>"
 SPECIALS = (END_TOKEN, "<|system|>", "<|user|>", "<|assistant|>", PAD_TOKEN)  # in their ids' order
@@ -35,10 +33,14 @@ MIN_PAIR_COUNT = 2  # in training; a rarer pair isn't merged
 # A loaded tokenizer must encode and decode this without loss.
 PROBE = "雨夜 It's 12\n\n　é🙂—。\t!\r\n \u0301\0"
 Ranks = dict[bytes, int]
+RenderedRow = tuple[list[int], list[int]]  # ids, and a mask that is 1 where the token is trained
 
 
 class Tokenizer:
     """Encodes and decodes text, and renders conversations with Shuoshu's chat tokens."""
+
+    has_template = True  # whether it can render conversations
+    bos_token_id: int | None = None  # begins each text
 
     def __init__(self, ranks: Ranks, specials: dict[str, int], pattern: str, kind: str) -> None:
         self.ranks, self.specials, self.pattern, self.kind = ranks, specials, pattern, kind
@@ -49,6 +51,8 @@ class Tokenizer:
         self.end, self.system, self.user, self.assistant, self.pad = (
             specials[name] for name in SPECIALS
         )
+        self.start = self.answer_end = self.eos_token_id = self.end
+        self.ends = frozenset([self.end])
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text. A special token's name in it, such as `<|endoftext|>`, is plain text."""
@@ -57,6 +61,14 @@ class Tokenizer:
     def encode_to_numpy(self, text: str) -> np.ndarray:
         """The same ids as a uint32 array. Releases the GIL, so that threads encode in parallel."""
         return self.encoding.encode_to_numpy(text, disallowed_special=())
+
+    def encode_prompt(self, text: str) -> list[int]:
+        """Ids of a text that the model is to continue."""
+        return [*([] if self.bos_token_id is None else [self.bos_token_id]), *self.encode(text)]
+
+    def encode_answer(self, text: str) -> list[int]:
+        """The ids that are trained for an answer: its text, and the end token."""
+        return [*self.encode(text), self.answer_end]
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of these ids; bytes that are not valid UTF-8 become �."""
@@ -70,7 +82,14 @@ class Tokenizer:
             table[rank] = token
         return table
 
-    def render(self, messages: Sequence[dict[str, str]]) -> tuple[list[int], list[int]]:
+    def require_template(self) -> object:
+        """Raises UserError if the tokenizer can't render conversations."""
+
+    def render_rows(self, messages: Sequence[dict[str, str]]) -> list[RenderedRow]:
+        """The rows that train each answer of a conversation once."""
+        return [self.render(messages)]
+
+    def render(self, messages: Sequence[dict[str, str]]) -> RenderedRow:
         """A conversation as (ids, mask). The mask is 1 on the assistant's text and its end tokens.
 
         If the last message's content is None, the ids end with its role, for the model to continue.
@@ -186,30 +205,12 @@ class Tokenizer:
             "tokenizer_config.json": json.dumps(config, ensure_ascii=False, indent=1),
         }
 
-    @classmethod
-    def load(cls, folder: str | Path) -> Tokenizer:
-        """Loads a folder's tokenizer.json. Raises UserError if it is missing or not usable."""
-        path = Path(folder) / "tokenizer.json"
-        try:
-            document = read_json(path)
-        except OSError as error:
-            raise UserError(
-                f"there is no tokenizer in {folder}: can't read {path} ({error.strerror})"
-            ) from None
-        except ValueError as error:
-            raise UserError(
-                f"{path} is damaged: {error}; run prepare.py again, or copy the file again"
-            ) from None
-        try:
-            return cls._from_document(document)
-        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
-            raise UserError(
-                f"{path} can't be used: {error_reason(error)}; "
-                "only byte-level BPE with Shuoshu's chat tokens is read"
-            ) from None
+    def data_files(self) -> dict[str, str]:
+        """The tokenizer files of a data folder: file name → content."""
+        return {"tokenizer.json": self.to_json()}
 
     @classmethod
-    def _from_document(cls, document: dict) -> Tokenizer:
+    def from_document(cls, document: dict) -> Tokenizer:
         """The tokenizer of a tokenizer.json. Raises ValueError if encoding could lose text."""
         bytes_of = {letter: byte for byte, letter in enumerate(byte_letters())}
         specials = {token["content"]: token["id"] for token in document["added_tokens"]}

@@ -13,14 +13,15 @@ from shuoshu.text.dataset import IGNORE, Batch
 
 def text_windows(
     tokens: np.ndarray,
-    end: int,
+    start: int,
     block: int,
     rows: int,
     stride: int | None = None,
     count: int | None = None,
 ) -> Iterator[Batch]:
-    """Yields batches of up to `rows` windows that score each token once, the first after `end`.
+    """Yields batches of up to `rows` windows that score each token once.
 
+    The first token is predicted from the token `start`.
     Each window begins `stride` tokens after the one before and scores only the tokens that are new
     in it. Default: `block`, which gives disjoint windows. `count`: only so many windows, evenly
     chosen. All batches have one shape: rows without targets fill the last one.
@@ -36,4 +37,4 @@ def text_windows(
         last = len(tokens) - 1
         is_new = (at <= last) & ((batch_starts == 0) | (np.arange(block) >= block - stride))
         targets = np.where(is_new, tokens[np.minimum(at, last)].astype(np.int64), IGNORE)
-        yield np.where(at == 0, end, tokens[np.clip(at - 1, 0, last)].astype(np.int64)), targets
+        yield np.where(at == 0, start, tokens[np.clip(at - 1, 0, last)].astype(np.int64)), targets

@@ -20,7 +20,8 @@ from shuoshu.text.dataset import (
     find_dataset,
     read_meta,
 )
-from shuoshu.text.tokenizer import Tokenizer
+from shuoshu.text.foreign_tokenizer import ForeignTokenizer
+from shuoshu.text.tokenizer_folder import load_tokenizer
 from shuoshu.text.windows import text_windows
 
 MIN_TOKENS_FOR_ADVICE = 16  # a shorter text is too short for any block_size
@@ -33,7 +34,7 @@ class RunData:
         folder = find_dataset(settings.dataset)
         meta = read_meta(folder)
         self.folder = folder
-        self.tokenizer = Tokenizer.load(folder)
+        self.tokenizer = load_tokenizer(folder)
         check_tokenizer(
             self.tokenizer,
             meta,
@@ -72,12 +73,19 @@ class RunData:
 
     def _training_questions(self, settings: TrainSettings) -> QuestionDataset:
         noise = None
+        if isinstance(self.tokenizer, ForeignTokenizer):
+            _refuse_augmentation(settings, self.folder)
         if settings.question_drop or settings.question_replace:
             noise = QuestionNoise(self.tokenizer, settings.question_drop, settings.question_replace)
         rows = QuestionDataset(self.folder, "train", self.rows_per_step, noise)
         if settings.paraphrases and len(rows):
             rows.add_paraphrases(self.tokenizer, settings.paraphrases)
         return rows
+
+    @property
+    def end(self) -> int:
+        """The token that ends documents or answers; measures per character leave it out."""
+        return self.tokenizer.answer_end if self.task == "questions" else self.tokenizer.end
 
     @property
     def unit(self) -> str:
@@ -93,8 +101,8 @@ class RunData:
         if self.task == "questions":
             return answer_batches(self.val, batch_size)
         count = math.ceil(self.eval_tokens / block_size) if self.eval_tokens else None
-        end = self.tokenizer.end
-        return text_windows(self.val.tokens, end, block_size, batch_size, count=count)
+        start = self.tokenizer.start
+        return text_windows(self.val.tokens, start, block_size, batch_size, count=count)
 
     def steps_per_epoch(self, block_size: int) -> float:
         """The number of steps in an epoch, which need not be whole."""
@@ -131,6 +139,20 @@ class RunData:
                 f"the training text has {size:,} tokens,"
                 f" but more than one block of {block_size:,} is needed: add text{shorter}"
             )
+
+
+def _refuse_augmentation(settings: TrainSettings, folder: object) -> None:
+    """UserError if questions are to be changed, which needs rows with Shuoshu's chat tokens."""
+    names = [
+        name
+        for name in ("question_drop", "question_replace", "paraphrases")
+        if getattr(settings, name)
+    ]
+    if names:
+        raise UserError(
+            f"{folder} has another model's tokenizer, with which questions can't be changed in"
+            f" training: set {' '.join(f'--{name}=0' for name in names)}"
+        )
 
 
 def _refuse_question_settings(settings: TrainSettings, folder: object) -> None:

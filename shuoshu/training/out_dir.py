@@ -64,6 +64,8 @@ OWN_FILES = (
     ADAPTER_WEIGHTS,
     "tokenizer.json",
     "tokenizer_config.json",
+    "chat_template.jinja",
+    "special_tokens_map.json",
     "checkpoints",
 )
 

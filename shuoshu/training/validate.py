@@ -112,7 +112,7 @@ def score_val(run: Run, stop: StopFlag) -> Score | None:
             trainer.model,
             trainer.raw,
             run.data.val_batches(trainer.block_size, trainer.micro_rows),
-            run.data.tokenizer.end,
+            run.data.end,
             run.processes,
             lambda: run.processes.any_signal(stop.raised),
         )
@@ -192,7 +192,7 @@ def continue_prompt(run: Run, stop: StopFlag) -> dict[str, str]:
             first = (data.val if len(data.val) else data.train).tokens[:SAMPLE_PROMPT_TOKENS]
         line = data.tokenizer.decode(first.tolist()).lstrip().partition("\n")[0]
         prompt = line[:SAMPLE_PROMPT_CHARACTERS].rstrip("�")  # a cut character decodes to �
-    ids = data.tokenizer.encode(prompt)[-trainer.block_size // 2 :]
+    ids = data.tokenizer.encode_prompt(prompt)[-trainer.block_size // 2 :]
     sampling = SamplingParams(max_new_tokens=run.settings.sample_tokens)
     trainer.raw.eval()
     with autocast(trainer.device, trainer.dtype):

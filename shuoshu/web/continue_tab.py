@@ -189,7 +189,9 @@ class ContinueTab:
             return self.service.inspect(last, last.prompt[-CONTEXT_CHARS:])
         name = self.service.find_model(model)
         context, end = text[:-MAX_INSPECTED_CHARS], text[-MAX_INSPECTED_CHARS:]
-        context_ids = self.service.models.run(name, lambda model: model.tokenizer.encode(context))
+        context_ids = self.service.models.run(
+            name, lambda model: model.tokenizer.encode_prompt(context)
+        )
         edited = GeneratedText(name, prompt_ids=context_ids, text=end)
         return self.service.inspect(edited, context[-CONTEXT_CHARS:])
 

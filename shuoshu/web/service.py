@@ -121,7 +121,7 @@ class PageService:
         def prepare(model: ChatModel) -> tuple[list[int], SamplingParams]:
             sampling = model.sampling_params(request.settings, request.is_question)
             if not request.is_question:
-                return model.tokenizer.encode(request.text), sampling
+                return model.tokenizer.encode_prompt(request.text), sampling
             try:
                 return model.question_ids(request.text, request.history, request.system), sampling
             except UserError:
@@ -151,7 +151,7 @@ class PageService:
             if is_current or version.tokenizer_hash == tokenizer.hash:
                 prompt_ids, ids = generated.prompt_ids, generated.ids
             else:  # the ids are another tokenizer's
-                prompt_ids, ids = tokenizer.encode(generated.prompt), []
+                prompt_ids, ids = tokenizer.encode_prompt(generated.prompt), []
             ids = ids or tokenizer.encode(generated.text)
             return token_view.token_probabilities(model, prompt_ids, ids), is_current
 
@@ -171,8 +171,8 @@ class PageService:
         text = parse_text(text, MAX_INSPECTED_CHARS)
 
         def pieces(model: ChatModel) -> list[token_view.TokenPiece]:
-            encode = model.tokenizer.encode
-            return token_view.token_probabilities(model, encode(start), encode(text))
+            prompt_ids, ids = model.tokenizer.encode_prompt(start), model.tokenizer.encode(text)
+            return token_view.token_probabilities(model, prompt_ids, ids)
 
         return self.models.run(name, pieces)
 

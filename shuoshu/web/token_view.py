@@ -47,7 +47,7 @@ def token_probabilities(model: ChatModel, prompt: list[int], ids: list[int]) -> 
     When the text is longer than the block, each piece is predicted from at least half a block.
     """
     tokenizer = model.tokenizer
-    prompt = prompt or [tokenizer.end]  # as in generation
+    prompt = prompt or [tokenizer.start]  # as in generation
     all_ids = [*prompt, *ids]
     stream, pieces = TextStream(tokenizer), []
     state, probability, others = WHOLE, 1.0, []  # of the piece that is being put together
@@ -88,7 +88,7 @@ def alternatives(tokenizer: Tokenizer, chances: Tensor) -> list[Alternative]:
 
 def token_text(tokenizer: Tokenizer, token: int) -> str | None:
     """A token's text, its bytes as <E6 B8> if they are a part of a character, None for the end."""
-    if token == tokenizer.end:
+    if token in tokenizer.ends:
         return None
     token_bytes = tokenizer.token_bytes[token]
     try:

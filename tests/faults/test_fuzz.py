@@ -40,6 +40,7 @@ from shuoshu.sft.pairs import Pair
 from shuoshu.text import dataset as text_dataset
 from shuoshu.text.books import read_books
 from shuoshu.text.tokenizer import Tokenizer
+from shuoshu.text.tokenizer_folder import load_tokenizer
 from shuoshu.training import checkpoints, plots
 from tests.faults.test_models import PARTS, taken_apart, written
 from tests.faults.test_novels import TXT, zipped
@@ -274,7 +275,7 @@ def test_any_meta(
     (folder / "meta.json").write_bytes(hurt_json(data, damage, right))
     with survives_or_refuses():
         meta = text_dataset.read_meta(folder)
-        text_dataset.check_tokenizer(Tokenizer.load(folder), meta, "another tokenizer")
+        text_dataset.check_tokenizer(load_tokenizer(folder), meta, "another tokenizer")
         if "width" in meta:
             made = QuestionDataset(folder, "train").rows(0, 8, 64, 1)
             assert (made[0] == QuestionDataset(qa, "train").rows(0, 8, 64, 1)[0]).all()
@@ -346,7 +347,7 @@ def test_any_tokenizer_and_any_config(
         assert torch.equal(loaded.model(ids), right.model(ids))
     (folder / "model.safetensors").unlink()
     with survives_or_refuses():  # without weights to compare with
-        tokenizer = Tokenizer.load(folder)
+        tokenizer = load_tokenizer(folder)
         assert (
             tokenizer.decode(tokenizer.encode("雨夜，<|endoftext|> x")) == "雨夜，<|endoftext|> x"
         )

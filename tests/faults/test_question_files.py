@@ -13,7 +13,8 @@ import pytest
 
 import prepare_sft
 from shuoshu.sft.dataset import QuestionDataset, read_pairs
-from shuoshu.text.tokenizer import SPECIALS, Tokenizer
+from shuoshu.text.tokenizer import SPECIALS
+from shuoshu.text.tokenizer_folder import load_tokenizer
 
 ROW = '{"question": "谁？", "answer": "我。"}'
 DEEP = "[" * 200_000
@@ -234,7 +235,7 @@ def test_special_tokens_spelled_out_are_plain_text_everywhere(
         "--block_size=256",
     ]
     assert prepare_sft.main([str(word) for word in argv(next(tmp_path.glob("*.json")), *more)]) == 0
-    tokenizer, file = Tokenizer.load(tmp_path / "out"), QuestionDataset(tmp_path / "out", "train")
+    tokenizer, file = load_tokenizer(tmp_path / "out"), QuestionDataset(tmp_path / "out", "train")
     for number in range(len(file)):
         ids, mask = file.row(number)
         special = [int(i) for i in ids if i in tokenizer.specials.values()]

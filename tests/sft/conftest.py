@@ -10,11 +10,12 @@ import pytest
 import prepare_sft
 from shuoshu.sft.dataset import QuestionDataset
 from shuoshu.text.tokenizer import Tokenizer
+from shuoshu.text.tokenizer_folder import load_tokenizer
 
 
 @pytest.fixture(scope="session")
 def tokenizer_of_qa(qa: Path) -> Tokenizer:
-    return Tokenizer.load(qa)
+    return load_tokenizer(qa)
 
 
 @pytest.fixture(scope="session")

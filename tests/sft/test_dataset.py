@@ -18,7 +18,7 @@ from shuoshu.sft.augment import QuestionNoise
 from shuoshu.sft.dataset import QuestionDataset, read_pairs, write_rows
 from shuoshu.sft.pairs import Pair
 from shuoshu.text.dataset import IGNORE
-from shuoshu.text.tokenizer import Tokenizer
+from shuoshu.text.tokenizer_folder import load_tokenizer
 from shuoshu.training.step import micro_batches
 from tests.sft.helpers import conversation
 
@@ -26,7 +26,7 @@ from tests.sft.helpers import conversation
 
 
 def test_written_rows_decode_to_the_questions_and_answers(qa: Path) -> None:
-    tokenizer = Tokenizer.load(qa)
+    tokenizer = load_tokenizer(qa)
     for split in ("train", "val", "test"):
         dataset, records = QuestionDataset(qa, split), read_pairs(qa, split)
         assert [record["row"] for record in records] == list(range(len(dataset)))

@@ -11,7 +11,7 @@ import pytest
 from shuoshu.sft.augment import QuestionNoise
 from shuoshu.sft.dataset import QuestionDataset
 from shuoshu.text.dataset import IGNORE
-from shuoshu.text.tokenizer import Tokenizer
+from shuoshu.text.tokenizer_folder import load_tokenizer
 from tests.sft.helpers import conversation
 
 
@@ -74,7 +74,7 @@ def test_noise_matches_its_probabilities(tokenizer) -> None:
 
 
 def test_noise_differs_between_epochs_and_is_repeatable(qa: Path) -> None:
-    tokenizer = Tokenizer.load(qa)
+    tokenizer = load_tokenizer(qa)
     noisy = QuestionNoise(tokenizer, 0.1, 0.4)
     file = QuestionDataset(qa, "train", 8, noisy)
     questions_of: dict[str, set[tuple[int, ...]]] = {}  # answer → ids of its questions

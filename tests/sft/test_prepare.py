@@ -15,6 +15,7 @@ from shuoshu.sft import dataset as sft_dataset
 from shuoshu.sft.dataset import QuestionDataset, read_pairs
 from shuoshu.text import dataset as text_dataset
 from shuoshu.text.tokenizer import Tokenizer
+from shuoshu.text.tokenizer_folder import load_tokenizer
 
 ROWS = [{"question": f"第{n}问：谁在渡口？", "answer": f"第{n}个人在渡口。"} for n in range(30)]
 LONG = {"question": "最长的一问：" + "沈砚在渡口望着河面出神。" * 12, "answer": "他想着一封信。"}
@@ -30,7 +31,7 @@ def bytes_in(folder: Path) -> dict[str, bytes]:
 
 def trained(folder: Path) -> list[str]:
     """The text of each pair's trained tokens, its rows joined."""
-    dataset, tokenizer = QuestionDataset(folder, "train"), Tokenizer.load(folder)
+    dataset, tokenizer = QuestionDataset(folder, "train"), load_tokenizer(folder)
     texts = []
     for record in read_pairs(folder, "train"):
         rows = [dataset.row(n) for n in range(record["row"], record["row"] + record["rows"])]
@@ -89,7 +90,7 @@ def test_long_answer_is_split_over_rows_without_loss(prepare, tmp_path: Path) ->
     assert last["rows"] > 3 and last["row"] + last["rows"] == len(dataset)
     assert dataset.width <= 65
     assert trained(folder) == [row["answer"] for row in [*ROWS, LONG_ANSWER]]
-    end = Tokenizer.load(folder).end
+    end = load_tokenizer(folder).end
     ends = [int(dataset.row(n)[0][-1]) == end for n in range(last["row"], len(dataset))]
     assert ends == [False] * (len(ends) - 1) + [True]
 

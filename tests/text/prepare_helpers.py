@@ -8,7 +8,7 @@ from pathlib import Path
 
 import prepare
 from shuoshu.text.dataset import TextDataset
-from shuoshu.text.tokenizer import Tokenizer
+from shuoshu.text.tokenizer_folder import load_tokenizer
 
 FILES = ["meta.json", "tokenizer.json", "train.bin", "val.bin"]
 
@@ -48,7 +48,7 @@ def laid_out(text: str) -> str:
 
 def documents(folder: str, split: str) -> list[str]:
     """The texts between the end tokens of a split, which must end with one."""
-    tokenizer, tokens = Tokenizer.load(folder), TextDataset(Path(folder), split).tokens.tolist()
+    tokenizer, tokens = load_tokenizer(folder), TextDataset(Path(folder), split).tokens.tolist()
     assert not tokens or tokens[-1] == tokenizer.end
     ends = [-1, *(i for i, token in enumerate(tokens) if token == tokenizer.end)]
     return [tokenizer.decode(tokens[a + 1 : b]) for a, b in pairwise(ends)]

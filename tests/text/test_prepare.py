@@ -17,7 +17,7 @@ from shuoshu.text import prepare as text_prepare
 from shuoshu.text.books import HEADING, Book
 from shuoshu.text.data_folder import DatasetWriter
 from shuoshu.text.dataset import TextDataset
-from shuoshu.text.tokenizer import Tokenizer
+from shuoshu.text.tokenizer_folder import load_tokenizer
 from tests.text.prepare_helpers import (
     FILES,
     book,
@@ -56,7 +56,7 @@ def test_the_counts_in_the_meta_are_right(text: str) -> None:
     book("shelf/a.txt", text)
     book("shelf/b.txt", "短篇🙂\n")
     assert run_prepare("shelf") == 0
-    meta, tokenizer = meta_of("data/shelf"), Tokenizer.load("data/shelf")
+    meta, tokenizer = meta_of("data/shelf"), load_tokenizer("data/shelf")
     assert (meta["format"], meta["dtype"], meta["vocab_size"]) == (1, "uint16", 300)
     assert meta["tokenizer"] == {"kind": "bpe", "hash": tokenizer.hash}
     for split in ("train", "val"):
@@ -89,7 +89,7 @@ def test_a_chapters_offset_points_to_its_title(text: str) -> None:
     book("shelf/a.txt", "楔子。\n" + text)
     book("shelf/b.txt", text)
     assert run_prepare("shelf", "--val_fraction=0.2") == 0
-    tokenizer, chapters = Tokenizer.load("data/shelf"), meta_of("data/shelf")["chapters"]
+    tokenizer, chapters = load_tokenizer("data/shelf"), meta_of("data/shelf")["chapters"]
     assert [(c["book"], " ".join(c["title"].split())) for c in chapters] == [
         (n, " ".join(m.group().split())) for n in (0, 1) for m in HEADING.finditer(text)
     ]

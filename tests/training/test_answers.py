@@ -16,7 +16,7 @@ from shuoshu.generation.answers import answer, read_questions, render_question
 from shuoshu.generation.sampling import SamplingParams, TextGenerator
 from shuoshu.models import weights as models_weights
 from shuoshu.sft.dataset import QuestionDataset, read_pairs
-from shuoshu.text.tokenizer import Tokenizer
+from shuoshu.text.tokenizer_folder import load_tokenizer
 from shuoshu.training import checkpoints
 from shuoshu.training.step import halve_batch_on_oom
 from tests.in_process import records, train_model
@@ -152,7 +152,7 @@ def test_answers_do_not_depend_on_the_batch_size(pretrained: Path, qa: Path) -> 
 
 
 def test_a_question_is_rendered_as_in_training(qa: Path) -> None:
-    tokenizer, file = Tokenizer.load(qa), QuestionDataset(qa, "train")
+    tokenizer, file = load_tokenizer(qa), QuestionDataset(qa, "train")
     for question, record in zip(
         read_questions(qa, "train", tokenizer), read_pairs(qa, "train"), strict=True
     ):
