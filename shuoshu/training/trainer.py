@@ -97,6 +97,7 @@ def build_trainer(
     model, settings = build_model(settings, data.tokenizer, is_resumed=checkpoint is not None)
     settings = replace(settings, dtype=dtype_name)
     model = model.to(device)
+    model.recompute, model.residual_dtype = settings.recompute, torch.float32
     data.check_sizes(model.config.block_size, processes.world_size)
     optimizers = build_optimizers(model, settings, device, dtype)
     learning_rate = optimizers[0].param_groups[0]["full_lr"]
