@@ -15,6 +15,7 @@ from types import SimpleNamespace
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 
 @dataclass
@@ -86,14 +87,14 @@ def cached_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Te
 
 
 def head_loss(x: Tensor, weight: Tensor, targets: Tensor, reduction: str) -> Tensor:
-    """Cross-entropy in float32 of x (B, T, C) @ weight.T (C, V) over targets that are not -100."""
-    logits = F.linear(x, weight).float()  # (B, T, V)
-    return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction=reduction)
+    """Cross-entropy in float32 of x (N, C) @ weight.T (C, V) over targets (N) that are not -100."""
+    return F.cross_entropy(F.linear(x, weight).float(), targets, reduction=reduction)
 
 
 # The model calls them through `ops`; shuoshu/models/cpu_kernels.py puts faster ones here.
 ops = SimpleNamespace(
     rms_norm=rms_norm,
+    rotate=rotate,
     norm_and_rotate=norm_and_rotate,
     causal_attention=causal_attention,
     head_loss=head_loss,
@@ -119,7 +120,7 @@ class NoNorm(nn.Module):
     """In place of the norm of queries or keys in models that have none."""
 
     def norm_and_rotate(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        return rotate(x.transpose(1, 2), cos, sin)
+        return ops.rotate(x.transpose(1, 2), cos, sin)
 
 
 def rotary_frequencies(config: GPTConfig) -> Tensor:
@@ -202,10 +203,21 @@ class Block(nn.Module):
 
 
 class KVCache:
-    """Keys and values of the tokens read so far. Rows may differ in length."""
+    """Keys and values of the tokens read so far. Rows may differ in length.
 
-    def __init__(self, config: GPTConfig, rows: int, device="cpu", dtype=torch.float32) -> None:
-        shape = (config.n_layer, rows, config.n_kv_head, config.block_size, config.head_dim)
+    It has room for the given number of positions, at most and by default for a whole block.
+    """
+
+    def __init__(
+        self,
+        config: GPTConfig,
+        rows: int,
+        positions: int | None = None,
+        device="cpu",
+        dtype=torch.float32,
+    ) -> None:
+        room = min(config.block_size, positions or config.block_size)
+        shape = (config.n_layer, rows, config.n_kv_head, room, config.head_dim)
         self.k = torch.zeros(shape, device=device, dtype=dtype)
         self.v = torch.zeros(shape, device=device, dtype=dtype)
         self.lengths = [0] * rows
@@ -271,6 +283,10 @@ class GPT(nn.Module):
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         if config.tie_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
+        self.recompute = False  # whether backward computes each block again, which saves memory
+        # What the blocks add up. None: the embedding's type, which is too coarse if the weights
+        # are in bfloat16 and the model trains.
+        self.residual_dtype: torch.dtype | None = None
         self.init_weights()
 
     @torch.no_grad()
@@ -294,19 +310,32 @@ class GPT(nn.Module):
             else:
                 parameter.normal_(std=0.02)
 
-    def forward(self, ids: Tensor, targets: Tensor | None = None, reduction="mean") -> Tensor:
-        """ids (B, T) → logits (B, T, V); with targets (B, T), the loss over those not -100."""
+    def forward(
+        self,
+        ids: Tensor,
+        targets: Tensor | None = None,
+        reduction="mean",
+        positions: Tensor | None = None,
+    ) -> Tensor:
+        """ids (B, T) → logits (B, T, V); with targets (B, T), the loss over those not -100.
+
+        With positions (N) among the B · T, targets (N) are theirs, and others get no logits.
+        """
         x = self.hidden(ids)
         if targets is None:
             return self.lm_head(x)
-        return ops.head_loss(x, self.lm_head.weight, targets, reduction)
+        x = x.flatten(0, 1)  # (B T, C)
+        if positions is not None:
+            x = x.index_select(0, positions)  # (N, C)
+        return ops.head_loss(x, self.lm_head.weight, targets.flatten(), reduction)
 
     def hidden(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
         """ids (B, T) → what the head reads (B, T, C). The ids continue the cache's rows."""
         T = ids.shape[1]
         if len(self.cos) < T:
             raise ValueError(f"{T} tokens do not fit into a block of {len(self.cos)}")
-        x = self.drop(self.model.embed_tokens(ids))  # (B, T, C)
+        x = self.model.embed_tokens(ids)  # (B, T, C)
+        x = self.drop(x.to(self.residual_dtype or x.dtype))
         if cache is None:
             slots, cos, sin = None, self.cos[:T], self.sin[:T]  # (T, D)
         else:
@@ -314,7 +343,10 @@ class GPT(nn.Module):
             cos = self.cos[slots.index][:, None]  # (1 or B, 1, T, D)
             sin = self.sin[slots.index][:, None]
         for block in self.model.layers:
-            x = block(x, cos, sin, slots)
+            if self.recompute and self.training:
+                x = checkpoint(block, x, cos, sin, slots, use_reentrant=False)
+            else:
+                x = block(x, cos, sin, slots)
         return self.model.norm(x)
 
     def next_logits(self, ids: Tensor, last: Tensor | Sequence[int], cache: KVCache) -> Tensor:

@@ -255,6 +255,9 @@ class RunSettings(Settings):
         "whether to use torch.compile; auto: for text on CUDA with Triton",
         choices=("auto", "true", "false"),
     )
+    recompute: bool = setting(
+        False, "compute each block a second time in the backward pass: slower, with less memory"
+    )
     threads: int | None = count(None, THREADS_HELP, high=1024)
     resume: bool = setting(False, "continue from the newest valid checkpoint in out_dir")
     overwrite: bool = setting(False, "delete the run in out_dir before starting")

@@ -13,6 +13,10 @@ from model import GPT
 from shuoshu.core.distributed import Processes
 from shuoshu.text.dataset import IGNORE, Batch
 
+# Of a batch with a larger share of scored positions, all are computed: selecting would save little,
+# and all batches of a text keep one shape, for which a compiled model has one graph.
+MAX_SELECTED = 0.5
+
 
 @dataclass
 class Score:
@@ -59,9 +63,7 @@ def score(
             break
         if number % processes.world_size != processes.rank:
             continue
-        y = torch.from_numpy(targets).to(device)
-        losses = model(torch.from_numpy(ids).to(device), y, reduction="none")
-        losses = losses.view(targets.shape).cpu().double().numpy()
+        losses = token_losses(model, ids, targets, device)
         is_scored = targets != IGNORE
         is_text = is_scored & (targets != end)
         columns = losses.sum(1), is_scored.sum(1), (losses * is_text).sum(1), is_text.sum(1)
@@ -72,3 +74,18 @@ def score(
     all_rows = np.concatenate(rows)
     nats, tokens, text_nats, _ = processes.sum(all_rows.sum(axis=0).tolist())
     return Score(nats, int(tokens), text_nats, all_rows)
+
+
+def token_losses(
+    model: torch.nn.Module, ids: np.ndarray, targets: np.ndarray, device: torch.device
+) -> np.ndarray:
+    """The loss (B, T) of each target in float64, 0 where it is IGNORE."""
+    positions = np.flatnonzero(targets != IGNORE)
+    if len(positions) > MAX_SELECTED * targets.size:
+        positions = np.arange(targets.size)
+    inputs = (torch.from_numpy(x).to(device) for x in (ids, targets.flat[positions], positions))
+    ids_here, targets_here, positions_here = inputs
+    losses = np.zeros(targets.size)
+    result = model(ids_here, targets_here, reduction="none", positions=positions_here)
+    losses[positions] = result.cpu().double().numpy()
+    return losses.reshape(targets.shape)

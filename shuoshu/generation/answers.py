@@ -86,13 +86,15 @@ def label_log_likelihoods(
     model, tokenizer = generator.model, generator.tokenizer
     label_ids = [tokenizer.encode_answer(label) for label in labels]
     # The last id of a label is predicted but not read.
-    room = max(1, generator.block - max(map(len, label_ids)) + 1)
+    longest = max(map(len, label_ids)) - 1
+    room = max(1, generator.block - longest)
     scores = np.zeros((len(questions), len(labels)))
     order = sorted(range(len(questions)), key=lambda n: len(questions[n].ids))
     for start in range(0, len(order), rows):
         batch = order[start : start + rows]
-        cache = empty_cache(model, len(batch))
-        logits = prefill(model, cache, [questions[n].ids[-room:] for n in batch])
+        prompts = [questions[n].ids[-room:] for n in batch]
+        cache = empty_cache(model, len(batch), max(map(len, prompts)) + longest)
+        logits = prefill(model, cache, prompts)
         first = float64_log_softmax(logits)
         lengths = list(cache.lengths)
         for column, ids in enumerate(label_ids):

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model import GPT, Block, CacheSlots, KVCache, RMSNorm
+from model import GPT, Block, CacheSlots, KVCache, NoNorm, RMSNorm
 
 MANY_ROWS = 8  # a batch, for which a processor may have another kernel than for one row
 MAX_PACKED_ERROR = 0.01  # relative; rounding to bf16 gives 0.002, a wrong layout about 1
@@ -26,18 +26,25 @@ class CpuDecoder:
     """Computes what the model does for single tokens, from a copy of its current weights.
 
     A model in training needs a new decoder after each step. Products run in the weights' type, or
-    under autocast in autocast's; norms and attention run in float32.
+    under autocast in autocast's; norms and attention run in float32. `base` is the decoder of the
+    same model without its adapters, or with others: its copy of the weights is shared.
     """
 
     @torch.inference_mode()
-    def __init__(self, model: GPT) -> None:
+    def __init__(self, model: GPT, base: CpuDecoder | None = None) -> None:
         layers, embedding = model.model.layers, model.model.embed_tokens
         self.dtype = model.lm_head.weight.dtype
         if torch.is_autocast_enabled("cpu"):
             self.dtype = torch.get_autocast_dtype("cpu")
-        self.embedding = embedding.weight.to(self.dtype)
-        self.layers = [Layer(block, self.dtype) for block in layers]
-        self.norm, self.head = Norm(model.model.norm), fused_linear(self.dtype, model.lm_head)
+        if base:
+            self.dtype, self.embedding, self.head = base.dtype, base.embedding, base.head
+        else:
+            self.embedding = embedding.weight.to(self.dtype)
+            self.head = fused_linear(self.dtype, model.lm_head)
+        bases = base.layers if base else [None] * len(layers)
+        pairs = zip(layers, bases, strict=True)
+        self.layers = [Layer(block, self.dtype, base_layer) for block, base_layer in pairs]
+        self.norm = Norm(model.model.norm)
         # model.rotate concatenates (-right, left). Layer uses roll(), which gives (right, left),
         # and finds the sign in this table.
         left, right = model.sin.chunk(2, dim=-1)
@@ -57,17 +64,25 @@ class CpuDecoder:
 class Layer:
     """One block of the model for single tokens."""
 
-    def __init__(self, block: Block, dtype: torch.dtype) -> None:
+    def __init__(self, block: Block, dtype: torch.dtype, base: Layer | None) -> None:
         attention, mlp = block.self_attn, block.mlp
         self.number, self.dtype, self.width = attention.layer, dtype, attention.head_dim
         self.H = attention.q_proj.out_features // self.width
         self.G = attention.k_proj.out_features // self.width
-        self.qkv = fused_linear(dtype, attention.q_proj, attention.k_proj, attention.v_proj)
-        self.o = fused_linear(dtype, attention.o_proj)
-        self.gate_up = fused_linear(dtype, mlp.gate_proj, mlp.up_proj)
-        self.down = fused_linear(dtype, mlp.down_proj)
+        inputs = [  # the layers that read each input
+            (attention.q_proj, attention.k_proj, attention.v_proj),
+            (attention.o_proj,),
+            (mlp.gate_proj, mlp.up_proj),
+            (mlp.down_proj,),
+        ]
+        self.products = base.products if base else [fused_linear(dtype, *each) for each in inputs]
+        pairs = zip(self.products, inputs, strict=True)
+        adapted = (with_adapters(product, dtype, *layers) for product, layers in pairs)
+        self.qkv, self.o, self.gate_up, self.down = adapted
         self.norm, self.mlp_norm = Norm(block.input_layernorm), Norm(block.post_attention_layernorm)
-        self.qk_norm = Norm(*[attention.q_norm] * self.H, *[attention.k_norm] * self.G)
+        self.qk_norm = Tensor.float
+        if not isinstance(attention.q_norm, NoNorm):
+            self.qk_norm = Norm(*[attention.q_norm] * self.H, *[attention.k_norm] * self.G)
 
     def __call__(self, x: Tensor, cos: Tensor, sin: Tensor, slots: CacheSlots) -> Tensor:
         """x (B, C) → (B, C); cos and sin (1 or B, 1, D)."""
@@ -102,10 +117,13 @@ class Norm:
         return x * self.gain / norm.hypot(self.min_norm)
 
 
-def next_token_fn(model: GPT) -> NextTokenFn:
-    """The function from tokens (B, 1) to logits (B, V): CpuDecoder on a CPU, else the model."""
+def next_token_fn(model: GPT, base: NextTokenFn | None = None) -> NextTokenFn:
+    """The function from tokens (B, 1) to logits (B, V): CpuDecoder on a CPU, else the model.
+
+    `base` is the function of the model without its adapters, if there is one.
+    """
     if model.lm_head.weight.device.type == "cpu":
-        return CpuDecoder(model)
+        return CpuDecoder(model, base)
     return lambda ids, cache: model.next_logits(ids, torch.zeros_like(ids[:, 0]), cache)
 
 
@@ -134,6 +152,24 @@ def fused_linear(dtype: torch.dtype, *layers: nn.Linear) -> Callable[[Tensor], T
     except (AttributeError, RuntimeError, TypeError):
         pass
     return plain
+
+
+def with_adapters(
+    product: Callable[[Tensor], Tensor], dtype: torch.dtype, *layers: nn.Linear
+) -> Callable[[Tensor], Tensor]:
+    """The product, with what the layers' adapters add: x A.T B.T, all adapters in two products."""
+    adapted = [layer for layer in layers if hasattr(layer, "lora_A")]
+    if not adapted:
+        return product
+    a = torch.cat([layer.lora_A.weight for layer in adapted]).to(dtype)  # (all ranks, inputs)
+    blocks = [
+        layer.scale * layer.lora_B.weight
+        if layer in adapted
+        else a.new_zeros(layer.out_features, 0)
+        for layer in layers
+    ]
+    b = torch.block_diag(*blocks).to(dtype)  # (outputs, all ranks)
+    return lambda x: product(x).addmm_(F.linear(x, a), b.T)
 
 
 def is_close(result: Tensor, expected: Tensor) -> bool:

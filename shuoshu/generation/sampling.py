@@ -22,6 +22,7 @@ from shuoshu.text.tokenizer import Tokenizer
 
 MAX_KEPT_PROMPT = 3 / 4  # of the block; a longer prompt is not kept when the block is full
 MIN_TOP_P = 1e-9  # top_p=0 means the most probable token
+MAX_COMPLETION = 3  # tokens past the limit: a character has four bytes at most
 MIN_TEMPERATURE = 1e-6  # a lower one is greedy; float32 would round 1e-46 to 0 and divide by it
 
 
@@ -59,18 +60,19 @@ def never_stop() -> bool:
 class TextGenerator:
     """A model with its current weights, its tokenizer and the UTF-8 mask.
 
-    During training the weights change: make a new one for each evaluation.
+    During training the weights change: make a new one for each evaluation. `base` is the generator
+    of the same model without its adapters: on a CPU both share one copy of the packed weights.
     """
 
-    def __init__(self, model: GPT, tokenizer: Tokenizer) -> None:
-        self.model, self.tokenizer = model, tokenizer
+    def __init__(self, model: GPT, tokenizer: Tokenizer, base: TextGenerator | None = None) -> None:
+        self.model, self.tokenizer, self.base = model, tokenizer, base
         self.block = model.config.block_size
         self.mask = Utf8Mask(tokenizer, model.config.vocab_size, model.lm_head.weight.device)
 
     @cached_property
     def next_token(self) -> NextTokenFn:
         """Tokens (B, 1) → logits (B, V). Made at first use, because it may copy the weights."""
-        return next_token_fn(self.model)
+        return next_token_fn(self.model, self.base and self.base.next_token)
 
     @torch.inference_mode()
     def stream(
@@ -90,8 +92,10 @@ class TextGenerator:
         contexts = [row.context for row in rows]
         specials = list(self.tokenizer.specials.values())
         sampler = TokenSampler(self.mask, params, seeds, contexts, specials)
-        cache = empty_cache(self.model, len(rows))
-        logits = prefill(self.model, cache, [context.fitting(self.block) for context in contexts])
+        read = [context.fitting(self.block) for context in contexts]
+        room = max(map(len, read)) + params.max_new_tokens + MAX_COMPLETION
+        cache = empty_cache(self.model, len(rows), room)
+        logits = prefill(self.model, cache, read)
         limit = None  # why texts have to end now
         for count in itertools.count(1):  # tokens per row, the next one included
             # Past the limit, only rows inside a character go on, and only to complete it.
@@ -167,24 +171,28 @@ class TextGenerator:
             for row in full:
                 cache.lengths[row] = 0
             logits = self.next_token(tokens[:, None], cache)
-        refilled = KVCache(self.model.config, len(full), cache.k.device, cache.k.dtype)
         prompts = [contexts[row].fitting(self.block) for row in full]
+        room = max(map(len, prompts))
+        refilled = empty_cache(self.model, len(full), room)
         logits[full] = prefill(self.model, refilled, prompts)
-        cache.k[:, full], cache.v[:, full] = refilled.k, refilled.v
+        cache.k[:, full, :, :room], cache.v[:, full, :, :room] = refilled.k, refilled.v
         for row, length in zip(full, refilled.lengths, strict=True):
             cache.lengths[row] = length
         return logits
 
 
-def empty_cache(model: GPT, rows: int) -> KVCache:
-    """A cache in the precision of attention: the weights' or autocast's, but float32 on a CPU."""
+def empty_cache(model: GPT, rows: int, positions: int) -> KVCache:
+    """A cache in the precision of attention: the weights' or autocast's, but float32 on a CPU.
+
+    It has room for so many positions, but not for more than a block.
+    """
     weight = model.lm_head.weight
     kind, dtype = weight.device.type, weight.dtype
     if kind == "cpu":
         dtype = torch.float32  # CpuDecoder's
     elif torch.is_autocast_enabled(kind):
         dtype = torch.get_autocast_dtype(kind)
-    return KVCache(model.config, rows, weight.device, dtype)
+    return KVCache(model.config, rows, positions, weight.device, dtype)
 
 
 def prefill(model: GPT, cache: KVCache, prompts: Sequence[Sequence[int]]) -> Tensor:

@@ -56,9 +56,9 @@ def rms_normalize(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
 
 
 def rms_norm_backward(
-    grad: Tensor, normed: Tensor, scale: Tensor, weight: Tensor
-) -> tuple[Tensor, Tensor]:
-    """The gradients of x and weight from the gradient of normed * weight.
+    grad: Tensor, normed: Tensor, scale: Tensor, weight: Tensor, is_frozen: bool
+) -> tuple[Tensor, Tensor | None]:
+    """The gradients of x and, unless it is frozen, of weight from that of normed * weight.
 
     With g = grad * weight, that of x is scale * (g - normed * mean(g * normed)).
     """
@@ -66,7 +66,7 @@ def rms_norm_backward(
     mean = (products @ weight).div_(products.shape[-1]).view_as(scale)
     grad_x = (grad * weight).addcmul_(normed, mean, value=-1).mul_(scale)
     # The product with ones is the sum over all vectors.
-    return grad_x, products.new_ones(len(products)) @ products
+    return grad_x, None if is_frozen else products.new_ones(len(products)) @ products
 
 
 class FusedRMSNorm(torch.autograd.Function):
@@ -86,7 +86,8 @@ class FusedRMSNorm(torch.autograd.Function):
     @staticmethod
     @backward_as_forward
     def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return *rms_norm_backward(grad, *ctx.saved_tensors), None
+        is_frozen = not ctx.needs_input_grad[1]
+        return *rms_norm_backward(grad, *ctx.saved_tensors, is_frozen), None
 
 
 class FusedNormRotate(torch.autograd.Function):
@@ -98,10 +99,8 @@ class FusedNormRotate(torch.autograd.Function):
         ctx: FunctionCtx, x: Tensor, weight: Tensor, eps: float, cos: Tensor, sin: Tensor
     ) -> Tensor:
         normed, scale = rms_normalize(x.transpose(1, 2).contiguous(), eps)
-        # model.rotate concatenates (-right, left). roll() gives (right, left); the sign is moved
-        # into sin, and the weight into both tables, which are small.
-        half = len(weight) // 2
-        sin = torch.cat((-sin[:, :half], sin[:, half:]), dim=1)
+        # The weight is moved into both tables, which are small.
+        half, sin = len(weight) // 2, signed(sin)
         ctx.save_for_backward(normed, scale, weight, cos, sin)
         return (normed * (cos * weight)).addcmul_(normed.roll(half, -1), sin * weight.roll(half))
 
@@ -109,10 +108,36 @@ class FusedNormRotate(torch.autograd.Function):
     @backward_as_forward
     def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
         *saved, cos, sin = ctx.saved_tensors
-        half = grad.shape[-1] // 2
-        rotated_back = (grad * cos).add_((grad * sin).roll(half, -1))
-        grad_x, grad_weight = rms_norm_backward(rotated_back, *saved)
+        is_frozen = not ctx.needs_input_grad[1]
+        grad_x, grad_weight = rms_norm_backward(rotated_back(grad, cos, sin), *saved, is_frozen)
         return grad_x.transpose(1, 2), grad_weight, None, None, None
+
+
+class FusedRotate(torch.autograd.Function):
+    """Rotation of heads: x (B, heads, T, D) → the same shape; cos, sin (T, D)."""
+
+    @staticmethod
+    @in_bfloat16
+    def forward(ctx: FunctionCtx, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        x, sin = x.contiguous(), signed(sin)
+        ctx.save_for_backward(cos, sin)
+        return (x * cos).addcmul_(x.roll(x.shape[-1] // 2, -1), sin)
+
+    @staticmethod
+    @backward_as_forward
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return rotated_back(grad, *ctx.saved_tensors), None, None
+
+
+def signed(sin: Tensor) -> Tensor:
+    """The sines (T, D) for roll(): it gives (right, left), model.rotate needs (-right, left)."""
+    left, right = sin.chunk(2, dim=-1)
+    return torch.cat((-left, right), dim=-1)
+
+
+def rotated_back(grad: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """The gradient of a rotation's input; `sin` is signed."""
+    return (grad * cos).add_((grad * sin).roll(grad.shape[-1] // 2, -1))
 
 
 def query_blocks(T: int) -> list[tuple[slice, slice]]:
@@ -175,7 +200,7 @@ class FusedHeadLoss(torch.autograd.Function):
     @staticmethod
     @in_bfloat16
     def forward(ctx: FunctionCtx, x: Tensor, head: Tensor, targets: Tensor) -> Tensor:
-        counted = (targets != IGNORE).nonzero()[:, 0]
+        counted = (targets != IGNORE).nonzero()[:, 0]  # without the padding of a batch
         n = len(counted)
         selected = torch.constant_pad_nd(x[counted], (0, 0, 0, -n % PAD_TARGETS_TO))  # rows of 0
         p = torch.softmax(selected @ head.T, dim=1)
@@ -188,14 +213,15 @@ class FusedHeadLoss(torch.autograd.Function):
         p_others = p.sum(dim=1)[:n]
         p[at_target] = -p_others  # p is the gradient of the logits now
         grad_x = torch.zeros_like(x).index_copy_(0, counted, (p @ head)[:n])
-        ctx.save_for_backward(grad_x, p.T @ selected)  # padded rows add 0
+        grad_head = p.T @ selected if ctx.needs_input_grad[1] else None  # padded rows add 0
+        ctx.save_for_backward(grad_x, grad_head)
         return -torch.where(p_others < 0.5, torch.log1p(-p_others.float()), p_target.log()).sum()
 
     @staticmethod
     @backward_as_forward
     def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
         grad_x, grad_head = ctx.saved_tensors
-        return grad_x * grad, grad_head * grad, None
+        return grad_x * grad, None if grad_head is None else grad_head * grad, None
 
 
 # ---------------------------------------------------------------- the model's operations
@@ -213,6 +239,12 @@ def norm_and_rotate(x: Tensor, weight: Tensor, eps: float, cos: Tensor, sin: Ten
     return model.rotate(rms_norm(x, weight, eps).transpose(1, 2), cos, sin)
 
 
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    if cos.ndim == 2 and is_enabled(x):
+        return FusedRotate.apply(x, cos, sin)
+    return model.rotate(x, cos, sin)
+
+
 def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     if q.shape[2] > MAX_CONTEXT or not is_enabled(q):
         return model.causal_attention(q, k, v)
@@ -225,13 +257,14 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 def head_loss(x: Tensor, weight: Tensor, targets: Tensor, reduction: str) -> Tensor:
     # Without a gradient, FusedHeadLoss would do twice the work.
     if reduction == "sum" and torch.is_grad_enabled() and is_enabled(x):
-        return FusedHeadLoss.apply(x.flatten(0, 1), weight, targets.flatten())
+        return FusedHeadLoss.apply(x, weight, targets)
     return model.head_loss(x, weight, targets, reduction)
 
 
 def install() -> None:
     """Replaces the plain operations that every GPT calls."""
     model.ops.rms_norm = rms_norm
+    model.ops.rotate = rotate
     model.ops.norm_and_rotate = norm_and_rotate
     model.ops.causal_attention = causal_attention
     model.ops.head_loss = head_loss

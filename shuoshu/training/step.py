@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,6 +16,7 @@ from shuoshu.core.device import autocast, seed_step
 from shuoshu.core.errors import UserError
 from shuoshu.core.parts import even_batch_size
 from shuoshu.core.terminal import print_line
+from shuoshu.text.dataset import IGNORE
 from shuoshu.training.data import RunData
 from shuoshu.training.optimizers import set_rates, step_unless
 from shuoshu.training.out_dir import OutDir
@@ -27,6 +30,9 @@ MAX_SKIPPED_IN_A_ROW = 10  # more consecutive non-finite steps end the run
 # Non-finite fp16 steps to ignore while GradScaler halves its scale from 65536 to 1.
 FREE_FP16_SKIPS = 16
 ROWS_IN_MESSAGE = 4  # row numbers that a message about a skipped step names
+# On a GPU, the number of trained positions is a multiple of this: few sizes of logits leave fewer
+# gaps in its memory.
+PAD_POSITIONS_TO = 64
 
 
 def train_step(trainer: Trainer, data: RunData, state: RunState, skips: SkippedSteps) -> Tensor:
@@ -82,43 +88,65 @@ def accumulate_gradients(trainer: Trainer, data: RunData, step: int) -> Tensor:
     processes = trainer.processes
     seed_step(trainer.settings.seed, step, processes.rank)
     total = torch.zeros((), device=trainer.device)
-    for ids, targets, count, is_last in micro_batches(trainer, data, step):
+    for batch in micro_batches(trainer, data, step):
         # DDP all-reduces the gradients once per step, with the last micro-batch.
-        skips_sync = processes.world_size > 1 and not is_last
+        skips_sync = processes.world_size > 1 and not batch.is_last
         with trainer.forward.no_sync() if skips_sync else nullcontext():
             with autocast(trainer.device, trainer.dtype):
-                loss = trainer.forward(ids, targets, reduction="sum") / count
+                nats = trainer.forward(batch.ids, batch.targets, "sum", batch.positions)
+                loss = nats / batch.count
             # DDP averages over the processes; the product makes it a sum.
             trainer.scaler.scale(loss * processes.world_size).backward()
         total += loss.detach()
     return total
 
 
-def micro_batches(
-    trainer: Trainer, data: RunData, step: int
-) -> Iterator[tuple[Tensor, Tensor, int, bool]]:
-    """The rows of a step that this rank trains, as (ids (B, T), targets (B, T), count, is_last).
+@dataclass
+class MicroBatch:
+    """The rows of one forward pass."""
 
-    `count` is the number of targets in the whole step, over all ranks.
-    """
+    ids: Tensor  # (B, T)
+    targets: Tensor  # (B, T), or (N) with positions
+    positions: Tensor | None  # (N): the trained ones among the B · T; None: all are
+    count: int  # targets of the whole step, over all ranks
+    is_last: bool  # of the step
+
+
+def micro_batches(trainer: Trainer, data: RunData, step: int) -> Iterator[MicroBatch]:
+    """The rows of a step that this rank trains."""
     rows_per_step, block_size = data.rows_per_step, trainer.block_size
     rows_here = rows_per_step // trainer.processes.world_size
     size, seed = even_batch_size(rows_here, trainer.micro_rows), trainer.settings.seed
     first = step * rows_per_step
     count = data.train.count_targets(first, rows_per_step, block_size, seed)
     first += trainer.processes.rank * rows_here
-    is_pinned = trainer.device.type == "cuda"  # so that the copy overlaps with computation
     for start in range(0, rows_here, size):
-        rows = data.train.rows(first + start, min(size, rows_here - start), block_size, seed)
-        ids, targets = (torch.from_numpy(array) for array in rows)
-        if is_pinned:
-            ids, targets = ids.pin_memory(), targets.pin_memory()
-        yield (
-            ids.to(trainer.device, non_blocking=is_pinned),
-            targets.to(trainer.device, non_blocking=is_pinned),
-            count,
-            start + size >= rows_here,
+        rows = min(size, rows_here - start)
+        ids, targets = data.train.rows(first + start, rows, block_size, seed)
+        arrays = ids, *select_trained(targets, trainer.device)
+        on_device = (
+            None if array is None else to_device(array, trainer.device) for array in arrays
         )
+        yield MicroBatch(*on_device, count, is_last=start + size >= rows_here)
+
+
+def select_trained(
+    targets: np.ndarray, device: torch.device
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """(targets, positions) of a MicroBatch. They are found here, where no GPU has to wait."""
+    positions = np.flatnonzero(targets != IGNORE)
+    if len(positions) == targets.size:
+        return targets, None
+    padding = -len(positions) % PAD_POSITIONS_TO if device.type == "cuda" else 0
+    selected = np.pad(targets.flat[positions], (0, padding), constant_values=IGNORE)
+    return selected, np.pad(positions, (0, padding))
+
+
+def to_device(array: np.ndarray, device: torch.device) -> Tensor:
+    tensor = torch.from_numpy(array)
+    if device.type == "cuda":  # pinned, so that the copy overlaps with computation
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
 
 
 class SkippedSteps:

@@ -94,6 +94,7 @@ def build_trainer(
     start = start_model(settings, data, dtype, checkpoint)
     settings = replace(start.settings, dtype=dtype_name)
     model = start.model.to(device)
+    model.recompute, model.residual_dtype = settings.recompute, torch.float32
     data.check_sizes(model.config.block_size, processes.world_size)
     optimizers = build_optimizers(model, settings, device, dtype)
     learning_rate = optimizers[0].param_groups[0]["full_lr"]

@@ -3,6 +3,7 @@
 Each function takes one JSON value and patches the forked process, which exits after the training.
 """
 
+import dataclasses
 import json
 import os
 import resource
@@ -193,12 +194,8 @@ def without(names: list[str]) -> None:
         real = training_step.micro_batches
 
         def counted_here(trainer, rows, step):
-            for ids, targets, _, is_last in real(trainer, rows, step):
-                yield (
-                    ids,
-                    targets,
-                    int((targets >= 0).sum()) * trainer.processes.world_size,
-                    is_last,
-                )
+            for batch in real(trainer, rows, step):
+                count = int((batch.targets >= 0).sum()) * trainer.processes.world_size
+                yield dataclasses.replace(batch, count=count)
 
         training_step.micro_batches = counted_here

@@ -26,7 +26,7 @@ def test_the_cache_has_the_precision_of_attention(monkeypatch, device, is_autoca
     with FakeTensorMode():  # has devices that this machine lacks
         head = SimpleNamespace(weight=torch.empty(1, device=device))
         model = SimpleNamespace(config=SHAPE, lm_head=head)
-        assert empty_cache(model, 2).k.dtype == dtype
+        assert empty_cache(model, 2, 8).k.dtype == dtype
 
 
 def test_under_autocast_a_bfloat16_cache_gives_the_logits_of_a_float32_one():

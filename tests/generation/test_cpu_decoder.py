@@ -1,5 +1,6 @@
 """shuoshu/generation/cpu_decoder.py: its logits are those of the model with its current weights."""
 
+import copy
 import dataclasses
 
 import pytest
@@ -22,6 +23,7 @@ SHAPE = GPTConfig(
     head_dim=16,
     n_hidden=80,
 )
+FOREIGN = dataclasses.replace(SHAPE, qk_norm=False, qkv_bias=True, tie_embeddings=True)
 
 
 def make_model(config: GPTConfig = SHAPE) -> GPT:
@@ -39,7 +41,9 @@ def make_model(config: GPTConfig = SHAPE) -> GPT:
     return model
 
 
-def decode(model: GPT, lengths: list[int], steps: int) -> tuple[torch.Tensor, torch.Tensor]:
+def decode(
+    model: GPT, lengths: list[int], steps: int, base: CpuDecoder | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
     """(logits, ids): the decoder's logits (B, steps, V) after prompts; ids (B, lengths + steps)."""
     ids = torch.randint(
         0, 96, (len(lengths), max(lengths) + steps), generator=torch.Generator().manual_seed(1)
@@ -49,7 +53,7 @@ def decode(model: GPT, lengths: list[int], steps: int) -> tuple[torch.Tensor, to
         sampling.prefill(
             model, cache, [row[:n].tolist() for row, n in zip(ids, lengths, strict=True)]
         )
-        decoder = CpuDecoder(model)
+        decoder = CpuDecoder(model, base)
         tokens = [
             torch.stack([row[n + step] for row, n in zip(ids, lengths, strict=True)])[:, None]
             for step in range(steps)
@@ -60,8 +64,8 @@ def decode(model: GPT, lengths: list[int], steps: int) -> tuple[torch.Tensor, to
 @pytest.mark.parametrize("lengths", [[5], [7, 7, 7], [3, 11, 6]], ids=["alone", "even", "ragged"])
 @pytest.mark.parametrize(
     "config",
-    [SHAPE, dataclasses.replace(SHAPE, tie_embeddings=True, n_kv_head=4)],
-    ids=["grouped", "tied"],
+    [SHAPE, dataclasses.replace(SHAPE, tie_embeddings=True, n_kv_head=4), FOREIGN],
+    ids=["grouped", "tied", "foreign"],
 )
 @pytest.mark.parametrize("packed", ["right", "missing", "wrong", "wrong in batches"])
 def test_decoded_tokens_get_the_logits_of_whole_rows(lengths, config, packed, monkeypatch):
@@ -82,15 +86,75 @@ def test_decoded_tokens_get_the_logits_of_whole_rows(lengths, config, packed, mo
         )
 
 
-@pytest.mark.parametrize("name", [name for name, _ in GPT(SHAPE).named_parameters()])
-def test_the_decoder_reads_every_parameter_of_the_model(name):
-    model = make_model()
+@pytest.mark.parametrize(
+    "config, name",
+    [(config, name) for config in (SHAPE, FOREIGN) for name, _ in GPT(config).named_parameters()],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_the_decoder_reads_every_parameter_of_the_model(config, name):
+    model = make_model(config)
     before, ids = decode(model, [5], 4)
     with torch.no_grad():
         model.get_parameter(name).add_(0.3 * torch.randn_like(model.get_parameter(name)))
     after, _ = decode(model, [5], 4)
     assert not torch.allclose(before, after, atol=1e-4)
     torch.testing.assert_close(after[0], model(ids)[0, 5:], atol=5e-5, rtol=1e-4)
+
+
+class Adapted(torch.nn.Linear):
+    """A linear layer with an adapter, as shuoshu/models/lora.py makes them."""
+
+    def __init__(self, base: torch.nn.Linear, rank: int) -> None:
+        super().__init__(base.in_features, base.out_features, base.bias is not None)
+        self.weight, self.bias, self.scale = base.weight, base.bias, 1.7
+        self.lora_A = torch.nn.Linear(base.in_features, rank, bias=False)
+        self.lora_B = torch.nn.Linear(rank, base.out_features, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) + self.scale * self.lora_B(self.lora_A(x))
+
+
+def adapt(model: GPT, names: tuple[str, ...]) -> GPT:
+    """A model that shares the weights, with adapters for the layers of these names."""
+    adapted = copy.deepcopy(model)
+    adapted.load_tensors(model.tensors())
+    for name, layer in list(adapted.named_modules()):
+        parent, _, child = name.rpartition(".")
+        if child in names:
+            rank = 3 + len(child)  # ranks may differ
+            setattr(adapted.get_submodule(parent), child, Adapted(layer, rank))
+    return adapted
+
+
+ALL_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+@pytest.mark.parametrize("names", [ALL_LAYERS, ("k_proj", "up_proj"), ("v_proj", "down_proj")])
+@pytest.mark.parametrize("shares", [False, True])
+def test_a_decoder_adds_what_adapters_add(names, shares):
+    model = make_model(FOREIGN)
+    torch.manual_seed(1)
+    adapted = adapt(model, names)
+    base = CpuDecoder(model) if shares else None
+    before, ids = decode(model, [5, 9], 6)
+    logits, _ = decode(adapted, [5, 9], 6, base)
+    assert not torch.allclose(logits, before, atol=1e-2)
+    for row, n in enumerate((5, 9)):
+        whole = adapted(ids[row : row + 1, : n + 6])[0, n:]
+        torch.testing.assert_close(logits[row], whole, atol=2e-5, rtol=1e-5)
+    assert torch.equal(decode(model, [5, 9], 6, base)[0], before)  # the base is as it was
+
+
+def test_a_model_and_its_adapters_share_one_packed_copy_of_the_weights(monkeypatch):
+    model = make_model(FOREIGN)
+    base = CpuDecoder(model)
+    packed, real = [], cpu_decoder.fused_linear
+    monkeypatch.setattr(
+        cpu_decoder, "fused_linear", lambda *args: packed.append(args) or real(*args)
+    )
+    decoder = CpuDecoder(adapt(model, ALL_LAYERS), base)
+    assert not packed and decoder.head is base.head and decoder.embedding is base.embedding
+    assert len(CpuDecoder(model).layers) == 2 and len(packed) == 1 + 4 * 2
 
 
 @pytest.mark.parametrize("biases", [(False, False), (True, True), (True, False)])

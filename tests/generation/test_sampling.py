@@ -11,10 +11,13 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from torch.overrides import TorchFunctionMode
 
-from model import GPT, GPTConfig
+from model import GPT, GPTConfig, KVCache
 from shuoshu.core.command_settings import SampleSettings
+from shuoshu.generation import sampling
+from shuoshu.generation.answers import Question, label_log_likelihoods
 from shuoshu.generation.cpu_decoder import CpuDecoder, next_token_fn
 from shuoshu.generation.sampling import (
+    MAX_COMPLETION,
     Context,
     SamplingParams,
     StopStringStream,
@@ -368,6 +371,37 @@ def endless(model, tokenizer):
     copy = EndlessModel(model.config).eval()
     copy.load_tensors(model.tensors())
     return EndlessGenerator(copy, tokenizer)
+
+
+def test_a_text_needs_a_cache_for_its_own_positions_not_for_the_block(
+    pretrained_model, monkeypatch
+):
+    """In a model with a context of 40,960, a cache for the whole block takes gigabytes."""
+    model, tokenizer = pretrained_model
+    long = GPT(dataclasses.replace(model.config, block_size=40_960)).eval()
+    long.load_tensors(model.tensors())
+    rooms, real = [], KVCache
+    monkeypatch.setattr(
+        sampling, "KVCache", lambda *args: rooms.append(real(*args).k.shape[3]) or real(*args)
+    )
+    prompts = [tokenizer.encode(text) for text in ("清晨，沈砚在渡口", "赵")]
+    params = SamplingParams(30, 0.0)
+    texts = [TextGenerator(m, tokenizer).complete(prompts, params, [0, 0]) for m in (long, model)]
+    assert texts[0] == texts[1]
+    longest = max(map(len, prompts))
+    assert rooms == [longest + 30 + MAX_COMPLETION] * 2
+    question = Question([], "", prompts[0], 1, range(1))
+    label_log_likelihoods(TextGenerator(long, tokenizer), [question], ["没有人写。", "好"], 2)
+    label = len(tokenizer.encode("没有人写。"))
+    assert rooms[2:] == [longest + label]
+
+
+def test_a_text_that_reaches_the_end_of_its_cache_is_finished(wild, tokenizer):
+    """With the most tokens that complete a character, the last one read is at the last place."""
+    for seed in range(40):
+        prompts = [[tokenizer.end], [tokenizer.end] * 5]
+        for result in wild.complete(prompts, SamplingParams(2, 1.5, None), [seed, seed + 100]):
+            assert strict(tokenizer, result) == result.text
 
 
 @pytest.mark.parametrize(

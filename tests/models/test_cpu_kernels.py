@@ -15,6 +15,7 @@ GROUPED = {"n_head": 6, "n_kv_head": 2, "n_embd": 48, "head_dim": 16}
 SHAPES = [
     {"n_head": 4, "n_embd": 64},
     {**GROUPED, "tie_embeddings": True},
+    {**GROUPED, "qk_norm": False, "qkv_bias": True},
     # Several blocks of queries.
     {**GROUPED, "block_size": 3 * cpu_kernels.QUERY_BLOCK - 10},
     # Rows that use torch's attention.

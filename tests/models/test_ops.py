@@ -29,11 +29,12 @@ def inputs_of(name: str) -> tuple[list[torch.Tensor], list]:
     draw = torch.randn
     return {
         "rms_norm": lambda: ([draw(3, 20, 32), draw(32)], [EPS]),
+        "rotate": lambda: ([draw(3, 4, 20, 16)], [*angles(20, 16)]),
         "norm_and_rotate": lambda: ([draw(3, 20, 4, 16), draw(16)], [EPS, *angles(20, 16)]),
         "causal_attention": lambda: ([draw(2, heads, 200, 16) for heads in (4, 2, 2)], []),
         "head_loss": lambda: (
-            [draw(2, 9, 32), draw(64, 32)],
-            [torch.tensor([[3, -100, 5] * 3] * 2), "sum"],
+            [draw(18, 32), draw(64, 32)],
+            [torch.tensor([3, -100, 5] * 6), "sum"],
         ),
     }[name]()
 

@@ -149,10 +149,12 @@ def trained_rows(
     steps = []
     for step in range(40):
         rows: list[list[int]] = []
-        for ids, targets, count, _ in micro_batches(trainer, data, step):
-            for row_ids, row in zip(ids.numpy(), targets.numpy(), strict=True):
+        for batch in micro_batches(trainer, data, step):
+            targets = np.full(batch.ids.shape, IGNORE)
+            targets.flat[batch.positions] = batch.targets
+            for row_ids, row in zip(batch.ids.numpy(), targets, strict=True):
                 length = np.flatnonzero(row != IGNORE)[-1] + 1  # padding follows
-                rows.append([count, *row_ids[:length].tolist(), *row[:length].tolist()])
+                rows.append([batch.count, *row_ids[:length].tolist(), *row[:length].tolist()])
         steps.append(rows)
     return steps
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from model import GPT, GPTConfig
+from shuoshu.core.files import sha256_of
 from shuoshu.core.run_log import RunLog
 from shuoshu.core.settings import OptimSettings
 from shuoshu.evaluation.loss import Score
@@ -152,6 +153,24 @@ def test_fp16_steps_that_only_lower_the_loss_scale_are_not_counted(
     assert "26 steps in a row" in capsys.readouterr().err
 
 
+# ---------------------------------------------------------------- recomputed blocks
+
+
+def test_with_recomputed_blocks_a_run_ends_with_the_same_bytes(tiny, tmp_path, monkeypatch):
+    called, real = [], torch.utils.checkpoint.checkpoint
+    monkeypatch.setattr(
+        "model.checkpoint", lambda *args, **kwargs: called.append(1) or real(*args, **kwargs)
+    )
+    ends, calls = [], []
+    for switch in ("false", "true"):
+        out_dir = tmp_path / switch
+        command = [*tiny, *SHORT, "--dropout=0.1", f"--recompute={switch}", f"--out_dir={out_dir}"]
+        assert train_model(command) == 0
+        ends.append(sha256_of(checkpoints.newest_checkpoint(out_dir)[0] / "model.safetensors"))
+        calls.append(len(called))
+    assert ends[0] == ends[1] and calls == [0, 12 * 2]  # steps, layers
+
+
 # ---------------------------------------------------------------- out of memory
 
 
@@ -206,8 +225,8 @@ def test_the_rows_of_a_process_are_shared_evenly_by_its_micro_batches(
     )
     data = SimpleNamespace(train=TextDataset(dataset, "train"), rows_per_step=rows_per_step)
     batches = list(step.micro_batches(trainer, data, 1))
-    assert [len(ids) for ids, *_ in batches] == sizes
-    assert [is_last for *_, is_last in batches] == [False] * (len(sizes) - 1) + [True]
+    assert [len(batch.ids) for batch in batches] == sizes
+    assert [batch.is_last for batch in batches] == [False] * (len(sizes) - 1) + [True]
 
 
 def test_if_one_row_does_not_fit_the_message_names_the_settings(
