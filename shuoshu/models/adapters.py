@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -90,13 +91,14 @@ def find_base(folder: Path, named: str, base: str | None = None) -> Path:
     --base, which replaces it. UserError if there is no model.
     """
     for place in [Path(base)] if base else [Path(named), folder / named]:
-        if holds_adapter(place):
-            raise UserError(
-                f"{place}, the base of {folder}, is an adapter itself: make it a model with\n"
-                f"  python merge.py {place} --out=FOLDER"
-            )
-        if holds_model(place):
-            return place
+        with suppress(OSError):  # the name is too long for a path
+            if holds_adapter(place):
+                raise UserError(
+                    f"{place}, the base of {folder}, is an adapter itself: make it a model with\n"
+                    f"  python merge.py {place} --out=FOLDER"
+                )
+            if holds_model(place):
+                return place
     if base:
         raise UserError(f"--base={base}: there is no model in that folder")
     raise UserError(

@@ -92,8 +92,9 @@ def target_layers(model: GPT, targets: Sequence[str]) -> list[str]:
 
 def short_targets(model: GPT, layers: Sequence[str]) -> tuple[str, ...]:
     """Names for `targets` that mean exactly these layers: their last parts if that is possible."""
+    layers = target_layers(model, layers)  # in the model's order
     ends = tuple(dict.fromkeys(layer.rpartition(".")[2] for layer in layers))
-    return ends if set(target_layers(model, ends)) == set(layers) else tuple(layers)
+    return ends if target_layers(model, ends) == layers else tuple(layers)
 
 
 def set_lora_dropout(model: GPT, dropout: float) -> None:
