@@ -88,7 +88,8 @@ def write_model_folder(
         "pad_token_id": tokenizer.pad,
         "bos_token_id": tokenizer.bos_token_id,
     }
-    generation = {**ids, "do_sample": True, "temperature": 0.8, "top_k": 200}
+    eos = {"eos_token_id": tokenizer.eos_token_ids}  # one, or a list
+    generation = {**ids, **eos, "do_sample": True, "temperature": 0.8, "top_k": 200}
     files = {
         "config.json": json.dumps({**config_to_hf(config), **ids}, indent=1),
         "generation_config.json": json.dumps(generation, indent=1),

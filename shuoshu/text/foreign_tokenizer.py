@@ -90,6 +90,7 @@ class ForeignTokenizer(Tokenizer):
         if not (ends or eos):
             raise ValueError("no file in the folder names its eos_token")
         self.eos = eos or ends[:1]
+        self.eos_token_id = self.eos[0]
         self.end = (ends or eos)[0]
         self.start = self.end if self.bos_token_id is None else self.bos_token_id
         self.pad = self.added.get(self.folder.names.get("pad_token", ""), self.end)
@@ -143,8 +144,8 @@ class ForeignTokenizer(Tokenizer):
             return frozenset([*self.eos, self.end])
 
     @property
-    def eos_token_id(self) -> list[int]:
-        """For generation_config.json; the most important one comes first."""
+    def eos_token_ids(self) -> list[int]:
+        """All ends, for generation_config.json; the tokenizer's own eos_token comes first."""
         return list(dict.fromkeys([*self.eos, *sorted(self.ends)]))
 
     def encode_answer(self, text: str) -> list[int]:
@@ -284,14 +285,25 @@ class ForeignTokenizer(Tokenizer):
 
     @cached_property
     def hash(self) -> str:
-        """Fingerprint: tokenizers with the same hash give the same ids for everything."""
+        """Fingerprint: tokenizers with the same hash give the same ids for everything.
+
+        It doesn't depend on how the files are written: other tools save them in other forms.
+        """
+        document, model = self.folder.document, self.folder.document["model"]
+        template = self.folder.template or ""
         content = [
-            self.to_json(),
-            self.folder.template,
-            sorted(self.folder.names.items()),
-            [self.start, self.end, self.pad, sorted(self.ends)],
+            [document.get("normalizer"), model.get("ignore_merges")],
+            [  # trim_offsets changes no ids
+                {key: value for key, value in part.items() if key != "trim_offsets"}
+                for part in components(document["pre_tokenizer"], "pretokenizers")
+            ],
+            sorted((number, name) for name, number in self.vocab.items()),
+            [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]],
+            sorted((number, name, name in self.specials) for name, number in self.added.items()),
+            [template, {key: name for key, name in self.folder.names.items() if key in template}],
+            [self.start, self.end],
         ]
-        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def to_json(self) -> str:
         """The folder's own tokenizer.json."""
@@ -303,7 +315,7 @@ class ForeignTokenizer(Tokenizer):
 
     def data_files(self) -> dict[str, str]:
         """The tokenizer files of a data folder; they load as this tokenizer without a model."""
-        generation = json.dumps({"eos_token_id": self.eos_token_id}, indent=1)
+        generation = json.dumps({"eos_token_id": self.eos_token_ids}, indent=1)
         return {**self.folder.files, "generation_config.json": generation}
 
 

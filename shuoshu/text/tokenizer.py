@@ -51,7 +51,7 @@ class Tokenizer:
         self.end, self.system, self.user, self.assistant, self.pad = (
             specials[name] for name in SPECIALS
         )
-        self.start = self.answer_end = self.eos_token_id = self.end
+        self.start = self.answer_end = self.eos_token_id = self.eos_token_ids = self.end
         self.ends = frozenset([self.end])
 
     def encode(self, text: str) -> list[int]:
