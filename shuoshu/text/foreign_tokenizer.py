@@ -101,7 +101,7 @@ class ForeignTokenizer(Tokenizer):
         """Ids of a text. An added token's name in it, such as `<|im_end|>`, is plain text."""
         try:
             return self._encode(text)
-        except UnicodeEncodeError:  # half of a surrogate pair, from JSON
+        except TypeError:  # half of a surrogate pair, from JSON
             return self._encode(text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
 
     def _encode(self, text: str) -> list[int]:
