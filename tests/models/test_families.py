@@ -183,8 +183,9 @@ def test_what_is_written_back_opens_in_transformers_in_its_family(folders, varia
     weights.write_model_folder(tmp_path, loaded.model.config, loaded.tokenizer)
     weights.save_weights(tmp_path, loaded.model, loaded.tokenizer, 1)
     before, after = read_config(folders(variant)), read_config(tmp_path)
-    for name in ("model_type", "architectures", "eos_token_id", "max_position_embeddings"):
+    for name in ("model_type", "architectures", "max_position_embeddings"):
         assert after[name] == before[name], name
+    assert before["eos_token_id"] in after["eos_token_id"]  # all ends of texts and answers
     with torch.no_grad():
         theirs, ours = reference(tmp_path)(IDS).logits, loaded.model(IDS)
     assert (theirs - ours).abs().max() < TOLERANCE
