@@ -20,6 +20,8 @@ MODEL_FILES = (
     ("config.json", "model.safetensors.index.json"),
     (ADAPTER_CONFIG, ADAPTER_WEIGHTS),
 )
+# Weights that are not read: most may carry code, some are quantised.
+OTHER_WEIGHTS = ("pytorch_model*.bin*", "*.pth", "*.pt", "*.ckpt", "*.gguf", "*.h5", "*.msgpack")
 MAX_MODELS_SHOWN = 5
 
 
@@ -97,6 +99,11 @@ def require_model(folder: Path) -> None:
         )
     if (folder / "model.safetensors").is_file():
         raise UserError(f"{folder} has weights but no config.json: copy the model's whole folder")
+    if others := [path.name for pattern in OTHER_WEIGHTS for path in sorted(folder.glob(pattern))]:
+        raise UserError(
+            f"{folder} has its weights in {others[0]}: only safetensors files are read, as"
+            " model.safetensors; download those, or let transformers save the model again"
+        )
     if (folder / ADAPTER_CONFIG).is_file():
         raise UserError(
             f"{folder} has {ADAPTER_CONFIG} but no {ADAPTER_WEIGHTS}: copy the adapter's whole"

@@ -30,6 +30,8 @@ WEIGHTS_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
 HEADER_BYTES = 300  # of one tensor, at most
 MAX_HEADER_BYTES = 1 << 24  # a longer header is a sign of damage
 HASH_CHUNK_BYTES = 1 << 20  # of a file at a time
+PIECE_NUMBERS = 1 << 20  # of a tensor at a time
+MAX_NAME, MAX_DIMENSIONS = 200, 8  # of a tensor; messages show both
 # What reading a damaged header can raise.
 HEADER_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
 
@@ -136,14 +138,20 @@ class StoredTensor(typing.NamedTuple):
     shape: tuple[int, ...]
     offset: int  # of its first byte in the file
 
-    def read(self) -> Tensor:
-        """The tensor. A memory map would count its pages as memory of the process."""
-        tensor = torch.empty(self.shape, dtype=self.dtype)
+    def read(self, dtype: torch.dtype | None = None) -> Tensor:
+        """The tensor in its own type or another; ValueError if the file is cut off.
+
+        It is read in pieces: a second copy of a whole tensor, or the pages of a memory map, would
+        add to the memory of the process.
+        """
+        tensor = torch.empty(self.shape, dtype=dtype or self.dtype)
         with self.path.open("rb") as file:
             file.seek(self.offset)
-            content = tensor.view(-1).view(torch.uint8).numpy()
-            if file.readinto(content) != content.nbytes:
-                raise ValueError(f"{self.path.name} is cut off")
+            for piece in tensor.view(-1).split(PIECE_NUMBERS):
+                raw = bytearray(len(piece) * self.dtype.itemsize)
+                if file.readinto(raw) != len(raw):
+                    raise ValueError(f"{self.path.name} is cut off")
+                piece.copy_(torch.frombuffer(raw, dtype=self.dtype))
         return tensor
 
 
@@ -166,6 +174,8 @@ def _checked_tensors(path: Path, header: dict, begin: int, size: int) -> dict[st
     for name, entry in header.items():
         dtype, shape = entry["dtype"], entry["shape"]
         first, end = entry["data_offsets"]
+        if len(name) > MAX_NAME or not name.isprintable() or len(shape) > MAX_DIMENSIONS:
+            raise ValueError("a tensor has an impossible name or too many dimensions")
         if dtype not in dtypes:
             raise ValueError(f"{name} has the type {dtype!s:.20}, which is not supported")
         if not all(type(number) is int and number >= 0 for number in (*shape, first, end)):

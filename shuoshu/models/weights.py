@@ -179,7 +179,7 @@ def model_from_tensors(
     # The largest first, while there is the most room for a tensor in two types.
     own = dict(model.named_parameters())
     for name in sorted(own, key=lambda name: -own[name].numel()):
-        weight = stored[name].read().to(dtype)
+        weight = stored[name].read(dtype)
         if not all(map(torch.isfinite, weight.aminmax())):
             raise ValueError("its weights are not finite")
         own[name].data = weight

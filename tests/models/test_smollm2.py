@@ -6,7 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from shuoshu.generation.cpu_decoder import next_token_fn
 from shuoshu.generation.sampling import empty_cache, prefill
@@ -15,6 +21,10 @@ from shuoshu.models.weights import LoadedModel, load_model
 
 ENGLISH = "The capital of France is Paris. The capital of Germany is Berlin. Water is made of hydrogen and"
 QUESTION = [{"role": "user", "content": "Tell me about the sea, and about the ships of old."}]
+
+SHAPE = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "head_dim")
+SHAPE += ("num_attention_heads", "num_key_value_heads", "max_position_embeddings", "rms_norm_eps")
+SHAPE += ("rope_parameters", "tie_word_embeddings")
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +59,7 @@ def test_logits_equal_transformers(theirs, their_tokenizer, ours):
 @torch.inference_mode()
 def greedy(ours: LoadedModel, prompt: list[int], count: int) -> list[int]:
     """The most probable continuation, without the mask that keeps text valid UTF-8."""
-    cache, next_token = empty_cache(ours.model, 1), next_token_fn(ours.model)
+    cache, next_token = empty_cache(ours.model, 1, len(prompt) + count), next_token_fn(ours.model)
     logits, ids = prefill(ours.model, cache, [prompt]), list(prompt)
     while len(ids) < len(prompt) + count:
         ids.append(logits.argmax().item())
@@ -79,14 +89,21 @@ def test_its_tokenizer_gives_transformers_ids(their_tokenizer, ours, text):
         assert ours.tokenizer.decode(expected) == piece
 
 
-def test_what_is_written_back_opens_in_transformers(theirs, their_tokenizer, ours, tmp_path):
+def test_what_is_written_back_opens_in_transformers(
+    theirs, their_tokenizer, ours, tmp_path, pytestconfig
+):
     weights.write_model_folder(tmp_path, ours.model.config, ours.tokenizer)
-    weights.save_weights(tmp_path, ours.model, ours.tokenizer, 1)
-    again = LlamaForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
-    for (name, before), after in zip(theirs.named_parameters(), again.parameters(), strict=True):
-        assert torch.equal(before, after), name
+    config = LlamaConfig.from_pretrained(tmp_path)
+    for name in SHAPE:
+        assert getattr(config, name) == getattr(theirs.config, name), name
+    assert theirs.config.eos_token_id in config.eos_token_id  # all ends of texts and answers
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
     assert tokenizer(ENGLISH).input_ids == their_tokenizer(ENGLISH).input_ids
     render = {"tokenize": False, "add_generation_prompt": True}
     rendered = tokenizer.apply_chat_template(QUESTION, **render)
     assert rendered == their_tokenizer.apply_chat_template(QUESTION, **render)
+    if pytestconfig.getoption("--long"):  # half a gigabyte; small models' are written in each run
+        weights.save_weights(tmp_path, ours.model, ours.tokenizer, 1)
+        again = LlamaForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+        pairs = zip(theirs.named_parameters(), again.parameters(), strict=True)
+        assert all(torch.equal(before, after) for (_, before), after in pairs)
