@@ -208,6 +208,20 @@ class EvalSettings(Settings):
 
 
 @dataclass
+class MergeSettings(Settings):
+    """merging"""
+
+    out_dirs: tuple[str, ...] = setting((), "OUT_DIR", positional=True)
+    out: str | None = setting(None, "new folder for the merged model")
+    base: str | None = setting(
+        None, "folder of the model below the adapter (none: where it was during the training)"
+    )
+    dtype: str = setting(
+        "auto", "precision of the merged weights; auto: that of the base's file", choices=DTYPES
+    )
+
+
+@dataclass
 class AppSettings(Settings):
     """page"""
 

@@ -64,7 +64,7 @@ UNSUPPORTED = (  # field, and what it stands for if it is set
 )
 
 
-def config_to_hf(config: GPTConfig) -> dict:
+def config_to_hf(config: GPTConfig, dtype: str = "float32") -> dict:
     """The content of config.json, for transformers 4 and 5."""
     model_type = family_of(config)
     values = {hf_name: getattr(config, name) for name, (hf_name, *_) in HF_FIELDS.items()}
@@ -91,8 +91,8 @@ def config_to_hf(config: GPTConfig) -> dict:
         "rope_theta": rope_theta,
         "rope_parameters": rope,
         "use_cache": True,
-        "dtype": "float32",
-        "torch_dtype": "float32",
+        "dtype": dtype,
+        "torch_dtype": dtype,
     }
 
 

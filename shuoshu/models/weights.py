@@ -80,9 +80,13 @@ def read_purpose(metadata: dict[str, str]) -> Purpose:
 
 
 def write_model_folder(
-    out_dir: Path, config: GPTConfig, tokenizer: Tokenizer, system: str = ""
+    out_dir: Path,
+    config: GPTConfig,
+    tokenizer: Tokenizer,
+    system: str = "",
+    dtype: torch.dtype = torch.float32,
 ) -> None:
-    """Writes all files of a Hugging Face model folder except the weights."""
+    """Writes all files of a Hugging Face model folder except the weights, which are in `dtype`."""
     ids = {
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad,
@@ -91,7 +95,9 @@ def write_model_folder(
     eos = {"eos_token_id": tokenizer.eos_token_ids}  # one, or a list
     generation = {**ids, **eos, "do_sample": True, "temperature": 0.8, "top_k": 200}
     files = {
-        "config.json": json.dumps({**config_to_hf(config), **ids}, indent=1),
+        "config.json": json.dumps(
+            {**config_to_hf(config, str(dtype).removeprefix("torch.")), **ids}, indent=1
+        ),
         "generation_config.json": json.dumps(generation, indent=1),
         **tokenizer.files(config.block_size, system),
     }
@@ -281,18 +287,28 @@ def with_adapter(loaded: LoadedModel, base: Path, folder: Path) -> LoadedModel:
     check_base(folder, adapter, base, fingerprint)
     model = share_parameters(loaded.model)
     adapter = apply_adapter(model, adapter, folder)
-    tokenizer = loaded.tokenizer
-    if (folder / "tokenizer.json").is_file():
-        tokenizer = load_tokenizer(folder)
-    if tokenizer.hash != loaded.tokenizer.hash:
-        raise UserError(f"{folder} has another tokenizer than its base, {base}")
+    is_ours = adapter.fingerprint is not None
     return LoadedModel(
         model.eval(),
-        tokenizer,
+        loaded.tokenizer if is_ours else _adapter_tokenizer(folder, loaded),
         int(metadata.get("step", 0)),
         read_purpose(metadata) if metadata else loaded.purpose,
         replace(adapter, base=str(base.resolve()), fingerprint=fingerprint),
     )
+
+
+def _adapter_tokenizer(folder: Path, loaded: LoadedModel) -> Tokenizer:
+    """The tokenizer that another program saved with an adapter, else the base's.
+
+    Its chat template may be another one. UserError if its ids are others.
+    """
+    if not (folder / "tokenizer.json").is_file():
+        return loaded.tokenizer
+    tokenizer, known = load_tokenizer(folder), loaded.tokenizer.token_bytes
+    same = tokenizer.token_bytes[: len(known)] == known
+    if not same or tokenizer.n_vocab > loaded.model.config.vocab_size:
+        raise UserError(f"{folder} has another tokenizer than the model that it was trained on")
+    return tokenizer
 
 
 def folder_fingerprint(folder: Path, loaded: LoadedModel) -> str:

@@ -168,8 +168,10 @@ class OutDir:
             self._write_settings(trainer, data, state)
             config = trainer.raw.config
             if trainer.adapter:
-                tokenizer = data.tokenizer.files(config.block_size, data.system)
-                write_adapter_folder(self.path, trainer.adapter, tokenizer)
+                # With those of a data folder, the folder alone gives the same tokenizer.
+                files = data.tokenizer.files(config.block_size, data.system)
+                files |= data.tokenizer.data_files()
+                write_adapter_folder(self.path, trainer.adapter, files)
             else:
                 write_model_folder(self.path, config, data.tokenizer, data.system)
 

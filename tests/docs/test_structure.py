@@ -12,7 +12,7 @@ import pytest
 
 from shuoshu.core.errors import REPO_ROOT
 
-COMMANDS = {"prepare", "prepare_sft", "train", "sample", "eval_metrics", "app", "bench"}
+COMMANDS = {"prepare", "prepare_sft", "train", "sample", "eval_metrics", "app", "bench", "merge"}
 MAY_IMPORT = {  # each package, and the packages that it may import besides itself
     "core": set(),
     "text": {"core"},

@@ -1,0 +1,78 @@
+"""Writes a model with an adapter as one Hugging Face folder."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import torch
+
+from model import GPT
+from shuoshu.core.errors import UserError
+from shuoshu.core.files import error_reason, format_bytes
+from shuoshu.core.out_dirs import flag, holds_adapter, is_unused, require_model
+from shuoshu.core.terminal import print_line
+from shuoshu.models.adapters import find_base, read_adapter
+from shuoshu.models.lora import merge_lora
+from shuoshu.models.tensor_files import WEIGHTS_FILE, folder_tensors
+from shuoshu.models.weights import (
+    LoadedModel,
+    load_adapted,
+    save_weights,
+    write_model_folder,
+)
+
+
+def merge(folder: Path, out: Path, base: str | None, dtype_name: str) -> int:
+    """Writes the merged model to `out`; returns the exit code."""
+    require_model(folder)
+    if not holds_adapter(folder):
+        raise UserError(f"{folder} holds a whole model, not an adapter: there is nothing to merge")
+    if not is_unused(out):
+        raise UserError(f"{out} is not empty: choose another folder with --out")
+    base = find_base(folder, read_adapter(folder).base, base)
+    dtype = stored_dtype(base) if dtype_name == "auto" else getattr(torch, dtype_name)
+    loaded = load_adapted(folder, "cpu", dtype, base)
+    merge_lora(loaded.model)
+    check_finite(loaded.model, dtype)
+    write_whole_folder(out, loaded)
+    size = format_bytes((out / WEIGHTS_FILE).stat().st_size)
+    print_line(
+        f"{base} with the adapter in {folder} is the model in {out}: {size} in {str(dtype).removeprefix('torch.')}"
+    )
+    print_line(f'next       python sample.py {flag("out_dir", out)} --start="…"')
+    return 0
+
+
+def stored_dtype(folder: Path) -> torch.dtype:
+    """The dtype of most of the weights in a model's folder."""
+    sizes: Counter[torch.dtype] = Counter()
+    for tensor in folder_tensors(folder).values():
+        sizes[tensor.dtype] += torch.Size(tensor.shape).numel()
+    return sizes.most_common(1)[0][0]
+
+
+def check_finite(model: GPT, dtype: torch.dtype) -> None:
+    """UserError if a sum is out of the dtype's range."""
+    if not all(torch.isfinite(parameter).all() for parameter in model.parameters()):
+        raise UserError(f"a merged weight is out of the range of {dtype}: set --dtype=float32")
+
+
+def write_whole_folder(out: Path, loaded: LoadedModel) -> None:
+    """Writes all files beside `out`, then renames the folder: no part of it is ever there."""
+    staging = out.with_name(f".{out.name}.{os.getpid()}")
+    try:
+        staging.mkdir(parents=True)
+        model, tokenizer = loaded.model, loaded.tokenizer
+        dtype = next(model.parameters()).dtype
+        write_model_folder(staging, model.config, tokenizer, loaded.purpose.system, dtype)
+        save_weights(staging, model, tokenizer, loaded.step, loaded.purpose)
+        if out.is_dir():  # it is empty, or has hidden files of the system only
+            shutil.rmtree(out)
+        staging.rename(out)
+    except OSError as error:
+        raise UserError(f"can't write to {out}: {error_reason(error)}") from None
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
