@@ -7,8 +7,9 @@ from pathlib import Path
 
 from shuoshu.core.errors import UserError
 from shuoshu.core.files import MAX_BYTES, error_reason, is_count, open_file
-from shuoshu.text.foreign_tokenizer import SUPPORTED, ForeignTokenizer, TokenizerFolder
+from shuoshu.text.foreign_tokenizer import ForeignTokenizer, TokenizerFolder
 from shuoshu.text.tokenizer import SPECIALS, Tokenizer
+from shuoshu.text.tokenizer_json import SUPPORTED
 
 # A tokenizer's files besides tokenizer.json, as far as they are read.
 CONFIG, TEMPLATE, SPECIALS_MAP = (

@@ -25,7 +25,11 @@ TOKENS = {"train": 203, "val": 41}
 def written(folder: Path, n_vocab: int = 1000, tokens: dict[str, int] = TOKENS) -> Path:
     """A data folder with the ids 0, 1, 2 … in both splits, val's shifted by 500."""
     fake = SimpleNamespace(
-        n_vocab=n_vocab, end=n_vocab - 1, kind="fake", hash="0" * 64, to_json=lambda: "{}"
+        n_vocab=n_vocab,
+        end=n_vocab - 1,
+        kind="fake",
+        hash="0" * 64,
+        data_files=lambda: {"tokenizer.json": "{}"},
     )
     with DatasetWriter(folder) as writer:
         writer.open(fake)
@@ -250,7 +254,9 @@ def test_the_error_for_a_missing_dataset_says_how_to_make_it(
 
 def test_a_writer_that_fails_leaves_no_files(copy: Path) -> None:
     before = {path.name: path.read_bytes() for path in copy.iterdir()}
-    fake = SimpleNamespace(n_vocab=9, end=8, kind="fake", hash="", to_json=lambda: "{}")
+    fake = SimpleNamespace(
+        n_vocab=9, end=8, kind="fake", hash="", data_files=lambda: {"tokenizer.json": "{}"}
+    )
     with pytest.raises(ZeroDivisionError), DatasetWriter(copy) as writer:
         writer.open(fake)
         writer.add("train", np.arange(5))
