@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model import GPT, Block, CacheSlots, KVCache, NoNorm, RMSNorm
+from shuoshu.models.lora import LoraLinear
 
 MANY_ROWS = 8  # a batch, for which a processor may have another kernel than for one row
 MAX_PACKED_ERROR = 0.01  # relative; rounding to bf16 gives 0.002, a wrong layout about 1
@@ -158,7 +159,7 @@ def with_adapters(
     product: Callable[[Tensor], Tensor], dtype: torch.dtype, *layers: nn.Linear
 ) -> Callable[[Tensor], Tensor]:
     """The product, with what the layers' adapters add: x A.T B.T, all adapters in two products."""
-    adapted = [layer for layer in layers if hasattr(layer, "lora_A")]
+    adapted = [layer for layer in layers if isinstance(layer, LoraLinear)]
     if not adapted:
         return product
     a = torch.cat([layer.lora_A.weight for layer in adapted]).to(dtype)  # (all ranks, inputs)

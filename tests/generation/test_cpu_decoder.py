@@ -1,6 +1,5 @@
 """shuoshu/generation/cpu_decoder.py: its logits are those of the model with its current weights."""
 
-import copy
 import dataclasses
 
 import pytest
@@ -11,6 +10,7 @@ from shuoshu.generation import cpu_decoder, sampling
 from shuoshu.generation.chat_model import ChatModel
 from shuoshu.generation.cpu_decoder import CpuDecoder
 from shuoshu.generation.sampling import SamplingParams, TextGenerator, largest
+from shuoshu.models.lora import LoraConfig, add_lora, share_parameters, target_layers
 from shuoshu.models.weights import CONTINUES_TEXT, LoadedModel
 
 SHAPE = GPTConfig(
@@ -101,29 +101,15 @@ def test_the_decoder_reads_every_parameter_of_the_model(config, name):
     torch.testing.assert_close(after[0], model(ids)[0, 5:], atol=5e-5, rtol=1e-4)
 
 
-class Adapted(torch.nn.Linear):
-    """A linear layer with an adapter, as shuoshu/models/lora.py makes them."""
-
-    def __init__(self, base: torch.nn.Linear, rank: int) -> None:
-        super().__init__(base.in_features, base.out_features, base.bias is not None)
-        self.weight, self.bias, self.scale = base.weight, base.bias, 1.7
-        self.lora_A = torch.nn.Linear(base.in_features, rank, bias=False)
-        self.lora_B = torch.nn.Linear(rank, base.out_features, bias=False)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return super().forward(x) + self.scale * self.lora_B(self.lora_A(x))
-
-
-def adapt(model: GPT, names: tuple[str, ...]) -> GPT:
-    """A model that shares the weights, with adapters for the layers of these names."""
-    adapted = copy.deepcopy(model)
-    adapted.load_tensors(model.tensors())
-    for name, layer in list(adapted.named_modules()):
-        parent, _, child = name.rpartition(".")
-        if child in names:
-            rank = 3 + len(child)  # ranks may differ
-            setattr(adapted.get_submodule(parent), child, Adapted(layer, rank))
-    return adapted
+def adapt(model: GPT, targets: tuple[str, ...]) -> GPT:
+    """A model that shares the weights, with adapters for these layers; ranks differ."""
+    adapted = share_parameters(model)
+    ranks = {name: 2 + n % 4 for n, name in enumerate(target_layers(model, targets))}
+    add_lora(adapted, LoraConfig(3, 5.0, targets, ranks=ranks))
+    for name, parameter in adapted.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+    return adapted.eval()
 
 
 ALL_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
