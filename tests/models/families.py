@@ -11,6 +11,9 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from model import GPT
+from shuoshu.generation.cpu_decoder import next_token_fn
+from shuoshu.generation.sampling import empty_cache, prefill
 from shuoshu.text.tokenizer import byte_letters
 
 # Head counts and widths unlike, so that a swapped pair of them shows.
@@ -74,6 +77,25 @@ def write_model(
 def reference(folder: Path) -> PreTrainedModel:
     """The folder as transformers opens it, in float32."""
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+@torch.inference_mode()
+def greedy_ids(model: GPT, prompt: list[int], count: int) -> list[int]:
+    """The prompt and its most probable continuation, without the mask that keeps UTF-8 valid."""
+    cache, next_token = empty_cache(model, 1, len(prompt) + count), next_token_fn(model)
+    logits, ids = prefill(model, cache, [prompt]), list(prompt)
+    while len(ids) < len(prompt) + count:
+        ids.append(logits.argmax().item())
+        logits = next_token(torch.tensor([[ids[-1]]]), cache)
+    return ids
+
+
+def their_greedy_ids(model: PreTrainedModel, prompt: list[int], count: int) -> list[int]:
+    """The same by transformers' generate(), which doesn't stop at an end token either."""
+    ids = torch.tensor([prompt])
+    limits = {"max_new_tokens": count, "min_new_tokens": count, "eos_token_id": None}
+    everything = torch.ones_like(ids)  # else the padding's token in the prompt would be left out
+    return model.generate(ids, attention_mask=everything, do_sample=False, **limits)[0].tolist()
 
 
 def write_tokenizer(folder: Path) -> None:

@@ -14,17 +14,16 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from shuoshu.generation.cpu_decoder import next_token_fn
-from shuoshu.generation.sampling import empty_cache, prefill
 from shuoshu.models import weights
 from shuoshu.models.weights import LoadedModel, load_model
+from tests.models.families import greedy_ids, their_greedy_ids
 
 ENGLISH = "The capital of France is Paris. The capital of Germany is Berlin. Water is made of hydrogen and"
 QUESTION = [{"role": "user", "content": "Tell me about the sea, and about the ships of old."}]
 
 SHAPE = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "head_dim")
 SHAPE += ("num_attention_heads", "num_key_value_heads", "max_position_embeddings", "rms_norm_eps")
-SHAPE += ("rope_parameters", "tie_word_embeddings")
+SHAPE += ("rope_parameters", "tie_word_embeddings", "eos_token_id")
 
 
 @pytest.fixture(scope="module")
@@ -56,30 +55,13 @@ def test_logits_equal_transformers(theirs, their_tokenizer, ours):
     assert (ours.model(ids) - theirs(ids).logits).abs().max() < 1e-3
 
 
-@torch.inference_mode()
-def greedy(ours: LoadedModel, prompt: list[int], count: int) -> list[int]:
-    """The most probable continuation, without the mask that keeps text valid UTF-8."""
-    cache, next_token = empty_cache(ours.model, 1, len(prompt) + count), next_token_fn(ours.model)
-    logits, ids = prefill(ours.model, cache, [prompt]), list(prompt)
-    while len(ids) < len(prompt) + count:
-        ids.append(logits.argmax().item())
-        logits = next_token(torch.tensor([[ids[-1]]]), cache)
-    return ids
-
-
 @torch.no_grad()
-def test_200_greedy_tokens_equal_transformers(theirs, their_tokenizer, ours, pytestconfig):
+def test_greedy_text_equals_transformers(theirs, their_tokenizer, ours, pytestconfig):
     prompt = their_tokenizer.apply_chat_template(QUESTION, add_generation_prompt=True)["input_ids"]
-    ids = greedy(ours, prompt, 200)
-    # What generate() would choose after each prefix of ours, at once: the first difference shows.
-    choices = theirs(torch.tensor([ids])).logits[0, len(prompt) - 1 : -1].argmax(-1).tolist()
-    assert ids[len(prompt) :] == choices
-    count = 200 if pytestconfig.getoption("--long") else 20  # by generate() itself: 80 ms each
-    limits = {"max_new_tokens": count, "min_new_tokens": count}
-    generated = theirs.generate(
-        torch.tensor([prompt]), do_sample=False, eos_token_id=None, **limits
-    )
-    assert generated[0].tolist() == ids[: len(prompt) + count]
+    count = 200 if pytestconfig.getoption("--long") else 24  # a tenth of a second each, and theirs
+    ids = greedy_ids(ours.model, prompt, count)
+    assert ids == their_greedy_ids(theirs, prompt, count)
+    assert "sea" in their_tokenizer.decode(ids[len(prompt) :])
 
 
 def test_its_tokenizer_gives_transformers_ids(their_tokenizer, ours, text):
@@ -96,7 +78,6 @@ def test_what_is_written_back_opens_in_transformers(
     config = LlamaConfig.from_pretrained(tmp_path)
     for name in SHAPE:
         assert getattr(config, name) == getattr(theirs.config, name), name
-    assert theirs.config.eos_token_id in config.eos_token_id  # all ends of texts and answers
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
     assert tokenizer(ENGLISH).input_ids == their_tokenizer(ENGLISH).input_ids
     render = {"tokenize": False, "add_generation_prompt": True}
