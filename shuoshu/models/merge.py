@@ -39,9 +39,8 @@ def merge(folder: Path, out: Path, base: str | None, dtype_name: str) -> int:
     check_finite(loaded.model, dtype)
     write_whole_folder(out, loaded)
     size = format_bytes((out / WEIGHTS_FILE).stat().st_size)
-    print_line(
-        f"{base} with the adapter in {folder} is the model in {out}: {size} in {str(dtype).removeprefix('torch.')}"
-    )
+    precision = str(dtype).removeprefix("torch.")
+    print_line(f"merged     {base} and the adapter in {folder}; {out} has {size} in {precision}")
     print_line(f'next       python sample.py {flag("out_dir", out)} --start="…"')
     return 0
 
@@ -61,17 +60,18 @@ def check_finite(model: GPT, dtype: torch.dtype) -> None:
 
 
 def write_whole_folder(out: Path, loaded: LoadedModel) -> None:
-    """Writes all files beside `out`, then renames the folder: no part of it is ever there."""
+    """Writes all files beside `out` and moves them there, so that none of them is half written."""
     staging = out.with_name(f".{out.name}.{os.getpid()}")
     try:
         staging.mkdir(parents=True)
         model, tokenizer = loaded.model, loaded.tokenizer
         dtype = next(model.parameters()).dtype
-        write_model_folder(staging, model.config, tokenizer, loaded.purpose.system, dtype)
+        system = loaded.purpose.system
+        write_model_folder(staging, model.config, tokenizer, system, dtype)
         save_weights(staging, model, tokenizer, loaded.step, loaded.purpose)
-        if out.is_dir():  # it is empty, or has hidden files of the system only
-            shutil.rmtree(out)
-        staging.rename(out)
+        out.mkdir(exist_ok=True)
+        for path in sorted(staging.iterdir(), key=lambda path: path.name == WEIGHTS_FILE):
+            path.replace(out / path.name)
     except OSError as error:
         raise UserError(f"can't write to {out}: {error_reason(error)}") from None
     finally:

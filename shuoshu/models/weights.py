@@ -94,10 +94,9 @@ def write_model_folder(
     }
     eos = {"eos_token_id": tokenizer.eos_token_ids}  # one, or a list
     generation = {**ids, **eos, "do_sample": True, "temperature": 0.8, "top_k": 200}
+    content = config_to_hf(config, str(dtype).removeprefix("torch."))
     files = {
-        "config.json": json.dumps(
-            {**config_to_hf(config, str(dtype).removeprefix("torch.")), **ids}, indent=1
-        ),
+        "config.json": json.dumps({**content, **ids}, indent=1),
         "generation_config.json": json.dumps(generation, indent=1),
         **tokenizer.files(config.block_size, system),
     }

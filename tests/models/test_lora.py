@@ -464,5 +464,8 @@ def test_another_tokenizer_is_refused(adapter, tmp_path):
     other = train_bpe(["abcdefg hijk" * 50], 300)
     for file, text in other.files(64, "").items():
         (folder / file).write_text(text, encoding="utf-8")
+    load_model(folder)  # the fingerprint says that the base is the right one, with its tokenizer
+    path = folder / "adapter_model.safetensors"
+    save_file(load_file(path), path)  # of another program
     with pytest.raises(UserError, match="another tokenizer"):
         load_model(folder)
