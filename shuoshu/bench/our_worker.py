@@ -17,10 +17,10 @@ from shuoshu.core.device import describe_machine, free_memory, peak_memory, sync
 from shuoshu.core.distributed import Processes
 from shuoshu.core.files import Lock
 from shuoshu.core.settings import ModelSettings, TrainSettings
-from shuoshu.generation.chat_model import ChatModel
+from shuoshu.generation.chat_model import ChatModel, generation_dtype
 from shuoshu.generation.sampling import SamplingParams
 from shuoshu.models.cpu_kernels import MAX_CONTEXT
-from shuoshu.models.weights import CONTINUES_TEXT, LoadedModel
+from shuoshu.models.weights import CONTINUES_TEXT, LoadedModel, convert_weights
 from shuoshu.text.dataset import find_dataset, read_meta
 from shuoshu.text.tokenizer_folder import load_tokenizer
 from shuoshu.training.optimizers import Muon, orthogonalize
@@ -154,7 +154,8 @@ def sample(
     """Tokens/s of sampling by batch size, with random weights after prompts of half a block."""
     tokenizer = load_tokenizer(data)
     gpt = GPT(GPTConfig(vocab_size=padded(tokenizer.n_vocab), **shape)).to(device).eval()
-    model = ChatModel(LoadedModel(gpt, tokenizer, 0, CONTINUES_TEXT), device, dtype)
+    convert_weights(gpt, generation_dtype(dtype, device))
+    model = ChatModel(LoadedModel(gpt, tokenizer, 0, CONTINUES_TEXT))
     half = gpt.config.block_size // 2
     prompt = (tokenizer.encode("话") * half)[:half]
 

@@ -17,6 +17,7 @@ from shuoshu.core.schema import (
 )
 
 TRAINED = "trained"  # value of SampleSettings.system
+BASE_HELP = "folder of the model below an adapter (none: where it was when the adapter was trained)"
 
 
 @dataclass
@@ -119,11 +120,12 @@ class SampleSettings(Settings):
     system: str = setting(
         TRAINED,
         "system message before a question; trained: the one of the model's training; none: no such"
-        " message",
+        " message, unless another model's chat template writes one by itself",
     )
     out_dir: str | None = setting(
-        None, "folder of the model (none: the newer of out-sft and out-pretrain)"
+        None, "folder of the model or adapter (none: the newer of out-sft and out-pretrain)"
     )
+    base: str | None = setting(None, BASE_HELP)
     num_samples: int = count(1, "number of texts per prompt", high=10_000)
     max_new_tokens: int = count(300, "maximum length of a text in tokens")
     temperature: float | None = number(
@@ -170,6 +172,7 @@ class EvalSettings(Settings):
     compare: tuple[str, ...] = setting(
         (), "out_dir of another model to measure on the same data; repeatable"
     )
+    base: str | None = setting(None, BASE_HELP)
     data: str | None = setting(
         None, "prepared data folder, or its name under data/ (none: the model's own)"
     )
@@ -192,7 +195,12 @@ class EvalSettings(Settings):
         " chars: all characters, spaces included",
         choices=("units", "chars"),
     )
-    stride: int | None = count(None, "on text, tokens between two windows (none: half a block)")
+    block_size: int | None = count(
+        None,
+        "on text, tokens per window (none: the model's block, but of another's model at most"
+        " 1,024, because its context can be too long for the memory)",
+    )
+    stride: int | None = count(None, "on text, tokens between two windows (none: half a window)")
     max_new_tokens: int | None = count(
         None, "maximum length of a text in tokens (none: twice the longest reference; on text 100)"
     )
@@ -226,6 +234,7 @@ class AppSettings(Settings):
     """page"""
 
     out_dirs: tuple[str, ...] = setting((), "OUT_DIR", positional=True)
+    base: str | None = setting(None, BASE_HELP)
     host: str = setting(
         "127.0.0.1", "address to listen on; 0.0.0.0 lets other machines in and needs --auth"
     )
@@ -239,6 +248,9 @@ class AppSettings(Settings):
     insecure: bool = setting(False, "let other machines in without a login")
     queue: int = count(20, "maximum number of requests that wait for the model")
     max_new_tokens: int = count(500, "maximum length of a text in tokens")
+    block_size: int = count(
+        4096, "maximum length of what a model reads at once, in tokens; a longer one takes memory"
+    )
     max_seconds: float = number(60.0, "maximum time for a text in seconds", low=1.0)
     device: str = setting("auto", DEVICE_HELP)
     dtype: str = setting(

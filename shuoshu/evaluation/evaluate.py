@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -14,6 +15,7 @@ from shuoshu.core.command_settings import EvalSettings
 from shuoshu.core.device import describe_machine, setup_process
 from shuoshu.core.errors import UserError
 from shuoshu.core.files import write_atomically, write_synced_text
+from shuoshu.core.out_dirs import flag, require_model
 from shuoshu.core.run_log import RunLog, read_settings
 from shuoshu.evaluation import metrics
 from shuoshu.evaluation.copies import MIN_COPIED, TrainingText
@@ -31,11 +33,11 @@ def evaluate(settings: EvalSettings, out_dir: Path) -> int:
     All models are measured on the same rows. Raises UserError if one can't read the data.
     """
     started = time.perf_counter()
+    require_writable_folder(out_dir)
     device = setup_process(settings.device, settings.threads)
     folders = [out_dir, *map(Path, settings.compare)]
     models = [EvaluatedModel(folder, settings, device) for folder in folders]
-    trained_on = read_settings(out_dir).get("data", {}).get("folder")
-    folder = dataset.find_dataset(settings.data or str(trained_on or "novella"))
+    folder = find_data(settings, models[0])
     meta = dataset.read_meta(folder)
     for model in models:
         model.require_readable(meta, folder)
@@ -47,6 +49,32 @@ def evaluate(settings: EvalSettings, out_dir: Path) -> int:
     write_results(out_dir, evaluation, models, results)
     print(format_results(evaluation, source))
     return 0
+
+
+def require_writable_folder(out_dir: Path) -> None:
+    """UserError if results can't be written there, before they cost the time to measure them."""
+    require_model(out_dir)
+    try:
+        with tempfile.TemporaryFile(dir=out_dir):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"can't write to {out_dir}: {error.strerror}; the results are written there, so make it"
+            " writable, or copy the model to another folder"
+        ) from None
+
+
+def find_data(settings: EvalSettings, model: EvaluatedModel) -> Path:
+    """The folder of --data, else that of the model's training; UserError if there is none."""
+    trained_on = read_settings(model.folder).get("data", {}).get("folder")
+    if not settings.data and not trained_on and model.tokenizer.kind == "foreign":
+        tokenizer = flag("tokenizer", model.folder)
+        raise UserError(
+            f"{model.folder} doesn't say which data it was trained on: name data to measure it on"
+            f" with --data=FOLDER; make it with\n  python prepare.py FILE {tokenizer}"
+            f"\nor, from questions and answers,\n  python prepare_sft.py FILE {tokenizer}"
+        )
+    return dataset.find_dataset(settings.data or str(trained_on or "novella"))
 
 
 def choose_splits(meta: dict, chosen: str | None) -> list[str]:

@@ -11,24 +11,39 @@ import torch
 
 from shuoshu.core.command_settings import EvalSettings
 from shuoshu.core.errors import UserError
+from shuoshu.core.files import is_count
 from shuoshu.core.out_dirs import flag
+from shuoshu.core.run_log import read_settings
 from shuoshu.evaluation.copies import Copies
 from shuoshu.evaluation.measure_set import Measures, MeasureSet
-from shuoshu.models.weights import convert_weights, load_model
+from shuoshu.models.weights import load_model
 from shuoshu.text import dataset
+
+MAX_WINDOW = 1024  # tokens of a text, unless the settings or the training say more
+MAX_LOGITS = 1 << 28  # numbers computed at once: 1 GB in float32
 
 
 class EvaluatedModel:
     """A model folder, loaded for the evaluation."""
 
     def __init__(self, folder: Path, settings: EvalSettings, device: torch.device) -> None:
-        self.folder = folder
-        model, self.tokenizer, self.step, *_ = load_model(folder, device)
-        self.model = convert_weights(model, getattr(torch, settings.dtype))
+        self.folder, self.batch_size = folder, settings.batch_size
+        loaded = load_model(folder, device, getattr(torch, settings.dtype), settings.base)
+        self.model, self.tokenizer, self.step = loaded.model, loaded.tokenizer, loaded.step
+        longest = settings.block_size or max(MAX_WINDOW, trained_block_size(folder))
+        self.window = min(self.model.config.block_size, longest)
+
+    def rows(self, length: int) -> int:
+        """How many rows of this length to score at once, so that their logits fit into memory."""
+        return max(1, min(self.batch_size, MAX_LOGITS // (length * self.model.config.vocab_size)))
 
     def require_readable(self, meta: dict, data: Path) -> None:
         """Raises UserError if the data has another tokenizer or rows longer than the block."""
-        advice = f"prepare it with {flag('tokenizer', self.folder)}"
+        command = "prepare_sft.py" if meta["task"] == "questions" else "prepare.py"
+        advice = (
+            f"prepare its files once more, by {command} with {flag('tokenizer', self.folder)} and"
+            " another --out, and name that folder with --data"
+        )
         dataset.check_tokenizer(
             self.tokenizer,
             meta,
@@ -40,6 +55,12 @@ class EvaluatedModel:
                 f"the longest row of {data} has {meta['width']:,} tokens,"
                 f" the model in {self.folder} reads {block:,}: {advice}"
             )
+
+
+def trained_block_size(folder: Path) -> int:
+    """The block_size of the training that wrote the folder, 0 if there was none."""
+    size = read_settings(folder).get("settings", {}).get("block_size")
+    return size if is_count(size) else 0
 
 
 @dataclass

@@ -118,7 +118,7 @@ def measure_split(
     result.definitions["lookups"] = lookups.definition
     for model in models:
         measures = MeasureSet(settings.seed)
-        add_reference_perplexities(measures, settings, model, questions)
+        add_reference_perplexities(measures, model, questions)
         completions = answer(
             TextGenerator(model.model, model.tokenizer),
             questions.asked,
@@ -144,9 +144,10 @@ def measure_split(
 
 
 def add_reference_perplexities(
-    measures: MeasureSet, settings: EvalSettings, model: EvaluatedModel, questions: QuestionSet
+    measures: MeasureSet, model: EvaluatedModel, questions: QuestionSet
 ) -> None:
-    batches = answer_batches(questions.data, settings.batch_size, questions.rows)
+    rows_at_once = model.rows(questions.data.width)
+    batches = answer_batches(questions.data, rows_at_once, questions.rows)
     scored = score(model.model, model.model, batches, model.tokenizer.answer_end)
     texts = questions.scored_texts
     n_bytes = sum(len(text.encode()) for text in texts)

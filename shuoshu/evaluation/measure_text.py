@@ -59,11 +59,11 @@ def measure_text_split(
     result = SplitResult({name: counts[name] for name in ("tokens", "characters", "bytes")})
     for model in models:
         measures = MeasureSet(settings.seed)
-        block = model.model.config.block_size
-        stride = min(settings.stride or block // 2, block)
-        for suffix, step in (("", stride), ("_disjoint", block)):
+        window = model.window
+        stride = min(settings.stride or window // 2, window)
+        for suffix, step in (("", stride), ("_disjoint", window)):
             start, end = model.tokenizer.start, model.tokenizer.end
-            windows = text_windows(data.tokens, start, block, settings.batch_size, step)
+            windows = text_windows(data.tokens, start, window, model.rows(window), step)
             scored = score(model.model, model.model, windows, end)
             measures.add_perplexities(scored, data.characters, data.bytes, suffix)
         texts = continue_prompts(settings, model, data, prompt_tokens)
@@ -73,7 +73,7 @@ def measure_text_split(
             measures.add_text_statistics("", written, copies[: len(written)])
             measures.add_text_statistics("reference_", references, copies[len(written) :])
         if model is models[0]:
-            result.counts |= {"window": block, "stride": stride, "prompts": len(texts)}
+            result.counts |= {"window": window, "stride": stride, "prompts": len(texts)}
             result.rows = [
                 answer_row(split, number, text.prompt, text.reference, text.written)
                 for number, text in enumerate(texts)

@@ -34,7 +34,7 @@ def format_results(evaluation: dict, source: TrainingText | None) -> str:
         for title, name in (("ROUGE-L", "rouge_l"), ("look-ups", "lookups")):
             lines = textwrap.wrap(evaluation["definitions"][name], MAX_COLUMNS - NOTE_INDENT)
             notes += zip((title, *[""] * len(lines)), lines, strict=False)
-    missing = "not measured: the pretraining text is missing or has changed"
+    missing = "not measured: the pretraining text is not here, or has changed"
     notes.append(("copies", f"from {source.folder}" if source else missing))
     files = f"{evaluation['model']}/eval.json, eval_answers.jsonl, report.html"
     notes.append(("written to", f"{files} in {duration(evaluation['seconds'])}"))

@@ -12,18 +12,24 @@ from shuoshu.core.errors import UserError
 from shuoshu.core.terminal import shorten
 from shuoshu.generation.answers import render_question
 from shuoshu.generation.sampling import SamplingParams, TextGenerator
-from shuoshu.models.weights import LoadedModel, convert_weights
+from shuoshu.models.weights import LoadedModel
+
+
+def generation_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The type of the weights; auto: pick_dtype's choice on CUDA, else float32."""
+    if name == "auto" and device.type != "cuda":
+        return torch.float32
+    return pick_dtype(name, device)
 
 
 class ChatModel(TextGenerator):
-    """A TextGenerator that knows what its model was trained for."""
+    """A TextGenerator that knows what its model was trained for.
 
-    def __init__(self, loaded: LoadedModel, device: torch.device, dtype: str = "auto") -> None:
-        """Converts the weights to `dtype`; auto: to pick_dtype's choice on CUDA, else float32."""
-        if dtype == "auto" and device.type != "cuda":
-            dtype = "float32"
-        model = convert_weights(loaded.model, pick_dtype(dtype, device))
-        super().__init__(model, loaded.tokenizer)
+    `base` is that of the model below the adapter of this one.
+    """
+
+    def __init__(self, loaded: LoadedModel, base: ChatModel | None = None) -> None:
+        super().__init__(loaded.model, loaded.tokenizer, base)
         self.step, self.purpose = loaded.step, loaded.purpose
 
     def question_ids(
@@ -31,9 +37,10 @@ class ChatModel(TextGenerator):
     ) -> list[int]:
         """The ids of a question after a system message and the last messages before it.
 
-        system: None for the one of the training, "" for none. Keeps as many turns as the model was
-        trained on, and fewer if they don't fit into half of the block. UserError if the question is
-        empty or if it is, with the system message, longer than the block.
+        system: None for the one of the training, "" for none; then a chat template may write its
+        own. Keeps as many turns as the model was trained on, and fewer if they don't fit into half
+        of the block. UserError if the question is empty or if it is, with the system message,
+        longer than the block.
         """
         question = {"role": "user", "content": text.strip()}
         if not question["content"]:
@@ -42,8 +49,7 @@ class ChatModel(TextGenerator):
             )
         system = self.purpose.system if system is None else system.strip()
         first = [{"role": "system", "content": system}] if system else []
-        earlier = 2 * (self.purpose.turns - 1)  # messages: a question and an answer for each turn
-        history = [*before[max(0, len(before) - earlier) :], question]
+        history = [*self._last_turns(before), question]
         ids = render_question(self.tokenizer, [*first, *history])
         while len(history) > 1 and len(ids) > self.block // 2:
             history = history[2:]
@@ -55,6 +61,21 @@ class ChatModel(TextGenerator):
                 f" reads: {shorten(text[:200], 60)}"
             )
         return ids
+
+    def _last_turns(self, messages: Sequence[dict[str, str]]) -> Sequence[dict[str, str]]:
+        """The last turns, a question and its answer each, whose texts alone fit into half a block.
+
+        At most as many as the model was trained on, besides the question that follows.
+        """
+        if self.purpose.turns is not None:
+            messages = messages[max(0, len(messages) - 2 * (self.purpose.turns - 1)) :]
+        room = self.block // 2
+        for start in range(len(messages) - 2, -1, -2):
+            turn = messages[start : start + 2]
+            room -= sum(len(self.tokenizer.encode(message["content"])) for message in turn)
+            if room < 0:
+                return messages[start + 2 :]
+        return messages
 
     def sampling_params(self, settings: SampleSettings, answers: bool) -> SamplingParams:
         """The sampling parameters in the settings, with a default temperature for the task."""

@@ -7,15 +7,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
 from shuoshu.core.command_settings import TRAINED, SampleSettings
 from shuoshu.core.device import setup_process
 from shuoshu.core.distributed import StopFlag
 from shuoshu.core.errors import UserError
 from shuoshu.core.files import error_reason, read_text
 from shuoshu.core.terminal import counted
-from shuoshu.generation.chat_model import ChatModel
+from shuoshu.generation.chat_model import ChatModel, generation_dtype
 from shuoshu.generation.prompt_files import (
     PromptFile,
     read_prompts,
@@ -35,7 +33,8 @@ def run(settings: SampleSettings, out_dir: Path) -> int:
     elif not settings.chat:
         prompts = command_line_prompts(settings)
     device = setup_process(settings.device, settings.threads)
-    terminal = TerminalChat(settings, load_model(out_dir, device), device)
+    dtype = generation_dtype(settings.dtype, device)
+    terminal = TerminalChat(settings, load_model(out_dir, device, dtype, settings.base))
     if settings.chat:
         return chat(terminal)
     if settings.infile:
@@ -47,8 +46,8 @@ def run(settings: SampleSettings, out_dir: Path) -> int:
 class TerminalChat(ChatModel):
     """A ChatModel that follows the settings of sample.py and prints to the terminal."""
 
-    def __init__(self, settings: SampleSettings, loaded: LoadedModel, device: torch.device) -> None:
-        super().__init__(loaded, device, settings.dtype)
+    def __init__(self, settings: SampleSettings, loaded: LoadedModel) -> None:
+        super().__init__(loaded)
         self.settings = settings
         self.is_answering = self.purpose.task == "questions" and not settings.continue_text
         if settings.chat and not self.is_answering:

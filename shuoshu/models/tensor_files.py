@@ -100,10 +100,8 @@ def read_metadata(path: Path) -> dict[str, str]:
     try:
         with open_file(path) as file:
             header = read_header(file, path.stat().st_size)
-            metadata = header.get("__metadata__", {})
-            if not isinstance(metadata, dict):
-                raise ValueError("its metadata is no JSON object")
-            if "sha256" not in metadata and "step" not in metadata:
+            metadata = _own_metadata(header)
+            if not metadata:
                 return {}
             expected = metadata.pop("sha256")
             digest = hashlib.sha256(json.dumps(header).encode())
@@ -111,16 +109,35 @@ def read_metadata(path: Path) -> dict[str, str]:
                 digest.update(chunk)
         if digest.hexdigest() != expected:
             raise ValueError("its content doesn't match its sha256")
-        for name in ("step", "turns"):
-            if not re.fullmatch("[0-9]{1,15}", metadata.get(name, "0")):
-                raise ValueError("its step or turns are not a number")
-        if metadata.get("task", "text") not in TASKS:
-            raise ValueError("its task is neither text nor questions")
-        if not isinstance(metadata.get("system", ""), str):
-            raise ValueError("its system message is not a text")
         return metadata
     except HEADER_ERRORS as error:
         raise damaged_file(path, error) from None
+
+
+def peek_metadata(path: Path) -> dict[str, str]:
+    """The same metadata, without reading the weights that it describes."""
+    try:
+        with open_file(path) as file:
+            return _own_metadata(read_header(file, path.stat().st_size))
+    except HEADER_ERRORS as error:
+        raise damaged_file(path, error) from None
+
+
+def _own_metadata(header: dict) -> dict[str, str]:
+    """The metadata in a header, {} if another program wrote it; ValueError if it is damaged."""
+    metadata = header.get("__metadata__", {})
+    if not isinstance(metadata, dict):
+        raise ValueError("its metadata is no JSON object")
+    if "sha256" not in metadata and "step" not in metadata:
+        return {}
+    for name in ("step", "turns"):
+        if not re.fullmatch("[0-9]{1,15}", metadata.get(name, "0")):
+            raise ValueError("its step or turns are not a number")
+    if metadata.get("task", "text") not in TASKS:
+        raise ValueError("its task is neither text nor questions")
+    if not isinstance(metadata.get("system", ""), str):
+        raise ValueError("its system message is not a text")
+    return metadata
 
 
 def damaged_file(path: Path, error: Exception) -> UserError:

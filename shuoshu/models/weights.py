@@ -22,7 +22,7 @@ from shuoshu.core.files import (
     write_atomically,
     write_synced_text,
 )
-from shuoshu.core.out_dirs import ADAPTER_WEIGHTS, holds_adapter, require_model
+from shuoshu.core.out_dirs import ADAPTER_WEIGHTS, holds_adapter, require_model, weights_path
 from shuoshu.models.adapters import (
     Adapter,
     apply_adapter,
@@ -34,9 +34,11 @@ from shuoshu.models.adapters import (
 from shuoshu.models.families import config_from_hf, config_to_hf
 from shuoshu.models.lora import share_parameters
 from shuoshu.models.tensor_files import (
+    INDEX_FILE,
     WEIGHTS_FILE,
     StoredTensor,
     folder_tensors,
+    peek_metadata,
     read_metadata,
     tensor_bytes,
     write_tensors,
@@ -60,12 +62,14 @@ class Purpose(typing.NamedTuple):
     """What a model was trained for."""
 
     task: str = "text"  # "text": it continues text; "questions": it answers
-    turns: int = 0  # successive questions it was trained to answer; 0: it continues text
-    # Begins each conversation of the training; empty if there is none or if they differ.
+    # Successive questions it was trained to answer; 0: it continues text; None: any number.
+    turns: int | None = 0
+    # Begins each conversation of the training; empty if there is none or if they differ. Without
+    # it, the chat template of another model may write a message of its own.
     system: str = ""
 
 
-CONTINUES_TEXT = Purpose()
+CONTINUES_TEXT, CHATS = Purpose(), Purpose("questions", turns=None)
 
 
 def read_purpose(metadata: dict[str, str]) -> Purpose:
@@ -74,6 +78,26 @@ def read_purpose(metadata: dict[str, str]) -> Purpose:
     # Weights of earlier versions have no task.
     task = metadata.get("task", "questions" if turns else "text")
     return Purpose(task, turns, metadata.get("system", ""))
+
+
+def foreign_purpose(tokenizer: Tokenizer) -> Purpose:
+    """The purpose of a model that another program wrote: one with a chat template answers."""
+    return CHATS if tokenizer.kind == "foreign" and tokenizer.has_template else CONTINUES_TEXT
+
+
+def folder_purpose(folder: Path, base: str | Path | None = None) -> Purpose:
+    """The purpose of the model or adapter in a folder, without reading its weights.
+
+    UserError if there is none, if a file is damaged, or if an adapter's base is missing.
+    """
+    require_model(folder)
+    path = weights_path(folder)
+    metadata = {} if path.name == INDEX_FILE else peek_metadata(path)
+    if metadata:
+        return read_purpose(metadata)
+    if holds_adapter(folder):
+        return folder_purpose(find_base(folder, read_adapter(folder).base, base))
+    return foreign_purpose(load_tokenizer(folder))
 
 
 # ---------------------------------------------------------------- the model folder
@@ -261,7 +285,8 @@ def load_model(
             f"{model.config.vocab_size:,}: they don't belong together"
         )
     step = int(metadata.get("step", 0))
-    return LoadedModel(model.to(device).eval(), tokenizer, step, read_purpose(metadata))
+    purpose = read_purpose(metadata) if metadata else foreign_purpose(tokenizer)
+    return LoadedModel(model.to(device).eval(), tokenizer, step, purpose)
 
 
 def load_adapted(

@@ -84,6 +84,9 @@ class Api:
         return [vars(piece) for piece in self.service.inspect_pieces(model, text, start)]
 
     def models(self) -> list[dict]:
-        """The models: task ("text" or "questions"), turns that they answer, system message."""
+        """The models: task ("text" or "questions"), system message, turns that they answer.
+
+        turns: None if any number.
+        """
         purposes = self.service.purposes
         return [{"model": name, **purposes[name]._asdict()} for name in self.service.names]

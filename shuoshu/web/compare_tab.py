@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import gradio as gr
 
 from shuoshu.core.errors import UserError
-from shuoshu.core.run_log import read_settings
 from shuoshu.evaluation.html import escape_html
 from shuoshu.web.components import (
     I18N,
@@ -140,9 +138,8 @@ class CompareTab:
 def default_pair(service: PageService) -> tuple[str, str]:
     """A fine-tuned model on the right of the model that it began with, or the first two models."""
     names = {folder.resolve(): name for name, folder in service.models.folders.items()}
-    for name in service.question_models:
-        folder = service.models.folders[name]
-        init_from = read_settings(folder).get("settings", {}).get("init_from")
-        if isinstance(init_from, str) and (base := names.get(Path(init_from).resolve())):
+    for name in [*service.question_models, *service.names]:
+        folder = service.models.base_folder(name)
+        if folder and (base := names.get(folder.resolve())):
             return base, name
     return service.names[0], service.names[1]

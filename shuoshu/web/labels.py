@@ -46,8 +46,9 @@ LABELS: dict[str, Text] = {
     "settings": ("设置", "Settings"),
     "system": ("系统提示", "System message"),
     "system_help": (
-        "放在每个问题前面；一开始是模型训练时用的那句，留空：不用",
-        "comes before each question; at first the one of the model's training; empty: none",
+        "放在每个问题前面；一开始是模型训练时用的那句；留空：不用，或者用模型模板自带的那句",
+        "comes before each question; at first the one of the model's training;"
+        " empty: none, or what the model's chat template writes by itself",
     ),
     "temperature": ("温度", "Temperature"),
     "temperature_help": (
@@ -114,8 +115,8 @@ TEXTS: dict[str, Text] = {
         "Click a piece to see the alternatives (keyboard: left and right arrow).",
     ),
     "no_training_text": (
-        "找不到训练文本了，无法检查有没有照抄。",
-        "The training text is no longer there, so copies can't be found.",
+        "这里没有它的训练文本，无法检查有没有照抄。",
+        "The training text is not here, so copies can't be found.",
     ),
     "training_text_too_long": (
         "训练文本超过 {0:,} 字，网页上不检查有没有照抄；eval_metrics.py 会检查。",

@@ -17,18 +17,20 @@ from typing import NamedTuple, TypeVar
 from shuoshu.core.command_settings import AppSettings
 from shuoshu.core.device import pick_device
 from shuoshu.core.errors import UserError
+from shuoshu.core.out_dirs import holds_adapter
 from shuoshu.core.run_log import read_settings
 from shuoshu.evaluation.copies import TrainingText
 from shuoshu.generation.chat_model import ChatModel
 from shuoshu.generation.sampling import SamplingParams, TextEvent
-from shuoshu.models.weights import CONTINUES_TEXT, Purpose, load_model, read_metadata, read_purpose
+from shuoshu.models.adapters import find_base, read_adapter
+from shuoshu.models.weights import CONTINUES_TEXT, Purpose, folder_purpose
+from shuoshu.web.model_cache import ModelCache
 
 UPDATE_SECONDS = 0.04  # between two states of a growing text; faster updates aren't visible
 POLL_SECONDS = 0.1  # how soon a reader's stop is noticed while no new state arrives
 STOP_SECONDS = 2.0  # maximum wait for a stopped text to end
 LEASE_SECONDS = 10.0  # a text ends when none of its states was fetched for this long
 MAX_READERS = 1000  # readers that are remembered
-MAX_LOADED_MODELS = 3  # models in memory: two to compare and one more
 
 T = TypeVar("T")
 Prepare = Callable[[ChatModel], tuple[list[int], SamplingParams]]
@@ -95,12 +97,10 @@ class ModelServer:
     ) -> None:
         self.folders = {str(folder): folder for folder in folders}
         self.settings, self.lease_seconds = settings, lease_seconds
-        self.device = pick_device(settings.device)
+        self._cache = ModelCache(settings, pick_device(settings.device))
         # One thread for all models: each thread that computes gets its own OpenMP threads, and
         # they would compete for the cores.
         self._worker = ThreadPoolExecutor(1, "model")
-        # model name → (size and time of its weights file, model); the last one was used last
-        self._models: dict[str, tuple[tuple[int, ...], ChatModel]] = {}
         # model name → (settings of its run, training text)
         self._training_texts: dict[str, tuple[dict, TrainingText | None]] = {}
         self._training_texts_lock = threading.Lock()
@@ -110,14 +110,22 @@ class ModelServer:
     # ------------------------------------------------------------ models
 
     def purpose(self, name: str) -> Purpose:
-        """What a model was trained for. Reads the weights file without loading it.
-
-        A damaged one continues text.
-        """
+        """What a model was trained for, without loading it. A damaged one continues text."""
         try:
-            return read_purpose(read_metadata(self.folders[name] / "model.safetensors"))
+            return folder_purpose(self.folders[name], self.settings.base)
         except UserError:
             return CONTINUES_TEXT
+
+    def base_folder(self, name: str) -> Path | None:
+        """The folder of the model that this one was trained from; None if it is not known."""
+        folder = self.folders[name]
+        if not holds_adapter(folder):
+            init_from = read_settings(folder).get("settings", {}).get("init_from")
+            return Path(init_from) if isinstance(init_from, str) else None
+        try:
+            return find_base(folder, read_adapter(folder).base, self.settings.base)
+        except UserError:
+            return None
 
     def model(self, name: str) -> ChatModel:
         """The model with its newest weights."""
@@ -125,7 +133,7 @@ class ModelServer:
 
     def run(self, name: str, function: Callable[[ChatModel], T]) -> T:
         """Calls `function` with a model in the model's thread; returns its result."""
-        return self._worker.submit(lambda: function(self._load(name))).result()
+        return self._worker.submit(lambda: function(self._cache.load(self.folders[name]))).result()
 
     def training_text(self, name: str) -> TrainingText | None:
         """The text that a model was pretrained on; None if it is no longer there.
@@ -144,30 +152,6 @@ class ModelServer:
         """Ends the text that is growing; accepts no further requests."""
         self._is_closed = True
         self._worker.shutdown(wait=False, cancel_futures=True)
-
-    def _load(self, name: str) -> ChatModel:
-        """The model, loaded if its weights file changed.
-
-        Training replaces the files of a model one by one. Until they fit together, the model that
-        was loaded before stays in use. Of more than MAX_LOADED_MODELS, the least recently used one
-        is dropped.
-        """
-        folder = self.folders[name]
-        loaded_stamp, model = self._models.get(name, (None, None))
-        try:
-            stat = (folder / "model.safetensors").stat()
-            stamp = (stat.st_mtime_ns, stat.st_size, stat.st_ino)
-            if stamp != loaded_stamp:
-                model = ChatModel(load_model(folder, self.device), self.device, self.settings.dtype)
-                loaded_stamp = stamp
-        except (OSError, UserError):
-            if model is None:
-                raise
-        self._models.pop(name, None)
-        self._models[name] = loaded_stamp, model
-        if len(self._models) > MAX_LOADED_MODELS:
-            del self._models[next(iter(self._models))]
-        return model
 
     # ------------------------------------------------------------ readers
 
@@ -233,7 +217,7 @@ class ModelServer:
 
     def _generate(self, job: Job, name: str, prepare: Prepare, seeds: Sequence[int]) -> None:
         """Publishes the states of the texts; runs in the model's thread."""
-        model = self._load(name)
+        model = self._cache.load(self.folders[name])
         prompt, sampling = prepare(model)
         version = ModelVersion(model.tokenizer.hash, model.step)
         deadline = time.monotonic() + self.settings.max_seconds

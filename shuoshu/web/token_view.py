@@ -87,9 +87,15 @@ def alternatives(tokenizer: Tokenizer, chances: Tensor) -> list[Alternative]:
 
 
 def token_text(tokenizer: Tokenizer, token: int) -> str | None:
-    """A token's text, its bytes as <E6 B8> if they are a part of a character, None for the end."""
+    """A token's text, its bytes as <E6 B8> if they are a part of a character, None for the end.
+
+    A special token's text is its name.
+    """
     if token in tokenizer.ends:
         return None
+    names = [name for name, number in tokenizer.specials.items() if number == token]
+    if names:
+        return names[0]
     token_bytes = tokenizer.token_bytes[token]
     try:
         return token_bytes.decode("utf-8")

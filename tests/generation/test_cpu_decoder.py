@@ -224,7 +224,7 @@ def test_a_chat_model_packs_its_weights_once(pretrained_model, monkeypatch):
             calls.append(self) or real(self, *arguments)
         ),
     )
-    chat_model = ChatModel(LoadedModel(model, tokenizer, 0, CONTINUES_TEXT), torch.device("cpu"))
+    chat_model = ChatModel(LoadedModel(model, tokenizer, 0, CONTINUES_TEXT))
     prompts = [[tokenizer.end]]
     expected = TextGenerator(model, tokenizer).complete(prompts, SamplingParams(20), [1])
     calls.clear()

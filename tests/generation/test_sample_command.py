@@ -9,7 +9,6 @@ import signal
 from types import SimpleNamespace
 
 import pytest
-import torch
 
 import sample
 from shuoshu.core.command_settings import SampleSettings
@@ -354,8 +353,8 @@ def test_a_rows_own_system_message_counts_unless_one_is_given(tokenizer):
 )
 def test_the_system_message_may_be_given(tuned, given, expected):
     settings = SampleSettings(system=given)
-    loaded, device = models_weights.load_model(tuned), torch.device("cpu")
-    assert sample_command.TerminalChat(settings, loaded, device).system == expected
+    loaded = models_weights.load_model(tuned)
+    assert sample_command.TerminalChat(settings, loaded).system == expected
 
 
 def test_a_model_that_continues_text_takes_no_system_message(pretrained, capsys):

@@ -13,11 +13,10 @@ from model import GPT, GPTConfig, KVCache, rotate
 from shuoshu.core.cli import parse
 from shuoshu.core.errors import REPO_ROOT
 from shuoshu.core.settings import ModelSettings, TrainSettings
-from shuoshu.generation.chat_model import ChatModel
 from shuoshu.models import weights
 from shuoshu.models.families import config_from_hf, config_to_hf
 from shuoshu.models.tensor_files import folder_tensors
-from shuoshu.models.weights import CONTINUES_TEXT, LoadedModel
+from shuoshu.models.weights import convert_weights
 from shuoshu.text.dataset import IGNORE
 
 ODD = GPTConfig(
@@ -158,19 +157,16 @@ def test_the_loss_is_float32_over_the_targets_that_are_not_ignored():
     torch.testing.assert_close(model(ids, targets, reduction="sum"), expected * 8)
 
 
-def test_sampling_in_bf16_rounds_weights_but_no_positions(tokenizer):
-    config = dataclasses.replace(ODD, vocab_size=tokenizer.n_vocab)
-    exact, loaded = model_of(config), model_of(config)
-    chat_model = ChatModel(
-        LoadedModel(loaded, tokenizer, 0, CONTINUES_TEXT), torch.device("cpu"), "bfloat16"
-    ).model
-    assert {parameter.dtype for parameter in chat_model.parameters()} == {torch.bfloat16}
-    assert torch.equal(chat_model.cos, exact.cos) and torch.equal(chat_model.sin, exact.sin)
-    q = torch.randn(1, 4, config.block_size, config.head_dim).bfloat16()
-    rotated = rotate(q, chat_model.cos, chat_model.sin)
+def test_conversion_to_bf16_rounds_weights_but_no_positions():
+    exact = model_of(ODD)
+    rounded = convert_weights(model_of(ODD), torch.bfloat16)
+    assert {parameter.dtype for parameter in rounded.parameters()} == {torch.bfloat16}
+    assert torch.equal(rounded.cos, exact.cos) and torch.equal(rounded.sin, exact.sin)
+    q = torch.randn(1, 4, ODD.block_size, ODD.head_dim).bfloat16()
+    rotated = rotate(q, rounded.cos, rounded.sin)
     assert torch.equal(rotated, rotate(q.float(), exact.cos, exact.sin).bfloat16())
-    ids = random_ids(config, 2, 20)
-    logits, expected = chat_model(ids).float(), exact(ids)
+    ids = random_ids(ODD, 2, 20)
+    logits, expected = rounded(ids).float(), exact(ids)
     assert 0 < (logits - expected).norm() < 0.03 * expected.norm()
 
 

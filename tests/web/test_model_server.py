@@ -17,7 +17,8 @@ from shuoshu.core.errors import UserError
 from shuoshu.generation.chat_model import ChatModel
 from shuoshu.generation.sampling import SamplingParams
 from shuoshu.models.weights import CONTINUES_TEXT
-from shuoshu.web.model_server import MAX_LOADED_MODELS, GenerationState, ModelServer
+from shuoshu.web.model_cache import MAX_LOADED_MODELS
+from shuoshu.web.model_server import GenerationState, ModelServer
 
 ENDLESS = 10**6  # tokens, more than a test waits for
 

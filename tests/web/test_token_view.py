@@ -21,7 +21,7 @@ EVIL = "<script>alert(1)</script> **b** <img src=x onerror=alert(1)> '\"& \x00\x
 
 @pytest.fixture(scope="module")
 def model(pretrained: Path) -> ChatModel:
-    return ChatModel(load_model(pretrained), torch.device("cpu"))
+    return ChatModel(load_model(pretrained))
 
 
 @pytest.fixture(scope="module")

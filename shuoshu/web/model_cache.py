@@ -1,0 +1,102 @@
+"""The models in memory: loaded when they are asked for, again after their files changed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from shuoshu.core.command_settings import AppSettings
+from shuoshu.core.errors import UserError
+from shuoshu.core.out_dirs import holds_adapter
+from shuoshu.generation.chat_model import ChatModel, generation_dtype
+from shuoshu.models.adapters import find_base, read_adapter
+from shuoshu.models.weights import LoadedModel, convert_weights, load_model, with_adapter
+
+MAX_LOADED_MODELS = 3  # models in memory, without adapters: two to compare and one more
+WEIGHTS_GLOB = "[!.]*.safetensors*"  # files of weights, or their index
+
+Stamp = tuple[tuple[str | int, ...], ...]
+
+
+@dataclass(eq=False)
+class CachedModel:
+    folder: Path
+    stamp: Stamp  # of the folder's files, when they were read
+    loaded: LoadedModel
+    generator: ChatModel
+    base: CachedModel | None = None  # of an adapter: the model whose weights it shares
+
+
+class ModelCache:
+    """An adapter and its base have one copy of the base's weights."""
+
+    def __init__(self, settings: AppSettings, device: torch.device) -> None:
+        self.settings, self.device = settings, device
+        self.dtype = generation_dtype(settings.dtype, device)
+        self._cached: dict[Path, CachedModel] = {}  # the last one was used last
+
+    def load(self, folder: Path) -> ChatModel:
+        """The model or adapter in a folder, with its newest weights."""
+        return self._newest(folder).generator
+
+    def _newest(self, folder: Path) -> CachedModel:
+        """Training replaces the files of a model one by one. Until they fit together, the model
+        that was loaded before stays in use.
+        """
+        path = folder.resolve()
+        known = self._cached.pop(path, None)
+        try:
+            known = self._read(folder, known)
+        except (OSError, UserError):
+            if known is None or not self._is_usable(known):
+                raise
+        self._cached[path] = known
+        self._drop_oldest()
+        return known
+
+    def _is_usable(self, known: CachedModel) -> bool:
+        """Whether its base, if it has one, was not replaced."""
+        return known.base is None or known.base in self._cached.values()
+
+    def _read(self, folder: Path, known: CachedModel | None) -> CachedModel:
+        """The model in a folder, which is `known` if its files are those of `known`."""
+        stamp = stamp_of(folder)
+        is_same = known is not None and known.stamp == stamp
+        if not holds_adapter(folder):
+            return known if is_same else self._read_model(folder, stamp)
+        if is_same:
+            base = self._newest(known.base.folder)
+        else:
+            base = self._newest(find_base(folder, read_adapter(folder).base, self.settings.base))
+        return known if is_same and known.base is base else self._read_adapter(folder, stamp, base)
+
+    def _read_model(self, folder: Path, stamp: Stamp) -> CachedModel:
+        loaded = load_model(folder, self.device, self.dtype)
+        return CachedModel(folder, stamp, loaded, self._generator(loaded))
+
+    def _read_adapter(self, folder: Path, stamp: Stamp, base: CachedModel) -> CachedModel:
+        loaded = with_adapter(base.loaded, base.folder, folder)
+        convert_weights(loaded.model, self.dtype)
+        generator = self._generator(loaded, base.generator)
+        return CachedModel(folder, stamp, loaded, generator, base)
+
+    def _generator(self, loaded: LoadedModel, base: ChatModel | None = None) -> ChatModel:
+        generator = ChatModel(loaded, base)
+        generator.block = min(generator.block, self.settings.block_size)
+        return generator
+
+    def _drop_oldest(self) -> None:
+        """Drops the least recently used model of too many, and the adapters that share it."""
+        models = [path for path, cached in self._cached.items() if cached.base is None]
+        if len(models) > MAX_LOADED_MODELS:
+            dropped = self._cached.pop(models[0])
+            cached = self._cached.items()
+            self._cached = {path: each for path, each in cached if each.base is not dropped}
+
+
+def stamp_of(folder: Path) -> Stamp:
+    """Another one means that the folder's weights were replaced. OSError if they just were."""
+    stats = [(path.name, path.stat()) for path in sorted(folder.glob(WEIGHTS_GLOB))]
+    return tuple((name, stat.st_mtime_ns, stat.st_size, stat.st_ino) for name, stat in stats)
