@@ -108,7 +108,13 @@ def test_with_a_share_of_0_there_is_no_validation_text(text: str) -> None:
 
 
 def test_a_vocabulary_over_65536_needs_four_bytes_per_token(here: Path) -> None:
-    fake = SimpleNamespace(n_vocab=70_000, end=69_999, kind="fake", hash="", to_json=lambda: "{}")
+    fake = SimpleNamespace(
+        n_vocab=70_000,
+        end=69_999,
+        kind="fake",
+        hash="",
+        data_files=lambda: {"tokenizer.json": "{}"},
+    )
     with DatasetWriter(here / "big") as writer:
         writer.open(fake)
         writer.add("train", np.array([65_536, 69_000], dtype=np.uint32))
