@@ -154,9 +154,21 @@ def test_fused_layers_give_their_outputs_side_by_side(biases):
         )
 
 
-def test_weights_are_packed_where_torch_supports_it():
-    operator = cpu_decoder.fused_linear(torch.float32, torch.nn.Linear(32, 32, bias=False)).func
-    assert (operator is torch.ops.mkldnn._linear_pointwise) == torch.backends.mkldnn.is_available()
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch has no oneDNN")
+@pytest.mark.parametrize("dtype, packed", [(torch.float32, [2, 8]), (torch.bfloat16, [1, 2, 8])])
+def test_products_use_packed_weights_except_for_one_row_in_float32(dtype, packed, monkeypatch):
+    real, rows = torch.ops.mkldnn._linear_pointwise, []
+    monkeypatch.setattr(
+        torch.ops.mkldnn,
+        "_linear_pointwise",
+        lambda x, **others: rows.append(len(x)) or real(x, **others),
+    )
+    with torch.inference_mode():
+        product = cpu_decoder.fused_linear(dtype, torch.nn.Linear(32, 32, bias=False))
+        rows.clear()
+        for count in (1, 2, 8):
+            product(torch.ones(count, 32, dtype=dtype))
+    assert rows == packed
 
 
 @pytest.mark.parametrize("is_autocast", [True, False])
