@@ -426,7 +426,7 @@ def test_the_commands_refuse_a_bad_folder(
 
 @pytest.mark.parametrize("name", ["config.json", INDEX, "tokenizer.json", "generation_config.json"])
 @settings(
-    max_examples=40,
+    max_examples=20,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
@@ -446,7 +446,7 @@ def test_any_document_of_a_foreign_folder(
     write_json(folder / name, damage(data, document))
     count_fault("tried")
     try:
-        loaded = load_model(folder)
+        loaded = load_model(folder, block_size=32)
     except UserError as error:
         assert str(folder) in str(error) and len(str(error)) < 3000
         count_fault("refused")
@@ -458,44 +458,43 @@ def test_any_document_of_a_foreign_folder(
 
 # ---------------------------------------------------------------- memory
 
-# The peak of the process's memory. Unlike ru_maxrss it doesn't begin with the parent's.
 MEASURE = """
 import re, sys, torch
 from pathlib import Path
 from shuoshu.models.weights import load_model
 
-def peak():
-    return 1024 * int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
+def memory(kind):
+    return 1024 * int(re.search(kind + r":\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
 
-load_model(sys.argv[1], dtype=torch.float32)  # a small one: what loading itself needs
-before = peak()
-model = load_model(sys.argv[2], dtype=getattr(torch, sys.argv[3]), block_size=512).model
-print((peak() - before) / sum(p.numel() * p.element_size() for p in model.parameters()))
+load_model(sys.argv[1])  # a small one: what loading itself needs
+for dtype in torch.bfloat16, torch.float32:
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins again
+    before = memory("VmRSS")
+    model = load_model(sys.argv[2], dtype=dtype, block_size=512).model
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    print((memory("VmHWM") - before) / weights)
+    del model
 """
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="memory is read from /proc")
 def test_loading_takes_little_more_memory_than_the_weights(
-    large: Path, whole_folders: dict[str, Path], dtype: str
+    large: Path, whole_folders: dict[str, Path]
 ) -> None:
-    words = [sys.executable, "-c", MEASURE, whole_folders["one"], large, dtype]
-    done = subprocess.run(
-        words,
-        cwd=REPO_ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    words = [sys.executable, "-c", MEASURE, whole_folders["one"], large]
+    done = subprocess.run(words, cwd=REPO_ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert 0.9 < float(done.stdout) < 1.15
+    shares = [float(line) for line in done.stdout.split()]
+    assert len(shares) == 2 and all(0.9 < share < 1.15 for share in shares), shares
 
 
 @pytest.fixture(scope="module")
 def large(whole_folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model of 100 million random numbers in bfloat16, 200 MB, in two shards."""
+    """A model of 70 million random numbers in bfloat16, 140 MB, in two shards."""
     folder = Path(shutil.copytree(whole_folders["one"], tmp_path_factory.mktemp("large") / "model"))
     (folder / WEIGHTS).unlink()
-    shape = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 6}
+    shape = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 3}
     change_config(folder, **shape, vocab_size=10_000, num_attention_heads=16, head_dim=64)
     noise = torch.randn(1 << 22, generator=torch.Generator().manual_seed(0)).bfloat16()
     tensors = {
