@@ -34,6 +34,7 @@ from tests.models.families import (
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 NORM, EMBEDDING = "model.norm.weight", "model.embed_tokens.weight"
 GATE = "model.layers.1.mlp.gate_proj.weight"
+FIRST_NORM = "model.layers.0.input_layernorm.weight"
 FIRST, SECOND, LAST = (f"model-0000{number}-of-00007.safetensors" for number in (1, 2, 7))
 
 
@@ -87,9 +88,6 @@ def placed(names: object) -> Callable[[dict], object]:
 
 INDEXES: dict[str, Callable[[dict], object]] = {
     "a missing file": placed("model-00009-of-00007.safetensors"),
-    "a file above": placed("../outside.safetensors"),
-    "a file above, on Windows": placed("..\\outside.safetensors"),
-    "an absolute path": placed("/tmp/outside.safetensors"),
     "a device": placed("/dev/zero"),
     "a folder": placed("."),
     "an empty name": placed(""),
@@ -122,12 +120,28 @@ INDEXES: dict[str, Callable[[dict], object]] = {
 
 @pytest.mark.parametrize("fault", INDEXES)
 def test_an_index_that_is_wrong_is_refused(
-    shards: Path, fault: str, tmp_path: Path, refused: Callable, little_memory: None
+    shards: Path, fault: str, refused: Callable, little_memory: None
 ) -> None:
-    shutil.copy(shards / LAST, tmp_path / "outside.safetensors")
     assert read_index(shards)["weight_map"][NORM] == LAST
     write_json(shards / INDEX, INDEXES[fault](read_index(shards)))
     refused(sample.main, saying(shards), shards)
+
+
+@pytest.mark.parametrize("name", ["../outside.safetensors", "absolute", "inside/a.safetensors"])
+def test_weights_outside_the_folder_are_not_read(
+    shards: Path, name: str, tmp_path: Path, refused: Callable
+) -> None:
+    name = str(tmp_path / "outside.safetensors") if name == "absolute" else name
+    tensors = load_file(shards / LAST)
+    norm = {NORM: tensors.pop(NORM)}
+    save_file(tensors, shards / LAST)
+    (shards / "inside").mkdir()
+    save_file(norm, shards / "beside.safetensors")
+    save_file(norm, shards / name)
+    write_json(shards / INDEX, placed("beside.safetensors")(read_index(shards)))
+    load_model(shards)
+    write_json(shards / INDEX, placed(name)(read_index(shards)))
+    refused(sample.main, saying(shards), shards, INDEX)
 
 
 @pytest.mark.parametrize("raw", [b"", b"{", b"[" * 200_000, bytes(50), b"\xff\xfe"])
@@ -192,12 +206,12 @@ def offsets(header: dict, name: str) -> list[int]:
 HEADERS: dict[str, Callable[[dict], object]] = {
     "data beyond the file": moved(NORM, 1 << 40),
     "data before the file": moved(NORM, -(1 << 40)),
-    "data that overlaps": lambda header: changed(NORM, data_offsets=offsets(header, GATE)[:1] * 2)(
-        header
-    ),
-    "one tensor's data for two": lambda header: {**header, "model.second": header[GATE]},
+    "data that overlaps": lambda header: changed(
+        NORM, data_offsets=[offsets(header, GATE)[0], offsets(header, GATE)[0] + 4 * 48]
+    )(header),
+    "one tensor's data for two": lambda header: {**header, NORM: header[FIRST_NORM]},
     "backwards": lambda header: changed(NORM, data_offsets=offsets(header, NORM)[::-1])(header),
-    "shifted": moved(NORM, 4),
+    "shifted": moved(FIRST_NORM, 4),
     "no place": changed(NORM, data_offsets=[]),
     "a place that is null": changed(NORM, data_offsets=None),
     "a place of floats": changed(NORM, data_offsets=[0.0, 192.0]),
@@ -213,7 +227,7 @@ HEADERS: dict[str, Callable[[dict], object]] = {
     "a shape of truths": changed(NORM, shape=[48, True]),
     "a shape that is a number": changed(NORM, shape=48),
     "integers": changed(NORM, dtype="I32"),
-    "half as wide": changed(GATE, dtype="BF16"),
+    "half as wide": changed(NORM, dtype="BF16"),
     "8 bits": changed(GATE, dtype="F8_E4M3", shape=[80, 192]),
     "a type that is none": changed(NORM, dtype="F13"),
     "a type that is a list": changed(NORM, dtype=["F32"]),
@@ -412,7 +426,7 @@ def test_the_commands_refuse_a_bad_folder(
 
 @pytest.mark.parametrize("name", ["config.json", INDEX, "tokenizer.json", "generation_config.json"])
 @settings(
-    max_examples=40,
+    max_examples=20,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
@@ -432,7 +446,7 @@ def test_any_document_of_a_foreign_folder(
     write_json(folder / name, damage(data, document))
     count_fault("tried")
     try:
-        loaded = load_model(folder)
+        loaded = load_model(folder, block_size=32)
     except UserError as error:
         assert str(folder) in str(error) and len(str(error)) < 3000
         count_fault("refused")
@@ -444,44 +458,43 @@ def test_any_document_of_a_foreign_folder(
 
 # ---------------------------------------------------------------- memory
 
-# The peak of the process's memory. Unlike ru_maxrss it doesn't begin with the parent's.
 MEASURE = """
 import re, sys, torch
 from pathlib import Path
 from shuoshu.models.weights import load_model
 
-def peak():
-    return 1024 * int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
+def memory(kind):
+    return 1024 * int(re.search(kind + r":\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
 
-load_model(sys.argv[1], dtype=torch.float32)  # a small one: what loading itself needs
-before = peak()
-model = load_model(sys.argv[2], dtype=getattr(torch, sys.argv[3]), block_size=512).model
-print((peak() - before) / sum(p.numel() * p.element_size() for p in model.parameters()))
+load_model(sys.argv[1])  # a small one: what loading itself needs
+for dtype in torch.bfloat16, torch.float32:
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins again
+    before = memory("VmRSS")
+    model = load_model(sys.argv[2], dtype=dtype, block_size=512).model
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    print((memory("VmHWM") - before) / weights)
+    del model
 """
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="memory is read from /proc")
 def test_loading_takes_little_more_memory_than_the_weights(
-    large: Path, whole_folders: dict[str, Path], dtype: str
+    large: Path, whole_folders: dict[str, Path]
 ) -> None:
-    words = [sys.executable, "-c", MEASURE, whole_folders["one"], large, dtype]
-    done = subprocess.run(
-        words,
-        cwd=REPO_ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    words = [sys.executable, "-c", MEASURE, whole_folders["one"], large]
+    done = subprocess.run(words, cwd=REPO_ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert 0.9 < float(done.stdout) < 1.15
+    shares = [float(line) for line in done.stdout.split()]
+    assert len(shares) == 2 and all(0.9 < share < 1.15 for share in shares), shares
 
 
 @pytest.fixture(scope="module")
 def large(whole_folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model of 100 million random numbers in bfloat16, 200 MB, in two shards."""
+    """A model of 70 million random numbers in bfloat16, 140 MB, in two shards."""
     folder = Path(shutil.copytree(whole_folders["one"], tmp_path_factory.mktemp("large") / "model"))
     (folder / WEIGHTS).unlink()
-    shape = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 6}
+    shape = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 3}
     change_config(folder, **shape, vocab_size=10_000, num_attention_heads=16, head_dim=64)
     noise = torch.randn(1 << 22, generator=torch.Generator().manual_seed(0)).bfloat16()
     tensors = {
