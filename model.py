@@ -365,7 +365,11 @@ class GPT(nn.Module):
         """Floating-point operations, forward and backward, per training token at full context."""
         c, (_, inner) = self.config, self.count_parameters()
         attention = 2 * c.n_layer * c.n_head * c.head_dim * c.block_size  # scores, weighted values
-        return 6 * (inner + c.vocab_size * c.n_embd + attention)  # 2 forward and 4 backward each
+        weights = inner + c.vocab_size * c.n_embd
+        trained = weights  # those that get gradients, besides the inputs of all
+        if not self.lm_head.weight.requires_grad:  # LoRA
+            trained = sum(tensor.numel() for tensor in self.tensors().values())
+        return 6 * attention + 4 * weights + 2 * trained
 
     def tensors(self) -> dict[str, Tensor]:
         """The content of a weights file: every trained parameter once, without a tied head."""

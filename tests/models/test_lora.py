@@ -469,3 +469,13 @@ def test_another_tokenizer_is_refused(adapter, tmp_path):
     save_file(load_file(path), path)  # of another program
     with pytest.raises(UserError, match="another tokenizer"):
         load_model(folder)
+
+
+def test_frozen_weights_cost_no_flops_of_their_own_gradients():
+    model = tiny_gpt()
+    whole = model.flops_per_token()
+    add_lora(model, PLAIN)
+    adapter = sum(tensor.numel() for tensor in model.tensors().values())
+    matrices = sum(p.numel() for name, p in model.named_parameters() if "lora_" not in name)
+    matrices -= model.model.embed_tokens.weight.numel()  # looked up, not multiplied
+    assert model.flops_per_token() == whole + 6 * adapter - 2 * matrices

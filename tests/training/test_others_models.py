@@ -1,0 +1,85 @@
+"""Training on from a model that others made: its family is kept, its context is cut for text, a resumed run is exact."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import prepare
+import prepare_sft
+from shuoshu.core.files import sha256_of
+from shuoshu.core.out_dirs import weights_path
+from shuoshu.models.weights import load_model
+from tests.in_process import killed_at, records, train_model
+from tests.models.families import read_config, reference, write_model
+from tests.training.test_lora_training import LORA
+
+TUNE = ["--optimizer=adamw", "--learning_rate=0.003", "--batch_size=2", "--max_iters=6"]
+TUNE += ["--eval_interval=3", "--save_interval=2", "--dtype=float32", "--device=cpu", "--threads=1"]
+TUNE += ["--sample_tokens=0", "--eval_tokens=200"]
+
+
+@pytest.fixture(scope="module")
+def foreign(tmp_path_factory):
+    """A folder of the family with biases, with a context longer than rows of text are by default."""
+    home = tmp_path_factory.mktemp("foreign")
+    return write_model(home / "qwen2", "qwen2", max_position_embeddings=2048)
+
+
+@pytest.fixture(scope="module")
+def book(foreign, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("foreign-data")
+    text = "\n".join(f"The lamp of number {number} is lit and burning." for number in range(400))
+    (folder / "book.txt").write_text(text, encoding="utf-8")
+    argv = [str(folder / "book.txt"), f"--out={folder / 'book'}", f"--tokenizer={foreign}"]
+    assert prepare.main([*argv, "--val_fraction=0.2"]) == 0
+    return folder / "book"
+
+
+@pytest.fixture(scope="module")
+def qa(foreign, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("foreign-questions")
+    rows = [f"where is lamp {number}?,at door {number % 7}" for number in range(60)]
+    (folder / "qa.csv").write_text("\n".join(["question,answer", *rows]), encoding="utf-8")
+    argv = [str(folder / "qa.csv"), f"--out={folder / 'qa'}", f"--tokenizer={foreign}"]
+    assert prepare_sft.main(argv) == 0
+    return folder / "qa"
+
+
+def test_training_all_weights_keeps_the_family_and_resumes_exactly(foreign, book, tmp_path, capsys):
+    command = [f"--dataset={book}", f"--init_from={foreign}", *TUNE]
+    capsys.readouterr()
+    assert train_model([*command, f"--out_dir={tmp_path / 'one'}"]) == 0
+    assert "1,024 tokens of the 2,048 that the model can read" in capsys.readouterr().out
+    assert train_model([*command, f"--out_dir={tmp_path / 'two'}"], killed_at(5)) == 130
+    assert train_model(["--resume", f"--out_dir={tmp_path / 'two'}"]) == 0
+    one, two = (sha256_of(tmp_path / name / "model.safetensors") for name in ("one", "two"))
+    assert one == two
+    config = read_config(tmp_path / "one")
+    assert config["model_type"] == "qwen2" and config["max_position_embeddings"] == 2048
+    ids = torch.arange(5, 45)[None]
+    ours = load_model(tmp_path / "one").model(ids)
+    torch.testing.assert_close(ours, reference(tmp_path / "one")(ids).logits, atol=1e-4, rtol=0)
+    assert (ours - load_model(foreign).model(ids)).abs().max() > 0.01
+
+
+def test_an_adapter_of_questions_trains_and_resumes_exactly(foreign, qa, tmp_path):
+    command = [*LORA, f"--dataset={qa}", f"--init_from={foreign}"]
+    assert train_model([*command, f"--out_dir={tmp_path / 'one'}"]) == 0
+    losses = [record["val_loss"] for record in records(tmp_path / "one", "eval")]
+    assert losses[-1] < losses[0] - 0.2
+    assert train_model([*command, f"--out_dir={tmp_path / 'two'}"], killed_at(6)) == 130
+    assert train_model(["--resume", f"--out_dir={tmp_path / 'two'}"]) == 0
+    one, two = (sha256_of(weights_path(tmp_path / name)) for name in ("one", "two"))
+    assert one == two
+    loaded = load_model(tmp_path / "one")
+    assert loaded.purpose.task == "questions" and loaded.tokenizer.has_template
+    # The folder's own tokenizer files prepare data that fit the base, too.
+    argv = [
+        str(qa.parent / "qa.csv"),
+        f"--out={tmp_path / 'qa'}",
+        f"--tokenizer={tmp_path / 'one'}",
+    ]
+    assert prepare_sft.main(argv) == 0
+    command = [*LORA, f"--dataset={tmp_path / 'qa'}", f"--init_from={tmp_path / 'one'}"]
+    assert train_model([*command, f"--out_dir={tmp_path / 'three'}", "--max_iters=1"]) == 0
