@@ -1,10 +1,13 @@
-"""Measures speed: Shuoshu, a nanoGPT checkout and the limit of the machine, in one run.
+"""Measures speed: Shuoshu beside a nanoGPT checkout, the limit of the machine, or transformers.
 
 python bench.py PART [FILE|FOLDER ...] [--vs=NANOGPT] [--json=FILE] [--key=value ...]
 PART is train (tokens/s), loss (time to nanoGPT's best loss), sample (tokens/s of text) or scale
 (how time and memory grow with model, context and batch).
 The input is novels or one folder that prepare.py made; default: the bundled novella.
 Without --vs, Shuoshu and the limit are measured alone. Only --json and --picture write files.
+
+python bench.py lora BASE DATA       LoRA of the model in BASE on questions in DATA, beside PEFT
+python bench.py generate BASE        tokens/s of text, beside transformers' generate()
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ from shuoshu.bench.settings import BenchSettings
 from shuoshu.core.cli import command, parse
 from shuoshu.core.errors import UserError
 
-PARTS = ("train", "loss", "sample", "scale")
+PARTS = ("train", "loss", "sample", "scale", "lora", "generate")
 
 
 @command
@@ -41,6 +44,7 @@ def measure(settings: BenchSettings, run: Callable[[list[str], dict, Path], str]
     """
     from shuoshu.bench.context import BenchContext
     from shuoshu.bench.measure import BenchReport
+    from shuoshu.bench.others import measure_generation, measure_lora
     from shuoshu.bench.scale import measure_scale
     from shuoshu.bench.throughput import measure_sampling, measure_training
     from shuoshu.bench.time_to_loss import measure_loss
@@ -50,6 +54,8 @@ def measure(settings: BenchSettings, run: Callable[[list[str], dict, Path], str]
         "loss": measure_loss,
         "sample": measure_sampling,
         "scale": measure_scale,
+        "lora": measure_lora,
+        "generate": measure_generation,
     }
     report = BenchReport(settings.words[0], settings)
     try:

@@ -22,6 +22,7 @@ from shuoshu.core.errors import REPO_ROOT, UserError
 from shuoshu.text.dataset import read_meta
 
 OURS, THEIRS = "shuoshu.bench.our_worker", "shuoshu.bench.nanogpt_worker"
+TRANSFORMERS = "shuoshu.bench.transformers_worker"
 
 
 def run_command(command: list[str], env: dict[str, str], folder: Path) -> str:
@@ -79,6 +80,11 @@ class BenchContext:
         env = self.env if is_tuned else self.nanogpt.env
         job = {"kind": kind, "is_tuned": is_tuned, **job}
         return self._work("nanogpt", THEIRS, env, self.nanogpt.folder, job)
+
+    def transformers(self, kind: str, **job: object) -> dict:
+        """The result of transformers_worker.py, without our malloc settings."""
+        job = {"kind": kind, "is_tuned": False, **job}
+        return self._work("theirs", TRANSFORMERS, self.env, REPO_ROOT, job)
 
     def _work(self, about: str, module: str, env: dict, folder: Path, job: dict) -> dict:
         job |= {"device": self.settings.device, "threads": self.settings.threads}

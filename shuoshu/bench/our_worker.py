@@ -11,7 +11,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from model import GPT, GPTConfig
-from shuoshu.bench.worker import WARM_UP, rate_of, run_job
+from shuoshu.bench.worker import TEXT_BEGINNING, WARM_UP, rate_of, rate_of_steps, run_job
 from shuoshu.core.cli import parse
 from shuoshu.core.device import describe_machine, free_memory, peak_memory, synchronize
 from shuoshu.core.distributed import Processes
@@ -20,14 +20,14 @@ from shuoshu.core.settings import ModelSettings, TrainSettings
 from shuoshu.generation.chat_model import ChatModel, generation_dtype
 from shuoshu.generation.sampling import SamplingParams
 from shuoshu.models.cpu_kernels import MAX_CONTEXT
-from shuoshu.models.weights import CONTINUES_TEXT, LoadedModel, convert_weights
+from shuoshu.models.weights import CONTINUES_TEXT, LoadedModel, convert_weights, load_model
 from shuoshu.text.dataset import find_dataset, read_meta
 from shuoshu.text.tokenizer_folder import load_tokenizer
 from shuoshu.training.optimizers import Muon, orthogonalize
 from shuoshu.training.run import Run, build_run
 from shuoshu.training.schedule import RunLength
+from shuoshu.training.start_model import VOCAB_MULTIPLE
 from shuoshu.training.step import SkippedSteps, train_step
-from shuoshu.training.trainer import VOCAB_MULTIPLE
 
 SMALLEST = ["--n_layer=1", "--n_head=1", "--n_embd=8", "--block_size=8", "--batch_size=1"]
 
@@ -65,6 +65,23 @@ def scale(device: torch.device, argv: list[str], seconds: float) -> dict:
     facts = {**facts_of(run), **memory, "optimizer_flops": muon_flops(run)}
     figures = {"tokens": rate_of(step, seconds), "memory": max(0, peak_memory(device) - before)}
     figures["matrix"] = rate_of(matrix_product(device, facts["dtype"]), seconds / 4)
+    return {"facts": facts, "figures": figures}
+
+
+def lora(device: torch.device, argv: list[str], steps: int) -> dict:
+    """Tokens/s of train.py's step on questions, prompts included and padding not; peak memory."""
+    run = start_run(device, argv)
+    data, state, losses = run.data, run.state, []
+    skips = SkippedSteps(run.trainer, data, state, run.out_dir)
+
+    def step() -> float:
+        rows = state.step * data.rows_per_step, data.rows_per_step
+        losses.append(train_step(run.trainer, data, state, skips).item())  # waits for the device
+        state.step += 1
+        return int(data.train.lengths[data.train.entries(*rows, run.settings.seed)].sum())
+
+    figures = {"tokens": rate_of_steps(step, steps), "memory": peak_memory(device)}
+    facts = {**describe_machine(device), **facts_of(run), "losses": losses}
     return {"facts": facts, "figures": figures}
 
 
@@ -179,6 +196,23 @@ def sample(
     return {"facts": facts, "figures": figures}
 
 
+def generate(device: torch.device, base: str, tokens: int, dtype: str, batches: list[int]) -> dict:
+    """Tokens/s of sampling by batch size, with the weights of a folder."""
+    precision = generation_dtype(dtype, device)
+    model = ChatModel(load_model(base, device, precision))
+    prompt = model.tokenizer.encode(TEXT_BEGINNING)
+
+    def sampled(rows: int, count: int) -> float:
+        params = SamplingParams(max_new_tokens=count)
+        return sum(len(c.ids) for c in model.complete([prompt] * rows, params, range(rows)))
+
+    sampled(1, WARM_UP)
+    figures = {str(n): rate_of(lambda n=n: sampled(n, tokens), 0) for n in batches}
+    facts = {**describe_machine(device), "device": str(device)}
+    facts["dtype"] = str(precision).removeprefix("torch.")
+    return {"facts": facts, "figures": figures}
+
+
 # ---------------------------------------------------------------- the machine
 
 
@@ -209,4 +243,5 @@ def memory_copy(device: torch.device) -> Callable[[], float]:
 
 
 if __name__ == "__main__":
-    run_job({"train": train, "scale": scale, "sample": sample})
+    jobs = {"train": train, "scale": scale, "lora": lora, "sample": sample, "generate": generate}
+    run_job(jobs)

@@ -33,6 +33,7 @@ class BenchSettings(Settings):
         "seconds of one measurement in train, or of all rounds of one point in scale",
         low=0.01,
     )
+    steps: int = setting(8, "lora: steps of one measurement", low=1)
     minutes: float = setting(
         5.0,
         "loss: minutes that nanoGPT trains at each learning rate, without evaluations",
@@ -51,7 +52,7 @@ class BenchSettings(Settings):
         (), "dropout of both programs; repeatable in loss (default: 0)"
     )
     tokens: int = setting(
-        128, "sample: number of tokens to generate after a prompt of half the block", low=1
+        128, "sample, generate: number of tokens to generate; in sample after half a block", low=1
     )
     series: tuple[str, ...] = setting(
         (), "scale: size, context or batch; repeatable (default: all three)"

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from shuoshu.core.device import setup_process
 
 WARM_UP = 3  # steps before a measurement: compilation, cold caches
+TEXT_BEGINNING = "The lamp was still lit when he came down to the harbour, and"
 
 
 def rate_of(step: Callable[[], float], seconds: float) -> float:
@@ -17,6 +18,15 @@ def rate_of(step: Callable[[], float], seconds: float) -> float:
     amount, start = 0.0, time.perf_counter()
     while not amount or time.perf_counter() - start < seconds:
         amount += step()
+    return amount / (time.perf_counter() - start)
+
+
+def rate_of_steps(step: Callable[[], float], count: int) -> float:
+    """Units per second of `count` steps after the warm-up."""
+    for _ in range(WARM_UP):
+        step()
+    start = time.perf_counter()
+    amount = sum(step() for _ in range(count))
     return amount / (time.perf_counter() - start)
 
 

@@ -219,6 +219,33 @@ def test_both_loss_curves_are_scored_by_one_evaluator(in_process, checkout, data
     assert (tmp_path / "curves.png").stat().st_size > 10_000
 
 
+def test_an_adapter_is_trained_on_the_rows_and_with_the_losses_of_peft(
+    in_process, pretrained, qa, tmp_path
+):
+    losses = {}
+
+    def run(command: list[str], env: dict[str, str], folder: Path) -> str:
+        output = in_process(command, env, folder)
+        order = json.loads(command[3]).get("order", "of ours")
+        losses[order] = json.loads(output.splitlines()[-1])["facts"]["losses"]
+        return output
+
+    argv = ["--steps=1", "--batch_size=4", "--train_args=--dropout=0", *TINY[-3:]]
+    raw = measured(tmp_path, run, "lora", str(pretrained), str(qa), *argv, "--pairs=1")
+    check_figures(raw, "LoRA", "ours", "same rows", "own rows")
+    check_figures(raw, "LoRA, peak", "ours", "same rows", "own rows")
+    assert losses["ours"][0] == pytest.approx(losses["of ours"][0], rel=1e-5)
+    assert losses["ours"] == pytest.approx(losses["of ours"], rel=0.03)  # adapters start unlike
+    assert losses["random"] != pytest.approx(losses["of ours"], rel=0.03)
+
+
+def test_text_is_measured_beside_that_of_transformers(in_process, pretrained, tmp_path):
+    argv = ["--tokens=4", "--pairs=1", "--device=cpu", "--threads=1"]
+    raw = measured(tmp_path, in_process, "generate", str(pretrained), *argv)
+    for rows in TEXTS_AT_ONCE:
+        check_figures(raw, f"generate, batch {rows}", "ours", "theirs")
+
+
 @pytest.mark.slow
 def test_growth_is_measured_in_processes_beside_the_arithmetic(monkeypatch, dataset, tmp_path):
     monkeypatch.setattr(scale, "SIZES", {"a": (1, 1, 16), "b": (1, 2, 256)})
@@ -312,9 +339,20 @@ def test_a_slow_point_gets_one_round(dataset, tmp_path, monkeypatch):
         (["scale", "--series=depth"], "series=depth: choose size, context or batch"),
         (["loss", "--rate=fast"], "rate=fast: it must be a number"),
         (["train", "--json=nowhere/raw.json"], "there is no folder nowhere"),
+        (
+            ["lora", "tests"],
+            "name BASE and DATA, which are folders: python bench.py lora BASE DATA",
+        ),
+        (["generate", "nowhere"], "name BASE, which is a folder: python bench.py generate BASE"),
     ],
 )
 def test_a_user_error_is_one_message(argv, expected, capsys):
     assert bench.main(argv) == 2
     error = capsys.readouterr().err
     assert expected in error and "Traceback" not in error
+
+
+def test_libraries_to_compare_with_are_named_where_they_are_missing(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "peft", None)
+    assert bench.main(["generate", "tests"]) == 2
+    assert "beside transformers and peft: pip install peft" in capsys.readouterr().err
