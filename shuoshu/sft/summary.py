@@ -169,16 +169,17 @@ def model_to_tune(result: Preparation, settings: PrepareSftSettings) -> Path | N
 
 
 def next_command(result: Preparation, settings: PrepareSftSettings, model: Path | None) -> str:
-    """The command that fine-tunes the model on the data; None: random weights."""
-    arguments = [f"--init_from={model or 'scratch'}"]
+    """The command that fine-tunes the model on the data; None: there is none here."""
+    is_foreign = result.meta["tokenizer"]["kind"] == "foreign"
+    arguments = [f"--init_from={model or ('MODEL' if is_foreign else 'scratch')}"]
     if settings.block_size or model != Path(settings.tokenizer):
         arguments.append(f"--block_size={result.block_size}")
+    if is_foreign:
+        return training_command(result.folder, "config/lora.py", arguments)
     if result.meta["labels"] or result.meta["turns"] > 1 or not _can_be_paraphrased(result):
         # Labels seldom have questions whose words tell the answers apart, and conversations aren't
         # paraphrased.
         arguments += ["--paraphrases=0", "--batch_size=16", "--max_epochs=14"]
-    if result.meta["tokenizer"]["kind"] == "foreign":
-        arguments += ["--question_drop=0", "--question_replace=0"]
     if result.meta["labels"]:
         arguments.append("--min_iters=none")  # 900 steps of few reviews gained nothing: docs/log
     return training_command(result.folder, "config/sft.py", arguments)
@@ -186,8 +187,6 @@ def next_command(result: Preparation, settings: PrepareSftSettings, model: Path 
 
 def _can_be_paraphrased(result: Preparation) -> bool:
     """Whether the questions can be paraphrased, as config/sft.py does."""
-    if result.meta["tokenizer"]["kind"] == "foreign":
-        return False
     try:
         QuestionDataset(result.folder, "train").add_paraphrases(load_tokenizer(result.folder), 1)
     except UserError:
