@@ -9,7 +9,7 @@ from pathlib import Path
 from shuoshu.core.command_settings import PrepareSftSettings
 from shuoshu.core.errors import REPO_ROOT, UserError
 from shuoshu.core.files import error_reason, is_count, read_json
-from shuoshu.core.out_dirs import flag, models_here
+from shuoshu.core.out_dirs import ADAPTER_CONFIG, flag, holds_adapter, models_here
 from shuoshu.sft.conversations import parse_pairs
 from shuoshu.sft.dataset import write_rows
 from shuoshu.sft.pairs import closed_set_labels, drop_repeats, split_pairs
@@ -125,17 +125,30 @@ def tokenizer_to_use(settings: PrepareSftSettings) -> tuple[Tokenizer, int]:
             f"there is no tokenizer in {folder}: {'' if models else advice}"
             f"name the out_dir of the model to fine-tune, for example with {example}"
         )
-    block_size = DEFAULT_BLOCK_SIZE
-    config = folder / "config.json"
-    if config.exists():
-        try:
-            block_size = read_json(config)["max_position_embeddings"]
-            if not is_count(block_size) or not block_size:
-                raise ValueError("max_position_embeddings is not a length")
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(
-                f"{config} is damaged ({error_reason(error)}): copy the model's folder again"
-            ) from None
+    block_size = context_length(folder)
     tokenizer = load_tokenizer(folder)
     tokenizer.require_template()
     return tokenizer, settings.block_size or block_size
+
+
+def context_length(folder: Path) -> int:
+    """The context of the model in a folder, or of the base of its adapter, else the default.
+
+    UserError if the file that says it is damaged.
+    """
+    config = folder / "config.json"
+    try:
+        if holds_adapter(folder):
+            config = folder / ADAPTER_CONFIG
+            config = folder / read_json(config)["base_model_name_or_path"] / "config.json"
+        if not config.exists():
+            return DEFAULT_BLOCK_SIZE
+        content = read_json(config)
+        block_size = content.get("block_size", content["max_position_embeddings"])
+        if not is_count(block_size) or not block_size:
+            raise ValueError("max_position_embeddings is not a length")
+        return block_size
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{config} is damaged ({error_reason(error)}): copy the model's folder again"
+        ) from None

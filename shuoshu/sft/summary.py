@@ -13,7 +13,7 @@ import numpy as np
 
 from shuoshu.core.command_settings import PrepareSftSettings
 from shuoshu.core.errors import UserError
-from shuoshu.core.out_dirs import holds_model, models_here, training_command
+from shuoshu.core.out_dirs import holds_adapter, holds_model, models_here, training_command
 from shuoshu.core.terminal import counted, duration, shorten, table
 from shuoshu.sft.dataset import QuestionDataset
 from shuoshu.sft.leaks import find_leaks
@@ -174,7 +174,7 @@ def next_command(result: Preparation, settings: PrepareSftSettings, model: Path 
     arguments = [f"--init_from={model or ('MODEL' if is_foreign else 'scratch')}"]
     if settings.block_size or model != Path(settings.tokenizer):
         arguments.append(f"--block_size={result.block_size}")
-    if is_foreign:
+    if is_foreign or (model and holds_adapter(model)):
         return training_command(result.folder, "config/lora.py", arguments)
     if result.meta["labels"] or result.meta["turns"] > 1 or not _can_be_paraphrased(result):
         # Labels seldom have questions whose words tell the answers apart, and conversations aren't

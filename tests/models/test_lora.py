@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import suppress
 
 import peft
 import pytest
 import torch
 import torch.nn.functional as F
 import transformers
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from model import GPT, GPTConfig
@@ -479,3 +482,13 @@ def test_frozen_weights_cost_no_flops_of_their_own_gradients():
     matrices = sum(p.numel() for name, p in model.named_parameters() if "lora_" not in name)
     matrices -= model.model.embed_tokens.weight.numel()  # looked up, not multiplied
     assert model.flops_per_token() == whole + 6 * adapter - 2 * matrices
+
+
+@given(data=st.data())
+def test_any_damage_to_the_config_is_refused_or_harmless(data, adapter, damage, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("damaged") / "adapter"
+    shutil.copytree(adapter, folder)
+    document = config_of(folder) | {"rank_pattern": {"q_proj": 4}, "alpha_pattern": {"0.x": 3}}
+    (folder / "adapter_config.json").write_text(json.dumps(damage(data, document)))
+    with suppress(UserError):
+        assert load_model(folder).model(IDS).isfinite().all()

@@ -10,6 +10,7 @@ import prepare_sft
 from shuoshu.core.files import sha256_of
 from shuoshu.core.out_dirs import weights_path
 from shuoshu.models.weights import load_model
+from shuoshu.sft.prepare import context_length
 from tests.in_process import killed_at, records, train_model
 from tests.models.families import read_config, reference, write_model
 from tests.training.test_lora_training import LORA
@@ -63,7 +64,7 @@ def test_training_all_weights_keeps_the_family_and_resumes_exactly(foreign, book
     assert (ours - load_model(foreign).model(ids)).abs().max() > 0.01
 
 
-def test_an_adapter_of_questions_trains_and_resumes_exactly(foreign, qa, tmp_path):
+def test_an_adapter_of_questions_trains_and_resumes_exactly(foreign, qa, tmp_path, capsys):
     command = [*LORA, f"--dataset={qa}", f"--init_from={foreign}"]
     assert train_model([*command, f"--out_dir={tmp_path / 'one'}"]) == 0
     losses = [record["val_loss"] for record in records(tmp_path / "one", "eval")]
@@ -80,6 +81,11 @@ def test_an_adapter_of_questions_trains_and_resumes_exactly(foreign, qa, tmp_pat
         f"--out={tmp_path / 'qa'}",
         f"--tokenizer={tmp_path / 'one'}",
     ]
+    capsys.readouterr()
     assert prepare_sft.main(argv) == 0
+    assert f"config/lora.py --dataset={tmp_path / 'qa'} --init_from={tmp_path / 'one'}" in (
+        capsys.readouterr().out
+    )
+    assert context_length(tmp_path / "one") == 2048
     command = [*LORA, f"--dataset={tmp_path / 'qa'}", f"--init_from={tmp_path / 'one'}"]
     assert train_model([*command, f"--out_dir={tmp_path / 'three'}", "--max_iters=1"]) == 0
