@@ -103,11 +103,11 @@ def bos_tokenizer(text: str) -> tuple[Tokenizer, dict]:
     document = json.loads(tokenizer.to_str())
     document["model"]["ignore_merges"] = True
     vocab = document["model"]["vocab"]
-    # A word that no merge makes, and a special token's name, which plain text must not find.
-    vocab |= {"Ġxyzzy": len(vocab), "<|eot|>": len(vocab) + 1}
+    # A word that no merge makes, and special tokens that text must not find; one is a whole word.
+    vocab |= {"Ġxyzzy": len(vocab), "<|eot|>": len(vocab) + 1, "reserved": len(vocab) + 2}
     tokenizer = Tokenizer.from_str(json.dumps(document))
     tokenizer.add_special_tokens(["<|begin|>", "<|end_of_text|>", "<|start|>", "<|header|>"])
-    tokenizer.add_special_tokens(["<|eot|>"])
+    tokenizer.add_special_tokens(["<|eot|>", "reserved"])
     begin = [("<|begin|>", tokenizer.token_to_id("<|begin|>"))]
     bos = processors.TemplateProcessing(single="<|begin|> $A", special_tokens=begin)
     tokenizer.post_processor = processors.Sequence([processors.ByteLevel(), bos])
