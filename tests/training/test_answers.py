@@ -130,7 +130,7 @@ def test_the_measures_are_those_of_the_answers(tuned: Path, qa: Path) -> None:
 
 
 def test_every_training_question_is_answered_word_for_word(tuned: Path, qa: Path) -> None:
-    model, tokenizer, _, purpose = models_weights.load_model(tuned)
+    model, tokenizer, _, purpose, *_ = models_weights.load_model(tuned)
     assert purpose.turns == 1
     questions = read_questions(qa, "train", tokenizer)
     answers = answer(TextGenerator(model, tokenizer), questions, 16)
