@@ -74,10 +74,11 @@ CONTINUES_TEXT, CHATS = Purpose(), Purpose("questions", turns=None)
 
 def read_purpose(metadata: dict[str, str]) -> Purpose:
     """The purpose in the metadata of a weights file."""
+    # Weights of earlier versions have no task, and the first ones no turns.
     turns = int(metadata.get("turns", 0))
-    # Weights of earlier versions have no task.
     task = metadata.get("task", "questions" if turns else "text")
-    return Purpose(task, turns, metadata.get("system", ""))
+    is_any = task == "questions" and "turns" not in metadata
+    return Purpose(task, None if is_any else turns, metadata.get("system", ""))
 
 
 def foreign_purpose(tokenizer: Tokenizer) -> Purpose:
@@ -142,10 +143,11 @@ def weights_metadata(
     config: GPTConfig, tokenizer: Tokenizer, step: int, purpose: Purpose
 ) -> dict[str, str]:
     """The metadata of a file of weights."""
+    turns = {} if purpose.turns is None else {"turns": str(purpose.turns)}
     return {
         "step": str(step),
         "task": purpose.task,
-        "turns": str(purpose.turns),
+        **turns,
         "system": purpose.system,
         "belongs": weights_fingerprint(config, tokenizer),
     }

@@ -13,7 +13,7 @@ from safetensors import safe_open
 
 import merge
 from shuoshu.core.settings import LORA_TARGETS
-from shuoshu.models.weights import load_model
+from shuoshu.models.weights import CHATS, load_model
 from tests.models.families import write_model
 
 IDS = torch.randint(3, 300, (2, 20), generator=torch.Generator().manual_seed(0))
@@ -48,6 +48,7 @@ def test_the_merged_folder_computes_what_base_and_adapter_do(family, folders, tm
     precision = 1e-5 if family == "llama" else 0.05
     assert (load_model(out).model(IDS) - unmerged).abs().max() < precision
     assert (load_model(base).model(IDS) - unmerged).abs().max() > 0.2
+    assert load_model(out).purpose == load_model(base).purpose == CHATS
     theirs = transformers.AutoModelForCausalLM.from_pretrained(out)
     assert theirs.dtype == (torch.float32 if family == "llama" else torch.bfloat16)
     assert theirs.config.model_type == family
