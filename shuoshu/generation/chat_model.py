@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -49,11 +50,12 @@ class ChatModel(TextGenerator):
             )
         system = self.purpose.system if system is None else system.strip()
         first = [{"role": "system", "content": system}] if system else []
-        history = [*self._last_turns(before), question]
-        ids = render_question(self.tokenizer, [*first, *history])
-        while len(history) > 1 and len(ids) > self.block // 2:
-            history = history[2:]
-            ids = render_question(self.tokenizer, [*first, *history])
+
+        def ids_after(turns: int) -> list[int]:
+            earlier = before[len(before) - 2 * turns :]  # a question and an answer for each turn
+            return render_question(self.tokenizer, [*first, *earlier, question])
+
+        ids = ids_after(self._fitting_turns(len(before) // 2, ids_after))
         if len(ids) >= self.block:
             what = "a question with its system message" if system else "a question"
             raise UserError(
@@ -62,20 +64,17 @@ class ChatModel(TextGenerator):
             )
         return ids
 
-    def _last_turns(self, messages: Sequence[dict[str, str]]) -> Sequence[dict[str, str]]:
-        """The last turns, a question and its answer each, whose texts alone fit into half a block.
+    def _fitting_turns(self, given: int, ids_after: Callable[[int], list[int]]) -> int:
+        """How many of the given turns to keep, found without rendering many more than those."""
+        trained = given + 1 if self.purpose.turns is None else self.purpose.turns
+        most, tried = max(0, min(given, trained - 1)), 1
 
-        At most as many as the model was trained on, besides the question that follows.
-        """
-        if self.purpose.turns is not None:
-            messages = messages[max(0, len(messages) - 2 * (self.purpose.turns - 1)) :]
-        room = self.block // 2
-        for start in range(len(messages) - 2, -1, -2):
-            turn = messages[start : start + 2]
-            room -= sum(len(self.tokenizer.encode(message["content"])) for message in turn)
-            if room < 0:
-                return messages[start + 2 :]
-        return messages
+        def is_too_long(turns: int) -> bool:
+            return len(ids_after(turns)) > self.block // 2
+
+        while tried < most and not is_too_long(tried):
+            tried *= 2
+        return bisect_left(range(1, min(tried, most) + 1), True, key=is_too_long)
 
     def sampling_params(self, settings: SampleSettings, answers: bool) -> SamplingParams:
         """The sampling parameters in the settings, with a default temperature for the task."""

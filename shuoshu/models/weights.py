@@ -86,6 +86,11 @@ def foreign_purpose(tokenizer: Tokenizer) -> Purpose:
     return CHATS if tokenizer.kind == "foreign" and tokenizer.has_template else CONTINUES_TEXT
 
 
+def inherited_purpose(base: Purpose, tokenizer: Tokenizer) -> Purpose:
+    """The purpose of an adapter of another program, which may bring a chat template."""
+    return base if base.task == "questions" else foreign_purpose(tokenizer)
+
+
 def folder_purpose(folder: Path, base: str | Path | None = None) -> Purpose:
     """The purpose of the model or adapter in a folder, without reading its weights.
 
@@ -96,9 +101,12 @@ def folder_purpose(folder: Path, base: str | Path | None = None) -> Purpose:
     metadata = {} if path.name == INDEX_FILE else peek_metadata(path)
     if metadata:
         return read_purpose(metadata)
-    if holds_adapter(folder):
-        return folder_purpose(find_base(folder, read_adapter(folder).base, base))
-    return foreign_purpose(load_tokenizer(folder))
+    if not holds_adapter(folder):
+        return foreign_purpose(load_tokenizer(folder))
+    purpose = folder_purpose(find_base(folder, read_adapter(folder).base, base))
+    if (folder / "tokenizer.json").is_file():
+        return inherited_purpose(purpose, load_tokenizer(folder))
+    return purpose
 
 
 # ---------------------------------------------------------------- the model folder
@@ -314,11 +322,13 @@ def with_adapter(loaded: LoadedModel, base: Path, folder: Path) -> LoadedModel:
     model = share_parameters(loaded.model)
     adapter = apply_adapter(model, adapter, folder)
     is_ours = adapter.fingerprint is not None
+    tokenizer = loaded.tokenizer if is_ours else _adapter_tokenizer(folder, loaded)
+    purpose = read_purpose(metadata) if metadata else inherited_purpose(loaded.purpose, tokenizer)
     return LoadedModel(
         model.eval(),
-        loaded.tokenizer if is_ours else _adapter_tokenizer(folder, loaded),
+        tokenizer,
         int(metadata.get("step", 0)),
-        read_purpose(metadata) if metadata else loaded.purpose,
+        purpose,
         replace(adapter, base=str(base.resolve()), fingerprint=fingerprint),
     )
 
