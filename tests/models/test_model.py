@@ -170,7 +170,11 @@ def test_conversion_to_bf16_rounds_weights_but_no_positions():
     assert 0 < (logits - expected).norm() < 0.03 * expected.norm()
 
 
-@pytest.mark.parametrize("path", sorted(REPO_ROOT.glob("config/*.py")), ids=lambda path: path.stem)
+# config/lora.py has no shape: it trains a model that exists.
+SHAPES = sorted(path for path in REPO_ROOT.glob("config/*.py") if path.stem != "lora")
+
+
+@pytest.mark.parametrize("path", SHAPES, ids=lambda path: path.stem)
 def test_each_bundled_config_starts_near_the_loss_of_uniform_guessing(path):
     settings = parse(TrainSettings, [str(path)], "")
     shape = {
