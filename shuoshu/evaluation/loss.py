@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -81,11 +82,11 @@ def token_losses(
 ) -> np.ndarray:
     """The loss (B, T) of each target in float64, 0 where it is IGNORE."""
     positions = np.flatnonzero(targets != IGNORE)
+    here = partial(torch.as_tensor, device=device)
     if len(positions) > MAX_SELECTED * targets.size:
-        positions = np.arange(targets.size)
-    inputs = (torch.from_numpy(x).to(device) for x in (ids, targets.flat[positions], positions))
-    ids_here, targets_here, positions_here = inputs
-    losses = np.zeros(targets.size)
-    result = model(ids_here, targets_here, reduction="none", positions=positions_here)
+        losses = model(here(ids), here(targets), reduction="none").cpu().double().numpy()
+        return losses.reshape(targets.shape)
+    chosen, losses = here(targets.flat[positions]), np.zeros(targets.size)
+    result = model(here(ids), chosen, reduction="none", positions=here(positions))
     losses[positions] = result.cpu().double().numpy()
     return losses.reshape(targets.shape)

@@ -328,6 +328,8 @@ def test_settings_named_in_the_readmes_and_formats_exist():
     from shuoshu.bench.settings import BenchSettings
     from shuoshu.core.command_settings import (
         AppSettings,
+        EvalSettings,
+        MergeSettings,
         PrepareSettings,
         PrepareSftSettings,
         SampleSettings,
@@ -337,6 +339,8 @@ def test_settings_named_in_the_readmes_and_formats_exist():
     commands_settings = (
         AppSettings,
         BenchSettings,
+        EvalSettings,
+        MergeSettings,
         PrepareSettings,
         PrepareSftSettings,
         SampleSettings,
@@ -356,6 +360,9 @@ def test_settings_named_in_the_readmes_and_formats_exist():
                 "standalone",
                 "nproc_per_node",
                 "page",
+                "local_dir",  # of Hugging Face's hf
+                "enable_lora",  # of vLLM
+                "lora_modules",
             }, (name, flag)
 
 

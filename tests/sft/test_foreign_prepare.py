@@ -69,7 +69,7 @@ def test_the_summary_and_the_rows_are_readable(prepared: Path, qwen: Path, capsy
     assert prepare_sft.main([*arguments, "--show=50"]) == 0
     shown = capsys.readouterr().out
     assert "split over several rows" not in shown
-    assert "--paraphrases=0" in shown and "--question_drop=0 --question_replace=0" in shown
+    assert "train.py config/lora.py" in shown and "paraphrases" not in shown
     assert "<|im_start|>assistant\n<think>\n\n</think>\n\n⟦答3。<|im_end|>⟧" in shown
 
 

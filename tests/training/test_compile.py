@@ -30,7 +30,8 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> list[Graph]:
 
     def backend(graph: torch.fx.GraphModule, inputs: list) -> object:
         is_static = not any(isinstance(x, torch.SymInt) for x in inputs)
-        [rows] = {len(x) for x in inputs if getattr(x, "dtype", None) == torch.long}
+        ids = [x for x in inputs if getattr(x, "dtype", None) == torch.long and x.ndim == 2]
+        [rows] = {len(x) for x in ids}
         compiled.append(Graph(torch.is_grad_enabled(), is_static, rows))
         return graph
 
