@@ -114,7 +114,18 @@ def require_model(folder: Path) -> None:
             f"{folder} has checkpoints but no model.safetensors: its run ended before it kept"
             f" a model; continue it with\n  python train.py --resume {flag('out_dir', folder)}"
         )
+    require_downloaded(folder)
     raise _no_model_error(str(folder), out_dir=folder)
+
+
+def require_downloaded(folder: Path) -> None:
+    """UserError if this is the name of a model on Hugging Face (OWNER/NAME), and no folder here."""
+    if not folder.is_absolute() and len(folder.parts) == 2 and not folder.parent.exists():
+        name, place = shlex.quote(str(folder)), flag("local-dir", folder.name)
+        raise UserError(
+            f"there is no folder {folder} here: if this is a model's name on Hugging Face,"
+            f" download it and name the folder\n  hf download {name} {place}"
+        )
 
 
 def _no_model_error(

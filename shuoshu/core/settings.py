@@ -293,20 +293,11 @@ class TrainSettings(RunSettings, DataSettings, LoraSettings, OptimSettings, Mode
         "eval_iters": "--eval_tokens limits the validation text, which is scored in full otherwise",
         "always_save_checkpoint": "the two newest checkpoints and the best model are always kept",
         "backend": "nccl on CUDA and gloo on a CPU are chosen automatically",
-        "bias": "the model has no biases",
+        "bias": "a new model has no biases",
     }
     configs: tuple[str, ...] = setting((), "config/FILE.py", positional=True)
 
     def problems(self) -> list[str]:
-        if self.lora_rank is None:
-            return []
-        problems = []
-        if self.init_from == "scratch":
-            problems.append(
-                f"lora_rank={self.lora_rank} needs a trained model: set --init_from=FOLDER"
-            )
-        if self.optimizer == "muon":
-            problems.append(
-                "optimizer=muon is not for LoRA: use config/lora.py, or set --optimizer=adamw"
-            )
-        return problems
+        if self.lora_rank and self.optimizer == "muon":
+            return ["optimizer=muon is not for LoRA: use config/lora.py, or set --optimizer=adamw"]
+        return []

@@ -51,6 +51,7 @@ class TerminalChat(ChatModel):
         self.settings = settings
         self.is_answering = self.purpose.task == "questions" and not settings.continue_text
         if settings.chat and not self.is_answering:
+            loaded.tokenizer.require_template()
             raise UserError(
                 "this model continues text and answers no questions:"
                 " fine-tune it (python train.py config/sft.py), or use --start"

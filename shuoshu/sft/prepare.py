@@ -9,7 +9,13 @@ from pathlib import Path
 from shuoshu.core.command_settings import PrepareSftSettings
 from shuoshu.core.errors import REPO_ROOT, UserError
 from shuoshu.core.files import error_reason, is_count, read_json
-from shuoshu.core.out_dirs import ADAPTER_CONFIG, flag, holds_adapter, models_here
+from shuoshu.core.out_dirs import (
+    ADAPTER_CONFIG,
+    flag,
+    holds_adapter,
+    models_here,
+    require_downloaded,
+)
 from shuoshu.sft.conversations import parse_pairs
 from shuoshu.sft.dataset import write_rows
 from shuoshu.sft.pairs import closed_set_labels, drop_repeats, split_pairs
@@ -118,6 +124,7 @@ def tokenizer_to_use(settings: PrepareSftSettings) -> tuple[Tokenizer, int]:
     """
     folder = Path(settings.tokenizer)
     if not any((folder / name).is_file() for name in ("tokenizer.json", *OTHER_FORMATS)):
+        require_downloaded(folder)
         models = models_here()
         advice = "pretrain a model first\n  python prepare.py\n  python train.py\nor "
         example = flag("tokenizer", models[0]) if models else "--tokenizer=FOLDER"

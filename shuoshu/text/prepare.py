@@ -14,7 +14,7 @@ import numpy as np
 
 from shuoshu.core.command_settings import PrepareSettings
 from shuoshu.core.errors import REPO_ROOT, UserError
-from shuoshu.core.out_dirs import training_command
+from shuoshu.core.out_dirs import holds_model, training_command
 from shuoshu.core.terminal import duration, pad, shorten, table
 from shuoshu.text.account import Account
 from shuoshu.text.books import Book, Section, find_duplicate_books, find_files, read_books
@@ -63,7 +63,15 @@ def prepare(settings: PrepareSettings) -> None:
     for path, error in rejected:
         print(f"  skipped      {path}: {error}")
     print(f"  written to   {folder} in {duration(time.perf_counter() - began)}")
-    print(f"  next         {training_command(folder)}")
+    print(f"  next         {command_for_text(folder, tokenizer, settings)}")
+
+
+def command_for_text(folder: Path, tokenizer: Tokenizer, settings: PrepareSettings) -> str:
+    """The command that trains on the data: a new model, or that of others with its tokenizer."""
+    if tokenizer.kind == "foreign" and holds_model(Path(settings.tokenizer)):
+        arguments = [f"--init_from={settings.tokenizer}"]
+        return training_command(folder, "config/lora.py", arguments)
+    return training_command(folder)
 
 
 def check_files(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from shuoshu.core.errors import UserError
 from shuoshu.core.files import MAX_BYTES, error_reason, is_count, open_file
+from shuoshu.core.out_dirs import require_downloaded
 from shuoshu.text.foreign_tokenizer import ForeignTokenizer, TokenizerFolder
 from shuoshu.text.tokenizer import SPECIALS, Tokenizer
 from shuoshu.text.tokenizer_json import SUPPORTED
@@ -27,6 +28,7 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     folder = Path(folder)
     path = folder / "tokenizer.json"
     if not path.exists():
+        require_downloaded(folder)
         raise UserError(f"there is no tokenizer in {folder}: {_missing(folder)}")
     try:
         text = _read_exactly(path)

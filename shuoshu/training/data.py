@@ -151,7 +151,7 @@ def _refuse_augmentation(settings: TrainSettings, folder: object) -> None:
     if names:
         raise UserError(
             f"{folder} has another model's tokenizer, with which questions can't be changed in"
-            f" training: set {' '.join(f'--{name}=0' for name in names)}"
+            f" training: use config/lora.py, or set {' '.join(f'--{name}=0' for name in names)}"
         )
 
 

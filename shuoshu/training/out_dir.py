@@ -68,6 +68,8 @@ OWN_FILES = (
     "special_tokens_map.json",
     "checkpoints",
 )
+# One of these shows that a run wrote the folder. Deleting ends with one of them, too.
+RUN_MARKS = ("settings.json", "log.jsonl", "checkpoints")
 
 
 class OutDir:
@@ -94,6 +96,7 @@ class OutDir:
             raise UserError(f"out_dir {self.path} is a file")
         if not settings.resume or not (self.path / "checkpoints").exists():
             self._check_holds_no_data()
+        self._check_holds_no_other_model()
         if settings.resume:
             with self._fail_on_write_error():
                 self.lock.take()
@@ -135,6 +138,14 @@ class OutDir:
             raise UserError(
                 f"{self.path} holds prepared data, not a run: choose another --out_dir;"
                 f" {flag('dataset', dataset_name(self.path))} trains on that data"
+            )
+
+    def _check_holds_no_other_model(self) -> None:
+        """UserError if a run would replace a model that was downloaded, merged or copied here."""
+        if weights_path(self.path) and not any((self.path / name).exists() for name in RUN_MARKS):
+            raise UserError(
+                f"{self.path} is not empty: it holds a model, and no run of train.py wrote it;"
+                " choose another --out_dir"
             )
 
     def _check_empty(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
@@ -49,6 +50,10 @@ def start_model(
     if checkpoint:
         return _model_of_checkpoint(settings, data.tokenizer, dtype, checkpoint)
     if settings.init_from == "scratch":
+        if settings.lora_rank:
+            raise UserError(
+                f"lora_rank={settings.lora_rank} needs a trained model: set --init_from=FOLDER"
+            )
         return StartModel(GPT(_scratch_config(settings, data.tokenizer)), settings)
     return _model_of_folder(settings, data, dtype)
 
@@ -77,6 +82,11 @@ def _model_of_folder(settings: TrainSettings, data: RunData, dtype: torch.dtype)
             f" prepare the data with {flag('tokenizer', settings.init_from)}"
         )
     model, adapter = loaded.model.train(), loaded.adapter
+    if adapter and settings.overwrite and same_path(Path(adapter.base), settings.out_dir):
+        raise UserError(
+            f"{settings.out_dir}, the base of {folder}, would be overwritten: choose another"
+            " --out_dir"
+        )
     changes = _checked_shape(settings, model)
     if adapter:
         changes |= _checked_lora(settings, adapter.lora)
@@ -154,8 +164,13 @@ def _checked_lora(settings: TrainSettings, lora: LoraConfig) -> dict[str, object
     others = [name for name in others if name in settings.given]
     if set(settings.target_names()) == adapted:
         others = [name for name in others if name != "lora_targets"]
+    if settings.lora_rank is None and "lora_rank" in others:
+        raise UserError(
+            f"lora_rank=none: {settings.init_from} is an adapter; to train all weights, make it a"
+            f" model with\n  python merge.py {shlex.quote(settings.init_from)} --out=FOLDER"
+        )
     if others:
-        given = ", ".join(f"{name}={getattr(settings, name)}" for name in others)
+        given = ", ".join(f"{name}={getattr(settings, name)}".lower() for name in others)
         flags = " ".join(f"--{name}={own[name]}".lower() for name in others)
         raise UserError(
             f"{given}: the adapter in {settings.init_from} has others; set {flags},"

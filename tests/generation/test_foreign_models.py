@@ -124,7 +124,7 @@ def test_a_base_model_is_not_asked(chat_folder, tmp_path, capsys):
     del config["chat_template"]
     (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
     assert output(capsys, f"--out_dir={folder}", "--start=the lamp").startswith("the lamp")
-    assert "continues text and answers no questions" in output(
+    assert "has no chat template, so it can't be asked" in output(
         capsys, f"--out_dir={folder}", "--chat", code=2
     )
 

@@ -120,7 +120,9 @@ def test_a_tokenizer_without_a_template_prepares_text_but_no_questions(
 
 def test_questions_cant_be_changed_in_training(prepared: Path) -> None:
     settings = TrainSettings(dataset=str(prepared), paraphrases=6, question_drop=0.05)
-    with pytest.raises(UserError, match=r"set --question_drop=0 --paraphrases=0$"):
+    with pytest.raises(
+        UserError, match=r"use config/lora.py, or set --question_drop=0 --paraphrases=0$"
+    ):
         RunData(settings)
     data = RunData(TrainSettings(dataset=str(prepared)))
     assert data.end == data.tokenizer.answer_end != data.tokenizer.end

@@ -129,13 +129,24 @@ def test_training_continues_an_adapter(lora, qa, trained, tmp_path, capsys):
     assert "--lora_rank=4 --lora_targets=all" in error
 
 
-def test_an_adapter_is_neither_trained_by_muon_nor_overwritten(qa, trained, tmp_path, capsys):
+def test_an_adapter_is_neither_trained_by_muon_nor_overwritten(
+    qa, trained, pretrained, tmp_path, capsys
+):
     command = [f"--dataset={qa}", f"--init_from={trained}", f"--out_dir={tmp_path / 'out'}"]
     assert train_model(command) == 2
     assert "is an adapter, which muon doesn't train" in capsys.readouterr().err
     command = [f"--init_from={trained}", f"--out_dir={trained}", "--overwrite", *LORA]
     assert train_model([*command, f"--dataset={qa}"]) == 2
     assert "would be overwritten" in capsys.readouterr().err and weights(trained)
+    base = shutil.copytree(pretrained, tmp_path / "base")
+    before = sha256_of(base / "model.safetensors")
+    command = [f"--init_from={trained}", f"--base={base}", f"--out_dir={base}", "--overwrite"]
+    assert train_model([*command, *LORA, f"--dataset={qa}"]) == 2
+    assert f"the base of {trained}, would be overwritten" in capsys.readouterr().err
+    assert sha256_of(base / "model.safetensors") == before
+    command = [*LORA, f"--dataset={qa}", f"--init_from={trained}", "--lora_rank=none"]
+    assert train_model([*command, f"--out_dir={tmp_path / 'out'}"]) == 2
+    assert f"merge.py {trained} --out=FOLDER" in capsys.readouterr().err
 
 
 # ---------------------------------------------------------------- messages

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 import torch
 
@@ -70,7 +72,7 @@ def test_an_adapter_of_questions_trains_and_resumes_exactly(foreign, qa, tmp_pat
     losses = [record["val_loss"] for record in records(tmp_path / "one", "eval")]
     assert losses[-1] < losses[0] - 0.2
     assert train_model([*command, f"--out_dir={tmp_path / 'two'}"], killed_at(6)) == 130
-    assert train_model(["--resume", f"--out_dir={tmp_path / 'two'}"]) == 0
+    assert train_model([LORA[0], "--resume", f"--out_dir={tmp_path / 'two'}"]) == 0
     one, two = (sha256_of(weights_path(tmp_path / name)) for name in ("one", "two"))
     assert one == two
     loaded = load_model(tmp_path / "one")
@@ -89,3 +91,36 @@ def test_an_adapter_of_questions_trains_and_resumes_exactly(foreign, qa, tmp_pat
     assert context_length(tmp_path / "one") == 2048
     command = [*LORA, f"--dataset={tmp_path / 'qa'}", f"--init_from={tmp_path / 'one'}"]
     assert train_model([*command, f"--out_dir={tmp_path / 'three'}", "--max_iters=1"]) == 0
+
+
+@pytest.mark.parametrize("how", [[], ["--overwrite"], ["--resume"]])
+def test_a_run_never_replaces_a_model_that_was_downloaded(how, foreign, qa, tmp_path, capsys):
+    folder = shutil.copytree(foreign, tmp_path / "downloaded")
+    before = {path.name: sha256_of(path) for path in folder.iterdir()}
+    for start in ([], [*LORA, f"--init_from={foreign}"]):
+        command = [*start, f"--dataset={qa}", f"--out_dir={folder}", "--max_iters=1", *how]
+        assert train_model(command) == 2
+        error = capsys.readouterr().err
+        assert "no run of train.py wrote it; choose another --out_dir" in error
+    assert {path.name: sha256_of(path) for path in folder.iterdir()} == before
+
+
+def test_text_for_anothers_model_proposes_to_train_that_model(foreign, tmp_path, capsys):
+    (tmp_path / "book.txt").write_text("The lamp is lit.\n" * 200, encoding="utf-8")
+    argv = [str(tmp_path / "book.txt"), f"--out={tmp_path / 'book'}", f"--tokenizer={foreign}"]
+    assert prepare.main(argv) == 0
+    assert f"config/lora.py --dataset={tmp_path / 'book'} --init_from={foreign}" in (
+        capsys.readouterr().out
+    )
+
+
+def test_a_name_on_hugging_face_instead_of_a_folder_gets_the_download_command(qa, capsys):
+    name = "Qwen/Qwen3-0.6B"
+    commands = (
+        lambda: train_model([*LORA, f"--dataset={qa}", f"--init_from={name}"]),
+        lambda: prepare_sft.main([str(qa.parent / "qa.csv"), f"--tokenizer={name}"]),
+        lambda: prepare.main([str(qa.parent / "qa.csv"), f"--tokenizer={name}"]),
+    )
+    for command in commands:
+        assert command() == 2
+        assert f"hf download {name} --local-dir=Qwen3-0.6B" in capsys.readouterr().err
