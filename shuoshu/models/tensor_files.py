@@ -83,7 +83,10 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
 
 def read_header(file: typing.BinaryIO, size: int) -> dict:
     """The header of a safetensors file of `size` bytes; ValueError if it is damaged."""
-    length = int.from_bytes(file.read(8), "little")
+    start = file.read(8)
+    if start == b"version ":
+        raise ValueError("it is a pointer of Git LFS; git lfs pull, run in its folder, fetches it")
+    length = int.from_bytes(start, "little")
     if not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
         raise ValueError("its header is cut off or missing")
     header = json.loads(file.read(length))

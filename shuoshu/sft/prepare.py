@@ -125,7 +125,11 @@ def tokenizer_to_use(settings: PrepareSftSettings) -> tuple[Tokenizer, int]:
     folder = Path(settings.tokenizer)
     if not any((folder / name).is_file() for name in ("tokenizer.json", *OTHER_FORMATS)):
         require_downloaded(folder)
-        models = models_here()
+        if holds_adapter(folder):
+            raise UserError(
+                f"{folder} is an adapter without a tokenizer: set --tokenizer to its base's folder"
+            )
+        models = [model for model in models_here() if (model / "tokenizer.json").is_file()]
         advice = "pretrain a model first\n  python prepare.py\n  python train.py\nor "
         example = flag("tokenizer", models[0]) if models else "--tokenizer=FOLDER"
         raise UserError(

@@ -144,6 +144,14 @@ def test_weights_outside_the_folder_are_not_read(
     refused(sample.main, saying(shards), shards, INDEX)
 
 
+def test_a_clone_without_its_large_files_is_told_how_to_fetch_them(
+    one: Path, refused: Callable
+) -> None:
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n"
+    (one / "model.safetensors").write_text(pointer, encoding="utf-8")
+    refused(sample.main, saying(one), one, "git lfs pull")
+
+
 @pytest.mark.parametrize("raw", [b"", b"{", b"[" * 200_000, bytes(50), b"\xff\xfe"])
 def test_an_index_that_is_not_json_is_refused(shards: Path, raw: bytes, refused: Callable) -> None:
     (shards / INDEX).write_bytes(raw)

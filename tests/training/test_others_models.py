@@ -89,6 +89,9 @@ def test_an_adapter_of_questions_trains_and_resumes_exactly(foreign, qa, tmp_pat
         capsys.readouterr().out
     )
     assert context_length(tmp_path / "one") == 2048
+    (shutil.copytree(tmp_path / "one", tmp_path / "bare") / "tokenizer.json").unlink()
+    assert prepare_sft.main([*argv[:2], f"--tokenizer={tmp_path / 'bare'}"]) == 2
+    assert "an adapter without a tokenizer" in capsys.readouterr().err
     command = [*LORA, f"--dataset={tmp_path / 'qa'}", f"--init_from={tmp_path / 'one'}"]
     assert train_model([*command, f"--out_dir={tmp_path / 'three'}", "--max_iters=1"]) == 0
 
