@@ -77,6 +77,10 @@ def _model_of_folder(settings: TrainSettings, data: RunData, dtype: torch.dtype)
             f" prepare the data with {flag('tokenizer', settings.init_from)}"
         )
     model, adapter = loaded.model.train(), loaded.adapter
+    if adapter and settings.overwrite and same_path(adapter.base, settings.out_dir):
+        raise UserError(
+            f"{adapter.base}, the base of {folder}, would be overwritten: choose another --out_dir"
+        )
     changes = _checked_shape(settings, model)
     if adapter:
         changes |= _checked_lora(settings, adapter.lora)

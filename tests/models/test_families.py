@@ -212,6 +212,10 @@ REFUSED = {  # the changes to config.json, and what the message has to name
     "linear": ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "linear"),
     "dynamic": ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "dynamic"),
     "partial rotation": ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
+    "partial rotation of now": (
+        {"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}},
+        "partial_rotary_factor",
+    ),
     "experts": ({"num_experts": 8}, "num_experts"),
     "qwen3_moe": ({"model_type": "qwen3_moe"}, "qwen3_moe"),
     "mixtral": ({"model_type": "mixtral"}, "mixtral"),

@@ -11,11 +11,12 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
-from shuoshu.core.errors import REPO_ROOT
+from shuoshu.core.errors import REPO_ROOT, UserError
 from shuoshu.core.files import sha256_of
-from shuoshu.models.weights import load_model, save_weights
+from shuoshu.models.weights import CONTINUES_TEXT, load_model, save_weights
 from tests.conftest import QUIET
 from tests.in_process import killed_at, records, train_model
+from tests.models.adapter_folders import write_adapter
 
 LORA = [
     str(REPO_ROOT / "config" / "lora.py"),
@@ -138,7 +139,24 @@ def test_an_adapter_is_neither_trained_by_muon_nor_overwritten(qa, trained, tmp_
     assert "would be overwritten" in capsys.readouterr().err and weights(trained)
 
 
+def test_the_base_of_an_adapter_is_not_overwritten(lora, pretrained, tmp_path, capsys):
+    base, adapter = tmp_path / "base", tmp_path / "adapter"
+    shutil.copytree(pretrained, base)
+    write_adapter(adapter, base, CONTINUES_TEXT)
+    command = [*lora, f"--init_from={adapter}", f"--out_dir={base}", "--overwrite"]
+    assert train_model([*command, "--lora_alpha=8"]) == 2
+    assert f"{base}, the base of {adapter}, would be overwritten" in capsys.readouterr().err
+    assert (base / "model.safetensors").is_file()
+
+
 # ---------------------------------------------------------------- messages
+
+
+def test_a_run_without_a_model_yet_is_to_be_resumed(trained, tmp_path):
+    shutil.copytree(trained, tmp_path / "out")
+    (tmp_path / "out" / "adapter_model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"no adapter_model\.safetensors: its run ended before"):
+        load_model(tmp_path / "out")
 
 
 REFUSED = {
