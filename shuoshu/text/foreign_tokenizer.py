@@ -108,8 +108,15 @@ class ForeignTokenizer(Tokenizer):
             return self._encode(text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
 
     def _encode(self, text: str) -> list[int]:
-        # Twice as fast as encode(), because it doesn't track characters.
-        return self._library.encode_batch_fast([text], add_special_tokens=False)[0].ids
+        try:
+            # Twice as fast as encode(), because it doesn't track characters.
+            return self._library.encode_batch_fast([text], add_special_tokens=False)[0].ids
+        except BaseException as error:  # a panic of the library is no Exception
+            if type(error).__name__ != "PanicException":
+                raise
+            raise UserError(
+                f"the tokenizer.json in {self.folder.where} can't encode a text: {error!s:.200}"
+            ) from None
 
     def encode_to_numpy(self, text: str) -> np.ndarray:
         """The same ids as a uint32 array. Releases the GIL, so that threads encode in parallel."""
