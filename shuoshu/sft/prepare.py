@@ -118,6 +118,11 @@ def tokenizer_to_use(settings: PrepareSftSettings) -> tuple[Tokenizer, int]:
     """
     folder = Path(settings.tokenizer)
     if not any((folder / name).is_file() for name in ("tokenizer.json", *OTHER_FORMATS)):
+        if holds_adapter(folder):
+            raise UserError(
+                f"the adapter in {folder} has no tokenizer of its own:"
+                " name the model that it was trained on, --tokenizer=BASE"
+            )
         models = models_here()
         advice = "pretrain a model first\n  python prepare.py\n  python train.py\nor "
         example = flag("tokenizer", models[0]) if models else "--tokenizer=FOLDER"

@@ -84,7 +84,9 @@ def _model_of_folder(settings: TrainSettings, data: RunData, dtype: torch.dtype)
     changes = _checked_shape(settings, model)
     if adapter:
         changes |= _checked_lora(settings, adapter.lora)
-        set_lora_dropout(model, changes["lora_dropout"])
+        dropout = changes["lora_dropout"]
+        set_lora_dropout(model, dropout)
+        adapter = replace(adapter, lora=replace(adapter.lora, dropout=dropout))
     elif settings.lora_rank:
         adapter = _new_adapter(settings, folder, loaded)
     return StartModel(model, replace(settings, **changes), adapter)

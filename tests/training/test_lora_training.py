@@ -123,6 +123,9 @@ def test_training_continues_an_adapter(lora, qa, trained, tmp_path, capsys):
         for folder in (tmp_path / "out", trained)
     )
     assert mine == theirs  # its dropout, too
+    assert train_model([*command, "--overwrite", "--max_iters=1", "--lora_dropout=0.25"]) == 0
+    mine = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert mine == theirs | {"lora_dropout": 0.25}
     capsys.readouterr()
     code = train_model([*command, "--lora_rank=8", "--lora_targets=q_proj", "--overwrite"])
     error = capsys.readouterr().err
