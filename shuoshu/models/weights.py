@@ -345,6 +345,8 @@ def _adapter_tokenizer(folder: Path, loaded: LoadedModel, belongs: str | None) -
     same = tokenizer.token_bytes[: len(known)] == known
     if not same or tokenizer.n_vocab > loaded.model.config.vocab_size:
         raise UserError(f"{folder} has another tokenizer than the model that it was trained on")
+    if tokenizer.kind == "foreign":
+        tokenizer.add_ends(sorted(loaded.tokenizer.ends))
     return tokenizer
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -97,6 +97,10 @@ class ForeignTokenizer(Tokenizer):
         self.end = (ends or eos)[0]
         self.start = self.end if self.bos_token_id is None else self.bos_token_id
         self.pad = self.added.get(self.folder.names.get("pad_token", ""), self.end)
+
+    def add_ends(self, ids: Iterable[int]) -> None:
+        """Ids that end texts, too: those of a base, which the folder of its adapter lacks."""
+        self.eos += ids
 
     # ------------------------------------------------------------ text
 

@@ -111,3 +111,14 @@ def test_an_adapter_keeps_the_template_that_it_is_trained_with(foreign, qa, tmp_
     tokenizer = load_model(tmp_path / "out").tokenizer
     assert tokenizer.render(question) == load_model(adapter).tokenizer.render(question)
     assert tokenizer.render(question) != load_model(foreign).tokenizer.render(question)
+
+
+def test_an_adapter_with_a_tokenizer_ends_where_its_base_does(foreign, tmp_path):
+    base = tmp_path / "base"
+    shutil.copytree(foreign, base)
+    write_json(base / "generation_config.json", {"eos_token_id": [2, 1]})
+    adapter = write_peft_adapter(tmp_path / "adapter", base)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(base / name, adapter / name)
+    assert load_model(adapter).tokenizer.ends == load_model(base).tokenizer.ends == {0, 1, 2}
+    assert load_model(adapter).tokenizer.eos_token_id == 2
