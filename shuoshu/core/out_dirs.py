@@ -104,15 +104,17 @@ def require_model(folder: Path) -> None:
             f"{folder} has its weights in {others[0]}: only safetensors files are read, as"
             " model.safetensors; download those, or let transformers save the model again"
         )
-    if (folder / ADAPTER_CONFIG).is_file():
+    is_adapter = (folder / ADAPTER_CONFIG).is_file()
+    if (folder / "checkpoints").is_dir():
+        weights = ADAPTER_WEIGHTS if is_adapter else "model.safetensors"
+        raise UserError(
+            f"{folder} has checkpoints but no {weights}: its run ended before it kept"
+            f" a model; continue it with\n  python train.py --resume {flag('out_dir', folder)}"
+        )
+    if is_adapter:
         raise UserError(
             f"{folder} has {ADAPTER_CONFIG} but no {ADAPTER_WEIGHTS}: copy the adapter's whole"
             " folder, or save it as safetensors with PEFT if it is adapter_model.bin"
-        )
-    if (folder / "checkpoints").is_dir():
-        raise UserError(
-            f"{folder} has checkpoints but no model.safetensors: its run ended before it kept"
-            f" a model; continue it with\n  python train.py --resume {flag('out_dir', folder)}"
         )
     require_downloaded(folder)
     raise _no_model_error(str(folder), out_dir=folder)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import time
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 
 import regex
@@ -55,9 +57,10 @@ REFUSED_FIELDS = (
 )
 # Other initialisations, such as pissa, change the weights of the base.
 KEEP_THE_BASE = (True, False, None, "gaussian", "orthogonal", "eva")
-MAX_PATTERNS, MAX_PATTERN_LENGTH, PATTERN_SECONDS = 2000, 300, 0.2
+MAX_PATTERNS, MAX_PATTERN_LENGTH = 2000, 300
+PATTERN_SECONDS = 2  # for all patterns and layers of an adapter together
 ADAPTER_ERRORS = (ValueError, TypeError, KeyError, AttributeError, OSError, RuntimeError)
-ADAPTER_ERRORS += (RecursionError, regex.error)
+ADAPTER_ERRORS += (RecursionError, OverflowError, regex.error)
 
 
 @dataclass(frozen=True)
@@ -74,8 +77,20 @@ class Adapter:
 
 def base_fingerprint(folder: Path, belongs: str) -> str:
     """A hash of the weights in a base's folder, and of `belongs`, its config and tokenizer."""
-    hashes = [sha256_of(path) for path in weight_files(folder)]
+    hashes = [_sha256_once(path, _version(path)) for path in weight_files(folder)]
     return hashlib.sha256(json.dumps([belongs, *hashes]).encode()).hexdigest()
+
+
+@lru_cache(maxsize=256)
+def _sha256_once(path: Path, version: tuple[int, ...]) -> str:
+    """The sha256 of a file, read once while its version stays: a base may have many GB."""
+    return sha256_of(path)
+
+
+def _version(path: Path) -> tuple[int, ...]:
+    """Changes with the file's content: st_ctime_ns does even if a program resets st_mtime_ns."""
+    status = path.stat()
+    return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def adapter_from_state(values: dict) -> Adapter:
@@ -90,7 +105,8 @@ def find_base(folder: Path, named: str, base: str | None = None) -> Path:
     `named` is what the adapter says, a path from here or from `folder`; `base` is the user's
     --base, which replaces it. UserError if there is no model.
     """
-    for place in [Path(base)] if base else [Path(named), folder / named]:
+    places = [Path(named), folder / named] if named else []
+    for place in [Path(base)] if base else places:
         with suppress(OSError):  # the name is too long for a path
             if holds_adapter(place):
                 raise UserError(
@@ -101,6 +117,11 @@ def find_base(folder: Path, named: str, base: str | None = None) -> Path:
                 return place
     if base:
         raise UserError(f"--base={base}: there is no model in that folder")
+    if not named:
+        raise UserError(
+            f"the adapter in {folder} doesn't say which model it was trained on: name the folder"
+            " of that model with --base=FOLDER"
+        )
     raise UserError(
         f"the adapter in {folder} was trained on {named[:200]!r}, which is no folder with a model"
         " here: name the folder of that model with --base=FOLDER"
@@ -210,12 +231,13 @@ def lora_from_json(content: dict, ranks: dict[str, int]) -> LoraConfig:
     rank_pattern = _compiled(content, "rank_pattern")
     alpha_pattern = _compiled(content, "alpha_pattern")
     own_ranks, own_alphas = {}, {}
+    deadline = time.monotonic() + PATTERN_SECONDS
     for layer, found in ranks.items():
-        expected = _first_match(rank_pattern, layer, rank)
+        expected = _first_match(rank_pattern, layer, rank, deadline)
         if expected != found:
             raise ValueError(f"{layer[:80]} has rank {found}, but {ADAPTER_CONFIG} says {expected}")
         own_ranks |= {layer: found} if found != rank else {}
-        own = _first_match(alpha_pattern, layer, alpha)
+        own = _first_match(alpha_pattern, layer, alpha, deadline)
         own_alphas |= {layer: own} if own != alpha else {}
     numbers = [alpha, *own_alphas.values()]
     if type(rank) is not int or not all(_is_number(number) for number in numbers):
@@ -254,15 +276,17 @@ def _compiled(content: dict, name: str) -> list[tuple[regex.Pattern, object]]:
 
 
 def _first_match(
-    patterns: list[tuple[regex.Pattern, object]], layer: str, default: object
+    patterns: list[tuple[regex.Pattern, object]], layer: str, default: object, deadline: float
 ) -> object:
-    """The value of the first pattern that fits the layer; ValueError if that takes too long."""
+    """The value of the first pattern that fits the layer; ValueError after the deadline."""
     try:
         for pattern, value in patterns:
-            if pattern.match(layer, timeout=PATTERN_SECONDS):
+            if (seconds := deadline - time.monotonic()) <= 0:
+                raise TimeoutError
+            if pattern.match(layer, timeout=seconds):
                 return value
     except TimeoutError:
-        raise ValueError("an expression of rank_pattern or alpha_pattern takes too long") from None
+        raise ValueError("matching rank_pattern and alpha_pattern takes too long") from None
     return default
 
 

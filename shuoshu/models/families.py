@@ -150,8 +150,6 @@ def _refuse_unsupported(content: dict) -> None:
         raise ValueError(f"layer_types is {str(layer_types)[:60]}: only full_attention can be read")
     if content.get("hidden_act", "silu") != "silu":
         raise ValueError(f"hidden_act is {str(content['hidden_act'])[:40]!r}, not 'silu'")
-    if content.get("partial_rotary_factor", 1.0) != 1.0:
-        raise ValueError("partial_rotary_factor is set: partly rotated heads can't be read")
 
 
 def _read_rope(content: dict) -> tuple[RopeScaling | None, dict]:
@@ -170,6 +168,10 @@ def _read_rope(content: dict) -> tuple[RopeScaling | None, dict]:
     if len(kinds) > 1:
         raise ValueError("rope_scaling and rope_parameters differ")
     rope = forms[0] | forms[1]
+    if any(isinstance(value, dict) for value in rope.values()):
+        raise ValueError("its rotary positions differ between kinds of layers: can't be read")
+    if any(form.get("partial_rotary_factor", 1.0) != 1.0 for form in (content, rope)):
+        raise ValueError("partial_rotary_factor is set: partly rotated heads can't be read")
     theta = {"rope_theta": rope["rope_theta"]} if "rope_theta" in rope else {}
     if kinds <= {"default"}:
         return None, theta

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 from collections import Counter
@@ -18,6 +19,7 @@ from shuoshu.models.adapters import find_base, read_adapter
 from shuoshu.models.lora import merge_lora
 from shuoshu.models.tensor_files import WEIGHTS_FILE, folder_tensors
 from shuoshu.models.weights import (
+    LOAD_ERRORS,
     LoadedModel,
     load_adapted,
     save_weights,
@@ -46,10 +48,14 @@ def merge(folder: Path, out: Path, base: str | None, dtype_name: str) -> int:
 
 
 def stored_dtype(folder: Path) -> torch.dtype:
-    """The dtype of most of the weights in a model's folder."""
+    """The dtype of most of the weights in a model's folder; UserError if it is damaged."""
+    try:
+        tensors = folder_tensors(folder).values()
+    except LOAD_ERRORS as error:
+        raise UserError(f"the model in {folder} can't be loaded: {error_reason(error)}") from None
     sizes: Counter[torch.dtype] = Counter()
-    for tensor in folder_tensors(folder).values():
-        sizes[tensor.dtype] += torch.Size(tensor.shape).numel()
+    for tensor in tensors:
+        sizes[tensor.dtype] += math.prod(tensor.shape)
     return sizes.most_common(1)[0][0]
 
 
@@ -61,7 +67,8 @@ def check_finite(model: GPT, dtype: torch.dtype) -> None:
 
 def write_whole_folder(out: Path, loaded: LoadedModel) -> None:
     """Writes all files beside `out` and moves them there, so that none of them is half written."""
-    staging = out.with_name(f".{out.name}.{os.getpid()}")
+    place = out.resolve()  # `.` has no name
+    staging = place.with_name(f".{place.name}.{os.getpid()}")
     try:
         staging.mkdir(parents=True)
         model, tokenizer = loaded.model, loaded.tokenizer

@@ -321,8 +321,7 @@ def with_adapter(loaded: LoadedModel, base: Path, folder: Path) -> LoadedModel:
     check_base(folder, adapter, base, fingerprint)
     model = share_parameters(loaded.model)
     adapter = apply_adapter(model, adapter, folder)
-    is_ours = adapter.fingerprint is not None
-    tokenizer = loaded.tokenizer if is_ours else _adapter_tokenizer(folder, loaded)
+    tokenizer = _adapter_tokenizer(folder, loaded, metadata.get("belongs"))
     purpose = read_purpose(metadata) if metadata else inherited_purpose(loaded.purpose, tokenizer)
     return LoadedModel(
         model.eval(),
@@ -333,17 +332,21 @@ def with_adapter(loaded: LoadedModel, base: Path, folder: Path) -> LoadedModel:
     )
 
 
-def _adapter_tokenizer(folder: Path, loaded: LoadedModel) -> Tokenizer:
-    """The tokenizer that another program saved with an adapter, else the base's.
+def _adapter_tokenizer(folder: Path, loaded: LoadedModel, belongs: str | None) -> Tokenizer:
+    """The tokenizer that was saved with an adapter, else the base's.
 
-    Its chat template may be another one. UserError if its ids are others.
+    Its chat template may be another one. UserError if its ids are others. `belongs` is what
+    weights_fingerprint gave when our program saved the adapter.
     """
-    if not (folder / "tokenizer.json").is_file():
+    is_same = belongs == weights_fingerprint(loaded.model.config, loaded.tokenizer)
+    if is_same or not (folder / "tokenizer.json").is_file():
         return loaded.tokenizer
     tokenizer, known = load_tokenizer(folder), loaded.tokenizer.token_bytes
     same = tokenizer.token_bytes[: len(known)] == known
     if not same or tokenizer.n_vocab > loaded.model.config.vocab_size:
         raise UserError(f"{folder} has another tokenizer than the model that it was trained on")
+    if tokenizer.kind == "foreign":
+        tokenizer.add_ends(sorted(loaded.tokenizer.ends))
     return tokenizer
 
 

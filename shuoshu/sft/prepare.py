@@ -127,7 +127,8 @@ def tokenizer_to_use(settings: PrepareSftSettings) -> tuple[Tokenizer, int]:
         require_downloaded(folder)
         if holds_adapter(folder):
             raise UserError(
-                f"{folder} is an adapter without a tokenizer: set --tokenizer to its base's folder"
+                f"the adapter in {folder} has no tokenizer of its own:"
+                " name the model that it was trained on, --tokenizer=BASE"
             )
         models = [model for model in models_here() if (model / "tokenizer.json").is_file()]
         advice = "pretrain a model first\n  python prepare.py\n  python train.py\nor "

@@ -47,17 +47,19 @@ class ChatTemplate:
         if "error" in result:
             raise self._unfit(roles, result["error"])
         text = result["text"]
+        found = [match[0] for match in MARKS.finditer(text)]
+        if found != [MARK.format(number) for number in range(len(roles))]:
+            raise self._unfit(roles, self._explain(text, roles))
+        return MARKS.split(text)[::2]  # without the messages' numbers
+
+    def _explain(self, text: str, roles: Sequence[str]) -> str:
+        """What the template did to the messages of these roles."""
         for number, role in enumerate(roles):
             if text.count(MARK.format(number)) != 1:
                 found = text.count(f"\ue000{number}:")
                 what = "more than once" if found > 1 else "changed" if found else "not at all"
-                raise self._unfit(
-                    roles, f"it writes message {number + 1} ({role}) {what}, but {EACH_ONCE}"
-                )
-        parts = MARKS.split(text)  # literals, and between them the messages' numbers
-        if [int(number) for number in parts[1::2]] != list(range(len(roles))):
-            raise self._unfit(roles, f"it changes the messages' order, but {EACH_ONCE}")
-        return parts[::2]
+                return f"it writes message {number + 1} ({role}) {what}, but {EACH_ONCE}"
+        return f"it changes the messages' order, but {EACH_ONCE}"
 
     def _unfit(self, roles: Sequence[str], reason: str) -> UserError:
         shown = ", ".join(roles[:MAX_ROLES_SHOWN]) + " …" * (len(roles) > MAX_ROLES_SHOWN)

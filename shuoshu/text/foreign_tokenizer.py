@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -98,6 +98,10 @@ class ForeignTokenizer(Tokenizer):
         self.start = self.end if self.bos_token_id is None else self.bos_token_id
         self.pad = self.added.get(self.folder.names.get("pad_token", ""), self.end)
 
+    def add_ends(self, ids: Iterable[int]) -> None:
+        """Ids that end texts, too: those of a base, which the folder of its adapter lacks."""
+        self.eos += ids
+
     # ------------------------------------------------------------ text
 
     def encode(self, text: str) -> list[int]:
@@ -108,8 +112,15 @@ class ForeignTokenizer(Tokenizer):
             return self._encode(text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
 
     def _encode(self, text: str) -> list[int]:
-        # Twice as fast as encode(), because it doesn't track characters.
-        return self._library.encode_batch_fast([text], add_special_tokens=False)[0].ids
+        try:
+            # Twice as fast as encode(), because it doesn't track characters.
+            return self._library.encode_batch_fast([text], add_special_tokens=False)[0].ids
+        except BaseException as error:  # a panic of the library is no Exception
+            if type(error).__name__ != "PanicException":
+                raise
+            raise UserError(
+                f"the tokenizer.json in {self.folder.where} can't encode a text: {error!s:.200}"
+            ) from None
 
     def encode_to_numpy(self, text: str) -> np.ndarray:
         """The same ids as a uint32 array. Releases the GIL, so that threads encode in parallel."""

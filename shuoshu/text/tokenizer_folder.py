@@ -44,7 +44,7 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
         if set(SPECIALS) <= {token["content"] for token in document["added_tokens"]}:
             return Tokenizer.from_document(document)
         return ForeignTokenizer(_read_folder(folder, text, document))
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise UserError(f"{path} can't be used: {error_reason(error)}") from None
 
 

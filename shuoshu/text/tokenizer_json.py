@@ -11,6 +11,9 @@ SUPPORTED = "supported is byte-level BPE, as in Qwen, Llama 3, SmolLM2 and GPT-2
 # Bytes that text needs. SmolLM2 has no tokens for some others, control characters for example.
 TEXT_BYTES = [*b"\t\n\r", *range(0x20, 0x7F), *range(0x80, 0xC0), *range(0xC2, 0xF1)]
 
+# They make a text at most a few times longer. Others may replace text by much longer text.
+NORMALIZERS = {"NFC", "NFD", "NFKC", "NFKD", "Lowercase", "StripAccents"}
+
 
 def refuse_unsupported(document: dict) -> None:
     """ValueError that says why a tokenizer.json is not supported."""
@@ -18,6 +21,9 @@ def refuse_unsupported(document: dict) -> None:
     kind = model.get("type", "BPE" if "merges" in model else "of an unknown kind")
     splitters = list(components(document.get("pre_tokenizer"), "pretokenizers"))
     decoders = {part.get("type") for part in components(document.get("decoder"), "decoders")}
+    normalizers = {
+        str(part.get("type")) for part in components(document.get("normalizer"), "normalizers")
+    }
     byte_levels = [part for part in splitters if part.get("type") == "ByteLevel"]
     reason = None
     if kind != "BPE":
@@ -26,6 +32,8 @@ def refuse_unsupported(document: dict) -> None:
         reason = "it is a SentencePiece tokenizer (byte_fallback or Metaspace)"
     elif not byte_levels or "ByteLevel" not in decoders:
         reason = "its pre-tokenizer or its decoder is not ByteLevel"
+    elif unknown := sorted(normalizers - NORMALIZERS):
+        reason = f"its normalizer is {unknown[0][:40]}"
     elif model.get("continuing_subword_prefix") or model.get("end_of_word_suffix"):
         reason = "its tokens have prefixes or suffixes inside words"
     elif any(part.get("add_prefix_space") for part in byte_levels):

@@ -82,15 +82,16 @@ def _model_of_folder(settings: TrainSettings, data: RunData, dtype: torch.dtype)
             f" prepare the data with {flag('tokenizer', settings.init_from)}"
         )
     model, adapter = loaded.model.train(), loaded.adapter
-    if adapter and settings.overwrite and same_path(Path(adapter.base), settings.out_dir):
+    if adapter and settings.overwrite and same_path(adapter.base, settings.out_dir):
         raise UserError(
-            f"{settings.out_dir}, the base of {folder}, would be overwritten: choose another"
-            " --out_dir"
+            f"{adapter.base}, the base of {folder}, would be overwritten: choose another --out_dir"
         )
     changes = _checked_shape(settings, model)
     if adapter:
         changes |= _checked_lora(settings, adapter.lora)
-        set_lora_dropout(model, changes["lora_dropout"])
+        dropout = changes["lora_dropout"]
+        set_lora_dropout(model, dropout)
+        adapter = replace(adapter, lora=replace(adapter.lora, dropout=dropout))
     elif settings.lora_rank:
         adapter = _new_adapter(settings, folder, loaded)
     return StartModel(model, replace(settings, **changes), adapter)

@@ -212,6 +212,14 @@ REFUSED = {  # the changes to config.json, and what the message has to name
     "linear": ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "linear"),
     "dynamic": ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "dynamic"),
     "partial rotation": ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
+    "partial rotation of now": (
+        {"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}},
+        "partial_rotary_factor",
+    ),
+    "positions by layer": (
+        {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 1e6}}},
+        "differ between kinds of layers",
+    ),
     "experts": ({"num_experts": 8}, "num_experts"),
     "qwen3_moe": ({"model_type": "qwen3_moe"}, "qwen3_moe"),
     "mixtral": ({"model_type": "mixtral"}, "mixtral"),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import time
 from contextlib import suppress
 
 import peft
@@ -17,6 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from model import GPT, GPTConfig
 from shuoshu.core.errors import UserError
+from shuoshu.core.files import sha256_of
 from shuoshu.core.settings import LORA_TARGETS
 from shuoshu.models.adapters import Adapter, save_adapter, write_adapter_folder
 from shuoshu.models.lora import (
@@ -26,7 +29,13 @@ from shuoshu.models.lora import (
     merge_lora,
     share_parameters,
 )
-from shuoshu.models.weights import folder_fingerprint, load_adapted, load_model
+from shuoshu.models.weights import (
+    Purpose,
+    folder_fingerprint,
+    load_adapted,
+    load_model,
+    weights_metadata,
+)
 from shuoshu.text.tokenizer import train_bpe
 
 SIZES = {
@@ -94,7 +103,9 @@ def our_adapter(base, folder, lora):
     folder.mkdir(exist_ok=True)
     adapter = Adapter(lora, str(base), folder_fingerprint(base, loaded))
     write_adapter_folder(folder, adapter, loaded.tokenizer.files(64, ""))
-    save_adapter(folder, loaded.model, adapter, {"step": "7", "task": "questions", "turns": "1"})
+    purpose = Purpose("questions", turns=1)
+    metadata = weights_metadata(loaded.model.config, loaded.tokenizer, 7, purpose)
+    save_adapter(folder, loaded.model, adapter, metadata)
     return loaded.model
 
 
@@ -296,6 +307,26 @@ def test_a_base_that_changed_is_refused(base, tmp_path):
         load_model(adapter)
 
 
+def test_the_bases_files_are_hashed_once_while_they_stay(base, tmp_path, monkeypatch):
+    copy, adapter, hashed = tmp_path / "base", tmp_path / "adapter", []
+    shutil.copytree(base, copy)
+    our_adapter(copy, adapter, PLAIN)
+    monkeypatch.setattr(
+        "shuoshu.models.adapters.sha256_of", lambda path: hashed.append(path) or sha256_of(path)
+    )
+    load_model(adapter)
+    load_model(adapter)
+    assert not hashed  # it was when the adapter was written
+    path = copy / "model.safetensors"
+    status, raw = path.stat(), bytearray(path.read_bytes())
+    raw[-1] ^= 1
+    path.write_bytes(raw)  # of the same size, with the same time
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    with pytest.raises(UserError, match="not, or no longer, the model"):
+        load_model(adapter)
+    assert hashed == [path]
+
+
 def test_the_message_on_a_lost_base_says_where_it_was_and_how_to_name_it(base, tmp_path):
     copy, adapter = tmp_path / "base", tmp_path / "adapter"
     shutil.copytree(base, copy)
@@ -345,6 +376,9 @@ UNSUPPORTED = [
     ({"r": "4"}, "has rank 4"),
     ({"lora_alpha": None}, "not a number"),
     ({"lora_alpha": float("nan")}, "not a number"),
+    ({"lora_alpha": 10**400}, "int too large"),
+    ({"lora_dropout": 10**400}, "int too large"),
+    ({"base_model_name_or_path": None}, "doesn't say which model it was trained on"),
     ({"lora_dropout": 2}, "out of range"),
     ({"rank_pattern": {"(": 4}}, "can't be used"),
     ({"rank_pattern": [4]}, "can't be used"),
@@ -388,6 +422,23 @@ def test_a_regular_expression_that_takes_forever_is_stopped(adapter, tmp_path):
     change_json(folder, alpha_pattern={"([a-z._0-9]|[a-z._0-9][a-z._0-9])*[0-9]": 4})
     with pytest.raises(UserError, match="takes too long"):
         load_model(folder)
+
+
+def test_many_slow_regular_expressions_have_one_limit_together(adapter, tmp_path, monkeypatch):
+    monkeypatch.setattr("shuoshu.models.adapters.PATTERN_SECONDS", 0.1)
+    folder, asked = tmp_path / "adapter", []
+    shutil.copytree(adapter, folder)
+    change_json(folder, alpha_pattern={f"no_layer_{n}": 4 for n in range(2000)})
+
+    class Slow:
+        def match(self, layer, timeout):
+            asked.append(timeout)
+            time.sleep(0.03)  # below the limit of each
+
+    monkeypatch.setattr("shuoshu.models.adapters.regex.compile", lambda _: Slow())
+    with pytest.raises(UserError, match="takes too long"):
+        load_model(folder)
+    assert len(asked) < 10 and max(asked) <= 0.1
 
 
 A = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
@@ -467,7 +518,7 @@ def test_another_tokenizer_is_refused(adapter, tmp_path):
     other = train_bpe(["abcdefg hijk" * 50], 300)
     for file, text in other.files(64, "").items():
         (folder / file).write_text(text, encoding="utf-8")
-    load_model(folder)  # the fingerprint says that the base is the right one, with its tokenizer
+    load_model(folder)  # it was trained with its base's tokenizer, and says so
     path = folder / "adapter_model.safetensors"
     save_file(load_file(path), path)  # of another program
     with pytest.raises(UserError, match="another tokenizer"):

@@ -95,6 +95,22 @@ def test_nothing_is_overwritten_and_mistakes_are_one_message(folders, tmp_path, 
     assert not list(tmp_path.iterdir())
 
 
+def test_a_damaged_base_is_one_message(folders, tmp_path, capsys):
+    base, adapter = tmp_path / "base", folders["llama"][1]
+    shutil.copytree(folders["llama"][0], base)
+    (base / "model.safetensors").unlink()
+    (base / "model.safetensors.index.json").write_text('{"weight_map": {"a": "../b.safetensors"}}')
+    assert merge.main([str(adapter), f"--base={base}", f"--out={tmp_path / 'out'}"]) == 2
+    assert "no safetensors file of the folder" in capsys.readouterr().err
+
+
+def test_the_folder_here_may_be_the_new_one(folders, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert merge.main([str(folders["llama"][1]), "--out=."]) == 0
+    assert load_model(".").adapter is None and len(list(tmp_path.iterdir())) == 1
+
+
 def test_a_full_disk_leaves_nothing(folders, tmp_path, monkeypatch, capsys):
     _, adapter = folders["llama"]
 

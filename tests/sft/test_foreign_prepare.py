@@ -154,3 +154,13 @@ def test_a_folder_of_sentencepiece_is_refused_before_anything_is_written(
     assert prepare_sft.main([*arguments, f"--tokenizer={tmp_path / 'old'}"]) == 2
     assert "it has tokenizer.model but no tokenizer.json" in capsys.readouterr().err
     assert not (tmp_path / "qa").exists()
+
+
+def test_an_adapter_without_a_tokenizer_asks_for_its_base(tmp_path: Path, capsys) -> None:
+    (tmp_path / "adapter").mkdir()
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        (tmp_path / "adapter" / name).write_bytes(b"{}")
+    write(tmp_path / "rows.json", json.dumps([{"question": "a", "answer": "b"}]))
+    arguments = [str(tmp_path / "rows.json"), f"--out={tmp_path / 'qa'}"]
+    assert prepare_sft.main([*arguments, f"--tokenizer={tmp_path / 'adapter'}"]) == 2
+    assert "name the model that it was trained on" in capsys.readouterr().err

@@ -307,9 +307,26 @@ def test_damaged_files_beside_the_tokenizer_are_refused_by_name(
         load_tokenizer(folder)
 
 
+def nested(depth: int) -> dict:
+    part: dict = {"type": "ByteLevel"}
+    for _ in range(depth):
+        part = {"type": "Sequence", "pretokenizers": [part]}
+    return part
+
+
+GROWTH = {"type": "Replace", "pattern": {"String": "t"}, "content": "t" * 10}  # 11 of them: 40 GB
+SLOW = {"type": "Split", "pattern": {"Regex": r"([\s\S]|[\s\S])*Q|[\s\S]"}, "behavior": "Isolated"}
+
+
 @pytest.mark.parametrize(
     ("harm", "message"),
     [
+        (
+            lambda d: d.update(normalizer={"type": "Sequence", "normalizers": [GROWTH] * 11}),
+            "its normalizer is Replace",
+        ),
+        (lambda d: d["pre_tokenizer"]["pretokenizers"][0].update(SLOW), "retry-limit-in-match"),
+        (lambda d: d.update(pre_tokenizer=nested(450)), "can't be used"),
         (lambda d: d["added_tokens"][0].update(id=1 << 40), "whole numbers below"),
         (lambda d: d["model"]["vocab"].pop("a"), "no token for the byte 0x61"),
         (lambda d: d["model"]["merges"].append(["zzz", "zzz"]), "the tokenizers library refuses"),

@@ -11,11 +11,12 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
-from shuoshu.core.errors import REPO_ROOT
+from shuoshu.core.errors import REPO_ROOT, UserError
 from shuoshu.core.files import sha256_of
-from shuoshu.models.weights import load_model, save_weights
+from shuoshu.models.weights import CONTINUES_TEXT, load_model, save_weights
 from tests.conftest import QUIET
 from tests.in_process import killed_at, records, train_model
+from tests.models.adapter_folders import write_adapter
 
 LORA = [
     str(REPO_ROOT / "config" / "lora.py"),
@@ -122,6 +123,9 @@ def test_training_continues_an_adapter(lora, qa, trained, tmp_path, capsys):
         for folder in (tmp_path / "out", trained)
     )
     assert mine == theirs  # its dropout, too
+    assert train_model([*command, "--overwrite", "--max_iters=1", "--lora_dropout=0.25"]) == 0
+    mine = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert mine == theirs | {"lora_dropout": 0.25}
     capsys.readouterr()
     code = train_model([*command, "--lora_rank=8", "--lora_targets=q_proj", "--overwrite"])
     error = capsys.readouterr().err
@@ -149,7 +153,24 @@ def test_an_adapter_is_neither_trained_by_muon_nor_overwritten(
     assert f"merge.py {trained} --out=FOLDER" in capsys.readouterr().err
 
 
+def test_the_base_of_an_adapter_is_not_overwritten(lora, pretrained, tmp_path, capsys):
+    base, adapter = tmp_path / "base", tmp_path / "adapter"
+    shutil.copytree(pretrained, base)
+    write_adapter(adapter, base, CONTINUES_TEXT)
+    command = [*lora, f"--init_from={adapter}", f"--out_dir={base}", "--overwrite"]
+    assert train_model([*command, "--lora_alpha=8"]) == 2
+    assert f"{base}, the base of {adapter}, would be overwritten" in capsys.readouterr().err
+    assert (base / "model.safetensors").is_file()
+
+
 # ---------------------------------------------------------------- messages
+
+
+def test_a_run_without_a_model_yet_is_to_be_resumed(trained, tmp_path):
+    shutil.copytree(trained, tmp_path / "out")
+    (tmp_path / "out" / "adapter_model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"no adapter_model\.safetensors: its run ended before"):
+        load_model(tmp_path / "out")
 
 
 REFUSED = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 
 import pytest
@@ -14,7 +15,8 @@ from shuoshu.core.out_dirs import weights_path
 from shuoshu.models.weights import load_model
 from shuoshu.sft.prepare import context_length
 from tests.in_process import killed_at, records, train_model
-from tests.models.families import read_config, reference, write_model
+from tests.models.adapter_folders import write_peft_adapter
+from tests.models.families import read_config, reference, write_json, write_model
 from tests.training.test_lora_training import LORA
 
 TUNE = ["--optimizer=adamw", "--learning_rate=0.003", "--batch_size=2", "--max_iters=6"]
@@ -127,3 +129,32 @@ def test_a_name_on_hugging_face_instead_of_a_folder_gets_the_download_command(qa
     for command in commands:
         assert command() == 2
         assert f"hf download {name} --local-dir=Qwen3-0.6B" in capsys.readouterr().err
+
+
+def test_an_adapter_keeps_the_template_that_it_is_trained_with(foreign, qa, tmp_path):
+    """PEFT's adapter brings a template that its base lacks; training goes on with it."""
+    adapter = write_peft_adapter(tmp_path / "adapter", foreign)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(foreign / name, adapter / name)
+    config = json.loads((adapter / "tokenizer_config.json").read_text())
+    config["chat_template"] = config["chat_template"].replace("<|im_start|>", "<|im_start|>the ")
+    write_json(adapter / "tokenizer_config.json", config)
+    source, data = str(qa.parent / "qa.csv"), tmp_path / "qa"
+    assert prepare_sft.main([source, f"--out={data}", f"--tokenizer={adapter}"]) == 0
+    command = [*LORA, f"--dataset={data}", f"--init_from={adapter}", "--lora_alpha=8"]
+    assert train_model([*command, f"--out_dir={tmp_path / 'out'}", "--max_iters=1"]) == 0
+    question = [{"role": "user", "content": "where?"}, {"role": "assistant", "content": None}]
+    tokenizer = load_model(tmp_path / "out").tokenizer
+    assert tokenizer.render(question) == load_model(adapter).tokenizer.render(question)
+    assert tokenizer.render(question) != load_model(foreign).tokenizer.render(question)
+
+
+def test_an_adapter_with_a_tokenizer_ends_where_its_base_does(foreign, tmp_path):
+    base = tmp_path / "base"
+    shutil.copytree(foreign, base)
+    write_json(base / "generation_config.json", {"eos_token_id": [2, 1]})
+    adapter = write_peft_adapter(tmp_path / "adapter", base)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(base / name, adapter / name)
+    assert load_model(adapter).tokenizer.ends == load_model(base).tokenizer.ends == {0, 1, 2}
+    assert load_model(adapter).tokenizer.eos_token_id == 2
