@@ -31,6 +31,7 @@ from shuoshu.training.data import RunData
 VOCAB_MULTIPLE = 64  # matrix units prefer round sizes; sampling masks the padding entries
 # Length of rows of text unless block_size is set: a model's whole context may need much memory.
 MAX_TEXT_BLOCK = 1024
+LORA_DETAILS = ("lora_alpha", "lora_dropout", "lora_targets", "lora_rslora")
 
 
 @dataclass
@@ -94,7 +95,25 @@ def _model_of_folder(settings: TrainSettings, data: RunData, dtype: torch.dtype)
         adapter = replace(adapter, lora=replace(adapter.lora, dropout=dropout))
     elif settings.lora_rank:
         adapter = _new_adapter(settings, folder, loaded)
+    else:
+        _check_method(settings, folder, data.tokenizer)
     return StartModel(model, replace(settings, **changes), adapter)
+
+
+def _check_method(settings: TrainSettings, folder: Path, tokenizer: Tokenizer) -> None:
+    """UserError if training all weights is probably a mistake."""
+    unused = [name for name in LORA_DETAILS if name in settings.given]
+    if unused:
+        raise UserError(
+            f"{', '.join(unused)} set without lora_rank, which would train all weights:"
+            " add --lora_rank=16, or leave them out"
+        )
+    is_ours = tokenizer.kind != "foreign" or (folder / "settings.json").is_file()
+    if settings.optimizer == "muon" and not is_ours and "optimizer" not in settings.given:
+        raise UserError(
+            f"{folder} was trained by others, and muon's rates would spoil it: use config/lora.py,"
+            " for all weights with --lora_rank=none --learning_rate=4e-5, or set --optimizer"
+        )
 
 
 def _load(settings: TrainSettings, task: str, dtype: torch.dtype, folder: Path) -> LoadedModel:

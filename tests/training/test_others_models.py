@@ -93,7 +93,7 @@ def test_an_adapter_of_questions_trains_and_resumes_exactly(foreign, qa, tmp_pat
     assert context_length(tmp_path / "one") == 2048
     (shutil.copytree(tmp_path / "one", tmp_path / "bare") / "tokenizer.json").unlink()
     assert prepare_sft.main([*argv[:2], f"--tokenizer={tmp_path / 'bare'}"]) == 2
-    assert "an adapter without a tokenizer" in capsys.readouterr().err
+    assert "has no tokenizer of its own" in capsys.readouterr().err
     command = [*LORA, f"--dataset={tmp_path / 'qa'}", f"--init_from={tmp_path / 'one'}"]
     assert train_model([*command, f"--out_dir={tmp_path / 'three'}", "--max_iters=1"]) == 0
 
@@ -158,3 +158,18 @@ def test_an_adapter_with_a_tokenizer_ends_where_its_base_does(foreign, tmp_path)
         shutil.copy(base / name, adapter / name)
     assert load_model(adapter).tokenizer.ends == load_model(base).tokenizer.ends == {0, 1, 2}
     assert load_model(adapter).tokenizer.eos_token_id == 2
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ([], "muon's rates would spoil it: use config/lora.py"),
+        (["--optimizer=adamw", "--lora_alpha=8"], "lora_alpha set without lora_rank"),
+    ],
+)
+def test_all_weights_of_anothers_model_are_not_trained_by_mistake(
+    arguments, message, foreign, qa, tmp_path, capsys
+):
+    command = [*arguments, f"--dataset={qa}", f"--init_from={foreign}", "--max_iters=1"]
+    assert train_model([*command, f"--out_dir={tmp_path / 'out'}"]) == 2
+    assert message in capsys.readouterr().err
