@@ -1,6 +1,9 @@
 # Sourced by quickstart.sh and test.sh: `make_environment FILE` leaves .venv with what a requirements file names, and $python.
 # PYTHON chooses the interpreter, TORCH_INDEX the place of torch's CPU build. Mirrors are taken from pip's own settings.
 
+tool=pip
+if command -v uv >/dev/null 2>&1; then tool=uv; fi
+
 say() { printf '%s\n' "$*"; }
 die() { printf 'error: %s\n' "$*" >&2; exit 1; }
 
@@ -39,14 +42,13 @@ install_cpu_torch() { # from a folder of wheels that pip is set to, else from to
 }
 
 make_environment() {
-  local wanted=$1 stamp base tool=pip
+  local wanted=$1 stamp base
   stamp=.venv/have-$wanted
   if [ -x .venv/Scripts/python.exe ]; then python=.venv/Scripts/python.exe; else python=.venv/bin/python; fi
   if "$python" -c '' 2>/dev/null && cat requirements*.txt | cmp -s - "$stamp"; then
     return
   fi
   base=$(find_python) || exit 1
-  command -v uv >/dev/null 2>&1 && tool=uv
   if ! "$python" -c '' 2>/dev/null; then
     say "Making the environment .venv with $("$base" --version) and $tool"
     rm -rf .venv
