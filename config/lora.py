@@ -1,4 +1,4 @@
-# LoRA: trains a small adapter of a model that stays as it is, yours or one that others trained.
+# LoRA: freezes a model and trains a small adapter for it. Others may have trained the model.
 # python prepare_sft.py FILE --tokenizer=MODEL --out=data/mine
 # python train.py config/lora.py --init_from=MODEL --dataset=mine --out_dir=out-mine-lora
 dataset = "novella_qa"

@@ -24,7 +24,7 @@ from model import GPT
 from shuoshu.core.errors import REPO_ROOT
 from shuoshu.models import weights
 from shuoshu.text.tokenizer import Tokenizer, train_bpe
-from tests.models import real_tokenizers, smollm2
+from tests.models import smollm2
 
 torch.set_num_threads(1)  # exact results, and no threads that wait for each other on a busy machine
 
@@ -230,25 +230,6 @@ def smollm2_folder() -> Path:
     try:
         return smollm2.cached_folder()
     except smollm2.Missing as missing:
-        pytest.skip(str(missing))
-
-
-@pytest.fixture(scope="session")
-def qwen3_tokenizer_folder() -> Path:
-    """The tokenizer files of Qwen3."""
-    return _tokenizer_folder("qwen3")
-
-
-@pytest.fixture(scope="session")
-def llama3_tokenizer_folder() -> Path:
-    """The tokenizer files of Llama-3.1-Instruct."""
-    return _tokenizer_folder("llama3_1")
-
-
-def _tokenizer_folder(name: str) -> Path:
-    try:
-        return real_tokenizers.cached_folder(name)
-    except FileNotFoundError as missing:
         pytest.skip(str(missing))
 
 

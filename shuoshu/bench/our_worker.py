@@ -176,12 +176,7 @@ def sample(
     half = gpt.config.block_size // 2
     prompt = (tokenizer.encode("话") * half)[:half]
 
-    def sampled(rows: int, count: int) -> float:
-        params = SamplingParams(max_new_tokens=count)
-        return sum(len(c.ids) for c in model.complete([prompt] * rows, params, range(rows)))
-
-    sampled(1, WARM_UP)
-    figures = {str(n): rate_of(lambda n=n: sampled(n, tokens), 0) for n in batches}
+    figures = sampling_rates(model, prompt, batches, tokens)
     facts = {
         **describe_machine(device),
         "device": str(device),
@@ -202,15 +197,23 @@ def generate(device: torch.device, base: str, tokens: int, dtype: str, batches: 
     model = ChatModel(load_model(base, device, precision))
     prompt = model.tokenizer.encode(TEXT_BEGINNING)
 
-    def sampled(rows: int, count: int) -> float:
-        params = SamplingParams(max_new_tokens=count)
-        return sum(len(c.ids) for c in model.complete([prompt] * rows, params, range(rows)))
-
-    sampled(1, WARM_UP)
-    figures = {str(n): rate_of(lambda n=n: sampled(n, tokens), 0) for n in batches}
+    figures = sampling_rates(model, prompt, batches, tokens)
     facts = {**describe_machine(device), "device": str(device)}
     facts["dtype"] = str(precision).removeprefix("torch.")
     return {"facts": facts, "figures": figures}
+
+
+def sampling_rates(
+    model: ChatModel, prompt: list[int], batches: list[int], tokens: int
+) -> dict[str, float]:
+    """Sampled tokens/s by the number of texts that are written at once."""
+
+    def sample_texts(rows: int, count: int) -> float:
+        params = SamplingParams(max_new_tokens=count)
+        return sum(len(c.ids) for c in model.complete([prompt] * rows, params, range(rows)))
+
+    sample_texts(1, WARM_UP)
+    return {str(n): rate_of(lambda n=n: sample_texts(n, tokens), 0) for n in batches}
 
 
 # ---------------------------------------------------------------- the machine

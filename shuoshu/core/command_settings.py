@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from shuoshu.core.schema import (
+    BASE_HELP,
     DEVICE_HELP,
     DTYPES,
     MAX_COUNT,
@@ -17,7 +18,6 @@ from shuoshu.core.schema import (
 )
 
 TRAINED = "trained"  # value of SampleSettings.system
-BASE_HELP = "folder of the model below an adapter (none: where it was when the adapter was trained)"
 
 
 @dataclass
@@ -120,7 +120,7 @@ class SampleSettings(Settings):
     system: str = setting(
         TRAINED,
         "system message before a question; trained: the one of the model's training; none: no such"
-        " message, unless another model's chat template writes one by itself",
+        " message, but another model's chat template may still write its default",
     )
     out_dir: str | None = setting(
         None, "folder of the model or adapter (none: the newer of out-sft and out-pretrain)"
@@ -221,9 +221,7 @@ class MergeSettings(Settings):
 
     out_dirs: tuple[str, ...] = setting((), "OUT_DIR", positional=True)
     out: str | None = setting(None, "new folder for the merged model")
-    base: str | None = setting(
-        None, "folder of the model below the adapter (none: where it was during the training)"
-    )
+    base: str | None = setting(None, BASE_HELP)
     dtype: str = setting(
         "auto", "precision of the merged weights; auto: that of the base's file", choices=DTYPES
     )

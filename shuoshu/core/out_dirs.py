@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from itertools import count
 from pathlib import Path
 
 from shuoshu.core.errors import UserError
-from shuoshu.core.files import same_path
+from shuoshu.core.files import error_reason, read_json, same_path
 
 DEFAULT_FOLDERS = ("out-sft", "out-pretrain")  # what config/sft.py and config/pretrain.py write
 BUNDLED_OUT_DIRS = {"novella": "out-pretrain", "novella_qa": "out-sft"}  # by dataset
@@ -144,6 +145,62 @@ def _no_model_error(
         where = f" {flag('out_dir', unused_out_dir(out_dir))}" if out_dir else ""
         advice = f"train one with\n  python prepare.py\n  python train.py{where}"
     return UserError(f"there is no trained model in {place}: {advice}")
+
+
+# ---------------------------------------------------------------- bases of adapters
+
+
+def adapter_base(folder: Path, base: str | Path | None = None) -> Path:
+    """The folder of the model below the adapter in `folder`, or `base`, the user's --base.
+
+    UserError if there is no model.
+    """
+    return find_base(folder, base_name(folder), base)
+
+
+def base_name(folder: Path) -> str:
+    """What the adapter in a folder says of its base: a path, a download's name, or nothing.
+
+    UserError if adapter_config.json is damaged.
+    """
+    try:
+        name = read_json(folder / ADAPTER_CONFIG)["base_model_name_or_path"] or ""
+        if not isinstance(name, str) or "\0" in name:
+            raise ValueError("base_model_name_or_path is not a path")
+        return name
+    except KeyError:
+        return ""
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"the adapter in {folder} can't be used: {error_reason(error)}") from None
+
+
+def find_base(folder: Path, named: str, base: str | Path | None = None) -> Path:
+    """The base of the adapter in `folder`, which names it by a path from here or from `folder`.
+
+    `base` replaces the name. UserError if there is no model.
+    """
+    places = [Path(named), folder / named] if named else []
+    for place in [Path(base)] if base else places:
+        with suppress(OSError):  # the name is too long for a path
+            if holds_adapter(place):
+                merge = shlex.join(["python", "merge.py", str(place), "--out=FOLDER"])
+                raise UserError(
+                    f"{place}, the base of {folder}, is an adapter itself: make it a model with\n"
+                    f"  {merge}"
+                )
+            if holds_model(place):
+                return place
+    if base:
+        raise UserError(f"--base={base}: there is no model in that folder")
+    if not named:
+        raise UserError(
+            f"the adapter in {folder} doesn't say which model it was trained on: name the folder"
+            " of that model with --base=FOLDER"
+        )
+    raise UserError(
+        f"the adapter in {folder} was trained on {named[:150]!r}, which is no folder with a model"
+        " here: name the folder of that model with --base=FOLDER"
+    )
 
 
 # ---------------------------------------------------------------- prepared data, new runs

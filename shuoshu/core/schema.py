@@ -16,6 +16,7 @@ MAX_BITS = 2000  # Python refuses to print much larger numbers
 MAX_COUNT = 1 << 53  # JSON readers keep whole numbers exact up to here
 MAX_SEED = (1 << 63) - 1  # torch's generators take no larger seed
 DEVICE_HELP = "auto, cpu, cuda, cuda:1 or mps; auto: a GPU if there is one"
+BASE_HELP = "folder of the model below an adapter (none: where it was when the adapter was trained)"
 THREADS_HELP = "number of CPU threads (none: one per core)"
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 BOOLS = dict.fromkeys(("true", "yes", "1", "on"), True)

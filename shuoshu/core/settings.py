@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from shuoshu.core.schema import (
+    BASE_HELP,
     DEVICE_HELP,
     DTYPES,
     MAX_COUNT,
@@ -192,9 +193,7 @@ class RunSettings(Settings):
         "scratch",
         "scratch: random weights; or the folder of a model or of an adapter to start from",
     )
-    base: str | None = setting(
-        None, "folder of the model below an adapter (none: where it was when the adapter began)"
-    )
+    base: str | None = setting(None, BASE_HELP)
     max_iters: int | None = setting(
         None, "length of the run in steps", low=1, high=MAX_COUNT, overrides=(*LENGTHS, "min_iters")
     )

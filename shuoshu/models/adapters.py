@@ -6,7 +6,6 @@ import hashlib
 import json
 import math
 import time
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -23,7 +22,7 @@ from shuoshu.core.files import (
     write_atomically,
     write_synced_text,
 )
-from shuoshu.core.out_dirs import ADAPTER_CONFIG, ADAPTER_WEIGHTS, holds_adapter, holds_model
+from shuoshu.core.out_dirs import ADAPTER_CONFIG, ADAPTER_WEIGHTS, base_name
 from shuoshu.core.settings import LORA_TARGETS
 from shuoshu.models.lora import LoraConfig, add_lora, short_targets, target_layers
 from shuoshu.models.tensor_files import (
@@ -99,37 +98,8 @@ def adapter_from_state(values: dict) -> Adapter:
     return Adapter(**{**values, "lora": lora})
 
 
-def find_base(folder: Path, named: str, base: str | None = None) -> Path:
-    """The folder of the base of the adapter in `folder`.
-
-    `named` is what the adapter says, a path from here or from `folder`; `base` is the user's
-    --base, which replaces it. UserError if there is no model.
-    """
-    places = [Path(named), folder / named] if named else []
-    for place in [Path(base)] if base else places:
-        with suppress(OSError):  # the name is too long for a path
-            if holds_adapter(place):
-                raise UserError(
-                    f"{place}, the base of {folder}, is an adapter itself: make it a model with\n"
-                    f"  python merge.py {place} --out=FOLDER"
-                )
-            if holds_model(place):
-                return place
-    if base:
-        raise UserError(f"--base={base}: there is no model in that folder")
-    if not named:
-        raise UserError(
-            f"the adapter in {folder} doesn't say which model it was trained on: name the folder"
-            " of that model with --base=FOLDER"
-        )
-    raise UserError(
-        f"the adapter in {folder} was trained on {named[:200]!r}, which is no folder with a model"
-        " here: name the folder of that model with --base=FOLDER"
-    )
-
-
 def check_base(folder: Path, adapter: Adapter, base: Path, fingerprint: str) -> None:
-    """UserError if `fingerprint`, of the base as it is, is not that of the adapter."""
+    """UserError if the adapter was trained on another base than the one with this fingerprint."""
     if adapter.fingerprint not in (None, fingerprint):
         raise UserError(
             f"{base} is not, or no longer, the model that the adapter in {folder} was trained on:"
@@ -186,8 +156,8 @@ def save_adapter(out_dir: Path, model: GPT, adapter: Adapter, metadata: dict[str
 # ---------------------------------------------------------------- reading
 
 
-def read_adapter(folder: Path) -> Adapter:
-    """The adapter in a folder, without its weights; UserError if it can't be used."""
+def read_adapter(folder: Path) -> tuple[Adapter, dict[str, str]]:
+    """The adapter in a folder and the metadata of its weights; UserError if it can't be used."""
     path = folder / ADAPTER_WEIGHTS
     metadata = read_metadata(path)
     try:
@@ -196,10 +166,7 @@ def read_adapter(folder: Path) -> Adapter:
             raise ValueError(f"{ADAPTER_CONFIG} holds no JSON object")
         shapes = {name: tensor.shape for name, tensor in stored_tensors(path).items()}
         lora = lora_from_json(content, _layer_ranks(shapes))
-        base = content.get("base_model_name_or_path") or ""
-        if not isinstance(base, str) or "\0" in base:
-            raise ValueError("base_model_name_or_path is not a path")
-        return Adapter(lora, base, metadata.get("base"))
+        return Adapter(lora, base_name(folder), metadata.get("base")), metadata
     except ADAPTER_ERRORS as error:
         raise UserError(f"the adapter in {folder} can't be used: {error_reason(error)}") from None
 

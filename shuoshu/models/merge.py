@@ -13,9 +13,8 @@ import torch
 from model import GPT
 from shuoshu.core.errors import UserError
 from shuoshu.core.files import error_reason, format_bytes
-from shuoshu.core.out_dirs import flag, holds_adapter, is_unused, require_model
+from shuoshu.core.out_dirs import adapter_base, flag, holds_adapter, is_unused, require_model
 from shuoshu.core.terminal import print_line
-from shuoshu.models.adapters import find_base, read_adapter
 from shuoshu.models.lora import merge_lora
 from shuoshu.models.tensor_files import WEIGHTS_FILE, folder_tensors
 from shuoshu.models.weights import (
@@ -34,7 +33,7 @@ def merge(folder: Path, out: Path, base: str | None, dtype_name: str) -> int:
         raise UserError(f"{folder} holds a whole model, not an adapter: there is nothing to merge")
     if not is_unused(out):
         raise UserError(f"{out} is not empty: choose another folder with --out")
-    base = find_base(folder, read_adapter(folder).base, base)
+    base = adapter_base(folder, base)
     dtype = stored_dtype(base) if dtype_name == "auto" else getattr(torch, dtype_name)
     loaded = load_adapted(folder, "cpu", dtype, base)
     merge_lora(loaded.model)

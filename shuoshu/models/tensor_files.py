@@ -151,7 +151,7 @@ def damaged_file(path: Path, error: Exception) -> UserError:
 
 
 class StoredTensor(typing.NamedTuple):
-    """Where a tensor stands in a file."""
+    """A tensor in a file: its type, its shape and its place."""
 
     path: Path
     dtype: torch.dtype

@@ -10,7 +10,6 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from torch.overrides import TorchFunctionMode
 
 from model import GPT, GPTConfig
@@ -22,13 +21,12 @@ from shuoshu.core.files import (
     write_atomically,
     write_synced_text,
 )
-from shuoshu.core.out_dirs import ADAPTER_WEIGHTS, holds_adapter, require_model, weights_path
+from shuoshu.core.out_dirs import adapter_base, holds_adapter, require_model, weights_path
 from shuoshu.models.adapters import (
     Adapter,
     apply_adapter,
     base_fingerprint,
     check_base,
-    find_base,
     read_adapter,
 )
 from shuoshu.models.families import config_from_hf, config_to_hf
@@ -48,7 +46,7 @@ from shuoshu.text.tokenizer_folder import load_tokenizer
 
 # What reading a damaged folder can raise.
 LOAD_ERRORS = (ValueError, TypeError, KeyError, AttributeError, OSError, RuntimeError)
-LOAD_ERRORS += (RecursionError, SafetensorError)
+LOAD_ERRORS += (RecursionError,)
 # Of GPTConfig: older models have none of these, so their default leaves a fingerprint as it was.
 LATER_FIELDS = {"qk_norm", "qkv_bias", "rope_scaling"}
 # In old files of Llama models, which the config gives as well.
@@ -103,7 +101,7 @@ def folder_purpose(folder: Path, base: str | Path | None = None) -> Purpose:
         return read_purpose(metadata)
     if not holds_adapter(folder):
         return foreign_purpose(load_tokenizer(folder))
-    purpose = folder_purpose(find_base(folder, read_adapter(folder).base, base))
+    purpose = folder_purpose(adapter_base(folder, base))
     if (folder / "tokenizer.json").is_file():
         return inherited_purpose(purpose, load_tokenizer(folder))
     return purpose
@@ -248,7 +246,7 @@ def read_config_json(folder: Path) -> GPTConfig:
 def model_config(folder: Path, base: str | Path | None = None) -> GPTConfig:
     """The config of the model in a folder, or of the base of the adapter in it."""
     if holds_adapter(folder):
-        folder = find_base(folder, read_adapter(folder).base, base)
+        folder = adapter_base(folder, base)
     return read_config_json(folder)
 
 
@@ -274,8 +272,10 @@ def load_model(
     folder = Path(folder)
     require_model(folder)
     if holds_adapter(folder):
-        loaded = load_adapted(folder, device, dtype, base, **changes)
-        return loaded._replace(model=convert_weights(loaded.model, dtype))
+        base = adapter_base(folder, base)
+        loaded = with_adapter(load_model(base, device, dtype, **changes), base, folder)
+        convert_weights(loaded.model, dtype)
+        return loaded
     metadata = read_metadata(folder / WEIGHTS_FILE) if (folder / WEIGHTS_FILE).exists() else {}
     tokenizer = load_tokenizer(folder)
     config = read_config_json(folder)
@@ -306,9 +306,15 @@ def load_adapted(
     base: str | Path | None = None,
     **changes: object,
 ) -> LoadedModel:
-    """As load_model, of a folder with an adapter, whose own weights are in float32."""
-    base = find_base(folder, read_adapter(folder).base, base)
-    return with_adapter(load_model(base, device, dtype, **changes), base, folder)
+    """As load_model, of an adapter to be trained on or merged.
+
+    Its own weights are in float32, and it has its base's fingerprint.
+    """
+    base = adapter_base(folder, base)
+    below = load_model(base, device, dtype, **changes)
+    loaded = with_adapter(below, base, folder)
+    fingerprint = loaded.adapter.fingerprint or folder_fingerprint(base, below)
+    return loaded._replace(adapter=replace(loaded.adapter, fingerprint=fingerprint))
 
 
 def with_adapter(loaded: LoadedModel, base: Path, folder: Path) -> LoadedModel:
@@ -316,9 +322,9 @@ def with_adapter(loaded: LoadedModel, base: Path, folder: Path) -> LoadedModel:
 
     UserError if the adapter was trained on another model.
     """
-    adapter, metadata = read_adapter(folder), read_metadata(folder / ADAPTER_WEIGHTS)
-    fingerprint = folder_fingerprint(base, loaded)
-    check_base(folder, adapter, base, fingerprint)
+    adapter, metadata = read_adapter(folder)
+    if adapter.fingerprint:  # else it is PEFT's, and reading the base twice would be no use
+        check_base(folder, adapter, base, folder_fingerprint(base, loaded))
     model = share_parameters(loaded.model)
     adapter = apply_adapter(model, adapter, folder)
     tokenizer = _adapter_tokenizer(folder, loaded, metadata.get("belongs"))
@@ -328,7 +334,7 @@ def with_adapter(loaded: LoadedModel, base: Path, folder: Path) -> LoadedModel:
         tokenizer,
         int(metadata.get("step", 0)),
         purpose,
-        replace(adapter, base=str(base.resolve()), fingerprint=fingerprint),
+        replace(adapter, base=str(base.resolve())),
     )
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from shuoshu.core.command_settings import PrepareSftSettings
 from shuoshu.core.errors import REPO_ROOT, UserError
 from shuoshu.core.files import error_reason, is_count, read_json
 from shuoshu.core.out_dirs import (
-    ADAPTER_CONFIG,
+    adapter_base,
     flag,
     holds_adapter,
     models_here,
@@ -149,10 +150,10 @@ def context_length(folder: Path) -> int:
     UserError if the file that says it is damaged.
     """
     config = folder / "config.json"
+    if holds_adapter(folder):
+        with suppress(UserError):  # there is no such base: train.py takes another by --base
+            config = adapter_base(folder) / "config.json"
     try:
-        if holds_adapter(folder):
-            config = folder / ADAPTER_CONFIG
-            config = folder / read_json(config)["base_model_name_or_path"] / "config.json"
         if not config.exists():
             return DEFAULT_BLOCK_SIZE
         content = read_json(config)

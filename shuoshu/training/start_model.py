@@ -12,9 +12,9 @@ import torch
 from model import GPT, GPTConfig
 from shuoshu.core.errors import UserError
 from shuoshu.core.files import error_reason, same_path
-from shuoshu.core.out_dirs import flag, holds_adapter, require_model
+from shuoshu.core.out_dirs import find_base, flag, holds_adapter, require_model
 from shuoshu.core.settings import LORA_TARGETS, ModelSettings, TrainSettings
-from shuoshu.models.adapters import Adapter, adapter_from_state, check_base, find_base
+from shuoshu.models.adapters import Adapter, adapter_from_state, check_base
 from shuoshu.models.families import config_from_hf
 from shuoshu.models.lora import LoraConfig, add_lora, set_lora_dropout
 from shuoshu.models.weights import (

@@ -46,9 +46,9 @@ LABELS: dict[str, Text] = {
     "settings": ("设置", "Settings"),
     "system": ("系统提示", "System message"),
     "system_help": (
-        "放在每个问题前面；一开始是模型训练时用的那句；留空：不用，或者用模型模板自带的那句",
+        "放在每个问题前面；一开始是模型训练时用的那句；留空：不用，但模型的模板可能还会加上默认的那句",
         "comes before each question; at first the one of the model's training;"
-        " empty: none, or what the model's chat template writes by itself",
+        " empty: none, but the model's chat template may still write its default",
     ),
     "temperature": ("温度", "Temperature"),
     "temperature_help": (

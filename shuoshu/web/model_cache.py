@@ -9,9 +9,8 @@ import torch
 
 from shuoshu.core.command_settings import AppSettings
 from shuoshu.core.errors import UserError
-from shuoshu.core.out_dirs import holds_adapter
+from shuoshu.core.out_dirs import adapter_base, holds_adapter
 from shuoshu.generation.chat_model import ChatModel, generation_dtype
-from shuoshu.models.adapters import find_base, read_adapter
 from shuoshu.models.weights import LoadedModel, convert_weights, load_model, with_adapter
 
 MAX_LOADED_MODELS = 3  # models in memory, without adapters: two to compare and one more
@@ -69,7 +68,7 @@ class ModelCache:
         if is_same:
             base = self._newest(known.base.folder)
         else:
-            base = self._newest(find_base(folder, read_adapter(folder).base, self.settings.base))
+            base = self._newest(adapter_base(folder, self.settings.base))
         return known if is_same and known.base is base else self._read_adapter(folder, stamp, base)
 
     def _read_model(self, folder: Path, stamp: Stamp) -> CachedModel:

@@ -17,12 +17,11 @@ from typing import NamedTuple, TypeVar
 from shuoshu.core.command_settings import AppSettings
 from shuoshu.core.device import pick_device
 from shuoshu.core.errors import UserError
-from shuoshu.core.out_dirs import holds_adapter
+from shuoshu.core.out_dirs import adapter_base, holds_adapter
 from shuoshu.core.run_log import read_settings
 from shuoshu.evaluation.copies import TrainingText
 from shuoshu.generation.chat_model import ChatModel
 from shuoshu.generation.sampling import SamplingParams, TextEvent
-from shuoshu.models.adapters import find_base, read_adapter
 from shuoshu.models.weights import CONTINUES_TEXT, Purpose, folder_purpose
 from shuoshu.web.model_cache import ModelCache
 
@@ -123,7 +122,7 @@ class ModelServer:
             init_from = read_settings(folder).get("settings", {}).get("init_from")
             return Path(init_from) if isinstance(init_from, str) else None
         try:
-            return find_base(folder, read_adapter(folder).base, self.settings.base)
+            return adapter_base(folder, self.settings.base)
         except UserError:
             return None
 

@@ -13,15 +13,24 @@ from shuoshu.models.adapters import Adapter, save_adapter, write_adapter_folder
 from shuoshu.models.lora import LoraConfig, add_lora
 from shuoshu.models.weights import Purpose, folder_fingerprint, load_model, weights_metadata
 
+LORA = LoraConfig(4, 8, LORA_TARGETS)
 
-def write_adapter(folder: Path, base: Path, purpose: Purpose, step: int = 7, seed: int = 0) -> Path:
+
+def write_adapter(
+    folder: Path,
+    base: Path,
+    purpose: Purpose,
+    step: int = 7,
+    seed: int = 0,
+    lora: LoraConfig = LORA,
+) -> Path:
     """An adapter of ours that changes every layer of its base much."""
-    loaded, lora = load_model(base), LoraConfig(4, 8, LORA_TARGETS)
+    loaded = load_model(base)
     add_lora(loaded.model, lora, seed)
     torch.manual_seed(seed)
     for name, parameter in loaded.model.named_parameters():
         if "lora_B" in name:
-            parameter.data.normal_(std=0.3)
+            parameter.data.normal_(std=0.2)
     folder.mkdir(exist_ok=True)
     adapter = Adapter(lora, str(base), folder_fingerprint(base, loaded))
     write_adapter_folder(folder, adapter, loaded.tokenizer.files(64, ""))
