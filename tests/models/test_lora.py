@@ -93,7 +93,8 @@ def peft_adapter(base, folder, steps=0, **settings):
 
 def our_adapter(base, folder, lora):
     """Saves an adapter of ours with a random B; returns the model."""
-    return load_model(write_adapter(folder, base, Purpose("questions", turns=1), lora=lora)).model
+    purpose = Purpose("questions", turns=1)
+    return load_model(write_adapter(folder, base, purpose, seed=3, lora=lora)).model
 
 
 def change_json(folder, **values):
