@@ -20,7 +20,8 @@ from shuoshu.core.settings import ModelSettings, TrainSettings
 from shuoshu.generation.chat_model import ChatModel, generation_dtype
 from shuoshu.generation.sampling import SamplingParams
 from shuoshu.models.cpu_kernels import MAX_CONTEXT
-from shuoshu.models.weights import CONTINUES_TEXT, LoadedModel, convert_weights, load_model
+from shuoshu.models.purpose import CONTINUES_TEXT
+from shuoshu.models.weights import LoadedModel, convert_weights, load_model
 from shuoshu.text.dataset import find_dataset, read_meta
 from shuoshu.text.tokenizer_folder import load_tokenizer
 from shuoshu.training.optimizers import Muon, orthogonalize

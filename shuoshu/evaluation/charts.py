@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from shuoshu.evaluation.html import finite_number
-from shuoshu.evaluation.measure_labels import Bilingual
+from shuoshu.evaluation.measure_names import Bilingual
 
 MAX_POINTS = 400  # of a curve, roughly
 TICK_STEPS = 4  # on an axis, roughly

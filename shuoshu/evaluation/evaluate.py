@@ -42,7 +42,7 @@ def evaluate(settings: EvalSettings, out_dir: Path) -> int:
     for model in models:
         model.require_readable(meta, folder)
     source = TrainingText.find(out_dir)
-    measure = measure_answers if meta["task"] == "questions" else measure_text
+    measure = measure_answers if meta["task"] != "text" else measure_text
     results = measure(settings, models, folder, choose_splits(meta, settings.split), source)
     evaluation = eval_json(settings, models, device, folder, meta, results)
     evaluation["seconds"] = round(time.perf_counter() - started, 1)
@@ -86,7 +86,7 @@ def choose_splits(meta: dict, chosen: str | None) -> list[str]:
         split for split, counts in meta["splits"].items() if counts.get("rows", counts["tokens"])
     ]
     if chosen == "all":
-        splits = [split for split in filled if split != "train" or meta["task"] == "questions"]
+        splits = [split for split in filled if split != "train" or meta["task"] != "text"]
     else:
         splits = [chosen or ("test" if "test" in filled else "val")]
     if not splits or splits[0] not in filled:

@@ -39,7 +39,7 @@ class EvaluatedModel:
 
     def require_readable(self, meta: dict, data: Path) -> None:
         """Raises UserError if the data has another tokenizer or rows longer than the block."""
-        command = "prepare_sft.py" if meta["task"] == "questions" else "prepare.py"
+        command = "prepare_sft.py" if meta["task"] != "text" else "prepare.py"
         advice = (
             f"prepare its files once more, by {command} with {flag('tokenizer', self.folder)} and"
             " another --out, and name that folder with --data"

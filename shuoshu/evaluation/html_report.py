@@ -13,7 +13,7 @@ from markupsafe import Markup
 from shuoshu.core.terminal import shorten
 from shuoshu.evaluation.charts import run_charts
 from shuoshu.evaluation.html import VISIBLE, bilingual, finite_number
-from shuoshu.evaluation.measure_labels import Bilingual, split_label
+from shuoshu.evaluation.measure_names import Bilingual, split_label
 from shuoshu.evaluation.report_answers import answer_card, sampled_steps, worst_and_random
 from shuoshu.evaluation.report_tables import (
     Cell,

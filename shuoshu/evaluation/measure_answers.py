@@ -22,8 +22,10 @@ from shuoshu.evaluation.evaluated_model import (
 )
 from shuoshu.evaluation.loss import score
 from shuoshu.evaluation.measure_set import MeasureSet
-from shuoshu.generation.answers import Question, answer, label_log_likelihoods, read_questions
+from shuoshu.generation.answers import Question, answer, read_questions
+from shuoshu.generation.judge import label_log_probabilities
 from shuoshu.generation.sampling import Completion, TextGenerator
+from shuoshu.models.purpose import Labelling
 from shuoshu.sft.dataset import QuestionDataset, answer_batches
 from shuoshu.text.dataset import read_meta
 from shuoshu.text.tokenizer import Tokenizer
@@ -200,9 +202,10 @@ def add_label_scores(
     """
     labels = questions.labels
     generator = TextGenerator(model.model, model.tokenizer)
-    scores = label_log_likelihoods(generator, questions.asked, labels, settings.batch_size)
-    probabilities = np.exp(scores - scores.max(axis=1, keepdims=True))
-    probabilities /= probabilities.sum(axis=1, keepdims=True)
+    labelling = Labelling(tuple(labels))
+    prompts = [question.ids for question in questions.asked]
+    scores = label_log_probabilities(generator, labelling, prompts, settings.batch_size)
+    probabilities = np.exp(scores)
     predicted = [labels[best] for best in scores.argmax(axis=1)]
     references = questions.references
     confusion = add_classification(measures, "", predicted, references, labels)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from shuoshu.core.parts import evenly
 from shuoshu.evaluation.html import finite_number
-from shuoshu.evaluation.measure_labels import MEASURES, STOP_REASONS, Bilingual
+from shuoshu.evaluation.measure_names import MEASURES, STOP_REASONS, Bilingual
 from shuoshu.evaluation.report_tables import format_value
 
 MAX_ANSWERS = 20  # of the worst ones, and of the random ones

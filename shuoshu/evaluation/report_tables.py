@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from shuoshu.evaluation.html import finite_number
-from shuoshu.evaluation.measure_labels import (
+from shuoshu.evaluation.measure_names import (
     BASELINES,
     MEASURES,
     REFERENCE_PREFIX,

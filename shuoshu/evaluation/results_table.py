@@ -30,7 +30,7 @@ def format_results(evaluation: dict, source: TrainingText | None) -> str:
     notes = [("data", evaluation["data"]["folder"])]
     for split, counts in evaluation["counts"].items():
         notes.append((split, ", ".join(count_phrase(*item) for item in counts.items())))
-    if evaluation["task"] == "questions":
+    if evaluation["task"] != "text":
         for title, name in (("ROUGE-L", "rouge_l"), ("look-ups", "lookups")):
             lines = textwrap.wrap(evaluation["definitions"][name], MAX_COLUMNS - NOTE_INDENT)
             notes += zip((title, *[""] * len(lines)), lines, strict=False)

@@ -1,23 +1,16 @@
-"""Reads prepared questions, answers them in batches, and scores labels as answers."""
+"""Reads prepared questions and answers them in batches."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
-
-import numpy as np
-import torch
-from torch import Tensor
 
 from shuoshu.generation.sampling import (
     Completion,
     SamplingParams,
     TextGenerator,
-    empty_cache,
     never_stop,
-    prefill,
 )
 from shuoshu.sft.dataset import read_pairs
 from shuoshu.text.tokenizer import Tokenizer
@@ -72,42 +65,3 @@ def answer(
     params = SamplingParams(max_new_tokens=limit, temperature=0.0, keeps_prompt=True)
     prompts, seeds = [question.ids for question in questions], [0] * len(questions)
     return generator.complete_many(prompts, params, seeds, rows, should_stop, progress)
-
-
-@torch.inference_mode()
-def label_log_likelihoods(
-    generator: TextGenerator, questions: Sequence[Question], labels: Sequence[str], rows: int
-) -> np.ndarray:
-    """(questions, labels): the log-likelihood of each label as the answer, end token included.
-
-    Questions are read in batches of `rows`, once for all labels. A question that leaves no room in
-    the block for the longest label loses its beginning, so that all labels see the same context.
-    """
-    model, tokenizer = generator.model, generator.tokenizer
-    label_ids = [tokenizer.encode_answer(label) for label in labels]
-    # The last id of a label is predicted but not read.
-    longest = max(map(len, label_ids)) - 1
-    room = max(1, generator.block - longest)
-    scores = np.zeros((len(questions), len(labels)))
-    order = sorted(range(len(questions)), key=lambda n: len(questions[n].ids))
-    for start in range(0, len(order), rows):
-        batch = order[start : start + rows]
-        prompts = [questions[n].ids[-room:] for n in batch]
-        cache = empty_cache(model, len(batch), max(map(len, prompts)) + longest)
-        logits = prefill(model, cache, prompts)
-        first = float64_log_softmax(logits)
-        lengths = list(cache.lengths)
-        for column, ids in enumerate(label_ids):
-            cache.lengths = list(lengths)  # forget the previous label; it is overwritten
-            total = first[:, ids[0]].clone()
-            for token, following in pairwise(ids):
-                tokens = torch.full((len(batch), 1), token, device=cache.k.device)
-                logits = model.next_logits(tokens, torch.zeros_like(tokens[:, 0]), cache)
-                total += float64_log_softmax(logits)[:, following]
-            scores[batch, column] = total.numpy()
-    return scores
-
-
-def float64_log_softmax(logits: Tensor) -> Tensor:
-    """log_softmax on the CPU, because Apple GPUs have no float64."""
-    return logits.cpu().double().log_softmax(-1)

@@ -31,6 +31,14 @@ from shuoshu.models.adapters import (
 )
 from shuoshu.models.families import config_from_hf, config_to_hf
 from shuoshu.models.lora import share_parameters
+from shuoshu.models.purpose import (
+    CONTINUES_TEXT,
+    Purpose,
+    foreign_purpose,
+    inherited_purpose,
+    purpose_metadata,
+    read_purpose,
+)
 from shuoshu.models.tensor_files import (
     INDEX_FILE,
     WEIGHTS_FILE,
@@ -54,39 +62,6 @@ DERIVED_TENSORS = "rotary_emb.inv_freq"
 # A larger model than its file by this factor isn't built, since its norms would fill the memory.
 MAX_MISSING = 4
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
-
-
-class Purpose(typing.NamedTuple):
-    """What a model was trained for."""
-
-    task: str = "text"  # "text": it continues text; "questions": it answers
-    # Successive questions it was trained to answer; 0: it continues text; None: any number.
-    turns: int | None = 0
-    # Begins each conversation of the training; empty if there is none or if they differ. Without
-    # it, the chat template of another model may write a message of its own.
-    system: str = ""
-
-
-CONTINUES_TEXT, CHATS = Purpose(), Purpose("questions", turns=None)
-
-
-def read_purpose(metadata: dict[str, str]) -> Purpose:
-    """The purpose in the metadata of a weights file."""
-    # Weights of earlier versions have no task, and the first ones no turns.
-    turns = int(metadata.get("turns", 0))
-    task = metadata.get("task", "questions" if turns else "text")
-    is_any = task == "questions" and "turns" not in metadata
-    return Purpose(task, None if is_any else turns, metadata.get("system", ""))
-
-
-def foreign_purpose(tokenizer: Tokenizer) -> Purpose:
-    """The purpose of a model that another program wrote: one with a chat template answers."""
-    return CHATS if tokenizer.kind == "foreign" and tokenizer.has_template else CONTINUES_TEXT
-
-
-def inherited_purpose(base: Purpose, tokenizer: Tokenizer) -> Purpose:
-    """The purpose of an adapter of another program, which may bring a chat template."""
-    return base if base.task == "questions" else foreign_purpose(tokenizer)
 
 
 def folder_purpose(folder: Path, base: str | Path | None = None) -> Purpose:
@@ -149,14 +124,8 @@ def weights_metadata(
     config: GPTConfig, tokenizer: Tokenizer, step: int, purpose: Purpose
 ) -> dict[str, str]:
     """The metadata of a file of weights."""
-    turns = {} if purpose.turns is None else {"turns": str(purpose.turns)}
-    return {
-        "step": str(step),
-        "task": purpose.task,
-        **turns,
-        "system": purpose.system,
-        "belongs": weights_fingerprint(config, tokenizer),
-    }
+    belongs = weights_fingerprint(config, tokenizer)
+    return {"step": str(step), **purpose_metadata(purpose), "belongs": belongs}
 
 
 def save_weights(

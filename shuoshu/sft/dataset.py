@@ -65,7 +65,7 @@ def write_rows(
         meta = writer.commit(
             split_files("questions", splits),
             tokenizer,
-            {"task": "questions", "dtype": dtype.name, "width": width, "splits": splits, **extra},
+            {"dtype": dtype.name, "width": width, "splits": splits, **extra},
         )
     gone = [split for split in QUESTION_SPLITS if split not in splits]
     for name in previous.intersection(split_files("questions", gone)):

@@ -81,6 +81,7 @@ def prepare_questions(settings: PrepareSftSettings) -> Preparation:
         labels = sorted({pair.answer for pair in pairs})
     systems = system_messages(rendered)
     record = {
+        "task": "labels" if labels else "questions",
         "turns": max(_count_answers(pair) for pair in rendered),
         "labels": labels,
         "system": systems[0] if len(systems) == 1 else "",

@@ -21,8 +21,9 @@ from shuoshu.text.dataset import META_FORMAT, QUESTION_SPLITS, TASKS, TEXT_SPLIT
 from shuoshu.text.tokenizer import Tokenizer
 from shuoshu.text.tokenizer_folder import TOKENIZER_FILES
 
-SUFFIXES = {"text": (".bin",), "questions": (".bin", ".mask.bin", ".jsonl")}  # of a split's files
-TASK_SPLITS = {"text": TEXT_SPLITS, "questions": QUESTION_SPLITS}
+ROW_SUFFIXES = (".bin", ".mask.bin", ".jsonl")
+SUFFIXES = {"text": (".bin",), "questions": ROW_SUFFIXES, "labels": ROW_SUFFIXES}  # of a split
+TASK_SPLITS = {"text": TEXT_SPLITS, "questions": QUESTION_SPLITS, "labels": QUESTION_SPLITS}
 META_FIELDS = {"format", "vocab_size", "tokenizer", "splits"}  # of every version's meta.json
 STAGING_PREFIX = ".writing-"
 OTHER_FOLDER = "choose another folder with --out=data/NAME"
@@ -46,7 +47,7 @@ def target_folder(
     if any((folder / name).exists() for name in MODEL_MARKS):
         raise UserError(f"{folder} holds a trained model: {OTHER_FOLDER}")
     meta = prepared_meta(folder)
-    if meta and task_of(meta) != task:
+    if meta and (task_of(meta) == "text") != (task == "text"):
         raise UserError(f"{folder} holds prepared {task_of(meta)}: {OTHER_FOLDER}")
     _protect_files(folder, task, prepared_files(meta), files)
     before = first_input(meta, bundled)

@@ -17,7 +17,7 @@ Batch = tuple[np.ndarray, np.ndarray]  # ids and targets (B, T)
 
 META_FORMAT = 1  # of meta.json
 IGNORE = -100  # target of a position that is not trained; cross_entropy's default ignore_index
-TASKS = ("text", "questions")
+TASKS = ("text", "questions", "labels")
 TEXT_SPLITS = ("train", "val")
 QUESTION_SPLITS = (*TEXT_SPLITS, "test", "untaught")
 PREPARE_AGAIN = "prepare the data again"
@@ -203,15 +203,16 @@ def read_meta(folder: Path) -> dict:
 
 
 def task_of(meta: dict) -> str:
-    """The task in a meta.json; early ones don't name it, but only questions have a row width."""
-    return meta.get("task", "questions" if "width" in meta else "text")
+    """The task in a meta.json, or what early ones have instead: a row width, a list of labels."""
+    task = meta.get("task", "questions" if "width" in meta else "text")
+    return "labels" if task == "questions" and meta.get("labels") else task
 
 
 def _invalid_field(meta: dict) -> str | None:
     """The first field of meta.json with an impossible value."""
-    is_questions = meta["task"] == "questions"
-    counts = ("tokens", "characters", "bytes", *(("rows",) if is_questions else ()))
-    hashes = ("sha256", *(("mask_sha256", "pairs_sha256") if is_questions else ()))
+    has_rows = meta["task"] != "text"
+    counts = ("tokens", "characters", "bytes", *(("rows",) if has_rows else ()))
+    hashes = ("sha256", *(("mask_sha256", "pairs_sha256") if has_rows else ()))
     is_valid = {
         "task": meta["task"] in TASKS,
         "dtype": meta["dtype"] in ("uint16", "uint32"),
@@ -224,7 +225,7 @@ def _invalid_field(meta: dict) -> str | None:
         is_valid[f"splits.{split}"] = has_counts and all(
             isinstance(entry[name], str) for name in hashes
         )
-    is_valid |= _check_question_fields(meta) if is_questions else _check_text_fields(meta)
+    is_valid |= _check_question_fields(meta) if has_rows else _check_text_fields(meta)
     return next((name for name, valid in is_valid.items() if not valid), None)
 
 

@@ -117,7 +117,7 @@ def log_progress(run: Run, clock: RunClock, bar: ProgressBar, loss: float) -> No
     lr = trainer.optimizers[0].param_groups[0]["lr"]
     tokens_per_second = clock.recent_steps_per_second(state.step) * run.tokens_per_step
     # Only the answers' tokens are counted for questions, so their MFU would be too low.
-    peak = None if run.data.task == "questions" else peak_flops(trainer.device)
+    peak = None if run.data.task != "text" else peak_flops(trainer.device)
     mfu = None
     if peak:
         flops = tokens_per_second * trainer.raw.flops_per_token()

@@ -9,6 +9,7 @@ from shuoshu.core.errors import UserError
 from shuoshu.core.parts import stratified
 from shuoshu.core.settings import TrainSettings
 from shuoshu.generation.answers import read_questions
+from shuoshu.models.purpose import Labelling, Purpose
 from shuoshu.sft.augment import QuestionNoise
 from shuoshu.sft.dataset import QuestionDataset, answer_batches
 from shuoshu.text.dataset import (
@@ -44,12 +45,16 @@ class RunData:
         self.turns: int = meta.get("turns", 0)  # turns of a conversation (questions only)
         self.system: str = meta.get("system", "")  # of every training conversation
         self.labels: list[str] = meta.get("labels") or []  # the closed set of answers
+        self.labelling: Labelling | None = None  # how the model labels texts
+        if self.labels:
+            question = (meta.get("settings") or {}).get("question") or ""
+            self.labelling = Labelling(tuple(self.labels), question)
         self.rows_per_step = settings.batch_size * settings.gradient_accumulation_steps
         self.eval_tokens = settings.eval_tokens
         self.train: Dataset
         self.val: Dataset
         self.val_is_complete: bool  # whether an evaluation measures the whole text or all questions
-        if self.task == "questions":
+        if self.task != "text":
             self.train = self._training_questions(settings)
             self.val = QuestionDataset(folder, "val")
             questions = read_questions(folder, "val", self.tokenizer)
@@ -85,12 +90,17 @@ class RunData:
     @property
     def end(self) -> int:
         """The token that ends documents or answers; measures per character leave it out."""
-        return self.tokenizer.answer_end if self.task == "questions" else self.tokenizer.end
+        return self.tokenizer.answer_end if self.task != "text" else self.tokenizer.end
+
+    @property
+    def purpose(self) -> Purpose:
+        """What a model is good for that was trained on this data."""
+        return Purpose(self.task, self.turns, self.system, self.labelling)
 
     @property
     def unit(self) -> str:
         """What len() of a split counts."""
-        return "rows" if self.task == "questions" else "tokens"
+        return "rows" if self.task != "text" else "tokens"
 
     def hashes(self) -> list[str]:
         """The sha256 of both splits; a checkpoint stores them."""
@@ -98,7 +108,7 @@ class RunData:
 
     def val_batches(self, block_size: int, batch_size: int) -> Iterator[Batch]:
         """The batches that an evaluation scores."""
-        if self.task == "questions":
+        if self.task != "text":
             return answer_batches(self.val, batch_size)
         count = math.ceil(self.eval_tokens / block_size) if self.eval_tokens else None
         start = self.tokenizer.start
@@ -121,7 +131,7 @@ class RunData:
                 f" can't be divided evenly among {world_size} processes"
             )
         size = len(self.train)
-        if self.task == "questions":
+        if self.task != "text":
             if not size:
                 raise UserError(
                     f"{self.folder} has no training rows:"

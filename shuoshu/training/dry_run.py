@@ -43,7 +43,7 @@ def dry_run(run: Run) -> int:
     warm_up, measured = choose_steps(run)
     time_steps(run, warm_up)
     step_seconds = sum(time_steps(run, measured)) / len(measured)
-    if run.data.task == "questions":
+    if run.data.task != "text":
         time_evaluation(run)  # the heap of a CPU has gaps by now, so that it takes more memory
     if run.processes.is_rank_zero:
         _print_measures(run, length, step_seconds, evaluation_seconds)
@@ -80,7 +80,7 @@ def choose_steps(run: Run) -> tuple[list[int], list[int]]:
     """
     count = max(1, int(run.steps_per_epoch))
     places = ((np.arange(MEASURED_STEPS) + 0.5) * count / MEASURED_STEPS).astype(int)
-    if run.data.task != "questions":
+    if run.data.task == "text":
         measured = places.tolist()
         return measured[:WARM_UP_STEPS], measured
     rows, data = run.data.rows_per_step, run.data.train
@@ -133,7 +133,7 @@ def _print_measures(
     )
     memory = format_bytes(peak_memory(trainer.device))
     # Batches of many widths leave gaps in the heap of a CPU, which grows for hundreds of steps.
-    grows = run.data.task == "questions" and trainer.device.type == "cpu"
+    grows = run.data.task != "text" and trainer.device.type == "cpu"
     more = "; a long run may take half as much again" if grows else ""
     print(f"memory       {memory} at the peak, on {trainer.device} in {run.settings.dtype}{more}")
     checkpoint = format_bytes(trainer.bytes_per_checkpoint())

@@ -32,7 +32,6 @@ from shuoshu.core.terminal import print_line
 from shuoshu.models.adapters import save_adapter, write_adapter_folder
 from shuoshu.models.families import config_to_hf
 from shuoshu.models.weights import (
-    Purpose,
     load_model,
     read_metadata,
     save_weights,
@@ -303,7 +302,7 @@ class OutDir:
 
     def write_model(self, trainer: Trainer, data: RunData, step: int) -> None:
         """Writes the weights, or those of the adapter; OSError if the disk can't be written."""
-        purpose = Purpose(data.task, data.turns, data.system)
+        purpose = data.purpose
         if trainer.adapter:
             metadata = weights_metadata(trainer.raw.config, data.tokenizer, step, purpose)
             save_adapter(self.path, trainer.raw, trainer.adapter, metadata)

@@ -196,7 +196,7 @@ class SkippedSteps:
         data, block_size = self._data, self._trainer.block_size
         first, count = step * data.rows_per_step, data.rows_per_step
         rows = data.train.row_ids(first, count, block_size, self._trainer.settings.seed).tolist()
-        what = "rows" if data.task == "questions" else "rows from token"
+        what = "rows" if data.task != "text" else "rows from token"
         examples = ", ".join(f"{row:,}" for row in rows[:ROWS_IN_MESSAGE])
         examples += " …" if len(rows) > ROWS_IN_MESSAGE else ""
         say(

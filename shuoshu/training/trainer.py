@@ -112,7 +112,7 @@ def build_trainer(
         settings.compile == "auto" and data.task == "text" and can_compile(device)
     )
     # Batches of text have one shape. Those of questions have many widths: one graph for all.
-    compiled = torch.compile(model, dynamic=data.task == "questions") if compiles else model
+    compiled = torch.compile(model, dynamic=data.task != "text") if compiles else model
     trainer = Trainer(
         settings=settings,
         processes=processes,

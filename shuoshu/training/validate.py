@@ -16,7 +16,8 @@ from shuoshu.core.parts import evenly
 from shuoshu.core.terminal import print_line
 from shuoshu.evaluation.loss import Score, score
 from shuoshu.evaluation.metrics import exact_match, rouge_l
-from shuoshu.generation.answers import Question, answer, label_log_likelihoods
+from shuoshu.generation.answers import Question, answer
+from shuoshu.generation.judge import label_log_probabilities
 from shuoshu.generation.sampling import Completion, SamplingParams, TextGenerator
 from shuoshu.training.run import Run
 from shuoshu.training.schedule import RunClock
@@ -93,7 +94,7 @@ def measure_validation(run: Run, stop: StopFlag) -> Evaluation | None:
     if loss is None:
         return None
     result.values["val_loss"] = require_finite(run, loss.loss)
-    is_whole = run.data.val_is_complete or run.data.task == "questions"
+    is_whole = run.data.val_is_complete or run.data.task != "text"
     if run.data.val.characters and is_whole:
         result.values["bits_per_char"] = loss.bits_per(run.data.val.characters)
     if run.data.questions:
@@ -175,7 +176,10 @@ def generate_answers(
         generator = TextGenerator(trainer.raw, run.data.tokenizer)
         answers = answer(generator, questions, trainer.answer_rows, lambda: stop.raised)
         if labels and not stop.raised:
-            scores = label_log_likelihoods(generator, questions, labels, trainer.answer_rows)
+            prompts = [question.ids for question in questions]
+            scores = label_log_probabilities(
+                generator, run.data.labelling, prompts, trainer.answer_rows
+            )
             likeliest = [labels[best] for best in scores.argmax(axis=1)]
     trainer.raw.train()
     return answers, likeliest
@@ -186,7 +190,7 @@ def continue_prompt(run: Run, stop: StopFlag) -> dict[str, str]:
     data, trainer = run.data, run.trainer
     prompt = run.settings.sample_prompt
     if prompt is None:
-        if data.task == "questions":
+        if data.task != "text":
             first = data.train.row(0)[0]
         else:
             first = (data.val if len(data.val) else data.train).tokens[:SAMPLE_PROMPT_TOKENS]

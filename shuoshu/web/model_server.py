@@ -22,7 +22,8 @@ from shuoshu.core.run_log import read_settings
 from shuoshu.evaluation.copies import TrainingText
 from shuoshu.generation.chat_model import ChatModel
 from shuoshu.generation.sampling import SamplingParams, TextEvent
-from shuoshu.models.weights import CONTINUES_TEXT, Purpose, folder_purpose
+from shuoshu.models.purpose import CONTINUES_TEXT, Purpose
+from shuoshu.models.weights import folder_purpose
 from shuoshu.web.model_cache import ModelCache
 
 UPDATE_SECONDS = 0.04  # between two states of a growing text; faster updates aren't visible

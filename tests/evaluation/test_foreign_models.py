@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 from shuoshu.core.command_settings import EvalSettings
 from shuoshu.evaluation import evaluated_model
 from shuoshu.evaluation.evaluated_model import MAX_LOGITS, MAX_WINDOW, EvaluatedModel
-from shuoshu.models.weights import Purpose
+from shuoshu.models.purpose import Purpose
 from shuoshu.sft.dataset import QuestionDataset, answer_batches
 from tests.evaluation.helpers import measure, prepare_questions, prepare_text, refused, value
 from tests.models.adapter_folders import write_adapter

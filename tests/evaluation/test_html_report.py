@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from shuoshu.core.errors import REPO_ROOT
 from shuoshu.evaluation.html_report import report_html
-from shuoshu.evaluation.measure_labels import BASELINES, MEASURES
+from shuoshu.evaluation.measure_names import BASELINES, MEASURES
 from shuoshu.evaluation.report_answers import MAX_ANSWERS, mark_copies, worst_and_random
 
 HOSTILE = "</style></script><script>alert(1)</script><img src=x onerror=alert(2)>\"'&amp;\x00\x1b[31m\x85\ud800"

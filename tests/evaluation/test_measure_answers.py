@@ -12,14 +12,11 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from model import GPT
-from shuoshu.generation.answers import (
-    Question,
-    label_log_likelihoods,
-    read_questions,
-    render_question,
-)
+from shuoshu.generation.answers import read_questions, render_question
+from shuoshu.generation.judge import label_log_probabilities, normalised, score_answers
 from shuoshu.generation.sampling import TextGenerator
 from shuoshu.models import weights
+from shuoshu.models.purpose import Labelling
 from shuoshu.sft.dataset import QuestionDataset
 from tests.evaluation.helpers import (
     LABELS,
@@ -164,15 +161,15 @@ def test_label_scores_equal_the_likelihood_of_whole_rows(pretrained_model, rows:
         "天？",
     ]
     asked = [render_question(tokenizer, [{"role": "user", "content": text}]) for text in asked]
-    questions = [Question([], "", ids, 0, range(0)) for ids in asked]
     labels = ["好", "你终究还是来了", "好吗", "", "The lamp is still lit"]
     assert (
         len({len(ids) for ids in asked}) > 4
         and len({len(tokenizer.encode(label)) for label in labels}) >= 4
     )
-    scores = label_log_likelihoods(TextGenerator(model, tokenizer), questions, labels, rows)
+    generator = TextGenerator(model, tokenizer)
+    scores = label_log_probabilities(generator, Labelling(tuple(labels)), asked, rows)
     expected = [[log_likelihood(model, tokenizer, ids, label) for label in labels] for ids in asked]
-    np.testing.assert_allclose(scores, expected, atol=1e-4)
+    np.testing.assert_allclose(scores, normalised(np.array(expected)), atol=1e-4)
 
 
 class NoFloat64(TorchFunctionMode):
@@ -194,9 +191,8 @@ class NoFloat64(TorchFunctionMode):
 
 
 def test_labels_are_scored_on_a_gpu_without_float64(pretrained_model) -> None:
-    questions = [Question([], "", [5, 6, 7], 0, range(0))]
     with NoFloat64():
-        scores = label_log_likelihoods(TextGenerator(*pretrained_model), questions, LABELS, 1)
+        scores = score_answers(TextGenerator(*pretrained_model), [[5, 6, 7]], LABELS)
     assert np.isfinite(scores).all()
 
 
@@ -209,7 +205,7 @@ def test_a_question_without_room_for_the_longest_label_loses_its_beginning(
     room = model.config.block_size - len(tokenizer.encode(LABELS[1]))
     assert room < len(ids) < model.config.block_size
     generator = TextGenerator(model, tokenizer)
-    scores = label_log_likelihoods(generator, [Question([], "", ids, 0, range(0))], LABELS, 4)
+    scores = score_answers(generator, [ids], LABELS)
     np.testing.assert_allclose(
         scores,
         [[log_likelihood(model, tokenizer, ids[-room:], label) for label in LABELS]],

@@ -11,7 +11,8 @@ from shuoshu.generation.chat_model import ChatModel
 from shuoshu.generation.cpu_decoder import CpuDecoder
 from shuoshu.generation.sampling import SamplingParams, TextGenerator, largest
 from shuoshu.models.lora import LoraConfig, add_lora, share_parameters, target_layers
-from shuoshu.models.weights import CONTINUES_TEXT, LoadedModel
+from shuoshu.models.purpose import CONTINUES_TEXT
+from shuoshu.models.weights import LoadedModel
 
 SHAPE = GPTConfig(
     vocab_size=96,

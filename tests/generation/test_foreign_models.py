@@ -14,7 +14,8 @@ from transformers import AutoTokenizer
 import sample
 from shuoshu.generation import sample_command
 from shuoshu.generation.chat_model import ChatModel
-from shuoshu.models.weights import Purpose, load_model
+from shuoshu.models.purpose import Purpose
+from shuoshu.models.weights import load_model
 from tests.models.adapter_folders import write_adapter, write_peft_adapter
 from tests.models.families import write_model
 from tests.text.foreign_helpers import CHATML

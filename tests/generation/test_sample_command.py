@@ -16,7 +16,7 @@ from shuoshu.core.errors import UserError
 from shuoshu.generation import prompt_files, sample_command
 from shuoshu.generation.sampling import TextGenerator
 from shuoshu.models import weights as models_weights
-from shuoshu.models.weights import Purpose
+from shuoshu.models.purpose import Purpose
 from shuoshu.sft.dataset import read_pairs
 
 QUICK = ["--max_new_tokens=12", "--threads=1", "--device=cpu"]

@@ -14,8 +14,8 @@ from torch.overrides import TorchFunctionMode
 from model import GPT, GPTConfig, KVCache
 from shuoshu.core.command_settings import SampleSettings
 from shuoshu.generation import sampling
-from shuoshu.generation.answers import Question, label_log_likelihoods
 from shuoshu.generation.cpu_decoder import CpuDecoder, next_token_fn
+from shuoshu.generation.judge import score_answers
 from shuoshu.generation.sampling import (
     MAX_COMPLETION,
     Context,
@@ -390,8 +390,7 @@ def test_a_text_needs_a_cache_for_its_own_positions_not_for_the_block(
     assert texts[0] == texts[1]
     longest = max(map(len, prompts))
     assert rooms == [longest + 30 + MAX_COMPLETION] * 2
-    question = Question([], "", prompts[0], 1, range(1))
-    label_log_likelihoods(TextGenerator(long, tokenizer), [question], ["没有人写。", "好"], 2)
+    score_answers(TextGenerator(long, tokenizer), prompts[:1], ["没有人写。", "好"])
     label = len(tokenizer.encode("没有人写。"))
     assert rooms[2:] == [longest + label]
 

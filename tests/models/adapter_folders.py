@@ -11,7 +11,8 @@ from transformers import AutoModelForCausalLM
 from shuoshu.core.settings import LORA_TARGETS
 from shuoshu.models.adapters import Adapter, save_adapter, write_adapter_folder
 from shuoshu.models.lora import LoraConfig, add_lora
-from shuoshu.models.weights import Purpose, folder_fingerprint, load_model, weights_metadata
+from shuoshu.models.purpose import Purpose
+from shuoshu.models.weights import folder_fingerprint, load_model, weights_metadata
 
 LORA = LoraConfig(4, 8, LORA_TARGETS)
 

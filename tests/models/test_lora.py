@@ -29,11 +29,8 @@ from shuoshu.models.lora import (
     merge_lora,
     share_parameters,
 )
-from shuoshu.models.weights import (
-    Purpose,
-    load_adapted,
-    load_model,
-)
+from shuoshu.models.purpose import Purpose
+from shuoshu.models.weights import load_adapted, load_model
 from shuoshu.text.tokenizer import train_bpe
 from tests.models.adapter_folders import write_adapter
 

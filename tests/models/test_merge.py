@@ -13,7 +13,8 @@ from safetensors import safe_open
 
 import merge
 from shuoshu.core.settings import LORA_TARGETS
-from shuoshu.models.weights import CHATS, load_model
+from shuoshu.models.purpose import CHATS
+from shuoshu.models.weights import load_model
 from tests.models.families import write_model
 
 IDS = torch.randint(3, 300, (2, 20), generator=torch.Generator().manual_seed(0))

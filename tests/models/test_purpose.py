@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from shuoshu.core.errors import UserError
-from shuoshu.models.weights import CHATS, CONTINUES_TEXT, Purpose, folder_purpose, load_model
+from shuoshu.models.purpose import CHATS, CONTINUES_TEXT, Purpose
+from shuoshu.models.weights import folder_purpose, load_model
 from tests.models.adapter_folders import write_adapter, write_peft_adapter
 from tests.models.families import write_model
 

@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 
 from shuoshu.core.errors import REPO_ROOT, UserError
 from shuoshu.core.files import sha256_of
-from shuoshu.models.weights import CONTINUES_TEXT, load_model, save_weights
+from shuoshu.models.purpose import CONTINUES_TEXT
+from shuoshu.models.weights import load_model, save_weights
 from tests.conftest import QUIET
 from tests.in_process import killed_at, records, train_model
 from tests.models.adapter_folders import write_adapter

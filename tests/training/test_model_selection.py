@@ -13,7 +13,8 @@ import pytest
 import prepare_sft
 from shuoshu.core.settings import TrainSettings
 from shuoshu.evaluation.loss import Score
-from shuoshu.generation.answers import label_log_likelihoods, read_questions
+from shuoshu.generation.answers import read_questions
+from shuoshu.generation.judge import score_answers
 from shuoshu.generation.sampling import TextGenerator
 from shuoshu.models import weights as models_weights
 from shuoshu.text.dataset import IGNORE, TextDataset
@@ -224,7 +225,7 @@ def test_the_accuracy_in_the_log_is_that_of_the_likeliest_labels(
     model, tokenizer, step, *_ = models_weights.load_model(out_dir)
     questions = read_questions(reviews, "val", tokenizer)
     generator = TextGenerator(model, tokenizer)
-    likeliest = label_log_likelihoods(generator, questions, labels, 7).argmax(axis=1)
+    likeliest = score_answers(generator, [q.ids for q in questions], labels).argmax(axis=1)
     right = [labels[n] == q.reference for n, q in zip(likeliest, questions, strict=True)]
     [logged] = [r for r in records(out_dir, "eval") if r["step"] == step]
     assert logged["val_accuracy"] == pytest.approx(np.mean(right))

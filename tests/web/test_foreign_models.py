@@ -14,7 +14,8 @@ import torch
 from shuoshu.core.command_settings import AppSettings
 from shuoshu.core.errors import UserError
 from shuoshu.generation.sampling import SamplingParams
-from shuoshu.models.weights import CHATS, CONTINUES_TEXT, Purpose, load_model
+from shuoshu.models.purpose import CHATS, CONTINUES_TEXT, Purpose
+from shuoshu.models.weights import load_model
 from shuoshu.web import token_view
 from shuoshu.web.compare_tab import default_pair
 from shuoshu.web.model_cache import MAX_LOADED_MODELS, ModelCache

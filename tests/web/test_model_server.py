@@ -16,7 +16,7 @@ from shuoshu.core.command_settings import AppSettings
 from shuoshu.core.errors import UserError
 from shuoshu.generation.chat_model import ChatModel
 from shuoshu.generation.sampling import SamplingParams
-from shuoshu.models.weights import CONTINUES_TEXT
+from shuoshu.models.purpose import CONTINUES_TEXT
 from shuoshu.web.model_cache import MAX_LOADED_MODELS
 from shuoshu.web.model_server import GenerationState, ModelServer
 

@@ -16,7 +16,7 @@ import pytest
 
 from shuoshu.core.command_settings import AppSettings
 from shuoshu.core.errors import UserError
-from shuoshu.models.weights import Purpose
+from shuoshu.models.purpose import Purpose
 from shuoshu.web.ask_tab import (
     EXAMPLES,
     RETRY_TEMPERATURE,
