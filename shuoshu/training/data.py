@@ -61,8 +61,15 @@ class RunData:
         if self.labels:
             question = (meta.get("settings") or {}).get("question") or ""
             self.labelling = Labelling(tuple(self.labels), question, settings.judge_by)
+        elif settings.judge_by == "text" or settings.label_weights:
+            raise UserError(
+                f"{folder} holds {self.task}: judge_by=text and label_weights need labels, a few"
+                " short answers that all rows share; prepare such a table with prepare_sft.py"
+            )
         # Whether the tokens of a text vote for its label. Their loss needs a VotingModel.
         self.votes = bool(self.labels) and settings.judge_by == "text"
+        if settings.label_weights and not self.votes:
+            raise UserError(f"label_weights={settings.label_weights} needs --judge_by=text")
         self.rows_per_step = settings.batch_size * settings.gradient_accumulation_steps
         self.eval_tokens = settings.eval_tokens
         self.train: Dataset
