@@ -37,7 +37,7 @@ class Judge(TextGenerator):
         if not text.strip():
             raise UserError("the text is empty")
         system = self.purpose.system if system is None else system
-        longest = max(self.labelling.labels, key=len)
+        longest = max(self.labelling.labels, key=lambda label: len(self.tokenizer.encode(label)))
         messages = [{"role": "system", "content": system}] if system else []
         messages += [{"role": "user", "content": text.strip()}]
         ids = render_question(self.tokenizer, messages)
