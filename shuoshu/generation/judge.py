@@ -28,14 +28,16 @@ class Judge(TextGenerator):
         super().__init__(loaded.model, loaded.tokenizer)
         self.purpose, self.labelling = loaded.purpose, loaded.purpose.labelling
 
-    def prompt_ids(self, text: str) -> list[int]:
+    def prompt_ids(self, text: str, system: str | None = None) -> list[int]:
         """The prompt of a text; a text that is too long loses its middle, as in the training.
 
-        UserError if the text is empty, or if nothing of it fits into the block.
+        system: the message before it, None for the one of the training. UserError if the text is
+        empty, or if nothing of it fits into the block.
         """
         if not text.strip():
             raise UserError("the text is empty")
-        system, longest = self.purpose.system, max(self.labelling.labels, key=len)
+        system = self.purpose.system if system is None else system
+        longest = max(self.labelling.labels, key=lambda label: len(self.tokenizer.encode(label)))
         messages = [{"role": "system", "content": system}] if system else []
         messages += [{"role": "user", "content": text.strip()}]
         ids = render_question(self.tokenizer, messages)
@@ -79,10 +81,11 @@ def label_log_probabilities(
     for batch in batches_by_length(prompts, rows):
         if should_stop():
             break
-        scores[batch] = score(generator, [prompts[n] for n in batch], labelling.labels)
+        plain = score(generator, [prompts[n] for n in batch], labelling.labels)
+        scores[batch] = normalised(plain + np.array(labelling.bias or 0.0))
         done += len(batch)
         progress(done)
-    return normalised(scores + np.array(labelling.bias or 0.0))
+    return scores
 
 
 def batches_by_length(prompts: Prompts, rows: int) -> Iterator[list[int]]:
