@@ -17,6 +17,7 @@ from shuoshu.core.out_dirs import (
     models_here,
     require_downloaded,
 )
+from shuoshu.sft.answer_lists import list_separator
 from shuoshu.sft.conversations import parse_pairs
 from shuoshu.sft.dataset import write_rows
 from shuoshu.sft.pairs import closed_set_labels, drop_repeats, split_pairs
@@ -84,6 +85,7 @@ def prepare_questions(settings: PrepareSftSettings) -> Preparation:
         "task": "labels" if labels else "questions",
         "turns": max(_count_answers(pair) for pair in rendered),
         "labels": labels,
+        "separator": None if labels else list_separator([pair.answer for pair in pairs]),
         "system": systems[0] if len(systems) == 1 else "",
         "sources": [str(file) for file in files],
         "read": rejected.read,
