@@ -8,6 +8,7 @@ from pathlib import Path
 
 from shuoshu.core.command_settings import PrepareSftSettings
 from shuoshu.core.errors import REPO_ROOT, UserError
+from shuoshu.sft.answer_lists import list_separator
 from shuoshu.sft.conversations import parse_pairs
 from shuoshu.sft.dataset import write_rows
 from shuoshu.sft.labels import alike_groups, core_of, label_notes, labels_of
@@ -96,6 +97,7 @@ def prepare_questions(settings: PrepareSftSettings) -> Preparation:
         "turns": max(_count_answers(pair) for pair in rendered),
         "labels": labels,
         "block_size": chosen.block_size,
+        "separator": None if labels else list_separator([pair.answer for pair in pairs]),
         "system": systems[0] if len(systems) == 1 else "",
         "sources": [str(file) for file in files],
         "read": rejected.read,

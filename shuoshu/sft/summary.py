@@ -81,6 +81,8 @@ def questions_summary(result: Preparation, settings: PrepareSftSettings, seconds
             f"system       {result.n_systems:,} different messages: the model will answer without"
             " one unless it is given (sample.py --system)"
         )
+    if separator := result.meta["separator"]:
+        lines.append(f"answers      are lists separated by {separator}")
     lines += leak_lines(result)
     lines.append(f"splits       {_split_method(result)}")
     lines.append(f"written to   {result.folder} in {duration(seconds)}")
