@@ -90,7 +90,6 @@ def prepare_questions(settings: PrepareSftSettings) -> Preparation:
         pairs = drop_repeats(pairs, rejected, within_splits=has_given_splits)
     rendered = render_pairs(pairs, tokenizer, width, too_long, rejected)
     _require_training([pair for pair, _ in rendered], rejected)
-
     systems = system_messages(rendered)
     record = {
         "task": "labels" if labels else "questions",
