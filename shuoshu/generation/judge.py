@@ -15,7 +15,8 @@ from shuoshu.generation.sampling import TextGenerator, empty_cache, never_stop, 
 from shuoshu.models.purpose import Labelling
 from shuoshu.models.votes import label_marks, mean_votes
 from shuoshu.models.weights import LoadedModel
-from shuoshu.sft.rendering import cut_question
+from shuoshu.sft.layouts import template_ends
+from shuoshu.sft.rendering import cut_question, longest_answer
 from shuoshu.text.tokenizer import Tokenizer
 
 Prompts = Sequence[Sequence[int]]  # each up to where the label begins
@@ -37,14 +38,15 @@ class Judge(TextGenerator):
         if not text.strip():
             raise UserError("the text is empty")
         system = self.purpose.system if system is None else system
-        longest = max(self.labelling.labels, key=lambda label: len(self.tokenizer.encode(label)))
+        longest = longest_answer(self.tokenizer, self.labelling.labels)
         messages = [{"role": "system", "content": system}] if system else []
         messages += [{"role": "user", "content": text.strip()}]
         ids = render_question(self.tokenizer, messages)
         room = self.block - longest_label(self.tokenizer, self.labelling.labels)
         if len(ids) > room:
             answer = {"role": "assistant", "content": longest}
-            messages = cut_question(self.tokenizer, [*messages, answer], self.block + 1)
+            ends = template_ends(self.labelling.question)
+            messages = cut_question(self.tokenizer, [*messages, answer], self.block + 1, ends)
             if messages is None:
                 raise UserError(f"a text doesn't fit into the model's {self.block:,} tokens")
             ids = render_question(self.tokenizer, messages[:-1])
