@@ -161,7 +161,7 @@ def write_results(
     answers = [
         row
         for result in results.values()
-        for row in sorted(result.rows, key=lambda row: row.get("rouge_l", 0.0))
+        for row in sorted(result.rows, key=lambda row: row.get("list_f1", row.get("rouge_l", 0.0)))
     ]
     runs = [(str(model.folder), RunLog(model.folder / "log.jsonl").read()) for model in models]
     texts = {

@@ -20,6 +20,7 @@ from shuoshu.evaluation.evaluated_model import (
     answer_row,
     progress_printer,
 )
+from shuoshu.evaluation.keywords import KeywordMeasures
 from shuoshu.evaluation.loss import score
 from shuoshu.evaluation.measure_set import MeasureSet
 from shuoshu.generation.answers import Question, answer, read_questions
@@ -99,11 +100,15 @@ def measure_answers(
         raise UserError(
             f"all training answers of {folder} are the same: there is nothing to classify"
         )
-    lookups = Lookups.choose(settings, training, read_questions(folder, "val", tokenizer))
+    validation = read_questions(folder, "val", tokenizer)
+    lookups = Lookups.choose(settings, training, validation)
+    lists = None
+    if separator := meta.get("separator"):
+        lists = KeywordMeasures.choose(separator, training, validation)
     results = {}
     for split in splits:
         questions = QuestionSet.read(settings, folder, split, tokenizer, training)
-        results[split] = measure_split(settings, models, questions, lookups, source)
+        results[split] = measure_split(settings, models, questions, lookups, source, lists)
     return results
 
 
@@ -113,11 +118,14 @@ def measure_split(
     questions: QuestionSet,
     lookups: Lookups,
     source: TrainingText | None,
+    lists: KeywordMeasures | None,
 ) -> SplitResult:
     """Measures each model's greedy answers; adds the baselines to the first model's measures."""
     tokens = int(sum(questions.data.trained[row] for row in questions.rows))
     result = SplitResult({"questions": len(questions.asked), "tokens": tokens})
     result.definitions["lookups"] = lookups.definition
+    if lists:
+        result.definitions["lists"] = lists.definition
     for model in models:
         measures = MeasureSet(settings.seed)
         add_reference_perplexities(measures, model, questions)
@@ -130,6 +138,9 @@ def measure_split(
         )
         texts = [completion.text for completion in completions]
         scores = add_answer_scores(measures, settings, questions, completions)
+        if lists:
+            for row, f1 in zip(scores, lists.add(measures, texts, questions.asked), strict=True):
+                row["list_f1"] = f1
         copies = source.find_copies(texts + questions.references) if source else []
         measures.add_text_statistics("", texts, copies[: len(texts)])
         probabilities, classes = None, {}
@@ -138,6 +149,8 @@ def measure_split(
         if model is models[0]:
             measures.add_text_statistics("reference_", questions.references, copies[len(texts) :])
             add_baselines(measures, settings, lookups, questions.asked, questions.labels)
+            if lists:
+                lists.add_baseline(measures, questions.asked)
             result.classes = classes
             result.rows = answer_rows(questions, texts, scores, probabilities)
             result.add_copies(copies)

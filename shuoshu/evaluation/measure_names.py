@@ -21,6 +21,14 @@ MEASURES = {  # in the order of the report
     "macro_f1": Measure(
         ("宏平均 F1", "Macro-F1"), ".3f", 1, ("各类 F1 的平均", "mean F1 of the classes")
     ),
+    "list_f1": Measure(
+        ("列表 F1", "List F1"),
+        ".3f",
+        1,
+        ("列表各项的集合，不论次序，逐题平均", "items as a set, mean over the questions"),
+    ),
+    "list_precision": Measure(("列表精确率", "List precision"), ".3f", 1),
+    "list_recall": Measure(("列表召回率", "List recall"), ".3f", 1),
     "rouge_l": Measure(
         ("ROUGE-L", "ROUGE-L"),
         ".3f",
@@ -72,6 +80,9 @@ MEASURES = {  # in the order of the report
         ("不同分词器之间可比", "comparable across tokenizers"),
     ),
     "bits_per_byte": Measure(("每字节比特", "Bits per byte"), ".3f", -1),
+    "above_tfidf_list_f1": Measure(
+        ("列表 F1 比 TF-IDF 高出", "List F1 above TF-IDF"), ".3f", 1, PAIRED
+    ),
     "above_lookup_answers_rouge_l": Measure(
         ("比查表（含答案）高出", "Above the lookup with answers"), ".3f", 1, PAIRED
     ),
@@ -125,6 +136,7 @@ BASELINES = {  # prefix of a measure's name: what was measured instead of the mo
     "tfidf_": ("TF-IDF + 逻辑回归", "TF-IDF + logistic regression"),
     REFERENCE_PREFIX: ("参考文本", "the references"),
 }
+PICKED_LIST = ("TF-IDF 挑选的词", "terms picked by TF-IDF")
 SPLITS = {
     "train": ("训练", "train"),
     "val": ("验证", "validation"),
@@ -141,6 +153,12 @@ STOP_REASONS = {
 def measure_of(name: str) -> Measure:
     """The measure's entry; an unknown one is shown under its own name."""
     return MEASURES.get(name) or Measure((name, name), ".3f")
+
+
+def baseline_label(prefix: str, name: str) -> Bilingual:
+    """What was measured instead of the model, for a baseline's prefix and measure."""
+    is_list = prefix == "tfidf_" and name.startswith("list_")
+    return PICKED_LIST if is_list else BASELINES[prefix]
 
 
 def split_label(split: str) -> Bilingual:

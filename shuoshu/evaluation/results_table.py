@@ -31,8 +31,9 @@ def format_results(evaluation: dict, source: TrainingText | None) -> str:
     for split, counts in evaluation["counts"].items():
         notes.append((split, ", ".join(count_phrase(*item) for item in counts.items())))
     if evaluation["task"] != "text":
-        for title, name in (("ROUGE-L", "rouge_l"), ("look-ups", "lookups")):
-            lines = textwrap.wrap(evaluation["definitions"][name], MAX_COLUMNS - NOTE_INDENT)
+        for title, name in (("ROUGE-L", "rouge_l"), ("look-ups", "lookups"), ("lists", "lists")):
+            definition = evaluation["definitions"].get(name, "")
+            lines = textwrap.wrap(definition, MAX_COLUMNS - NOTE_INDENT)
             notes += zip((title, *[""] * len(lines)), lines, strict=False)
     missing = "not measured: the pretraining text is not here, or has changed"
     notes.append(("copies", f"from {source.folder}" if source else missing))

@@ -7,15 +7,16 @@ from itertools import pairwise
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from shuoshu.core.errors import UserError
 from shuoshu.generation.answers import render_question
 from shuoshu.generation.sampling import TextGenerator, empty_cache, never_stop, prefill
 from shuoshu.models.purpose import Labelling
+from shuoshu.models.votes import label_marks, mean_votes
 from shuoshu.models.weights import LoadedModel
-from shuoshu.sft.rendering import cut_question
+from shuoshu.sft.layouts import template_ends
+from shuoshu.sft.rendering import cut_question, longest_answer
 from shuoshu.text.tokenizer import Tokenizer
 
 Prompts = Sequence[Sequence[int]]  # each up to where the label begins
@@ -28,21 +29,24 @@ class Judge(TextGenerator):
         super().__init__(loaded.model, loaded.tokenizer)
         self.purpose, self.labelling = loaded.purpose, loaded.purpose.labelling
 
-    def prompt_ids(self, text: str) -> list[int]:
+    def prompt_ids(self, text: str, system: str | None = None) -> list[int]:
         """The prompt of a text; a text that is too long loses its middle, as in the training.
 
-        UserError if the text is empty, or if nothing of it fits into the block.
+        system: the message before it, None for the one of the training. UserError if the text is
+        empty, or if nothing of it fits into the block.
         """
         if not text.strip():
             raise UserError("the text is empty")
-        system, longest = self.purpose.system, max(self.labelling.labels, key=len)
+        system = self.purpose.system if system is None else system
+        longest = longest_answer(self.tokenizer, self.labelling.labels)
         messages = [{"role": "system", "content": system}] if system else []
         messages += [{"role": "user", "content": text.strip()}]
         ids = render_question(self.tokenizer, messages)
         room = self.block - longest_label(self.tokenizer, self.labelling.labels)
         if len(ids) > room:
             answer = {"role": "assistant", "content": longest}
-            messages = cut_question(self.tokenizer, [*messages, answer], self.block + 1)
+            ends = template_ends(self.labelling.question)
+            messages = cut_question(self.tokenizer, [*messages, answer], self.block + 1, ends)
             if messages is None:
                 raise UserError(f"a text doesn't fit into the model's {self.block:,} tokens")
             ids = render_question(self.tokenizer, messages[:-1])
@@ -79,10 +83,11 @@ def label_log_probabilities(
     for batch in batches_by_length(prompts, rows):
         if should_stop():
             break
-        scores[batch] = score(generator, [prompts[n] for n in batch], labelling.labels)
+        plain = score(generator, [prompts[n] for n in batch], labelling.labels)
+        scores[batch] = normalised(plain + np.array(labelling.bias or 0.0))
         done += len(batch)
         progress(done)
-    return normalised(scores + np.array(labelling.bias or 0.0))
+    return scores
 
 
 def batches_by_length(prompts: Prompts, rows: int) -> Iterator[list[int]]:
@@ -144,32 +149,10 @@ def float64_log_softmax(logits: Tensor) -> Tensor:
 def score_texts(generator: TextGenerator, prompts: Prompts, labels: Sequence[str]) -> np.ndarray:
     """(prompts, labels): the mean over all tokens of a prompt of the logit of each label's mark."""
     model, device = generator.model, generator.model.lm_head.weight.device
-    marks = torch.tensor(label_marks(generator.tokenizer, labels), device=device)
+    marks = torch.tensor(label_marks(generator.tokenizer, len(labels)), device=device)
     prompts = [prompt[-generator.block :] for prompt in prompts]
     lengths = torch.tensor([len(prompt) for prompt in prompts])
     ids = torch.zeros(len(prompts), int(lengths.max()), dtype=torch.long)
     for row, prompt in enumerate(prompts):
         ids[row, : len(prompt)] = torch.as_tensor(prompt)
-    logits = F.linear(model.hidden(ids.to(device)), model.lm_head.weight[marks])  # (B, T, labels)
-    is_text = torch.arange(ids.shape[1]) < lengths[:, None]  # (B, T)
-    total = (logits.cpu().double() * is_text[..., None]).sum(1)
-    return (total / lengths[:, None]).numpy()
-
-
-def label_marks(tokenizer: Tokenizer, labels: Sequence[str]) -> list[int]:
-    """For each label its first token that no other label has.
-
-    UserError if a label has none.
-    """
-    ids = [tokenizer.encode(label) for label in labels]
-    marks = []
-    for number, label in enumerate(labels):
-        others = {token for n, other in enumerate(ids) if n != number for token in other}
-        mark = next((token for token in ids[number] if token not in others), None)
-        if mark is None:
-            raise UserError(
-                f"every token of the label {label!r} is in other labels, too: give the labels"
-                ' more different texts, for example with --labels="1=A,0=B"'
-            )
-        marks.append(mark)
-    return marks
+    return mean_votes(model, ids.to(device), lengths.to(device), marks).cpu().double().numpy()

@@ -137,6 +137,13 @@ def template_ends(text: str) -> tuple[str, str]:
     return before.lstrip(), after.rstrip()
 
 
+def template_columns(text: str) -> list[str]:
+    """The names of the columns in a template, each once."""
+    tokens = _template_tokens(text)
+    names = [token[1:-1] for token in tokens if token[0] == "{" and token not in ("{", "{{")]
+    return list(dict.fromkeys(names))
+
+
 def _template_tokens(text: str) -> list[str]:
-    """Columns in braces, double braces, single ones that have no partner, and other text."""
+    """A template's columns in braces, single and double braces, and the texts between them."""
     return re.findall(r"\{\{|\}\}|\{[^{}]*\}|[{}]|[^{}]+", text.replace("\\n", "\n"))

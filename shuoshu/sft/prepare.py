@@ -8,6 +8,7 @@ from pathlib import Path
 
 from shuoshu.core.command_settings import PrepareSftSettings
 from shuoshu.core.errors import REPO_ROOT, UserError
+from shuoshu.sft.answer_lists import list_separator
 from shuoshu.sft.conversations import parse_pairs
 from shuoshu.sft.dataset import write_rows
 from shuoshu.sft.labels import alike_groups, core_of, label_notes, labels_of
@@ -89,21 +90,16 @@ def prepare_questions(settings: PrepareSftSettings) -> Preparation:
         pairs = drop_repeats(pairs, rejected, within_splits=has_given_splits)
     rendered = render_pairs(pairs, tokenizer, width, too_long, rejected)
     _require_training([pair for pair, _ in rendered], rejected)
-
-    systems = system_messages(rendered)
-    record = {
-        "task": "labels" if labels else "questions",
-        "turns": max(_count_answers(pair) for pair in rendered),
-        "labels": labels,
+    content = {
+        **task_fields(rendered, labels),
         "block_size": chosen.block_size,
-        "system": systems[0] if len(systems) == 1 else "",
         "sources": [str(file) for file in files],
         "read": rejected.read,
         "dropped": dict(rejected.counts),
         "settings": {name: getattr(settings, name) for name in RECORDED_SETTINGS},
     }
     try:
-        meta = write_rows(folder, tokenizer, rendered, record)
+        meta = write_rows(folder, tokenizer, rendered, content)
     except OSError as error:
         raise UserError(f"can't write to {folder}: {error.strerror}") from None
     return Preparation(
@@ -115,7 +111,7 @@ def prepare_questions(settings: PrepareSftSettings) -> Preparation:
         n_cut=n_cut,
         n_split=sum(is_split(rows, tokenizer) for _, rows in rendered),
         has_given_splits=has_given_splits,
-        n_systems=len(systems),
+        n_systems=len(system_messages(rendered)),
         ends=ends,
         alike=alike,
     )
@@ -140,6 +136,18 @@ def _require_training(pairs: Sequence[Pair], rejected: RejectedRecords) -> None:
     if "too long" in rejected.counts:
         advice = "\nset a longer --block_size, or shorten the template of the question"
     raise UserError(f"no pair is left to train on, of {rejected.read:,} rows read{lines}{advice}")
+
+
+def task_fields(rendered: Sequence[RenderedPair], labels: list[str] | None) -> dict:
+    """The fields of meta.json that say what a model learns from these pairs."""
+    systems = system_messages(rendered)
+    return {
+        "task": "labels" if labels else "questions",
+        "turns": max(_count_answers(pair) for pair in rendered),
+        "labels": labels,
+        "separator": None if labels else list_separator([pair.answer for pair, _ in rendered]),
+        "system": systems[0] if len(systems) == 1 else "",
+    }
 
 
 def system_messages(rendered: Sequence[RenderedPair]) -> list[str]:

@@ -10,8 +10,10 @@ from shuoshu.core.parts import stratified
 from shuoshu.core.settings import TrainSettings
 from shuoshu.generation.answers import read_questions
 from shuoshu.models.purpose import Labelling, Purpose
+from shuoshu.models.votes import label_marks
 from shuoshu.sft.augment import QuestionNoise
 from shuoshu.sft.dataset import QuestionDataset, answer_batches
+from shuoshu.sft.label_dataset import LabelDataset, TokenNoise
 from shuoshu.text.dataset import (
     PREPARE_AGAIN,
     Batch,
@@ -25,7 +27,17 @@ from shuoshu.text.foreign_tokenizer import ForeignTokenizer
 from shuoshu.text.tokenizer_folder import load_tokenizer
 from shuoshu.text.windows import text_windows
 
+# Validation questions that an evaluation answers, and texts that it labels, which is faster.
+MAX_ASKED, MAX_JUDGED = 200, 2000
 MIN_TOKENS_FOR_ADVICE = 16  # a shorter text is too short for any block_size
+
+
+# What select_by can name, by task, and its name in log.jsonl; the first one is the default.
+SELECTING_MEASURES = {
+    "text": {"loss": "val_loss"},
+    "questions": {"rouge": "val_rouge_l", "loss": "val_loss"},
+    "labels": {"accuracy": "val_accuracy", "macro_f1": "val_macro_f1", "loss": "val_loss"},
+}
 
 
 class RunData:
@@ -48,18 +60,28 @@ class RunData:
         self.labelling: Labelling | None = None  # how the model labels texts
         if self.labels:
             question = (meta.get("settings") or {}).get("question") or ""
-            self.labelling = Labelling(tuple(self.labels), question)
+            self.labelling = Labelling(tuple(self.labels), question, settings.judge_by)
+        elif settings.judge_by == "text" or settings.label_weights:
+            raise UserError(
+                f"{folder} holds {self.task}: judge_by=text and label_weights need labels, a few"
+                " short answers that all rows share; prepare such a table with prepare_sft.py"
+            )
+        # Whether the tokens of a text vote for its label. Their loss needs a VotingModel.
+        self.votes = bool(self.labels) and settings.judge_by == "text"
+        if settings.label_weights and not self.votes:
+            raise UserError(f"label_weights={settings.label_weights} needs --judge_by=text")
         self.rows_per_step = settings.batch_size * settings.gradient_accumulation_steps
         self.eval_tokens = settings.eval_tokens
         self.train: Dataset
         self.val: Dataset
         self.val_is_complete: bool  # whether an evaluation measures the whole text or all questions
         if self.task != "text":
-            self.train = self._training_questions(settings)
+            self.train = self._training_rows(settings)
             self.val = QuestionDataset(folder, "val")
             questions = read_questions(folder, "val", self.tokenizer)
             answers = [question.reference for question in questions]
-            asked = stratified(answers, settings.eval_questions)
+            limit = settings.eval_questions or (MAX_JUDGED if self.labels else MAX_ASKED)
+            asked = stratified(answers, limit)
             self.questions = [questions[number] for number in asked]
             self.val_is_complete = len(asked) == len(questions)
         else:
@@ -71,10 +93,35 @@ class RunData:
         self.measure = self._selecting_measure(settings.select_by)
 
     def _selecting_measure(self, select_by: str) -> str:
-        """The measure in log.jsonl that selects the model."""
-        if not self.questions or select_by == "loss":
+        """The measure in log.jsonl that selects the model. UserError if the task hasn't got it."""
+        measures = SELECTING_MEASURES[self.task]
+        if select_by not in (*measures, "auto"):
+            raise UserError(
+                f"select_by={select_by}: {self.folder} holds {self.task}, for which it is one of"
+                f" auto, {', '.join(measures)}"
+            )
+        if self.task != "text" and not self.questions:
             return "val_loss"
-        return "val_accuracy" if self.labels and select_by == "auto" else "val_rouge_l"
+        return next(iter(measures.values())) if select_by == "auto" else measures[select_by]
+
+    def _training_rows(self, settings: TrainSettings) -> QuestionDataset:
+        if not self.votes:
+            return self._training_questions(settings)
+        if settings.paraphrases:
+            raise UserError(
+                f"paraphrases={settings.paraphrases}: labelled texts have none;"
+                " use config/labels.py"
+            )
+        if isinstance(self.tokenizer, ForeignTokenizer):
+            _refuse_augmentation(settings, self.folder)
+        answers = [self.tokenizer.encode_answer(label) for label in self.labels]
+        marks = label_marks(self.tokenizer, len(self.labels))
+        rows = LabelDataset(self.folder, "train", answers, marks, self.rows_per_step)
+        rows.set_weights(self.labels, settings.label_weights)
+        if settings.question_drop or settings.question_replace:
+            noise = settings.question_drop, settings.question_replace
+            rows.noise = TokenNoise(self.tokenizer, rows.ids, *noise)
+        return rows
 
     def _training_questions(self, settings: TrainSettings) -> QuestionDataset:
         noise = None
@@ -167,10 +214,9 @@ def _refuse_augmentation(settings: TrainSettings, folder: object) -> None:
 
 def _refuse_question_settings(settings: TrainSettings, folder: object) -> None:
     """UserError if a setting that only questions have is used with text."""
-    is_noisy = settings.question_drop or settings.question_replace
-    if is_noisy or settings.paraphrases or settings.select_by == "rouge":
+    if settings.question_drop or settings.question_replace or settings.paraphrases:
         raise UserError(
-            f"{folder} holds text: question_drop, question_replace, paraphrases and"
-            " select_by=rouge need questions and answers; prepare some with prepare_sft.py and name"
-            " their folder with --dataset, or train on text without config/sft.py"
+            f"{folder} holds text: question_drop, question_replace and paraphrases need questions"
+            " and answers; prepare some with prepare_sft.py and name their folder with --dataset,"
+            " or train on text without config/sft.py"
         )
