@@ -13,7 +13,7 @@ from shuoshu.sft.conversations import parse_pairs
 from shuoshu.sft.dataset import write_rows
 from shuoshu.sft.labels import alike_groups, core_of, label_notes, labels_of
 from shuoshu.sft.layouts import template_ends
-from shuoshu.sft.pairs import Pair, RejectedRecords, drop_repeats
+from shuoshu.sft.pairs import Pair, RejectedRecords, drop_repeats, is_short
 from shuoshu.sft.question_files import find_question_files
 from shuoshu.sft.rendering import (
     RenderedPair,
@@ -77,7 +77,7 @@ def prepare_questions(settings: PrepareSftSettings) -> Preparation:
     alike = alike_groups(pairs, ends) if labels else []
     if labels:
         rejected.notes += label_notes(pairs, settings.labels)
-    elif settings.answer:
+    elif settings.answer and all(is_short(pair.answer) for pair in pairs):
         rejected.notes.append(not_labels_note(pairs))
 
     chosen = chosen or default_tokenizer(pairs, bool(labels), settings)

@@ -138,7 +138,8 @@ def trained_rows(
 ) -> list[list[list[int]]]:
     """What one of `world` processes trains in the first 40 steps of 8 rows, row by row."""
     settings = SimpleNamespace(seed=3)
-    data = SimpleNamespace(train=QuestionDataset(mixed, "train", 8, noise), rows_per_step=8)
+    train = QuestionDataset(mixed, "train", 8, noise)
+    data = SimpleNamespace(train=train, rows_per_step=8, votes=False)
     trainer = SimpleNamespace(
         settings=settings,
         processes=SimpleNamespace(rank=rank, world_size=world),
