@@ -22,6 +22,7 @@ from shuoshu.generation.judge import Judge
 from shuoshu.generation.prompt_files import prompt_of_text, read_texts
 from shuoshu.models.purpose import Labelling, Purpose
 from shuoshu.models.weights import load_model, save_weights
+from shuoshu.sft.dataset import QuestionDataset
 from shuoshu.text.tokenizer import Tokenizer
 from tests.in_process import train_model
 
@@ -332,3 +333,21 @@ def test_a_model_that_labels_continues_text_if_told_so(run, tokenizer: Tokenizer
     options = ["--continue_text", "--num_samples=2", "--max_new_tokens=5"]
     output = run("--start=清晨，沈砚", *options).out
     assert output.count("清晨，沈砚") == 2 and "0." not in output
+
+
+def test_a_long_text_is_cut_as_the_training_texts_are(labeller: Path, tmp_path: Path) -> None:
+    texts = [f"{n}雨" + "阿迟背着信上桥" * n + "晴" for n in range(10, 30)]
+    rows = [[text, n % 2, "train"] for n, text in enumerate(texts)]
+    table = write_table(tmp_path / "long.csv", [["review", "label", "split"], *rows])
+    question = "请判断这条评论：{review}"
+    templates = [f"--question={question}", "--answer={label}", "--labels=1=好,0=一点也不好"]
+    argv = [str(table), f"--out={tmp_path / 'data'}", f"--tokenizer={labeller}", *templates]
+    assert prepare_sft.main(argv) == 0
+    loaded = load_model(labeller)
+    changed = replace(loaded.purpose.labelling, labels=("好", "一点也不好"), question=question)
+    judge = Judge(loaded._replace(purpose=loaded.purpose._replace(labelling=changed)))
+    dataset = QuestionDataset(tmp_path / "data", "train")
+    for number, text in enumerate(texts):
+        ids, mask = dataset.row(number)
+        prompt = judge.prompt_ids(prompt_of_text(text, question))
+        assert ids[: mask.argmax()].tolist() == prompt
