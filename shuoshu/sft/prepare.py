@@ -19,9 +19,10 @@ from shuoshu.core.out_dirs import (
 )
 from shuoshu.sft.conversations import parse_pairs
 from shuoshu.sft.dataset import write_rows
-from shuoshu.sft.pairs import closed_set_labels, drop_repeats, split_pairs
+from shuoshu.sft.pairs import closed_set_labels, drop_repeats
 from shuoshu.sft.question_files import find_question_files
 from shuoshu.sft.rendering import RenderedPair, cut_long_questions, is_split, render_pairs
+from shuoshu.sft.splits import Fold, SplitRule, split_pairs
 from shuoshu.sft.summary import Preparation, questions_summary, rejected_lines, show_rows
 from shuoshu.text.data_folder import target_folder
 from shuoshu.text.tokenizer import Tokenizer
@@ -39,6 +40,8 @@ RECORDED_SETTINGS = (
     "too_long",
     "val_fraction",
     "test_fraction",
+    "folds",
+    "fold",
     "seed",
 )
 
@@ -70,7 +73,8 @@ def prepare_questions(settings: PrepareSftSettings) -> Preparation:
         n_cut = cut_long_questions(pairs, tokenizer, width)
     pairs = drop_repeats(pairs, rejected)
     has_given_splits = any(pair.split for pair in pairs)
-    split_pairs(pairs, settings.val_fraction, settings.test_fraction, settings.seed)
+    has_labels = closed_set_labels(pairs) is not None
+    split_pairs(pairs, split_rule(settings, has_labels))
     rendered = render_pairs(pairs, tokenizer, width, settings.too_long, rejected)
     if not any(pair.split == "train" for pair, _ in rendered):
         lines = "".join(f"\n  {line}" for line in rejected_lines(rejected))
@@ -105,6 +109,13 @@ def prepare_questions(settings: PrepareSftSettings) -> Preparation:
         has_given_splits=has_given_splits,
         n_systems=len(systems),
     )
+
+
+def split_rule(settings: PrepareSftSettings, has_labels: bool) -> SplitRule:
+    """How the settings split the pairs."""
+    fold = Fold(settings.fold, settings.folds) if settings.fold and settings.folds else None
+    fractions = settings.val_fraction, settings.test_fraction
+    return SplitRule(*fractions, settings.seed, fold, has_labels)
 
 
 def system_messages(rendered: Sequence[RenderedPair]) -> list[str]:

@@ -151,6 +151,9 @@ def _split_method(result: Preparation) -> str:
     method = "named in the files"
     if not result.has_given_splits:
         method = "at random by seed, equal questions together"
+        settings = result.meta["settings"]
+        if settings["fold"]:
+            method = f"test is fold {settings['fold']} of {settings['folds']}, the rest {method}"
         method += ", each answer in proportion" if labels else ""
     if labels:
         method += f"; a closed set of {len(labels)} answers: {shorten('、'.join(labels), 60)}"
