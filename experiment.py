@@ -3,7 +3,7 @@
 For each fold of the table it prepares the data, trains a model on the other folds and measures it
 on this one, beside linear models. Writes results.md, results.json and results.png.
 
-python experiment.py FILE --answer="{label}" [--question="…{text}…" ...] [--folds=5] [--key=value ...]
+python experiment.py FILE --question="…{text}…" [--question=…] --answer="{label}" [--key=value ...]
 The same command continues an interrupted experiment.
 """
 

@@ -29,7 +29,7 @@ NOT_DEFINING |= {"init_from", "device", "threads"}
 
 
 @dataclass(frozen=True)
-class Cell:
+class ExperimentCell:
     """One prompt and one fold."""
 
     prompt: int  # number from 1
@@ -70,37 +70,37 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Plan:
+class ExperimentPlan:
     """All runs of an experiment."""
 
     settings: ExperimentSettings
     folder: Path
     base: Path | None  # folder of the model that is fine-tuned; None: random weights
-    cells: list[Cell]  # fold by fold, so that the prompts can be compared early
+    cells: list[ExperimentCell]  # fold by fold, so that the prompts can be compared early
 
-    def preparation(self, cell: Cell) -> PrepareSftSettings:
+    def preparation(self, cell: ExperimentCell) -> PrepareSftSettings:
         """The settings of prepare_sft.py."""
         values = {
             field.name: getattr(self.settings, field.name) for field in fields(PrepareSftSettings)
         }
         values |= {"question": cell.question, "fold": cell.fold, "out": str(cell.data)}
-        if self.base and not self.settings.tokenizer:
+        if self.base and "tokenizer" not in self.settings.given:
             values["tokenizer"] = str(self.base)
         return PrepareSftSettings(**values)
 
-    def train_command(self, cell: Cell) -> list[str]:
+    def train_command(self, cell: ExperimentCell) -> list[str]:
         """The words after `python`."""
         folders = [f"--dataset={dataset_name(cell.data)}", f"--out_dir={cell.model}"]
         return ["train.py", *train_arguments(self.settings), *folders, "--resume"]
 
-    def eval_command(self, cell: Cell) -> list[str]:
+    def eval_command(self, cell: ExperimentCell) -> list[str]:
         """The words after `python`."""
         words = ["eval_metrics.py", str(cell.model), f"--data={dataset_name(cell.data)}"]
         words += ["--split=test", *([f"--compare={self.base}"] if self.base else [])]
         return [*words, *shlex.split(self.settings.eval_args)]
 
 
-def make_plan(settings: ExperimentSettings) -> Plan:
+def make_plan(settings: ExperimentSettings) -> ExperimentPlan:
     """The cells of the experiment; writes nothing.
 
     Raises UserError if a setting is wrong, a file or a model is missing, or the folder holds
@@ -125,7 +125,7 @@ def make_plan(settings: ExperimentSettings) -> Plan:
     }
     cells = list(_make_cells(settings, folder, definition))
     _require_own_folder(folder, cells)
-    return Plan(settings, folder, base, cells)
+    return ExperimentPlan(settings, folder, base, cells)
 
 
 def train_arguments(settings: ExperimentSettings) -> list[str]:
@@ -157,16 +157,16 @@ def _defining(settings: Settings, cls: type) -> dict:
     return json.loads(json.dumps({name: getattr(settings, name) for name in names}))
 
 
-def _make_cells(settings: ExperimentSettings, folder: Path, definition: dict) -> Iterator[Cell]:
+def _make_cells(settings: ExperimentSettings, folder: Path, definition: dict) -> Iterator[ExperimentCell]:
     digits = len(str(settings.folds))
     for fold in range(1, settings.folds + 1):
         for number, question in enumerate(settings.question or (None,), 1):
             place = folder / f"prompt-{number}" / f"fold-{fold:0{digits}}"
             own = {"question": question, "fold": fold}
-            yield Cell(number, question, fold, place, {**own, **definition})
+            yield ExperimentCell(number, question, fold, place, {**own, **definition})
 
 
-def _require_own_folder(folder: Path, cells: Sequence[Cell]) -> None:
+def _require_own_folder(folder: Path, cells: Sequence[ExperimentCell]) -> None:
     """UserError if the folder holds anything but this experiment."""
     another = "name another folder with --out"
     if is_unused(folder):

@@ -30,7 +30,7 @@ NOTES = """\
 rather too small. Of a difference, [ ] is the 95% bootstrap interval over all rows, each of which
 is tested once, and p is from McNemar's exact test on them."""
 MAX_QUESTION = 90  # columns of a prompt in the terminal
-Rows = list[list[str]]
+TextTable = list[list[str]]
 
 
 def with_error(estimate: dict | None, signed: bool = False) -> str:
@@ -42,7 +42,7 @@ def with_error(estimate: dict | None, signed: bool = False) -> str:
     return text if error is None else f"{text} ± {error:.3f}"
 
 
-def mean_rows(results: dict) -> Rows:
+def mean_rows(results: dict) -> TextTable:
     """The means as a table with a header."""
     means = [(prompt["prompt"], prompt["means"]) for prompt in results["prompts"]]
     names = [n for n in MEASURED if any(n in m for _, by_who in means for m in by_who.values())]
@@ -55,7 +55,7 @@ def mean_rows(results: dict) -> Rows:
     return rows
 
 
-def difference_rows(results: dict) -> Rows:
+def difference_rows(results: dict) -> TextTable:
     """The differences as a table with a header; only the header if there are none."""
     rows = [["prompt", "difference", "accuracy", "over all rows", "p", "macro-F1"]]
     for prompt in results["prompts"]:
@@ -113,7 +113,7 @@ def markdown_report(results: dict, command: str) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _markdown_table(rows: Rows) -> str:
+def _markdown_table(rows: TextTable) -> str:
     lines = ["| " + " | ".join(row) + " |" for row in rows]
     lines.insert(1, "|" + "---|" * len(rows[0]))
     return "\n".join(lines)

@@ -13,7 +13,7 @@ import numpy as np
 from shuoshu.core.errors import UserError
 from shuoshu.core.files import error_reason, read_json
 from shuoshu.evaluation.intervals import paired_difference
-from shuoshu.experiments.plan import Cell, Plan
+from shuoshu.experiments.plan import ExperimentPlan, ExperimentCell
 
 MEASURED = {"accuracy": "accuracy", "macro_f1": "macro-F1", "log_loss": "log-loss"}
 # Who answers, and how the names of its measures begin in eval.json.
@@ -21,7 +21,7 @@ PREFIXES = {"model": "", "linear": "linear_", "together": "together_", "majority
 BEFORE = "before"  # the model that was fine-tuned; its measures are those of --compare
 COMPARED = (("model", "linear"), ("together", "linear"), ("model", BEFORE))
 
-Figures = dict[str, float]
+Values = dict[str, float]
 
 
 class Estimate(NamedTuple):
@@ -37,7 +37,7 @@ class FoldResult:
 
     fold: int
     rows: int
-    measures: dict[str, Figures]  # by who answers
+    measures: dict[str, Values]  # by who answers
     right: dict[str, list[bool]]  # by who answers, for each row
 
 
@@ -47,7 +47,7 @@ def mean_over_folds(values: Sequence[float]) -> Estimate:
     return Estimate(float(np.mean(values)), error)
 
 
-def mcnemar(first_alone: int, second_alone: int) -> float:
+def mcnemar_p(first_alone: int, second_alone: int) -> float:
     """The p-value of McNemar's exact test: how often chance alone splits the rows so unevenly.
 
     The arguments count the rows that only one of two classifiers gets right.
@@ -60,7 +60,7 @@ def mcnemar(first_alone: int, second_alone: int) -> float:
 # ---------------------------------------------------------------- reading
 
 
-def read_cell(cell: Cell) -> FoldResult:
+def read_cell(cell: ExperimentCell) -> FoldResult:
     """The measures of a finished cell; UserError if its files are damaged."""
     try:
         evaluation = read_json(cell.folder / "eval.json")
@@ -80,7 +80,7 @@ def read_cell(cell: Cell) -> FoldResult:
         ) from None
 
 
-def _figures(measures: dict, prefix: str) -> Figures:
+def _figures(measures: dict, prefix: str) -> Values:
     """The values of the measures that are there."""
     found = {name: measures.get(prefix + name) for name in MEASURED}
     return {name: float(entry["value"]) for name, entry in found.items() if entry}
@@ -104,7 +104,7 @@ def _label(row: dict, prefix: str) -> str | None:
 # ---------------------------------------------------------------- the whole
 
 
-def collect(plan: Plan) -> dict:
+def collect(plan: ExperimentPlan) -> dict:
     """The content of results.json: for each prompt its folds, means and differences."""
     prompts: dict[int, dict] = {}
     results: dict[int, list[FoldResult]] = {}
@@ -157,7 +157,7 @@ def _to_first_prompt(folds: Sequence[FoldResult], first: Sequence[FoldResult]) -
     return _difference_by_fold([pair for pair in pairs if pair[1] is not None])
 
 
-def _difference_by_fold(pairs: Sequence[tuple[Figures, Figures]]) -> dict:
+def _difference_by_fold(pairs: Sequence[tuple[Values, Values]]) -> dict:
     """{measure: mean difference and its standard error}, of the measures that all pairs have."""
     names = [name for name in MEASURED if all(name in a and name in b for a, b in pairs)]
     if not pairs:
@@ -181,5 +181,5 @@ def _difference_by_row(folds: Sequence[FoldResult], first: str, second: str) -> 
         "second_alone": second_alone,
         "low": low,
         "high": high,
-        "p": mcnemar(first_alone, second_alone),
+        "p": mcnemar_p(first_alone, second_alone),
     }

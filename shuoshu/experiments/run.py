@@ -12,7 +12,7 @@ from shuoshu.core.errors import UserError
 from shuoshu.core.files import Lock
 from shuoshu.core.out_dirs import holds_data
 from shuoshu.core.terminal import counted, duration, print_line
-from shuoshu.experiments.plan import EVAL_FILES, Cell, Plan, make_plan
+from shuoshu.experiments.plan import EVAL_FILES, ExperimentPlan, ExperimentCell, make_plan
 from shuoshu.experiments.report import terminal_report, write_results_files
 from shuoshu.experiments.results import collect, read_cell
 from shuoshu.experiments.settings import ExperimentSettings
@@ -30,15 +30,15 @@ def run_experiment(settings: ExperimentSettings, argv: Sequence[str], run: RunCh
     and isn't repeated.
     """
     plan = make_plan(settings)
-    is_new = not plan.folder.exists()
+    created = [path for path in (plan.folder, *plan.folder.parents) if not path.exists()]
     plan.folder.mkdir(parents=True, exist_ok=True)
     with Lock(plan.folder) as lock:
-        lock.take()
+        take(lock, plan.folder)
         try:
             prepare_first_fold(plan)
         except UserError:
-            if is_new:
-                shutil.rmtree(plan.folder)
+            if created:
+                shutil.rmtree(created[-1])
             raise
         print_plan(plan)
         command = shlex.join(["python", "experiment.py", *argv])
@@ -49,7 +49,17 @@ def run_experiment(settings: ExperimentSettings, argv: Sequence[str], run: RunCh
     print_line(f"  written to {plan.folder}: results.md, results.json, results.png")
 
 
-def print_plan(plan: Plan) -> None:
+def take(lock: Lock, folder: Path) -> None:
+    try:
+        lock.take()
+    except UserError:
+        raise UserError(
+            f"another experiment.py works in {folder}: wait for it, or name another folder with"
+            " --out"
+        ) from None
+
+
+def print_plan(plan: ExperimentPlan) -> None:
     """What will be done, before it takes its time."""
     settings, n_done = plan.settings, sum(cell.is_measured() for cell in plan.cells)
     n_prompts = len(plan.cells) // settings.folds
@@ -65,14 +75,14 @@ def print_plan(plan: Plan) -> None:
 # ---------------------------------------------------------------- one cell
 
 
-def prepare_first_fold(plan: Plan) -> None:
+def prepare_first_fold(plan: ExperimentPlan) -> None:
     """Prepares each prompt's first fold and says what was left out of its data.
 
     Raises UserError if the data can't be prepared or isn't labelled.
     """
     for cell in plan.cells:
         if cell.fold == 1 and not cell.is_measured():
-            prepare(plan, cell)
+            prepare_cell(plan, cell)
             if read_meta(cell.data)["task"] != "labels":
                 raise UserError(
                     f"the answers of prompt {cell.prompt} are no labels, which are few, short and"
@@ -80,7 +90,7 @@ def prepare_first_fold(plan: Plan) -> None:
                 )
 
 
-def prepare(plan: Plan, cell: Cell) -> None:
+def prepare_cell(plan: ExperimentPlan, cell: ExperimentCell) -> None:
     """Prepares the cell's data unless it is there; begins anew if the settings have changed."""
     if not cell.is_same():
         for folder in (cell.data, cell.model):
@@ -98,22 +108,27 @@ def prepare(plan: Plan, cell: Cell) -> None:
             print_line(f"           {line}")
 
 
-def measure_cells(plan: Plan, command: str, run: RunChild) -> None:
-    """Measures the remaining cells; writes the results so far after each."""
+def measure_cells(plan: ExperimentPlan, command: str, run: RunChild) -> None:
+    """Measures the remaining cells, and after each writes the results so far."""
     remaining = [cell for cell in plan.cells if not cell.is_measured()]
     began = time.monotonic()
     for number, cell in enumerate(remaining, 1):
         print_line(f"prompt {cell.prompt}, fold {cell.fold} of {plan.settings.folds}: training")
-        measure_cell(plan, cell, run)
+        try:
+            measure_cell(plan, cell, run)
+        except KeyboardInterrupt:
+            print_line("stopped; the same command continues here")
+            raise
         write_results_files(plan.folder, collect(plan), command)
-        seconds = time.monotonic() - began
-        left = seconds / number * (len(remaining) - number)
-        print_line(f"  {cell_line(cell)}; {duration(seconds)} so far, about {duration(left)} left")
+        line, seconds = f"  {cell_line(cell)}", time.monotonic() - began
+        if left := len(remaining) - number:
+            line += f"; about {duration(seconds / number * left)} left"
+        print_line(line)
 
 
-def measure_cell(plan: Plan, cell: Cell, run: RunChild) -> None:
+def measure_cell(plan: ExperimentPlan, cell: ExperimentCell, run: RunChild) -> None:
     """Prepares, trains and measures one cell, from where an earlier command stopped."""
-    prepare(plan, cell)
+    prepare_cell(plan, cell)
     if not cell.is_trained():
         run(plan.train_command(cell), cell.folder / "train.log")
     run(plan.eval_command(cell), cell.folder / "eval.log")
@@ -124,7 +139,7 @@ def measure_cell(plan: Plan, cell: Cell, run: RunChild) -> None:
             shutil.rmtree(folder)
 
 
-def cell_line(cell: Cell) -> str:
+def cell_line(cell: ExperimentCell) -> str:
     """The accuracy of all who answered."""
     measures = read_cell(cell).measures
     figures = [f"{who} {own['accuracy']:.3f}" for who, own in measures.items() if "accuracy" in own]
