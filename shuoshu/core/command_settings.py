@@ -59,8 +59,10 @@ class PrepareSftSettings(Settings):
 
     inputs: tuple[str, ...] = setting((), "FILE|FOLDER", positional=True)
     out: str | None = setting(None, "folder to write (none: data/<stem of the first input>)")
-    tokenizer: str = setting(
-        "out-pretrain", "out_dir of the model to fine-tune, or a folder with its tokenizer.json"
+    tokenizer: str | None = setting(
+        None,
+        "out_dir of the model to fine-tune, or a folder with its tokenizer.json (none:"
+        " out-pretrain; for labels a tokenizer trained on the training texts)",
     )
     question: str | None = setting(
         None, 'template that makes the question: "评论内容：{review} 这条评论是正面还是负面？"'
@@ -75,14 +77,19 @@ class PrepareSftSettings(Settings):
     group: str | None = setting(
         None, "name of a column; rows with the same value in it stay in the same split"
     )
-    too_long: str = setting(
-        "error",
+    too_long: str | None = setting(
+        None,
         "a pair longer than block_size; error: stop; drop: leave it out; cut_question:"
-        " shorten the middle of the question; window: spread the answer over several rows",
+        " shorten the middle of the question; window: spread the answer over several rows"
+        " (none: error, for labels cut_question)",
         choices=("error", "drop", "cut_question", "window"),
     )
     block_size: int | None = setting(
-        None, "tokens per row (none: the model's context, else 256)", low=16, high=1 << 20
+        None,
+        "tokens per row (none: the model's context, else 256; with a tokenizer trained here 64 to"
+        " 512, by the texts)",
+        low=16,
+        high=1 << 20,
     )
     val_fraction: float = number(
         0.1,

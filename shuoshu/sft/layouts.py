@@ -103,7 +103,7 @@ def parse_template(option: str, text: str, columns: Mapping[str, str], path: Pat
     find_column doesn't know a name.
     """
     template, literal = [], ""
-    for token in re.findall(r"\{\{|\}\}|\{[^{}]*\}|[{}]|[^{}]+", text.replace("\\n", "\n")):
+    for token in _template_tokens(text):
         if token in ("{", "}"):
             raise UserError(
                 f"--{option}: a {token} has no partner in {preview(text)!r};"
@@ -120,3 +120,23 @@ def parse_template(option: str, text: str, columns: Mapping[str, str], path: Pat
             " add a column's name in braces"
         )
     return [*template, TemplatePiece(literal, None)]
+
+
+def template_ends(text: str) -> tuple[str, str]:
+    """What stands before the first column of a template and after the last one."""
+    tokens = _template_tokens(text)
+    is_column = [len(token) > 1 and token[0] == "{" != token[1] for token in tokens]
+    if True not in is_column:
+        return "", ""
+    first, last = is_column.index(True), len(tokens) - is_column[::-1].index(True)
+    literal = {"{{": "{", "}}": "}"}
+    before, after = (
+        "".join(literal.get(token, token) for token in part)
+        for part in (tokens[:first], tokens[last:])
+    )
+    return before.lstrip(), after.rstrip()
+
+
+def _template_tokens(text: str) -> list[str]:
+    """Columns in braces, double braces, single ones that have no partner, and other text."""
+    return re.findall(r"\{\{|\}\}|\{[^{}]*\}|[{}]|[^{}]+", text.replace("\\n", "\n"))

@@ -104,14 +104,17 @@ def normalized(text: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
-def drop_repeats(pairs: list[Pair], rejected: RejectedRecords) -> list[Pair]:
-    """The pairs whose question is new in its split.
+def drop_repeats(
+    pairs: list[Pair], rejected: RejectedRecords, within_splits: bool = True
+) -> list[Pair]:
+    """The pairs whose question is new in its split, or without `within_splits` in all of them.
 
     The others go to `rejected`: "duplicate" with the same answer, "contradictory" with another.
     """
     first: dict[tuple[str | None, str], Pair] = {}
     for pair in pairs:
-        known = first.setdefault((pair.split, normalized(pair.question)), pair)
+        split = pair.split if within_splits else None
+        known = first.setdefault((split, normalized(pair.question)), pair)
         if known is not pair:
             is_same = normalized(known.answer) == normalized(pair.answer)
             reason = "duplicate" if is_same else "contradictory"
@@ -126,17 +129,26 @@ def closed_set_labels(pairs: list[Pair]) -> list[str] | None:
     A closed set has few answers, all short and each with many pairs; no pair has several turns.
     """
     counts = Counter(pair.answer for pair in pairs)
-    return [answer for answer, _ in counts.most_common()] if _is_closed(counts, pairs) else None
+    if why_not_closed(counts, pairs):
+        return None
+    return [answer for answer, _ in counts.most_common()]
 
 
-def _is_closed(counts: Counter[str], pairs: list[Pair]) -> bool:
-    """Whether the pairs' answers, of which these are the counts, are a closed set."""
-    if not MIN_LABELS <= len(counts) <= MAX_LABELS:
-        return False
-    if len(pairs) < MIN_PAIRS_PER_LABEL * len(counts) or not all(map(_is_short, counts)):
-        return False
+def why_not_closed(counts: Counter[str], pairs: list[Pair]) -> str:
+    """Why the pairs' answers, of which these are the counts, are no closed set; "" if they are."""
+    if len(counts) < MIN_LABELS:
+        return "all rows have the same answer" if counts else "there are no rows"
+    if len(counts) > MAX_LABELS:
+        return f"there are {len(counts):,} different answers, more than {MAX_LABELS}"
+    if long := [answer for answer in counts if not _is_short(answer)]:
+        return f"an answer is longer than {MAX_LABEL_COLUMNS} columns: {preview(long[0], 40)}"
+    if len(pairs) < MIN_PAIRS_PER_LABEL * len(counts):
+        return (
+            f"{len(pairs):,} rows are few for {len(counts)} different answers,"
+            f" fewer than {MIN_PAIRS_PER_LABEL} for each"
+        )
     earlier_roles = {message["role"] for pair in pairs for message in pair.messages[:-1]}
-    return "assistant" not in earlier_roles
+    return "some conversations have several turns" if "assistant" in earlier_roles else ""
 
 
 def _is_short(answer: str) -> bool:
@@ -166,7 +178,7 @@ def merge_equal_labels(pairs: list[Pair]) -> list[str]:
     changed = {answer: labels[label_key(answer)] for answer in counts}
     changed = {answer: label for answer, label in changed.items() if answer != label}
     merged = Counter(changed.get(pair.answer, pair.answer) for pair in pairs)
-    if not changed or not _is_closed(merged, pairs):
+    if not changed or why_not_closed(merged, pairs):
         return []
     for pair in pairs:
         pair.messages[-1]["content"] = changed.get(pair.answer, pair.answer)
