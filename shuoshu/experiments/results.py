@@ -13,7 +13,7 @@ import numpy as np
 from shuoshu.core.errors import UserError
 from shuoshu.core.files import error_reason, read_json
 from shuoshu.evaluation.intervals import paired_difference
-from shuoshu.experiments.plan import ExperimentPlan, ExperimentCell
+from shuoshu.experiments.plan import ExperimentCell, ExperimentPlan
 
 MEASURED = {"accuracy": "accuracy", "macro_f1": "macro-F1", "log_loss": "log-loss"}
 # Who answers, and how the names of its measures begin in eval.json.

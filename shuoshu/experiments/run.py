@@ -12,13 +12,12 @@ from shuoshu.core.errors import UserError
 from shuoshu.core.files import Lock
 from shuoshu.core.out_dirs import holds_data
 from shuoshu.core.terminal import counted, duration, print_line
-from shuoshu.experiments.plan import EVAL_FILES, ExperimentPlan, ExperimentCell, make_plan
+from shuoshu.experiments.plan import EVAL_FILES, ExperimentCell, ExperimentPlan, make_plan
 from shuoshu.experiments.report import terminal_report, write_results_files
 from shuoshu.experiments.results import collect, read_cell
 from shuoshu.experiments.settings import ExperimentSettings
 from shuoshu.sft.prepare import prepare_questions
-from shuoshu.sft.summary import rejected_lines
-from shuoshu.text.dataset import read_meta
+from shuoshu.sft.summary import label_lines, rejected_lines
 
 RunChild = Callable[[list[str], Path], None]  # runs `python words…` with its output in a log
 
@@ -65,33 +64,28 @@ def print_plan(plan: ExperimentPlan) -> None:
     n_prompts = len(plan.cells) // settings.folds
     done = f", {n_done:,} of them measured already" if n_done else ""
     print_line(
-        f"plan       {counted(n_prompts, 'prompt')} × {settings.folds} folds:"
+        f"plan         {counted(n_prompts, 'prompt')} × {settings.folds} folds:"
         f" {counted(len(plan.cells), 'training')} with {settings.config}{done}"
     )
     kept = "are kept" if settings.keep_models else "are deleted once it is measured"
-    print_line(f"folder     {plan.folder}; the model and the data of a fold {kept}")
+    print_line(f"folder       {plan.folder}; the model and the data of a fold {kept}")
 
 
 # ---------------------------------------------------------------- one cell
 
 
 def prepare_first_fold(plan: ExperimentPlan) -> None:
-    """Prepares each prompt's first fold and says what was left out of its data.
-
-    Raises UserError if the data can't be prepared or isn't labelled.
-    """
+    """Prepares each prompt's first fold: a mistake in one of them must not come late."""
     for cell in plan.cells:
         if cell.fold == 1 and not cell.is_measured():
             prepare_cell(plan, cell)
-            if read_meta(cell.data)["task"] != "labels":
-                raise UserError(
-                    f"the answers of prompt {cell.prompt} are no labels, which are few, short and"
-                    " frequent: --answer must be the template of a label"
-                )
 
 
 def prepare_cell(plan: ExperimentPlan, cell: ExperimentCell) -> None:
-    """Prepares the cell's data unless it is there; begins anew if the settings have changed."""
+    """Prepares the cell's data unless it is there; begins anew if the settings have changed.
+
+    Raises UserError if the data can't be prepared or its answers aren't labels.
+    """
     if not cell.is_same():
         for folder in (cell.data, cell.model):
             shutil.rmtree(folder, ignore_errors=True)
@@ -100,12 +94,17 @@ def prepare_cell(plan: ExperimentPlan, cell: ExperimentCell) -> None:
     if holds_data(cell.data):
         return
     result = prepare_questions(plan.preparation(cell))
+    if not result.labels:
+        raise UserError(
+            f"the answers of prompt {cell.prompt} are not taken for labels: --answer must be the"
+            " template of one, and --labels can name them"
+        )
     if cell.fold == 1:
-        used = f"{result.rejected.read:,} rows read, {len(result.rendered):,} used"
-        cut = f", {result.n_cut:,} shortened in the middle" if result.n_cut else ""
-        print_line(f"prompt {cell.prompt}   {used}{cut}")
-        for line in (*rejected_lines(result.rejected), *result.rejected.notes):
-            print_line(f"           {line}")
+        read, used = result.rejected.read, len(result.rendered)
+        print_line(f"prompt {cell.prompt}     {read:,} rows read, {used:,} used")
+        notes = [f"note         {note}" for note in result.rejected.notes]
+        for line in (*rejected_lines(result.rejected), *notes, *label_lines(result)):
+            print_line(line)
 
 
 def measure_cells(plan: ExperimentPlan, command: str, run: RunChild) -> None:

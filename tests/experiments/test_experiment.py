@@ -17,7 +17,7 @@ from shuoshu.core.cli import parse
 from shuoshu.core.errors import REPO_ROOT, UserError
 from shuoshu.experiments.plan import make_plan
 from shuoshu.experiments.results import mean_over_folds
-from shuoshu.experiments.run import run_experiment
+from shuoshu.experiments.run import prepare_cell, run_experiment
 from shuoshu.experiments.settings import ExperimentSettings
 from shuoshu.sft.dataset import QuestionDataset
 from tests.in_process import train_model
@@ -42,14 +42,13 @@ def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def argv(table: Path, dataset: Path) -> list[str]:
+def argv(table: Path) -> list[str]:
     """The command line of an experiment of two folds; add a question."""
     return [
         table.name,
         "--answer={label}",
         "--labels=1=好,0=差",
         "--folds=2",
-        f"--tokenizer={dataset}",
         "--config=tiny.py",
         "--eval_args=--threads=1",
     ]
@@ -188,11 +187,11 @@ def test_the_model_is_compared_with_the_linear_model_row_by_row(argv):
 
 
 def test_the_settings_reach_train_and_prepare(argv, pretrained):
-    argv = [word for word in argv if not word.startswith("--tokenizer")]
     argv += [PROMPTS[0], f"--init_from={pretrained}", "--block_size=48", "--seed=3"]
     argv += ["--train_args=--max_iters=7 --lora_rank=2 --optimizer=adamw"]
     plan = make_plan(parse(ExperimentSettings, argv, ""))
     cell = plan.cells[1]
+    prepare_cell(plan, cell)
     words = plan.train_command(cell)
     assert words[:2] == ["train.py", "tiny.py"] and "--max_iters=7" in words
     assert {f"--init_from={pretrained}", "--block_size=48", "--resume"} <= set(words)
@@ -281,7 +280,7 @@ MISTAKES = {
     "no closing quotation": ["--train_args='--max_iters=2"],
     "can't read the config file config/absent.py": ["--config=config/absent.py"],
     "there is no trained model in absent": ["--init_from=absent"],
-    "are no labels": ["--answer={review}", "--labels=none"],
+    "are not taken for labels": ["--answer={review}", "--labels=none"],
     "it is there twice": ["--question={review}"],
     "every fold is measured in turn": ["--fold=2"],
     "must be at least 2": ["--folds=1"],
@@ -300,6 +299,13 @@ def test_a_mistake_is_one_message_and_writes_nothing(argv, message, capsys):
     assert message in output.err and output.err.count("error:") == 1
     assert sorted(path.name for path in Path().iterdir()) == ["out", "reviews.csv", "tiny.py"]
     assert [path.name for path in Path("out").iterdir()] == ["novel.txt"]
+
+
+def test_answers_that_are_no_labels_are_refused_with_any_tokenizer(argv, dataset, capsys):
+    answer = ["--answer={review}", "--labels=none", f"--tokenizer={dataset}"]
+    assert experiment.main([*argv, PROMPTS[1], *answer]) == 2
+    assert "the answers of prompt 1 are not taken for labels" in capsys.readouterr().err
+    assert not Path("experiments").exists()
 
 
 def test_two_experiments_do_not_share_a_folder(argv):
