@@ -150,9 +150,10 @@ def trained_rows(
     for step in range(40):
         rows: list[list[int]] = []
         for batch in micro_batches(trainer, data, step):
-            targets = np.full(batch.ids.shape, IGNORE)
-            targets.flat[batch.positions] = batch.targets
-            for row_ids, row in zip(batch.ids.numpy(), targets, strict=True):
+            ids, trained, _, positions = batch.inputs
+            targets = np.full(ids.shape, IGNORE)
+            targets.flat[positions] = trained
+            for row_ids, row in zip(ids.numpy(), targets, strict=True):
                 length = np.flatnonzero(row != IGNORE)[-1] + 1  # padding follows
                 rows.append([batch.count, *row_ids[:length].tolist(), *row[:length].tolist()])
         steps.append(rows)
