@@ -43,9 +43,9 @@ def label_notes(pairs: Sequence[Pair], given: str | None) -> list[str]:
     if unused := [label for label in parse_labels(given or "").values() if label not in counts]:
         notes.append(f"no row has {_listed(unused)} of --labels")
     if untrained := [label for label in counts if label not in trained]:
-        notes.append(f"no training row has {_listed(untrained)}: it can't be learned")
+        notes.append(f"no training row has {_listed(untrained)}: nothing teaches it")
     if single := [label for label, count in counts.items() if count == 1]:
-        notes.append(f"a single row has {_listed(single)}: one can't be both taught and measured")
+        notes.append(f"only one row has {_listed(single)}: that can't be both taught and measured")
     alike: dict[str, list[str]] = {}
     for label in counts:
         alike.setdefault(normalized(label), []).append(label)

@@ -12,7 +12,7 @@ from shuoshu.sft.conversations import parse_pairs
 from shuoshu.sft.dataset import write_rows
 from shuoshu.sft.labels import alike_groups, core_of, label_notes, labels_of
 from shuoshu.sft.layouts import template_ends
-from shuoshu.sft.pairs import RejectedRecords, drop_repeats
+from shuoshu.sft.pairs import Pair, RejectedRecords, drop_repeats
 from shuoshu.sft.question_files import find_question_files
 from shuoshu.sft.rendering import (
     RenderedPair,
@@ -24,7 +24,8 @@ from shuoshu.sft.rendering import (
 from shuoshu.sft.splits import Fold, SplitRule, split_pairs
 from shuoshu.sft.summary import Preparation, questions_summary, rejected_lines, show_rows
 from shuoshu.sft.tokenizer_choice import (
-    choose_tokenizer,
+    default_tokenizer,
+    not_labels_note,
     tokenizer_of,
 )
 from shuoshu.text.data_folder import target_folder
@@ -67,6 +68,7 @@ def prepare_questions(settings: PrepareSftSettings) -> Preparation:
 
     pairs, rejected = parse_pairs(files, settings)
     pairs = drop_repeats(pairs, rejected)
+    _require_training(pairs, rejected)
     labels = labels_of(pairs, settings.labels)
     has_given_splits = any(pair.split for pair in pairs)
     ends = template_ends(settings.question or "")
@@ -74,18 +76,19 @@ def prepare_questions(settings: PrepareSftSettings) -> Preparation:
     alike = alike_groups(pairs, ends) if labels else []
     if labels:
         rejected.notes += label_notes(pairs, settings.labels)
+    elif settings.answer:
+        rejected.notes.append(not_labels_note(pairs))
 
-    chosen = chosen or choose_tokenizer(pairs, bool(labels), settings)
+    chosen = chosen or default_tokenizer(pairs, bool(labels), settings)
     tokenizer, width = chosen.tokenizer, chosen.block_size + 1  # targets are shifted by one token
     too_long = settings.too_long or ("cut_question" if labels else "error")
     n_cut = 0
     if too_long == "cut_question":
         n_cut = cut_long_questions(pairs, tokenizer, width, ends, labels or ())
-        if n_cut:  # cutting can make questions equal
-            pairs = drop_repeats(pairs, rejected, within_splits=has_given_splits)
+    if n_cut:  # cutting can make questions equal
+        pairs = drop_repeats(pairs, rejected, within_splits=has_given_splits)
     rendered = render_pairs(pairs, tokenizer, width, too_long, rejected)
-    if not any(pair.split == "train" for pair, _ in rendered):
-        raise UserError(_nothing_left_message(rejected))
+    _require_training([pair for pair, _ in rendered], rejected)
 
     systems = system_messages(rendered)
     record = {
@@ -128,10 +131,15 @@ def split_rule(settings: PrepareSftSettings, has_labels: bool, ends: tuple[str, 
     return rule
 
 
-def _nothing_left_message(rejected: RejectedRecords) -> str:
+def _require_training(pairs: Sequence[Pair], rejected: RejectedRecords) -> None:
+    """UserError if no pair is for training, or can become one for it."""
+    if any(pair.split in ("train", None) for pair in pairs):
+        return
     lines = "".join(f"\n  {line}" for line in rejected_lines(rejected))
-    advice = "\nset a longer --block_size" if "too long" in rejected.counts else ""
-    return f"no pair is left to train on, of {rejected.read:,} rows read{lines}{advice}"
+    advice = ""
+    if "too long" in rejected.counts:
+        advice = "\nset a longer --block_size, or shorten the template of the question"
+    raise UserError(f"no pair is left to train on, of {rejected.read:,} rows read{lines}{advice}")
 
 
 def system_messages(rendered: Sequence[RenderedPair]) -> list[str]:

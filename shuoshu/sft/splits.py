@@ -62,7 +62,11 @@ def split_pairs(pairs: Sequence[Pair], rule: SplitRule) -> None:
         groups, test_fraction = list(chain.from_iterable(folds.values())), 0.0
     # A group is offered to the splits in this order. train takes the groups that others leave.
     fractions = {"val": rule.val_fraction, "test": test_fraction, "train": math.inf}
-    splits = _distribute(_strata(groups, rule.has_labels), fractions, draw)
+    strata = _strata(groups, rule.has_labels)
+    spread = [members for members in strata if len(members) > 1 or not rule.has_labels]
+    splits = _distribute(spread, fractions, draw)
+    if rule.has_labels:  # a label of one text can only be taught
+        splits["train"] += [members[0] for members in strata if len(members) == 1]
     _fill_empty_splits(splits, [name for name in ("train", "val", "test") if fractions[name]])
     for name, members in splits.items():
         for pair in chain.from_iterable(members):

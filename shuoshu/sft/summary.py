@@ -253,10 +253,10 @@ def label_lines(result: Preparation) -> list[str]:
             f" to fit into {block_size:,} tokens"
         )
     if result.alike:
-        n_alike = sum(map(len, result.alike))
+        n_alike, n_groups = sum(map(len, result.alike)), counted(len(result.alike), "group")
         lines.append(
-            f"alike        {n_alike:,} texts in {counted(len(result.alike), 'group')} differ only in"
-            " links, punctuation, case and blanks"
+            f"alike        {n_alike:,} texts in {n_groups} differ only in links, punctuation, case"
+            " and blanks"
         )
     if groups := conflicts(result.alike):
         lines.append(

@@ -61,8 +61,8 @@ def tokenizer_of(folder: Path, settings: PrepareSftSettings) -> TokenizerChoice:
     return TokenizerChoice(tokenizer, settings.block_size or block_size, folder)
 
 
-def choose_tokenizer(
-    pairs: Sequence[Pair], has_labels: bool, settings: PrepareSftSettings
+def default_tokenizer(
+    pairs: list[Pair], has_labels: bool, settings: PrepareSftSettings
 ) -> TokenizerChoice:
     """The tokenizer if --tokenizer names none: one of their own for labels, else the default.
 
@@ -73,13 +73,18 @@ def choose_tokenizer(
     try:
         return tokenizer_of(Path(DEFAULT_TOKENIZER), settings)
     except UserError as error:
-        reason = why_not_closed(Counter(pair.answer for pair in pairs), pairs)
         if not settings.answer:
             raise
         raise UserError(
-            f"{error}\n(Labels need no tokenizer, but these answers are not taken for labels:"
-            f" {reason}. If they are labels, name them with --labels.)"
+            f"{error}\nLabels need no tokenizer, but {not_labels_note(pairs)}"
         ) from None
+
+
+def not_labels_note(pairs: list[Pair]) -> str:
+    """Why the answers are not taken for labels, and what to do if they are some."""
+    counts = Counter(pair.answer for pair in pairs)
+    advice = "; if they are labels, name them with --labels" if len(counts) > 1 else ""
+    return f"the answers are not taken for labels: {why_not_closed(counts, pairs)}{advice}"
 
 
 def context_length(folder: Path) -> int:
