@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from math import comb
 from typing import NamedTuple
 
 import numpy as np
@@ -89,23 +88,6 @@ def label_intervals(
             low, high = np.quantile(resampled, [0.025, 0.975])
             intervals[label][name] = to_entry((value, low, high))
     return intervals
-
-
-class McNemar(NamedTuple):
-    """Two classifiers on the same rows: on how many only one is right, and the exact p-value."""
-
-    only_first: int
-    only_second: int
-    p_value: float
-
-
-def mcnemar(first_right: np.ndarray, second_right: np.ndarray) -> McNemar:
-    """McNemar's exact test, two-sided: is one of the classifiers right more often?"""
-    first, second = np.asarray(first_right, dtype=bool), np.asarray(second_right, dtype=bool)
-    only_first, only_second = int((first & ~second).sum()), int((second & ~first).sum())
-    n = only_first + only_second
-    tail = sum(comb(n, k) for k in range(min(only_first, only_second) + 1))
-    return McNemar(only_first, only_second, min(1.0, 2 * tail / 2**n))
 
 
 def add_probabilities(

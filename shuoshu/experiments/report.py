@@ -63,7 +63,7 @@ def difference_rows(results: dict) -> TextTable:
         for entry in prompt["differences"]:
             title = f"{TITLES[entry['of']]} − {TITLES[entry['to']]}"
             interval = f"[{entry['low']:+.3f}, {entry['high']:+.3f}]" if "low" in entry else ""
-            p = f"{entry['p']:.2g}" if "p" in entry else ""
+            p = f"{entry['p_value']:.2g}" if "p_value" in entry else ""
             rows.append([number, title, *_two(entry, interval, p)])
         if first := prompt["to_first_prompt"]:
             rows.append([number, "model − model of prompt 1", *_two(first, "", "")])

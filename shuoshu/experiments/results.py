@@ -12,7 +12,7 @@ import numpy as np
 
 from shuoshu.core.errors import UserError
 from shuoshu.core.files import error_reason, read_json
-from shuoshu.evaluation.intervals import paired_difference
+from shuoshu.evaluation.intervals import mcnemar, paired_difference
 from shuoshu.experiments.plan import ExperimentCell, ExperimentPlan
 
 MEASURED = {"accuracy": "accuracy", "macro_f1": "macro-F1", "log_loss": "log-loss"}
@@ -45,16 +45,6 @@ def mean_over_folds(values: Sequence[float]) -> Estimate:
     spread = float(np.std(values, ddof=1)) if len(values) > 1 else None
     error = None if spread is None else spread / math.sqrt(len(values))
     return Estimate(float(np.mean(values)), error)
-
-
-def mcnemar_p(first_alone: int, second_alone: int) -> float:
-    """The p-value of McNemar's exact test: how often chance alone splits the rows so unevenly.
-
-    The arguments count the rows that only one of two classifiers gets right.
-    """
-    count, fewer = first_alone + second_alone, min(first_alone, second_alone)
-    tail = sum(math.comb(count, k) for k in range(fewer + 1))
-    return min(1.0, 2 * tail / 2**count)
 
 
 # ---------------------------------------------------------------- reading
@@ -172,14 +162,5 @@ def _difference_by_row(folds: Sequence[FoldResult], first: str, second: str) -> 
     if not all(fold.right.get(first) and fold.right.get(second) for fold in folds):
         return {}
     a, b = ([value for fold in folds for value in fold.right[who]] for who in (first, second))
-    first_alone = sum(x and not y for x, y in zip(a, b, strict=True))
-    second_alone = sum(y and not x for x, y in zip(a, b, strict=True))
-    _, low, high = paired_difference(a, b)
-    return {
-        "rows": len(a),
-        "first_alone": first_alone,
-        "second_alone": second_alone,
-        "low": low,
-        "high": high,
-        "p": mcnemar_p(first_alone, second_alone),
-    }
+    test, (_, low, high) = mcnemar(a, b), paired_difference(a, b)
+    return {"rows": len(a), **test._asdict(), "low": low, "high": high}

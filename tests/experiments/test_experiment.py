@@ -180,8 +180,8 @@ def test_the_model_is_compared_with_the_linear_model_row_by_row(argv):
     (prompt,) = perform([*argv, PROMPTS[0]], Stub())["prompts"]
     (entry,) = prompt["differences"]
     assert (entry["of"], entry["to"], entry["rows"]) == ("model", "linear", N_ROWS)
-    assert (entry["first_alone"], entry["second_alone"]) == (0, N_ROWS // 4)
-    assert entry["p"] == 2 / 2 ** (N_ROWS // 4)
+    assert (entry["only_first"], entry["only_second"]) == (0, N_ROWS // 4)
+    assert entry["p_value"] == 2 / 2 ** (N_ROWS // 4)
     assert entry["low"] < -0.25 < entry["high"] < 0
     assert entry["accuracy"] == {"mean": -0.25, "error": 0.0}
 
