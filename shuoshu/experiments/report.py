@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from shuoshu.core.files import write_atomically, write_synced_text
-from shuoshu.core.terminal import shorten, table
+from shuoshu.core.terminal import duration, shorten, table
 from shuoshu.experiments.results import BEFORE, MEASURED, PREFIXES
 
 TITLES = {
@@ -94,12 +94,15 @@ def _one_line(question: str | None) -> str:
 def markdown_report(results: dict, command: str) -> str:
     """results.md."""
     is_complete = results["measured"] == results["planned"]
+    folds = [fold for prompt in results["prompts"] for fold in prompt["folds"]]
     rows = sum(fold["rows"] for fold in results["prompts"][0]["folds"])
+    seconds = [fold["training_seconds"] or 0.0 for fold in folds]
     parts = [
         "# Experiment",
         f"```bash\n{command}\n```",
-        f"{results['measured']} of {results['planned']} runs are measured, {rows:,} rows with the"
-        f" first prompt; {time.strftime('%Y-%m-%d %H:%M')}.",
+        f"{time.strftime('%Y-%m-%d %H:%M')}: {results['measured']} of {results['planned']} runs are"
+        f" measured, on {rows:,} rows with the first prompt. A training took"
+        f" {duration(sum(seconds) / len(seconds))} on average.",
         _markdown_table(mean_rows(results)),
     ]
     if len(differences := difference_rows(results)) > 1:

@@ -12,6 +12,7 @@ import numpy as np
 
 from shuoshu.core.errors import UserError
 from shuoshu.core.files import error_reason, read_json
+from shuoshu.core.run_log import RunLog
 from shuoshu.evaluation.intervals import mcnemar, paired_difference
 from shuoshu.experiments.plan import ExperimentCell, ExperimentPlan
 
@@ -37,6 +38,7 @@ class FoldResult:
 
     fold: int
     rows: int
+    seconds: float | None  # of the training
     measures: dict[str, Values]  # by who answers
     right: dict[str, list[bool]]  # by who answers, for each row
 
@@ -62,7 +64,9 @@ def read_cell(cell: ExperimentCell) -> FoldResult:
         rows = [json.loads(line) for line in text.splitlines()]
         right = {who: _right(rows, prefix) for who, prefix in PREFIXES.items()}
         measures, right = ({k: v for k, v in d.items() if v} for d in (measures, right))
-        return FoldResult(cell.fold, len(rows), measures, right)
+        ends = RunLog(cell.folder / "log.jsonl").read("end")
+        seconds = ends[-1].get("seconds") if ends else None
+        return FoldResult(cell.fold, len(rows), seconds, measures, right)
     except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
         raise UserError(
             f"the results in {cell.folder} are damaged ({error_reason(error)}): remove that folder,"
@@ -105,7 +109,10 @@ def collect(plan: ExperimentPlan) -> dict:
             folds.append(read_cell(cell))
     for number, folds in results.items():
         prompts[number] |= {
-            "folds": [{"fold": r.fold, "rows": r.rows, **r.measures} for r in folds],
+            "folds": [
+                {"fold": r.fold, "rows": r.rows, "training_seconds": r.seconds, **r.measures}
+                for r in folds
+            ],
             "means": _means(folds),
             "differences": _differences(folds),
             "to_first_prompt": _to_first_prompt(folds, results[1]) if number > 1 else {},

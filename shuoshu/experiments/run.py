@@ -95,6 +95,7 @@ def prepare_cell(plan: ExperimentPlan, cell: ExperimentCell) -> None:
         return
     result = prepare_questions(plan.preparation(cell))
     if not result.labels:
+        shutil.rmtree(cell.data)
         raise UserError(
             f"the answers of prompt {cell.prompt} are not taken for labels: --answer must be the"
             " template of one, and --labels can name them"
@@ -131,6 +132,7 @@ def measure_cell(plan: ExperimentPlan, cell: ExperimentCell, run: RunChild) -> N
     if not cell.is_trained():
         run(plan.train_command(cell), cell.folder / "train.log")
     run(plan.eval_command(cell), cell.folder / "eval.log")
+    shutil.copyfile(cell.model / "log.jsonl", cell.folder / "log.jsonl")
     for name in EVAL_FILES:
         (cell.model / name).replace(cell.folder / name)
     if not plan.settings.keep_models:
