@@ -17,7 +17,7 @@ from shuoshu.experiments.report import terminal_report, write_results_files
 from shuoshu.experiments.results import collect, read_cell
 from shuoshu.experiments.settings import ExperimentSettings
 from shuoshu.sft.prepare import prepare_questions
-from shuoshu.sft.summary import label_lines, rejected_lines
+from shuoshu.sft.summary import labelling_lines, rejected_lines
 
 RunChild = Callable[[list[str], Path], None]  # runs `python words…` with its output in a log
 
@@ -104,7 +104,7 @@ def prepare_cell(plan: ExperimentPlan, cell: ExperimentCell) -> None:
         read, used = result.rejected.read, len(result.rendered)
         print_line(f"prompt {cell.prompt}     {read:,} rows read, {used:,} used")
         notes = [f"note         {note}" for note in result.rejected.notes]
-        for line in (*rejected_lines(result.rejected), *notes, *label_lines(result)):
+        for line in (*rejected_lines(result.rejected), *notes, *labelling_lines(result)):
             print_line(line)
 
 
