@@ -29,6 +29,20 @@ MEASURES = {  # in the order of the report
     ),
     "list_precision": Measure(("列表精确率", "List precision"), ".3f", 1),
     "list_recall": Measure(("列表召回率", "List recall"), ".3f", 1),
+    "log_loss": Measure(("对数损失", "Log-loss"), ".3f", -1, ("每篇的奈特数", "nats per text")),
+    "calibration_error": Measure(
+        ("校准误差", "Calibration error"),
+        ".3f",
+        -1,
+        ("所报概率与正确率的平均差距", "mean gap between probability and accuracy"),
+    ),
+    "roc_auc": Measure(
+        ("ROC-AUC", "ROC-AUC"),
+        ".3f",
+        1,
+        ("正类得分高于负类的概率", "chance that a text of one label scores above one of the other"),
+    ),
+    "above_linear_accuracy": Measure(("比线性模型高出", "Above the linear model"), "%", 1, PAIRED),
     "rouge_l": Measure(
         ("ROUGE-L", "ROUGE-L"),
         ".3f",
@@ -127,16 +141,17 @@ MEASURES = {  # in the order of the report
         ("含长段照抄的比例", "share of texts with a long copied span"),
     ),
 }
-REFERENCE_PREFIX = "reference_"
+REFERENCE_PREFIX, TOGETHER_PREFIX = "reference_", "together_"  # of what is no rival
 BASELINES = {  # prefix of a measure's name: what was measured instead of the model
     "lookup_answers_": ("查表，问题与答案合并", "lookup, an answer and its questions joined"),
     "lookup_joined_": ("查表，同答案的问题合并", "lookup, an answer's questions joined"),
     "lookup_": ("查表，最近的问题", "lookup, nearest question"),
     "majority_": ("总选最常见的一类", "always the most frequent class"),
-    "tfidf_": ("TF-IDF + 逻辑回归", "TF-IDF + logistic regression"),
+    "linear_": ("最好的线性模型", "the best linear model"),
+    TOGETHER_PREFIX: ("与线性模型合用", "together with the linear model"),
+    "tfidf_": ("TF-IDF 挑选的词", "terms picked by TF-IDF"),
     REFERENCE_PREFIX: ("参考文本", "the references"),
 }
-PICKED_LIST = ("TF-IDF 挑选的词", "terms picked by TF-IDF")
 SPLITS = {
     "train": ("训练", "train"),
     "val": ("验证", "validation"),
@@ -153,12 +168,6 @@ STOP_REASONS = {
 def measure_of(name: str) -> Measure:
     """The measure's entry; an unknown one is shown under its own name."""
     return MEASURES.get(name) or Measure((name, name), ".3f")
-
-
-def baseline_label(prefix: str, name: str) -> Bilingual:
-    """What was measured instead of the model, for a baseline's prefix and measure."""
-    is_list = prefix == "tfidf_" and name.startswith("list_")
-    return PICKED_LIST if is_list else BASELINES[prefix]
 
 
 def split_label(split: str) -> Bilingual:

@@ -10,8 +10,8 @@ from shuoshu.evaluation.measure_names import (
     BASELINES,
     MEASURES,
     REFERENCE_PREFIX,
+    TOGETHER_PREFIX,
     Bilingual,
-    baseline_label,
     measure_of,
     split_label,
 )
@@ -88,7 +88,7 @@ def measure_rows(measures: dict[str, dict]) -> list[TableRow]:
         measure = measure_of(base)
         (zh, en), note = measure.label, measure.note
         if prefix:
-            zh_baseline, en_baseline = baseline_label(prefix, base)
+            zh_baseline, en_baseline = BASELINES[prefix]
             (zh, en), note = (f"{zh}（{zh_baseline}）", f"{en} ({en_baseline})"), None
         cells = [cell(split.get(name), measure.form) for split in measures.values()]
         rows.append(TableRow((zh, en), cells, note, bool(prefix)))
@@ -152,7 +152,7 @@ def gap_to_baseline(measures: dict, name: str, form: str) -> Bilingual:
     baselines = [
         (baseline, prefix)
         for prefix in BASELINES
-        if prefix != REFERENCE_PREFIX
+        if prefix not in (REFERENCE_PREFIX, TOGETHER_PREFIX)
         and (baseline := finite_number(measures.get(prefix + name, {}).get("value"))) is not None
     ]
     if not baselines or value is None:
@@ -160,7 +160,7 @@ def gap_to_baseline(measures: dict, name: str, form: str) -> Bilingual:
     baseline, prefix = max(baselines)
     gap = format_value(abs(value - baseline), form)
     zh_gap, en_gap = gap.replace("%", " 个百分点"), gap.replace("%", " points")
-    zh_name, en_name = baseline_label(prefix, name)
+    zh_name, en_name = BASELINES[prefix]
     zh = f"，比最强的基线（{zh_name}）{'高' if value >= baseline else '低'} {zh_gap}"
     side = "above" if value >= baseline else "below"
     en = f", {en_gap} {side} the strongest baseline ({en_name})"

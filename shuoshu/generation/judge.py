@@ -84,7 +84,8 @@ def label_log_probabilities(
         if should_stop():
             break
         plain = score(generator, [prompts[n] for n in batch], labelling.labels)
-        scores[batch] = normalised(plain + np.array(labelling.bias or 0.0))
+        corrected = labelling.scale * normalised(plain) + np.array(labelling.bias or 0.0)
+        scores[batch] = normalised(corrected)
         done += len(batch)
         progress(done)
     return scores

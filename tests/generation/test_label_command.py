@@ -20,6 +20,7 @@ from shuoshu.generation import judge as judging
 from shuoshu.generation.answers import read_questions
 from shuoshu.generation.judge import Judge
 from shuoshu.generation.prompt_files import prompt_of_text, read_texts
+from shuoshu.models.purpose import Labelling, Purpose
 from shuoshu.models.weights import load_model, save_weights
 from shuoshu.sft.dataset import QuestionDataset
 from shuoshu.text.tokenizer import Tokenizer
@@ -129,6 +130,7 @@ def test_a_jsonl_file_has_numbers_and_two_runs_write_the_same(run, tmp_path: Pat
 
 
 HOSTILE = ["  第一回\r\n雨  ", "{晴}\\n", "\ufeff雨\0", 'he said "雨"', 3, 2.0, True, "<|user|>晴"]
+HOSTILE += [f"{n}" + "沈砚" * n + f"{n}。" for n in range(10, 50, 2)]  # most are too long
 
 
 @pytest.mark.parametrize("columns", [("review",), ("instruction", "input"), ("query",)])
@@ -142,11 +144,14 @@ def test_a_row_becomes_the_prompt_that_the_training_made_of_it(
     (tmp_path / "train.json").write_text(json.dumps(labelled), encoding="utf-8")
     templates = [f"--question={template}", "--answer={label}"] if template else []
     command = [str(tmp_path / "train.json"), f"--out={tmp_path / 'data'}", *templates]
-    assert prepare_sft.main([*command, "--labels=1=好,0=坏", f"--tokenizer={pretrained}"]) == 0
-    tokenizer = load_model(pretrained).tokenizer
-    trained = [question.text for question in read_questions(tmp_path / "data", "train", tokenizer)]
+    assert prepare_sft.main([*command, "--labels=1=沈砚,0=龘龘", f"--tokenizer={pretrained}"]) == 0
+    loaded = load_model(pretrained)
+    trained = read_questions(tmp_path / "data", "train", loaded.tokenizer)
     (tmp_path / "in.json").write_text(json.dumps(rows), encoding="utf-8")
-    assert sorted(read_texts(tmp_path / "in.json", template).prompts) == sorted(trained)
+    labelling = Labelling(("沈砚", "龘龘"), template)
+    judge = Judge(loaded._replace(purpose=Purpose("labels", 1, "", labelling)))
+    prompts = read_texts(tmp_path / "in.json", template).usable("label", judge.prompt_ids)
+    assert sorted(prompts.values()) == sorted(question.ids for question in trained)
     assert len(trained) == len(HOSTILE)
 
 
@@ -213,7 +218,7 @@ def test_a_text_file_fits_a_template_with_one_column_or_none(
 
 
 def test_a_text_longer_than_the_block_is_labelled(run, tmp_path: Path) -> None:
-    texts = ["长" * 200 + "雨", "第一回。" * 100]
+    texts = ["雨" + "第二回" * 100, "第一回。" * 100]
     (tmp_path / "in.txt").write_text("\n".join(texts), encoding="utf-8")
     output = run(f"--in={tmp_path / 'in.txt'}", f"--out={tmp_path / 'o.csv'}")
     assert "2 of 2 texts labelled" in output.out and "no label" not in output.err
