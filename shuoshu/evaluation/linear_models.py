@@ -20,22 +20,24 @@ from shuoshu.evaluation.label_measures import (
     cross_fitted,
     fit_bias,
     log_losses,
-    normalized,
+    log_normalized,
 )
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
     from sklearn.feature_extraction.text import TfidfVectorizer
 
-MAX_CHARACTERS = 16_000_000  # of all training texts together: bounds time and memory
+MAX_TRAINING_CHARACTERS = 16_000_000  # of all training texts together: bounds time and memory
 MAX_FEATURES = 300_000  # character n-grams, and as many words
 MAX_STEPS = 300  # of a logistic regression's fit
 UNSPACED_SHARE = 0.3  # of the characters: above it texts are read as a script without spaces
 # Thai to Lao, Burmese, Khmer; Chinese, Japanese and Korean, full-width signs included.
-_UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\ud7ff\uf900-\U0003ffff]")
+_UNSPACED = re.compile(
+    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\ud7ff\uf900-\uffff\U00020000-\U0003ffff]"
+)
 
 
-class Kind(NamedTuple):
+class LinearKind(NamedTuple):
     """One of the linear models."""
 
     name: str
@@ -44,13 +46,13 @@ class Kind(NamedTuple):
     c: float  # the inverse strength of the regularisation
 
 
-KINDS = [  # the first one is the default
-    Kind("NB-weighted TF-IDF, logistic regression, C=1", "nb_tfidf", "logistic", 1.0),
-    Kind("NB-weighted binary, logistic regression, C=0.1", "nb_binary", "logistic", 0.1),
-    Kind("NB-weighted binary, logistic regression, C=0.01", "nb_binary", "logistic", 0.01),
-    Kind("TF-IDF, linear SVM, C=0.3", "tfidf", "svm", 0.3),
-    Kind("TF-IDF, logistic regression, C=10", "tfidf", "logistic", 10.0),
-    Kind("TF-IDF, logistic regression, C=1", "tfidf", "logistic", 1.0),
+LINEAR_KINDS = [  # the first one is the default
+    LinearKind("NB-weighted TF-IDF, logistic regression, C=1", "nb_tfidf", "logistic", 1.0),
+    LinearKind("NB-weighted binary, logistic regression, C=0.1", "nb_binary", "logistic", 0.1),
+    LinearKind("NB-weighted binary, logistic regression, C=0.01", "nb_binary", "logistic", 0.01),
+    LinearKind("TF-IDF, linear SVM, C=0.3", "tfidf", "svm", 0.3),
+    LinearKind("TF-IDF, logistic regression, C=10", "tfidf", "logistic", 10.0),
+    LinearKind("TF-IDF, logistic regression, C=1", "tfidf", "logistic", 1.0),
 ]
 
 # ---------------------------------------------------------------- features
@@ -66,7 +68,7 @@ class TextFeatures:
     @classmethod
     def fit(cls, texts: Sequence[str]) -> tuple[TextFeatures, csr_matrix]:
         """The features of the training texts, and their matrix."""
-        features = cls([], shared_length([len(text) for text in texts], MAX_CHARACTERS))
+        features = cls([], shared_length([len(text) for text in texts], MAX_TRAINING_CHARACTERS))
         texts = features._shortened(texts)
         parts = []
         for settings in _ngrams(texts):
@@ -162,7 +164,7 @@ class LinearModel:
     def of_features(self, matrix: csr_matrix) -> np.ndarray:
         """The log probabilities of texts whose features are known."""
         matrix = matrix.sign() if self.is_binary else matrix
-        raw = normalized(matrix @ self.weights + self.bias)
+        raw = log_normalized(matrix @ self.weights + self.bias)
         return self.correction.apply(raw) if self.correction else raw
 
 
@@ -173,20 +175,20 @@ def strongest(
     val_labels: Sequence[str],
     labels: Sequence[str],
 ) -> LinearModel:
-    """The model of KINDS with the highest accuracy on validation, of equals with the lowest loss.
+    """The model of LINEAR_KINDS with the highest accuracy on validation, of equals with the lowest loss.
 
     Each model's probabilities are corrected by a fit on the validation rows, cross-fitted for the
-    choice. Without validation rows: the first of KINDS, as trained.
+    choice. Without validation rows: the first of LINEAR_KINDS, as trained.
     """
     numbers = {label: number for number, label in enumerate(labels)}
     true = np.array([numbers[label] for label in train_labels])
     features, matrix = TextFeatures.fit(train_texts)
     if not val_texts:
-        return _fit_model(KINDS[0], features, matrix, true, len(labels))
+        return _fit_model(LINEAR_KINDS[0], features, matrix, true, len(labels))
     val_matrix = features.transform(val_texts)
     val_true = np.array([numbers[label] for label in val_labels])
     best, best_merit = None, (-1.0, 0.0)
-    for kind in KINDS:
+    for kind in LINEAR_KINDS:
         model = _fit_model(kind, features, matrix, true, len(labels))
         raw = model.of_features(val_matrix)
         corrected = cross_fitted(raw, val_true)
@@ -199,7 +201,7 @@ def strongest(
 
 
 def _fit_model(
-    kind: Kind, features: TextFeatures, matrix: csr_matrix, true: np.ndarray, n_labels: int
+    kind: LinearKind, features: TextFeatures, matrix: csr_matrix, true: np.ndarray, n_labels: int
 ) -> LinearModel:
     """Each label against all others; of two labels, the second one against the first."""
     is_binary = kind.features == "nb_binary"
@@ -212,8 +214,11 @@ def _fit_model(
     return LinearModel(kind.name, features, is_binary, weights, bias)
 
 
-def _fit_label(kind: Kind, matrix: csr_matrix, is_label: np.ndarray) -> tuple[np.ndarray, float]:
+def _fit_label(
+    kind: LinearKind, matrix: csr_matrix, is_label: np.ndarray
+) -> tuple[np.ndarray, float]:
     """Weights of the features and a bias: above zero for a text of the label."""
+    from scipy.sparse import diags
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
     from sklearn.svm import LinearSVC
@@ -227,7 +232,7 @@ def _fit_label(kind: Kind, matrix: csr_matrix, is_label: np.ndarray) -> tuple[np
         classifier = LogisticRegression(C=kind.c, max_iter=MAX_STEPS)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # good enough to be measured
-        classifier.fit(matrix.multiply(speaks_for).tocsr(), is_label)
+        classifier.fit(matrix @ diags(speaks_for), is_label)
     return classifier.coef_[0] * speaks_for, float(classifier.intercept_[0])
 
 
