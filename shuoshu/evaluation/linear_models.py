@@ -80,8 +80,6 @@ class TextFeatures:
 
     def transform(self, texts: Sequence[str]) -> csr_matrix:
         """Shape (texts, features)."""
-        if not texts:
-            return _joined([], 0)
         texts = self._shortened(texts)
         return _joined([v.transform(texts) for v in self.vectorizers], len(texts))
 
@@ -175,7 +173,7 @@ def strongest(
     val_labels: Sequence[str],
     labels: Sequence[str],
 ) -> LinearModel:
-    """The model of LINEAR_KINDS with the highest accuracy on validation, of equals with the lowest loss.
+    """The most accurate model of LINEAR_KINDS on validation, of equals that with the lowest loss.
 
     Each model's probabilities are corrected by a fit on the validation rows, cross-fitted for the
     choice. Without validation rows: the first of LINEAR_KINDS, as trained.
@@ -187,17 +185,17 @@ def strongest(
         return _fit_model(LINEAR_KINDS[0], features, matrix, true, len(labels))
     val_matrix = features.transform(val_texts)
     val_true = np.array([numbers[label] for label in val_labels])
-    best, best_merit = None, (-1.0, 0.0)
+    best_model, best_merit = None, (-1.0, 0.0)
     for kind in LINEAR_KINDS:
         model = _fit_model(kind, features, matrix, true, len(labels))
         raw = model.of_features(val_matrix)
         corrected = cross_fitted(raw, val_true)
         accuracy = (corrected.argmax(axis=1) == val_true).mean()
         merit = (accuracy, -log_losses(corrected, val_true).mean())
-        if best is None or merit > best_merit:
+        if merit > best_merit:
             model.correction = fit_bias(raw, val_true)
-            best, best_merit = model, merit
-    return best
+            best_model, best_merit = model, merit
+    return best_model
 
 
 def _fit_model(
