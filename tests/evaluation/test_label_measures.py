@@ -173,9 +173,9 @@ def test_a_correction_has_the_lowest_penalised_loss():
 
     found = measures.mix(log_probabilities, other, true)
     lowest = penalised(found)
-    for step in 0.05 * np.vstack([np.eye(5), -np.eye(5)]):
+    for step in 0.005 * np.vstack([np.eye(5), -np.eye(5)]):
         moved = measures.Correction(np.maximum(0, found.weights + step[:2]), found.bias + step[2:])
-        assert penalised(moved) >= lowest - 1e-6
+        assert penalised(moved) >= lowest - 1e-9
 
 
 def test_without_rows_nothing_changes():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 
@@ -25,13 +25,15 @@ NOISE = "子丑寅卯辰巳午未申酉戌亥"
 TFIDF_1 = next(kind for kind in LINEAR_KINDS if kind[1:] == ("tfidf", "logistic", 1.0))
 
 
-def reviews(n: int, seed: int, labels: tuple[str, ...] = ("差", "好")) -> tuple[list, list]:
-    """Texts of noise, in most of which their own label's name stands, in a few another's."""
+def reviews(
+    n: int, seed: int, labels: tuple[str, ...] = ("差", "好"), share: float = 0.85
+) -> tuple[list, list]:
+    """Texts of noise: in a `share` of them their own label stands, in the others any label."""
     random = np.random.default_rng(seed)
     texts, chosen = [], []
     for number in range(n):
         label = labels[number % len(labels)]
-        cue = label if random.random() < 0.85 else random.choice(labels)
+        cue = label if random.random() < share else random.choice(labels)
         noise = random.choice(list(NOISE), 14)
         texts.append("".join([*noise[:7], cue, *noise[7:]]))
         chosen.append(label)
@@ -78,6 +80,21 @@ def test_plain_tfidf_equals_scikit_learns_pipeline(monkeypatch):
     assert np.exp(found) == pytest.approx(expected.predict_proba(asked), abs=1e-5)
 
 
+def test_nb_weighted_binary_features_equal_a_pipeline_of_counts(monkeypatch):
+    kind = next(kind for kind in LINEAR_KINDS if kind.features == "nb_binary")
+    monkeypatch.setattr(linear_models, "LINEAR_KINDS", [kind])
+    (texts, true), asked = reviews(100, 0), reviews(20, 1)[0]
+    asked = [text + text[:5] for text in asked]  # occurrences aren't counted
+    vectors = CountVectorizer(analyzer="char", ngram_range=(1, 3), min_df=2, binary=True)
+    counts, is_good = vectors.fit_transform(texts).toarray(), np.array(true) == "好"
+    good, bad = (1 + counts[rows].sum(axis=0) for rows in (is_good, ~is_good))
+    ratio = np.log(good / good.sum() / (bad / bad.sum()))
+    classifier = LogisticRegression(C=kind.c, max_iter=300).fit(counts * ratio, is_good)
+    expected = classifier.predict_proba(vectors.transform(asked).toarray() * ratio)
+    found = strongest(texts, true, [], [], LABELS).log_probabilities(asked)
+    assert np.exp(found) == pytest.approx(expected, abs=1e-4)
+
+
 def test_naive_bayes_weights_equal_their_definition():
     features, matrix = TextFeatures.fit(["甲乙甲", "甲丙", "乙丙", "甲丙"])
     is_label = np.array([True, True, False, False])
@@ -104,7 +121,7 @@ def test_each_kind_of_model_learns_with_and_without_spaces(kind, monkeypatch):
 
 
 def test_the_most_accurate_model_on_validation_is_chosen():
-    train, val = reviews(60, 3), reviews(60, 4)
+    train, val = reviews(40, 5, share=0.5), reviews(30, 105, share=0.5)  # they disagree on these
     true = np.array([LABELS.index(label) for label in val[1]])
     chosen = strongest(*train, *val, LABELS)
     merits = {}
@@ -230,15 +247,17 @@ def test_the_number_of_features_is_bounded(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("texts", "n_parts"),
+    ("texts", "words"),
     [
-        (["房间很大，iPhone 能用 WiFi", "早餐 OK"], 1),
-        (["部屋は広い", "朝食が良い"], 1),
-        (["ห้องพักกว้าง", "อาหารเช้าดี"], 1),
-        (["The room is large 🙂", "Breakfast was good 🙂🙂"], 2),
-        (["Комната большая", "Завтрак хороший"], 2),
+        (["房间很大，iPhone 能用 WiFi", "早餐 OK"], None),
+        (["部屋は広い", "朝食が良い"], None),
+        (["ห้องพักกว้าง", "อาหารเช้าดี"], None),
+        (["The room is large 🙂", "Breakfast was good 🙂🙂"], "room is"),
+        (["Комната большая", "Завтрак хороший"], "комната большая"),
     ],
     ids=["Chinese", "Japanese", "Thai", "English", "Russian"],
 )
-def test_words_are_read_where_texts_have_spaces(texts, n_parts):
-    assert len(TextFeatures.fit(texts)[0].vectorizers) == n_parts
+def test_words_are_read_where_texts_have_spaces(texts, words):
+    characters, *others = TextFeatures.fit(texts)[0].vectorizers
+    assert characters.analyzer == ("char_wb" if words else "char")
+    assert [words in other.vocabulary_ for other in others] == ([True] if words else [])
