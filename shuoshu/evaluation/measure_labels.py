@@ -20,7 +20,7 @@ from shuoshu.evaluation.evaluated_model import (
 )
 from shuoshu.evaluation.intervals import mcnemar
 from shuoshu.evaluation.label_measures import (
-    Mixture,
+    Correction,
     add_probabilities,
     cross_fitted,
     label_intervals,
@@ -96,7 +96,7 @@ class Rivals:
             labels,
         )
         self.majority = Counter(training.references).most_common(1)[0][0]
-        self.mixture: Mixture | None = None
+        self.mixture: Correction | None = None
         if validation.questions:
             first = scorer.scores(validation, corrected=False, title="val")
             second = self.linear.log_probabilities(validation.texts)
