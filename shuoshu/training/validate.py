@@ -121,7 +121,7 @@ def validate_labels(run: Run, stop: StopFlag) -> Evaluation | None:
     require_finite(run, values["val_loss"])
     correction = fit_bias(scores, true)
     bias = tuple(correction.bias.tolist())
-    labelling = replace(run.data.labelling, scale=correction.scale, bias=bias)
+    labelling = replace(run.data.labelling, scale=float(correction.weights[0]), bias=bias)
     purpose = run.data.purpose._replace(labelling=labelling)
     return Evaluation(values, samples=label_samples(run, scores), purpose=purpose)
 
