@@ -19,7 +19,6 @@ from shuoshu.core.schema import Schema, Settings
 from shuoshu.core.settings import TrainSettings
 from shuoshu.experiments.settings import ExperimentSettings
 from shuoshu.sft.question_files import find_question_files
-from shuoshu.text.dataset import read_meta
 
 EVAL_FILES = ("eval_answers.jsonl", "report.html", "eval.json")  # eval.json shows: all are there
 # Settings of train.py and eval_metrics.py that the experiment chooses itself.
@@ -90,13 +89,9 @@ class ExperimentPlan:
         return PrepareSftSettings(**values)
 
     def train_command(self, cell: ExperimentCell) -> list[str]:
-        """The words after `python`; the cell's data must be there."""
-        words = ["train.py", *base_arguments(self.settings)]
-        if self.base is None or self.settings.block_size:  # else the model's own
-            words.append(f"--block_size={read_meta(cell.data)['block_size']}")
-        words += shlex.split(self.settings.train_args)
+        """The words after `python`."""
         folders = [f"--dataset={dataset_name(cell.data)}", f"--out_dir={cell.model}"]
-        return [*words, *folders, "--resume"]
+        return ["train.py", *train_arguments(self.settings), *folders, "--resume"]
 
     def eval_command(self, cell: ExperimentCell) -> list[str]:
         """The words after `python`."""
@@ -113,8 +108,9 @@ def make_plan(settings: ExperimentSettings) -> ExperimentPlan:
     """
     if not settings.inputs:
         raise UserError('name a table: python experiment.py FILE --question="…" --answer="…"')
-    evaluation = parse_arguments(EvalSettings, "eval_args", settings.eval_args)
-    words = base_arguments(settings)
+    words = shlex.split(settings.eval_args)
+    evaluation = parse_arguments(EvalSettings, "eval_args", settings.eval_args, words)
+    words = train_arguments(settings)
     training = parse_arguments(TrainSettings, "train_args", settings.train_args, words)
     base = None if training.init_from == "scratch" else Path(training.init_from)
     if base:
@@ -132,22 +128,25 @@ def make_plan(settings: ExperimentSettings) -> ExperimentPlan:
     return ExperimentPlan(settings, folder, base, cells)
 
 
-def base_arguments(settings: ExperimentSettings) -> list[str]:
-    """The config file for train.py and the model to start from."""
-    return [settings.config, *([f"--init_from={settings.init_from}"] if settings.init_from else [])]
+def train_arguments(settings: ExperimentSettings) -> list[str]:
+    """The config file and settings for train.py, without a cell's folders."""
+    words = [settings.config]
+    for name in ("init_from", "block_size"):
+        if (value := getattr(settings, name)) is not None:
+            words.append(f"--{name}={value}")
+    return [*words, *shlex.split(settings.train_args)]
 
 
-def parse_arguments(cls: type, name: str, text: str, first: Sequence[str] = ()) -> typing.Any:
-    """The settings of `cls` in the words `first` and in `text`, the value of the setting `name`.
+def parse_arguments(cls: type, name: str, text: str, words: Sequence[str]) -> typing.Any:
+    """The settings of `cls` in `words`, among which is `text`, the value of the setting `name`.
 
     Raises UserError if a setting is wrong or one that the experiment chooses itself.
     """
-    words = shlex.split(text)
-    flags, _, _ = Schema(cls).split(words, [])
+    flags, _, _ = Schema(cls).split(shlex.split(text), [])
     if own := [key for key in OWN_SETTINGS if key in flags]:
         raise UserError(f"{name}={text}: the experiment chooses {own[0]} itself")
     try:
-        return parse(cls, [*first, *words], "")
+        return parse(cls, words, "")
     except UserError as error:
         raise UserError(f"{name}: {error}") from None
 

@@ -62,7 +62,7 @@ def read_cell(cell: ExperimentCell) -> FoldResult:
             measures[BEFORE] = _figures(evaluation["compare"][0]["measures"]["test"], "")
         text = (cell.folder / "eval_answers.jsonl").read_text(encoding="utf-8")
         rows = [json.loads(line) for line in text.splitlines()]
-        right = {who: _right(rows, prefix) for who, prefix in PREFIXES.items()}
+        right = {who: _right(rows, who) for who in (BEFORE, *PREFIXES)}
         measures, right = ({k: v for k, v in d.items() if v} for d in (measures, right))
         ends = RunLog(cell.folder / "log.jsonl").read("end")
         seconds = ends[-1].get("seconds") if ends else None
@@ -80,18 +80,19 @@ def _figures(measures: dict, prefix: str) -> Values:
     return {name: float(entry["value"]) for name, entry in found.items() if entry}
 
 
-def _right(rows: Sequence[dict], prefix: str) -> list[bool]:
-    """Whether each row's label is right; empty if the rows don't have that classifier's label."""
-    labels = [_label(row, prefix) for row in rows]
+def _right(rows: Sequence[dict], who: str) -> list[bool]:
+    """Whether each row's label is right; empty if the rows don't have that label."""
+    labels = [_label(row, who) for row in rows]
     if None in labels:
         return []
     return [label == row["reference"] for label, row in zip(labels, rows, strict=True)]
 
 
-def _label(row: dict, prefix: str) -> str | None:
-    if label := row.get(prefix + "predicted"):
-        return label
-    probabilities = row.get(prefix + "probabilities")
+def _label(row: dict, who: str) -> str | None:
+    """The label of a row of eval_answers.jsonl."""
+    if who == BEFORE:
+        return next(iter(row.get("others", {}).values()), None)
+    probabilities = row.get(PREFIXES[who] + "probabilities")
     return max(probabilities, key=probabilities.get) if probabilities else None
 
 

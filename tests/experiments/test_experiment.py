@@ -17,7 +17,7 @@ from shuoshu.core.cli import parse
 from shuoshu.core.errors import REPO_ROOT, UserError
 from shuoshu.experiments.plan import make_plan
 from shuoshu.experiments.results import mean_over_folds
-from shuoshu.experiments.run import prepare_cell, run_experiment
+from shuoshu.experiments.run import run_experiment
 from shuoshu.experiments.settings import ExperimentSettings
 from shuoshu.sft.dataset import QuestionDataset
 from tests.in_process import train_model
@@ -84,7 +84,7 @@ class Stub:
         rows = [
             {
                 "reference": "好",
-                "predicted": "好" if n < n_test / 2 else "差",
+                "probabilities": {"好": 0.9 if n < n_test / 2 else 0.1, "差": 0.5},
                 "linear_probabilities": {"好": 1.0 if n < n_test * 3 / 4 else 0.1, "差": 0.5},
             }
             for n in range(n_test)
@@ -191,7 +191,6 @@ def test_the_settings_reach_train_and_prepare(argv, pretrained):
     argv += ["--train_args=--max_iters=7 --lora_rank=2 --optimizer=adamw"]
     plan = make_plan(parse(ExperimentSettings, argv, ""))
     cell = plan.cells[1]
-    prepare_cell(plan, cell)
     words = plan.train_command(cell)
     assert words[:2] == ["train.py", "tiny.py"] and "--max_iters=7" in words
     assert {f"--init_from={pretrained}", "--block_size=48", "--resume"} <= set(words)
