@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -15,6 +17,8 @@ from shuoshu.generation.answers import render_question
 from shuoshu.generation.sampling import TextGenerator, empty_cache, never_stop, prefill
 from shuoshu.models.purpose import Labelling
 from shuoshu.models.weights import LoadedModel
+from shuoshu.sft.layouts import parse_template
+from shuoshu.sft.pairs import clean_field
 from shuoshu.sft.rendering import cut_question
 from shuoshu.text.tokenizer import Tokenizer
 
@@ -24,29 +28,37 @@ Prompts = Sequence[Sequence[int]]  # each up to where the label begins
 class Judge(TextGenerator):
     """A loaded model that labels texts."""
 
-    def __init__(self, loaded: LoadedModel) -> None:
-        super().__init__(loaded.model, loaded.tokenizer)
+    def __init__(self, loaded: LoadedModel, base: TextGenerator | None = None) -> None:
+        super().__init__(loaded.model, loaded.tokenizer, base)
         self.purpose, self.labelling = loaded.purpose, loaded.purpose.labelling
 
-    def prompt_ids(self, text: str) -> list[int]:
-        """The prompt of a text; a text that is too long loses its middle, as in the training.
+    def prompt_of(self, text: str) -> str:
+        """The prompt of a text: in the training's template if that has one column, else itself."""
+        return prompt_of_text(text, self.labelling.question)
 
-        UserError if the text is empty, or if nothing of it fits into the block.
+    def messages(self, prompt: str) -> list[dict[str, str]]:
+        """The conversation before the label. A prompt that is too long has … for its middle.
+
+        This is as in the training. UserError if the prompt is empty, or if nothing of it fits into
+        the block.
         """
-        if not text.strip():
+        if not prompt.strip():
             raise UserError("the text is empty")
         system, longest = self.purpose.system, max(self.labelling.labels, key=len)
         messages = [{"role": "system", "content": system}] if system else []
-        messages += [{"role": "user", "content": text.strip()}]
-        ids = render_question(self.tokenizer, messages)
+        messages += [{"role": "user", "content": prompt.strip()}]
         room = self.block - longest_label(self.tokenizer, self.labelling.labels)
-        if len(ids) > room:
-            answer = {"role": "assistant", "content": longest}
-            messages = cut_question(self.tokenizer, [*messages, answer], self.block + 1)
-            if messages is None:
-                raise UserError(f"a text doesn't fit into the model's {self.block:,} tokens")
-            ids = render_question(self.tokenizer, messages[:-1])
-        return ids
+        if len(render_question(self.tokenizer, messages)) <= room:
+            return messages
+        answer = {"role": "assistant", "content": longest}
+        cut = cut_question(self.tokenizer, [*messages, answer], self.block + 1)
+        if cut is None:
+            raise UserError(f"a text doesn't fit into the model's {self.block:,} tokens")
+        return cut[:-1]
+
+    def prompt_ids(self, prompt: str) -> list[int]:
+        """The ids of `messages`; raises UserError like that."""
+        return render_question(self.tokenizer, self.messages(prompt))
 
     def probabilities(
         self,
@@ -58,6 +70,18 @@ class Judge(TextGenerator):
         """(prompts, labels): how probable each label is; NaN for prompts after a stop."""
         scores = label_log_probabilities(self, self.labelling, prompts, rows, should_stop, progress)
         return np.exp(scores)
+
+
+def prompt_of_text(text: str, template: str) -> str:
+    """The prompt of a text that is not empty: the template's if that has one column, else itself.
+
+    UserError if the template can't be parsed.
+    """
+    names = re.findall(r"(?<!\{)\{([^{}]+)\}", template)
+    if len(set(names)) != 1:
+        return text
+    pieces = parse_template("question", template, {names[0]: names[0]}, Path())
+    return clean_field("".join(literal + (text if column else "") for literal, column, _ in pieces))
 
 
 def label_log_probabilities(
