@@ -1,8 +1,11 @@
 """Generates text: continues --start, or answers it if the model is fine-tuned on questions.
 
+A model that was trained on labels gives their probabilities instead.
+
 python sample.py --start="…" [--out_dir=FOLDER] [--num_samples=3] [--key=value ...]
 python sample.py --chat
 python sample.py --in=questions.csv --out=answers.csv
+python sample.py --in=unlabelled.csv --out=predictions.csv --out_dir=out-labels
 """
 
 from __future__ import annotations

@@ -110,12 +110,15 @@ class SampleSettings(Settings):
 
     start: tuple[str, ...] = setting(
         (),
-        "text to continue or question to answer; FILE:prompt.txt reads it from a file; repeatable",
+        "text to continue or to label, or question to answer; FILE:prompt.txt reads it from a file;"
+        " repeatable",
         any_bytes=True,
     )
-    chat: bool = setting(False, "answer questions from the terminal, one after another")
+    chat: bool = setting(
+        False, "answer questions, or label lines, from the terminal, one after another"
+    )
     continue_text: bool = setting(
-        False, "continue the text even with a model that answers questions"
+        False, "continue the text even with a model that answers questions or labels texts"
     )
     system: str = setting(
         TRAINED,
@@ -150,13 +153,17 @@ class SampleSettings(Settings):
     seed: int = random_seed("seed of the random numbers; the same seed gives the same text")
     infile: str | None = setting(
         None,
-        "file of prompts: .csv, .tsv, .json, .jsonl, or .txt with one per line; needs --out",
+        "file of prompts or texts to label: .csv, .tsv, .json, .jsonl, or .txt with one per line;"
+        " needs --out",
         alias="in",
     )
     outfile: str | None = setting(
-        None, "file to write: the rows of --in with their texts, .csv or .jsonl", alias="out"
+        None,
+        "file to write, .csv or .jsonl: the rows of --in with their texts, or with labels and their"
+        " probabilities",
+        alias="out",
     )
-    batch_size: int = count(16, "number of texts to generate in parallel", high=1_000_000)
+    batch_size: int = count(16, "number of texts to generate or label in parallel", high=1_000_000)
     device: str = setting("auto", DEVICE_HELP)
     dtype: str = setting(
         "auto", "precision of the weights; auto: bfloat16 on CUDA, else float32", choices=DTYPES

@@ -217,17 +217,18 @@ class RunSettings(Settings):
         "on text, number of validation tokens to measure on, in whole windows that are evenly"
         " spread over the text (none: all)",
     )
-    eval_questions: int = count(
-        200,
+    eval_questions: int | None = count(
+        None,
         "on questions, number of validation questions to answer in an evaluation; each label has"
-        " its share",
+        " its share (none: 200; on labels 2,000)",
     )
     select_by: str = setting(
         "auto",
         "which model to keep; loss: the one with the lowest validation loss; rouge: the one with"
-        " the highest ROUGE-L, or a later one within noise of it; auto: loss on text, rouge on"
-        " questions, but on labels the one with the highest accuracy",
-        choices=("auto", "loss", "rouge"),
+        " the highest ROUGE-L, or a later one within noise of it; accuracy and macro_f1, on"
+        " labels: the one with the highest; auto: loss on text, rouge on questions, accuracy on"
+        " labels",
+        choices=("auto", "loss", "rouge", "accuracy", "macro_f1"),
     )
     patience: int | None = count(
         None, "stop after this many evaluations without a better model (none: never)"

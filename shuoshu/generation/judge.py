@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,11 +12,10 @@ from torch import Tensor
 
 from shuoshu.core.errors import UserError
 from shuoshu.generation.answers import render_question
+from shuoshu.generation.prompt_files import prompt_of_text
 from shuoshu.generation.sampling import TextGenerator, empty_cache, never_stop, prefill
 from shuoshu.models.purpose import Labelling
 from shuoshu.models.weights import LoadedModel
-from shuoshu.sft.layouts import parse_template
-from shuoshu.sft.pairs import clean_field
 from shuoshu.sft.rendering import cut_question
 from shuoshu.text.tokenizer import Tokenizer
 
@@ -36,15 +33,16 @@ class Judge(TextGenerator):
         """The prompt of a text: in the training's template if that has one column, else itself."""
         return prompt_of_text(text, self.labelling.question)
 
-    def messages(self, prompt: str) -> list[dict[str, str]]:
+    def messages(self, prompt: str, system: str | None = None) -> list[dict[str, str]]:
         """The conversation before the label. A prompt that is too long has … for its middle.
 
-        This is as in the training. UserError if the prompt is empty, or if nothing of it fits into
-        the block.
+        This is as in the training. system: the message before it, None for the one of the training.
+        UserError if the prompt is empty, or if nothing of it fits into the block.
         """
         if not prompt.strip():
             raise UserError("the text is empty")
-        system, longest = self.purpose.system, max(self.labelling.labels, key=len)
+        system = self.purpose.system if system is None else system
+        longest = max(self.labelling.labels, key=len)
         messages = [{"role": "system", "content": system}] if system else []
         messages += [{"role": "user", "content": prompt.strip()}]
         room = self.block - longest_label(self.tokenizer, self.labelling.labels)
@@ -56,9 +54,9 @@ class Judge(TextGenerator):
             raise UserError(f"a text doesn't fit into the model's {self.block:,} tokens")
         return cut[:-1]
 
-    def prompt_ids(self, prompt: str) -> list[int]:
+    def prompt_ids(self, prompt: str, system: str | None = None) -> list[int]:
         """The ids of `messages`; raises UserError like that."""
-        return render_question(self.tokenizer, self.messages(prompt))
+        return render_question(self.tokenizer, self.messages(prompt, system))
 
     def probabilities(
         self,
@@ -70,18 +68,6 @@ class Judge(TextGenerator):
         """(prompts, labels): how probable each label is; NaN for prompts after a stop."""
         scores = label_log_probabilities(self, self.labelling, prompts, rows, should_stop, progress)
         return np.exp(scores)
-
-
-def prompt_of_text(text: str, template: str) -> str:
-    """The prompt of a text that is not empty: the template's if that has one column, else itself.
-
-    UserError if the template can't be parsed.
-    """
-    names = re.findall(r"(?<!\{)\{([^{}]+)\}", template)
-    if len(set(names)) != 1:
-        return text
-    pieces = parse_template("question", template, {names[0]: names[0]}, Path())
-    return clean_field("".join(literal + (text if column else "") for literal, column, _ in pieces))
 
 
 def label_log_probabilities(
@@ -103,10 +89,11 @@ def label_log_probabilities(
     for batch in batches_by_length(prompts, rows):
         if should_stop():
             break
-        scores[batch] = score(generator, [prompts[n] for n in batch], labelling.labels)
+        plain = score(generator, [prompts[n] for n in batch], labelling.labels)
+        scores[batch] = normalised(plain + np.array(labelling.bias or 0.0))
         done += len(batch)
         progress(done)
-    return normalised(scores + np.array(labelling.bias or 0.0))
+    return scores
 
 
 def batches_by_length(prompts: Prompts, rows: int) -> Iterator[list[int]]:

@@ -11,27 +11,30 @@ from shuoshu.core.command_settings import TRAINED, SampleSettings
 from shuoshu.core.device import setup_process
 from shuoshu.core.distributed import StopFlag
 from shuoshu.core.errors import UserError
-from shuoshu.core.files import error_reason, read_text
-from shuoshu.core.terminal import counted
 from shuoshu.generation.chat_model import ChatModel, generation_dtype
+from shuoshu.generation.label_command import run_labels
 from shuoshu.generation.prompt_files import (
     PromptFile,
+    command_line_prompts,
+    new_columns,
     read_prompts,
     require_writable,
     write_prompt_rows,
 )
-from shuoshu.models.weights import LoadedModel, load_model
-from shuoshu.sft.pairs import MAX_EXAMPLES
+from shuoshu.models.weights import LoadedModel, folder_purpose, load_model
 
 
 def run(settings: SampleSettings, out_dir: Path) -> int:
     """Generates what the settings ask for with the model in `out_dir`; returns the exit code."""
+    purpose = folder_purpose(out_dir, settings.base)
+    if purpose.labelling and not settings.continue_text:
+        return run_labels(settings, out_dir, purpose.labelling)
     # Inputs come first: a wrong path must not cost the time to load a model.
     if settings.infile:
         file = read_prompts(Path(settings.infile))
         require_writable(Path(settings.outfile))
     elif not settings.chat:
-        prompts = command_line_prompts(settings)
+        prompts = command_line_prompts(settings.start)
     device = setup_process(settings.device, settings.threads)
     dtype = generation_dtype(settings.dtype, device)
     terminal = TerminalChat(settings, load_model(out_dir, device, dtype, settings.base))
@@ -93,28 +96,6 @@ def text_seed(settings: SampleSettings, number: int) -> int:
 
 
 # ---------------------------------------------------------------- to the terminal
-
-
-def command_line_prompts(settings: SampleSettings) -> list[str]:
-    """The texts of --start, with the content of its files; else a pipe's, else an empty one.
-
-    UserError if a file can't be read.
-    """
-    starts = settings.start
-    if not starts:
-        is_pipe = sys.stdin is not None and not sys.stdin.isatty()
-        starts = (sys.stdin.read().rstrip("\n") if is_pipe else "",)
-    return [_read_start(start) for start in starts]
-
-
-def _read_start(start: str) -> str:
-    if not start.startswith("FILE:"):
-        return start
-    path = Path(start.removeprefix("FILE:"))
-    try:
-        return read_text(path).rstrip("\n")
-    except (OSError, ValueError) as error:
-        raise UserError(f"can't read the prompt in {path}: {error_reason(error)}") from None
 
 
 def stream_to_terminal(terminal: TerminalChat, prompts: list[str]) -> None:
@@ -179,7 +160,7 @@ def write_answers(terminal: TerminalChat, file: PromptFile) -> int:
     The texts of rows without a usable prompt are empty, and after a signal those not finished.
     """
     settings, samples = terminal.settings, terminal.settings.num_samples
-    prompts = _prompts_to_answer(terminal, file)
+    prompts = file.usable("answer", lambda text, system: terminal.prompt_ids(text, system=system))
     texts = [(row, sample) for row in prompts for sample in range(samples)]
     ids = [prompts[row] for row, _ in texts]
     seeds = [text_seed(settings, row * samples + sample) for row, sample in texts]
@@ -192,7 +173,8 @@ def write_answers(terminal: TerminalChat, file: PromptFile) -> int:
             ids, terminal.params, seeds, settings.batch_size, lambda: stop.raised, print_progress
         )
     print(file=sys.stderr)
-    columns = _answer_columns(file.rows, samples)
+    columns = ["answer", *(f"answer_{number}" for number in range(2, samples + 1))]
+    columns = new_columns(file.rows, columns)
     for row in file.rows:
         row.update(dict.fromkeys(columns, ""))
     for (row, sample), result in zip(texts, results, strict=True):
@@ -205,36 +187,3 @@ def write_answers(terminal: TerminalChat, file: PromptFile) -> int:
     if cut and terminal.is_answering:
         print(f"{cut:,} of them were cut at --max_new_tokens={settings.max_new_tokens}")
     return 128 + stop.raised if stop.raised else 0
-
-
-def _prompts_to_answer(terminal: TerminalChat, file: PromptFile) -> dict[int, list[int]]:
-    """The prompt's ids of each row that can be answered; prints the number of others.
-
-    Raises UserError if there is no such row.
-    """
-    result, problems = {}, list(file.problems)
-    for row, prompt in enumerate(file.prompts):
-        try:
-            if prompt is not None:
-                result[row] = terminal.prompt_ids(prompt, system=file.systems[row])
-        except UserError as error:
-            problems.append(f"{file.sources[row]}: {error}")
-    for note in file.notes:
-        print(f"note: {note}", file=sys.stderr)
-    if not result:
-        raise UserError(f"no row of {terminal.settings.infile} can be answered ({problems[0]})")
-    if problems:
-        examples = "".join(f"\n  {problem}" for problem in problems[:MAX_EXAMPLES])
-        rows = counted(len(problems), "row")
-        print(f"no answer for {rows}, for example{examples}", file=sys.stderr)
-    return result
-
-
-def _answer_columns(rows: list[dict], samples: int) -> list[str]:
-    """The names of the columns with the texts; none of them is a column of the file itself."""
-    own, name = {column for row in rows for column in row}, "answer"
-    while True:
-        columns = [name, *(f"{name}_{number}" for number in range(2, samples + 1))]
-        if not own.intersection(columns):
-            return columns
-        name = f"model_{name}"

@@ -237,7 +237,7 @@ def _conversation(record: dict, layout: Layout) -> Conversation:
     own_system = unanswered = ""
     if messages and messages[0]["role"] == "system":
         own_system = messages.pop(0)["content"]
-    system = _fill(record, layout.system) or own_system
+    system = fill_template(record, layout.system) or own_system
     if messages and messages[-1]["role"] == "user":
         unanswered = messages.pop()["content"]
     if not messages:
@@ -257,7 +257,7 @@ def _conversation(record: dict, layout: Layout) -> Conversation:
 
 def _question_turns(record: dict, layout: Layout) -> list[dict[str, object]]:
     """The turns of a record with a question, an answer, and perhaps a history of earlier ones."""
-    last = [_fill(record, layout.question), _fill(record, layout.answer)]
+    last = [fill_template(record, layout.question), fill_template(record, layout.answer)]
     history = record.get(layout.history[0].column) if layout.history else None
     exchanges = [*history, last] if isinstance(history, list) else [last]
     if any(not isinstance(exchange, list) or len(exchange) != 2 for exchange in exchanges):
@@ -280,8 +280,8 @@ def _message(turn: dict) -> dict[str, str]:
     return {"role": ROLE_NAMES[role.lower()], "content": _field_text(content, "a message")}
 
 
-def _fill(record: dict, template: Template) -> str:
-    """The text of a template with the record's values."""
+def fill_template(record: dict, template: Template) -> str:
+    """The text of a template with the record's values; raises UnusableRecord."""
     text = ""
     for literal, column, is_required in template:
         value = "" if column is None else _field_text(record.get(column), column)

@@ -103,7 +103,7 @@ def parse_template(option: str, text: str, columns: Mapping[str, str], path: Pat
     find_column doesn't know a name.
     """
     template, literal = [], ""
-    for token in re.findall(r"\{\{|\}\}|\{[^{}]*\}|[{}]|[^{}]+", text.replace("\\n", "\n")):
+    for token in _template_tokens(text):
         if token in ("{", "}"):
             raise UserError(
                 f"--{option}: a {token} has no partner in {preview(text)!r};"
@@ -120,3 +120,15 @@ def parse_template(option: str, text: str, columns: Mapping[str, str], path: Pat
             " add a column's name in braces"
         )
     return [*template, TemplatePiece(literal, None)]
+
+
+def template_columns(text: str) -> list[str]:
+    """The names of the columns in a template, each once."""
+    tokens = _template_tokens(text)
+    names = [token[1:-1] for token in tokens if token[0] == "{" and token not in ("{", "{{")]
+    return list(dict.fromkeys(names))
+
+
+def _template_tokens(text: str) -> list[str]:
+    """A template's columns in braces, single and double braces, and the texts between them."""
+    return re.findall(r"\{\{|\}\}|\{[^{}]*\}|[{}]|[^{}]+", text.replace("\\n", "\n"))

@@ -16,8 +16,6 @@ from shuoshu.training.run import Run
 from shuoshu.training.schedule import RunClock, RunLength
 from shuoshu.training.state import RunState
 
-MEASURE_NAMES = {"val_loss": "val loss", "val_rouge_l": "ROUGE-L", "val_accuracy": "val accuracy"}
-
 
 def out_of_memory_message(settings: TrainSettings, processes: Processes, rows: int) -> str:
     """The error message when the GPU's memory is too small; names the settings that help."""
@@ -104,11 +102,17 @@ def _print_length(run: Run, length: RunLength) -> None:
 # ---------------------------------------------------------------- progress
 
 
+def measure_name(measure: str) -> str:
+    """The name of a measure in log.jsonl, for the terminal: val_macro_f1 is "val macro-F1"."""
+    names = {"val_rouge_l": "ROUGE-L", "val_macro_f1": "val macro-F1"}
+    return names.get(measure, measure.replace("_", " "))
+
+
 def best_measure(state: RunState) -> tuple[str, float] | None:
     """(name, value) of what selects the model; None before the first evaluation."""
     if not state.has_best():
         return None
-    return MEASURE_NAMES[state.best_measure], state.best_value
+    return measure_name(state.best_measure), state.best_value
 
 
 def log_progress(run: Run, clock: RunClock, bar: ProgressBar, loss: float) -> None:

@@ -25,7 +25,17 @@ from shuoshu.text.foreign_tokenizer import ForeignTokenizer
 from shuoshu.text.tokenizer_folder import load_tokenizer
 from shuoshu.text.windows import text_windows
 
+# Validation questions that an evaluation answers, and texts that it labels, which is faster.
+MAX_ASKED, MAX_JUDGED = 200, 2000
 MIN_TOKENS_FOR_ADVICE = 16  # a shorter text is too short for any block_size
+
+
+# What select_by can name, by task, and its name in log.jsonl; the first one is the default.
+SELECTING_MEASURES = {
+    "text": {"loss": "val_loss"},
+    "questions": {"rouge": "val_rouge_l", "loss": "val_loss"},
+    "labels": {"accuracy": "val_accuracy", "macro_f1": "val_macro_f1", "loss": "val_loss"},
+}
 
 
 class RunData:
@@ -59,7 +69,8 @@ class RunData:
             self.val = QuestionDataset(folder, "val")
             questions = read_questions(folder, "val", self.tokenizer)
             answers = [question.reference for question in questions]
-            asked = stratified(answers, settings.eval_questions)
+            limit = settings.eval_questions or (MAX_JUDGED if self.labels else MAX_ASKED)
+            asked = stratified(answers, limit)
             self.questions = [questions[number] for number in asked]
             self.val_is_complete = len(asked) == len(questions)
         else:
@@ -71,10 +82,16 @@ class RunData:
         self.measure = self._selecting_measure(settings.select_by)
 
     def _selecting_measure(self, select_by: str) -> str:
-        """The measure in log.jsonl that selects the model."""
-        if not self.questions or select_by == "loss":
+        """The measure in log.jsonl that selects the model. UserError if the task hasn't got it."""
+        measures = SELECTING_MEASURES[self.task]
+        if select_by not in (*measures, "auto"):
+            raise UserError(
+                f"select_by={select_by}: {self.folder} holds {self.task}, for which it is one of"
+                f" auto, {', '.join(measures)}"
+            )
+        if self.task != "text" and not self.questions:
             return "val_loss"
-        return "val_accuracy" if self.labels and select_by == "auto" else "val_rouge_l"
+        return next(iter(measures.values())) if select_by == "auto" else measures[select_by]
 
     def _training_questions(self, settings: TrainSettings) -> QuestionDataset:
         noise = None
@@ -167,10 +184,9 @@ def _refuse_augmentation(settings: TrainSettings, folder: object) -> None:
 
 def _refuse_question_settings(settings: TrainSettings, folder: object) -> None:
     """UserError if a setting that only questions have is used with text."""
-    is_noisy = settings.question_drop or settings.question_replace
-    if is_noisy or settings.paraphrases or settings.select_by == "rouge":
+    if settings.question_drop or settings.question_replace or settings.paraphrases:
         raise UserError(
-            f"{folder} holds text: question_drop, question_replace, paraphrases and"
-            " select_by=rouge need questions and answers; prepare some with prepare_sft.py and name"
-            " their folder with --dataset, or train on text without config/sft.py"
+            f"{folder} holds text: question_drop, question_replace and paraphrases need questions"
+            " and answers; prepare some with prepare_sft.py and name their folder with --dataset,"
+            " or train on text without config/sft.py"
         )

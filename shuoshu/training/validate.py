@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from operator import eq
 
 import numpy as np
 
@@ -17,12 +16,13 @@ from shuoshu.core.terminal import print_line
 from shuoshu.evaluation.loss import Score, score
 from shuoshu.evaluation.metrics import exact_match, rouge_l
 from shuoshu.generation.answers import Question, answer
-from shuoshu.generation.judge import label_log_probabilities
 from shuoshu.generation.sampling import Completion, SamplingParams, TextGenerator
+from shuoshu.training.console import measure_name
 from shuoshu.training.run import Run
 from shuoshu.training.schedule import RunClock
 from shuoshu.training.state import RunState
 from shuoshu.training.step import halve_batch_on_oom
+from shuoshu.training.validate_labels import judge_validation, label_samples, label_values
 
 SAMPLE_ANSWERS = 4  # in samples.md
 # Without --sample_prompt the samples' prompt is the first line of the data, cut to these lengths.
@@ -50,6 +50,7 @@ class Evaluation:
             parts.append(f"{self.values['bits_per_char']:.3f} bits per character")
         if "val_accuracy" in self.values:
             parts.append(f"accuracy {self.values['val_accuracy']:.3f}")
+            parts.append(f"macro-F1 {self.values['val_macro_f1']:.3f}")
         elif "val_rouge_l" in self.values:
             parts.append(f"ROUGE-L {self.values['val_rouge_l']:.3f}")
         if "val_exact_match" in self.values:
@@ -90,6 +91,8 @@ def measure_validation(run: Run, stop: StopFlag) -> Evaluation | None:
     result = Evaluation()
     if not len(run.data.val):
         return result
+    if run.data.labels:
+        return measure_labels(run, stop)
     loss = halve_batch_on_oom(run.trainer, run.state.step, lambda: score_val(run, stop))
     if loss is None:
         return None
@@ -103,6 +106,17 @@ def measure_validation(run: Run, stop: StopFlag) -> Evaluation | None:
             return None
         result.values |= values
     return result
+
+
+def measure_labels(run: Run, stop: StopFlag) -> Evaluation | None:
+    """The measures of the labels of the validation texts; None if a signal stopped it."""
+    judged = judge_validation(run, stop)
+    if judged is None:
+        return None
+    scores, true = judged
+    values = label_values(scores, true)
+    require_finite(run, values["val_loss"])
+    return Evaluation(values, samples=label_samples(run, scores))
 
 
 def score_val(run: Run, stop: StopFlag) -> Score | None:
@@ -139,7 +153,7 @@ def answer_questions(
     """
     mine = slice(run.processes.rank, None, run.processes.world_size)
     questions = run.data.questions[mine]
-    answers, labels = halve_batch_on_oom(
+    answers = halve_batch_on_oom(
         run.trainer, run.state.step, lambda: generate_answers(run, questions, stop), "answer_rows"
     )
     pairs = list(zip(questions, answers, strict=True))
@@ -150,11 +164,9 @@ def answer_questions(
     ]
     exact = sum(exact_match(reply.text, question.reference) for question, reply in done)
     ended = sum(reply.reason == "end" for _, reply in done)
-    right = sum(map(eq, labels, [question.reference for question in questions]))
-    sums = [float(len(done)), float(exact), float(ended), float(right), *scores]
-    count, exact, ended, right, *scores = run.processes.sum(sums)
+    sums = [float(len(done)), float(exact), float(ended), *scores]
+    count, exact, ended, *scores = run.processes.sum(sums)
     totals = {"val_rouge_l": sum(scores), "val_exact_match": exact, "val_stop_rate": ended}
-    totals |= {"val_accuracy": right} if run.data.labels else {}
     values = {name: total / max(1, count) for name, total in totals.items()}
     samples = [
         {"prompt": question.text, "text": reply.text, "reference": question.reference}
@@ -165,24 +177,15 @@ def answer_questions(
 
 def generate_answers(
     run: Run, questions: Sequence[Question], stop: StopFlag
-) -> tuple[list[Completion | None], list[str]]:
-    """The answer to each question, and if the answers are labels, the likeliest label of each.
-
-    The likeliest label is what eval_metrics.py measures. A signal leaves some of both out.
-    """
-    trainer, labels, likeliest = run.trainer, run.data.labels, []
+) -> list[Completion | None]:
+    """The answer to each question; None for those after a signal."""
+    trainer = run.trainer
     trainer.raw.eval()
     with autocast(trainer.device, trainer.dtype):
         generator = TextGenerator(trainer.raw, run.data.tokenizer)
         answers = answer(generator, questions, trainer.answer_rows, lambda: stop.raised)
-        if labels and not stop.raised:
-            prompts = [question.ids for question in questions]
-            scores = label_log_probabilities(
-                generator, run.data.labelling, prompts, trainer.answer_rows
-            )
-            likeliest = [labels[best] for best in scores.argmax(axis=1)]
     trainer.raw.train()
-    return answers, likeliest
+    return answers
 
 
 def continue_prompt(run: Run, stop: StopFlag) -> dict[str, str]:
@@ -234,7 +237,7 @@ def keep_if_best(
         return True, ", kept: within noise of the best"
     state.best_measure, state.best_value, state.best_loss = measure, value, loss
     state.best_step, state.best_scores = state.step, result.scores
-    return True, ", the best so far"
+    return True, f", the best {measure_name(measure)} so far"
 
 
 def _is_better(state: RunState, measure: str, value: float, loss: float) -> bool:
@@ -251,12 +254,11 @@ def _is_better(state: RunState, measure: str, value: float, loss: float) -> bool
 def _is_as_good(run: Run, scores: list[float]) -> bool:
     """Whether the answers of a later model are as good as the best ones, so that it replaces them.
 
-    The later model has seen the training questions more often, so it answers those better. With
-    labels this is no advantage, because nobody asks the training questions again. While the best
-    ROUGE-L is 0, there is no good model yet.
+    The later model has seen the training questions more often, so it answers those better. While
+    the best ROUGE-L is 0, there is no good model yet.
     """
     state = run.state
-    if run.data.measure != "val_rouge_l" or run.data.labels or not state.best_value:
+    if run.data.measure != "val_rouge_l" or not state.best_value:
         return False
     return is_within_noise(state.best_scores, scores)
 

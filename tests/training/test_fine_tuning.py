@@ -247,11 +247,12 @@ def test_each_kind_of_mismatch_has_its_own_message(
         "--question_drop=0.1",
         "--question_replace=0.1",
         "--paraphrases=1",
-        "--select_by=rouge",
     ):
         message = refused([*sft, f"--dataset={dataset}", mistake], out_dir, capsys)
         assert f"{dataset} holds text" in message
         assert "prepare_sft.py" in message and "--dataset" in message
+    message = refused([*sft, f"--dataset={dataset}", "--select_by=rouge"], out_dir, capsys)
+    assert f"{dataset} holds text, for which it is one of auto, loss" in message
     assert "no trained model in" in refused([*sft, f"--init_from={tmp_path}"], out_dir, capsys)
     (tmp_path / "one.json").write_text(
         json.dumps([{"question": "谁？", "answer": "他。", "split": "val"}]), encoding="utf-8"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,17 +22,13 @@ from shuoshu.training.data import RunData
 from tests.in_process import records, train_model
 
 
-def answering(
-    monkeypatch: pytest.MonkeyPatch, *each: list[float], accuracies: Sequence[float] = ()
-) -> None:
-    """Makes the evaluations measure these ROUGE-L scores, and these accuracies if the answers are
-    labels."""
-    left, left_accuracies = iter(each), iter(accuracies)
+def answering(monkeypatch: pytest.MonkeyPatch, *each: list[float]) -> None:
+    """Makes the evaluations measure these ROUGE-L scores."""
+    left = iter(each)
 
     def one(*args):
         scores = next(left)
         values = {"val_rouge_l": float(np.mean(scores)), "val_exact_match": 0.0}
-        values |= {"val_accuracy": next(left_accuracies)} if accuracies else {}
         return values | {"val_stop_rate": 1.0}, scores, []
 
     monkeypatch.setattr(validate, "answer_questions", one)
@@ -231,23 +226,44 @@ def test_the_accuracy_in_the_log_is_that_of_the_likeliest_labels(
     assert logged["val_accuracy"] == pytest.approx(np.mean(right))
 
 
-@pytest.mark.parametrize("select_by, kept", [("auto", 3), ("rouge", 1), ("loss", 4)])
-def test_labels_are_selected_by_accuracy_and_then_by_the_loss(
-    sft, reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys, select_by, kept
+ACCURACIES = [0.5, 0.7, 0.9, 0.9, 0.8]
+MACRO_F1S = [0.5, 0.95, 0.6, 0.7, 0.8]
+
+
+@pytest.mark.parametrize(
+    "select_by, kept, name",
+    [
+        ("auto", 3, "accuracy"),
+        ("accuracy", 3, "accuracy"),
+        ("macro_f1", 1, "macro-F1"),
+        ("loss", 4, "loss"),
+    ],
+)
+def test_labels_are_selected_by_the_measure_that_the_output_names(
+    sft,
+    reviews: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys,
+    select_by,
+    kept,
+    name,
 ) -> None:
-    losses = iter([3.0, 2.5, 2.0, 1.5, 1.0])
-    monkeypatch.setattr(validate, "score", lambda *args: Score(next(losses) * 100, 100, 10.0, None))
-    scores = NONE, BEST, [0.0, 1.0, 1.0, 0.8], NONE, NONE
-    answering(monkeypatch, *scores, accuracies=[0.5, 0.7, 0.9, 0.9, 0.8])
+    """Of equal accuracies the one with the lower loss counts."""
+    values = iter(zip([3.0, 2.5, 2.0, 1.5, 1.0], ACCURACIES, MACRO_F1S, strict=True))
+    names = "val_loss", "val_accuracy", "val_macro_f1"
+    monkeypatch.setattr(
+        validate, "label_values", lambda *args: dict(zip(names, next(values), strict=True))
+    )
     command = [*sft, f"--dataset={reviews}", f"--select_by={select_by}", "--log_interval=1"]
     command += ["--eval_interval=1", "--max_iters=4"]
     assert train_model([*command, f"--out_dir={tmp_path / 'out'}"]) == 0
     assert kept_step(tmp_path / "out") == kept
     output = capsys.readouterr().out
-    if select_by == "auto":
-        assert "accuracy 0.700, 0% of the answers exact, the best so far" in output
+    assert f"accuracy 0.700, macro-F1 0.950, the best val {name} so far" in output
+    assert f"best       val {name} " in output
+    if name == "accuracy":
         assert "  best val accuracy 0.900  " in output
-        assert "best       val accuracy 0.9000 at step 3" in output
         assert records(tmp_path / "out", "end")[0]["best_accuracy"] == 0.9
 
 
