@@ -156,7 +156,7 @@ TEXTS: dict[str, Text] = {
     "text_column": ("文字", "Text"),
     "label_column": ("标签", "Label"),
     "probability_column": ("概率", "Probability"),
-    "judged_lines": ("判断了 {1} 行中的 {0} 行：", "{0} of {1} lines judged: "),
+    "judged_lines": ("已判断 {0} 行，共 {1} 行：", "{0} of {1} lines judged: "),
     # Look inside
     "trained_further": (
         "模型后来又训练过：下面是现在的模型给这段文字的概率。",

@@ -96,7 +96,11 @@ def markup_model(
 
 @pytest.fixture(scope="module")
 def page_server(
-    tuned: Path, pretrained: Path, markup_model: Path, tmp_path_factory: pytest.TempPathFactory
+    tuned: Path,
+    pretrained: Path,
+    markup_model: Path,
+    label_model: Path,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Server]:
     """One page for all tests in the browser; two readers may wait in its queue."""
     with Server(
@@ -104,6 +108,7 @@ def page_server(
         tuned,
         pretrained,
         markup_model,
+        label_model,
         f"--max_new_tokens={LONG}",
         "--max_seconds=30",
         "--queue=2",
