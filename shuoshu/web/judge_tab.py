@@ -35,8 +35,8 @@ from shuoshu.web.linear_rival import LinearRivals
 from shuoshu.web.service import PageService
 from shuoshu.web.validation import parse_table
 
-EXAMPLES = 6
-MAX_EXAMPLE_CHARS = 300
+MAX_EXAMPLE_TEXTS = 6
+LONGEST_EXAMPLE = 300  # characters
 PLACE = "\x01"  # marks the place of the text in a template; no template has this character
 
 
@@ -199,7 +199,7 @@ def example_texts(service: PageService, model: str) -> list[str]:
     texts = [
         text
         for text, prompt in zip(texts, prompts, strict=True)
-        if len(text) <= MAX_EXAMPLE_CHARS and prompt_of_text(text, template) == prompt
+        if len(text) <= LONGEST_EXAMPLE and prompt_of_text(text, template) == prompt
     ]
-    step = max(1, len(texts) // EXAMPLES)
-    return texts[::step][:EXAMPLES]
+    step = max(1, len(texts) // MAX_EXAMPLE_TEXTS)
+    return texts[::step][:MAX_EXAMPLE_TEXTS]

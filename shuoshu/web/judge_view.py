@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from shuoshu.evaluation.html import escape_html
+from shuoshu.generation.label_command import DIGITS
 from shuoshu.sft.pairs import preview
 from shuoshu.web.judging import JudgedTexts, Judgement
 from shuoshu.web.labels import note_html, text_html
@@ -19,7 +20,6 @@ MIN_DARKEST = 0.5  # log-odds of the darkest shade, if no piece has more
 MAX_STRONGEST = 5  # pieces that are listed
 MAX_PIECE_COLUMNS = 60  # of a listed piece
 MAX_CELL_CHARS = 300  # of a text in the table; the CSV has all
-DIGITS = 6  # of a probability in the CSV
 
 
 # ---------------------------------------------------------------- bars
@@ -44,7 +44,7 @@ def judgement_html(judgement: Judgement, linear: str = "") -> str:
     probabilities = np.exp(judgement.scores)
     bars = bars_html(judgement.labels, probabilities, label_order(judgement))
     note = note_html("text_cut") if judgement.is_cut else ""
-    pieces = "" if judgement.scores_without is None else pieces_html(judgement)
+    pieces = "" if judgement.scores_without is None else evidence_html(judgement)
     return (
         f'<div class="judged"><section><h4>{text_html("this_model")}</h4>{bars}</section>'
         f"<section>{linear}</section></div>"
@@ -66,7 +66,7 @@ def label_order(judgement: Judgement) -> list[int]:
 # ---------------------------------------------------------------- pieces
 
 
-def pieces_html(judgement: Judgement) -> str:
+def evidence_html(judgement: Judgement) -> str:
     """The text with each piece coloured by its evidence, and a list of the strongest pieces."""
     if not judgement.pieces:
         return note_html("single_piece")

@@ -41,7 +41,8 @@ class Judgement:
     @property
     def evidence(self) -> np.ndarray:
         """(pieces,): by how much the winner's log-odds fall when a piece is left out."""
-        return log_odds(self.scores, self.winner) - log_odds(self.scores_without, self.winner)
+        now, without = (label_log_odds(s, self.winner) for s in (self.scores, self.scores_without))
+        return now - without
 
     @property
     def is_complete(self) -> bool:
@@ -61,7 +62,7 @@ class JudgedTexts:
         return not np.isnan(self.scores).any()
 
 
-def log_odds(scores: np.ndarray, label: int) -> np.ndarray:
+def label_log_odds(scores: np.ndarray, label: int) -> np.ndarray:
     """The log-odds of a label from log-probabilities, whose last dimension is the labels."""
     others = np.delete(scores, label, axis=-1)
     with np.errstate(invalid="ignore"):  # NaN stays NaN

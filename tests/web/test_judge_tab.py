@@ -24,7 +24,7 @@ from shuoshu.sft.dataset import read_pairs
 from shuoshu.web import linear_rival
 from shuoshu.web.judge_tab import JudgeTab, about_html, example_texts
 from shuoshu.web.judge_view import MAX_BARS, csv_text, judgement_html, table_html
-from shuoshu.web.judging import JudgedTexts, Judgement, judge_text, judge_texts, log_odds
+from shuoshu.web.judging import JudgedTexts, Judgement, judge_text, judge_texts, label_log_odds
 from shuoshu.web.labels import text_html
 from shuoshu.web.model_server import ModelServer
 from shuoshu.web.page import build_page
@@ -97,14 +97,15 @@ def test_a_piece_speaks_for_the_label_by_what_its_log_odds_lose_without_it(servi
     assert whole.pieces == pieces and whole.is_complete
     for number, evidence in enumerate(whole.evidence):
         rest = judged(service, "".join(pieces[:number] + pieces[number + 1 :]))
-        lost = log_odds(whole.scores, whole.winner) - log_odds(rest.scores, whole.winner)
+        now, then = (label_log_odds(each.scores, whole.winner) for each in (whole, rest))
+        lost = now - then
         assert evidence == pytest.approx(lost, abs=1e-3)
 
 
 def test_log_odds_of_a_certain_label_are_exact():
     scores = np.array([[-1e-30, -70.0, -80.0], [-80.0, -1e-30, -70.0]])
     others = -70 + np.log1p(np.exp(-10))
-    np.testing.assert_allclose(log_odds(scores, 0), [-others, -80], rtol=1e-12)
+    np.testing.assert_allclose(label_log_odds(scores, 0), [-others, -80], rtol=1e-12)
 
 
 def test_of_a_long_text_the_beginning_and_the_end_are_judged(service, judge):
