@@ -2,9 +2,9 @@
 
 Reads .json, .jsonl, .csv and .tsv. The fields question/answer, instruction/input/output,
 prompt/completion, messages and conversations are recognised. For other columns, --question and
---answer are templates with a {column} in braces.
+--answer are templates with a {column} in braces. Answers that are a few short texts are labels.
 
-python prepare_sft.py [FILE|FOLDER ...] [--out=FOLDER] [--tokenizer=out-pretrain] [--key=value ...]
+python prepare_sft.py [FILE|FOLDER ...] [--out=FOLDER] [--tokenizer=FOLDER] [--key=value ...]
 Without an input it prepares the bundled questions about the bundled novella.
 """
 

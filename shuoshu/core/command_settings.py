@@ -59,8 +59,10 @@ class PrepareSftSettings(Settings):
 
     inputs: tuple[str, ...] = setting((), "FILE|FOLDER", positional=True)
     out: str | None = setting(None, "folder to write (none: data/<stem of the first input>)")
-    tokenizer: str = setting(
-        "out-pretrain", "out_dir of the model to fine-tune, or a folder with its tokenizer.json"
+    tokenizer: str | None = setting(
+        None,
+        "out_dir of the model to fine-tune, or a folder with its tokenizer.json (none:"
+        " out-pretrain; for labels a tokenizer trained on the training texts)",
     )
     question: str | None = setting(
         None, 'template that makes the question: "评论内容：{review} 这条评论是正面还是负面？"'
@@ -75,21 +77,39 @@ class PrepareSftSettings(Settings):
     group: str | None = setting(
         None, "name of a column; rows with the same value in it stay in the same split"
     )
-    too_long: str = setting(
-        "error",
+    too_long: str | None = setting(
+        None,
         "a pair longer than block_size; error: stop; drop: leave it out; cut_question:"
-        " shorten the middle of the question; window: spread the answer over several rows",
+        " shorten the middle of the question; window: spread the answer over several rows"
+        " (none: error, for labels cut_question)",
         choices=("error", "drop", "cut_question", "window"),
     )
     block_size: int | None = setting(
-        None, "tokens per row (none: the model's context, else 256)", low=16, high=1 << 20
+        None,
+        "tokens per row (none: the model's context, else 256; with a tokenizer trained here 64 to"
+        " 512, by the texts)",
+        low=16,
+        high=1 << 20,
     )
     val_fraction: float = number(
-        0.1, "fraction of the pairs for validation, unless the files name splits", high=0.9
+        0.1,
+        "fraction of the pairs (of those outside the test with --fold) for validation, unless the"
+        " files name splits",
+        high=0.9,
     )
     test_fraction: float = number(
-        0.1, "fraction of the pairs for the test, unless the files name splits", high=0.9
+        0.1,
+        "fraction of the pairs for the test, unless the files name splits or --fold is the test",
+        high=0.9,
     )
+    folds: int | None = setting(
+        None,
+        "number of parts of equal size, one of which is the test; each row is in one part, and the"
+        " same seed gives the same parts; needs --fold",
+        low=2,
+        high=1000,
+    )
+    fold: int | None = count(None, "number of the part that is the test: 1 to --folds")
     encoding: str | None = setting(
         None, "encoding of the files: utf-8, gb18030, big5, cp1252 … (none: detected for each)"
     )
@@ -99,8 +119,15 @@ class PrepareSftSettings(Settings):
     seed: int = random_seed("seed that assigns pairs to splits")
 
     def problems(self) -> list[str]:
-        if self.val_fraction + self.test_fraction >= 1:
-            return ["val_fraction and test_fraction leave nothing to train on"]
+        if self.folds is None and self.fold is None:
+            is_full = self.val_fraction + self.test_fraction >= 1
+            return ["val_fraction and test_fraction leave nothing to train on"] * is_full
+        if self.folds is None:
+            return [f"fold={self.fold} needs the number of folds: --folds=10"]
+        if self.fold is None:
+            return [f"folds={self.folds} needs the fold that is the test: --fold=1 to {self.folds}"]
+        if self.fold > self.folds:
+            return [f"fold={self.fold}: there are {self.folds} folds, 1 to {self.folds}"]
         return []
 
 

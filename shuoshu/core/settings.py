@@ -170,8 +170,22 @@ class DataSettings(Settings):
         1, "batches per step, summed over all processes", high=1_000_000
     )
     seed: int = random_seed("seed of the data order, the initial weights and dropout")
+    judge_by: str = setting(
+        "answer",
+        "on labels, what makes a label probable; answer: its likelihood as the answer; text: every"
+        " token of the text votes, which is better from scratch",
+        choices=("answer", "text"),
+    )
+    label_weights: str | None = setting(
+        None,
+        "with judge_by=text, weights of the labels in the loss; balanced: rare labels weigh as much"
+        ' as frequent ones; or a number for each, "好=1,坏=2.5" (none: all weigh 1)',
+    )
     question_drop: float = number(
-        0.0, "probability that a character of a training question is dropped", high=0.9
+        0.0,
+        "probability that a character of a training question is dropped; with judge_by=text, a"
+        " token",
+        high=0.9,
     )
     question_replace: float = number(
         0.0, "probability that a token of a training question is replaced by a random one", high=0.9

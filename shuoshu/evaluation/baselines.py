@@ -1,8 +1,8 @@
-"""Baselines: TF-IDF look-ups, the most frequent label, TF-IDF with logistic regression."""
+"""Baselines of answers: TF-IDF look-ups."""
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -18,7 +18,6 @@ from shuoshu.generation.answers import Question
 from shuoshu.sft.tfidf import TfidfIndex
 
 MAX_SIMILARITIES = 2**22  # computed at once
-MACRO_F1_ROUNDS = 500  # of the bootstrap
 MAX_VALIDATION = 500  # questions that choose the look-ups' variants, evenly spaced
 LOOKUPS = ("lookup_", "lookup_joined_", "lookup_answers_")  # prefixes of their measures
 
@@ -90,66 +89,18 @@ def add_baselines(
     settings: EvalSettings,
     lookups: Lookups,
     asked: Sequence[Question],
-    labels: Sequence[str] | None,
 ) -> None:
-    """Adds the look-ups' ROUGE-L, and for a closed set of answers two simple classifiers."""
+    """Adds the look-ups' ROUGE-L."""
     for name, variant in lookups.variants.items():
         scores = lookups.scores(settings, name, variant, asked)
         measures.add_mean(name + "rouge_l", scores)
         above = paired_difference(measures.by_row["rouge_l"], scores, measures.seed)
         measures.add_interval(f"above_{name}rouge_l", above)
-    if not labels:
-        return
-    train_answers = [question.reference for question in lookups.training]
-    references = [question.reference for question in asked]
-    majority = [Counter(train_answers).most_common(1)[0][0]] * len(asked)
-    add_classification(measures, "majority_", majority, references, labels)
-    predicted = predict_by_tfidf(_texts(lookups.training), train_answers, _texts(asked))
-    add_classification(measures, "tfidf_", predicted, references, labels)
 
 
 def _texts(questions: Sequence[Question]) -> list[str]:
     """Each question with the conversation before it."""
     return ["\n".join(m["content"] for m in question.messages) for question in questions]
-
-
-def add_classification(
-    measures: MeasureSet,
-    prefix: str,
-    predicted: Sequence[str],
-    actual: Sequence[str],
-    labels: Sequence[str],
-) -> np.ndarray:
-    """Adds accuracy and macro-F1; returns the confusion matrix."""
-    right = [p == a for p, a in zip(predicted, actual, strict=True)]
-    measures.add_mean(prefix + "accuracy", right)
-    numbers = {label: number for number, label in enumerate(labels)}
-    chosen = np.array([numbers[label] for label in predicted])
-    true = np.array([numbers[label] for label in actual])
-
-    def confusion(rows: np.ndarray) -> np.ndarray:
-        return metrics.confusion_matrix(chosen[rows], true[rows], len(labels))
-
-    measures.add_aggregate(
-        prefix + "macro_f1",
-        true,
-        lambda rows: metrics.label_f1(confusion(rows)).mean(),
-        rounds=MACRO_F1_ROUNDS,
-    )
-    return confusion(np.arange(len(true)))
-
-
-def predict_by_tfidf(
-    train_texts: Sequence[str], train_labels: Sequence[str], texts: Sequence[str]
-) -> list[str]:
-    """The label of each text, by logistic regression on character 1–3-gram TF-IDF."""
-    from sklearn.feature_extraction.text import TfidfVectorizer
-    from sklearn.linear_model import LogisticRegression
-
-    vectors = TfidfVectorizer(analyzer="char", ngram_range=(1, 3), sublinear_tf=True)
-    model = LogisticRegression(C=10, max_iter=1000)
-    model.fit(vectors.fit_transform(train_texts), train_labels)
-    return model.predict(vectors.transform(texts)).tolist()
 
 
 def lookup_documents(

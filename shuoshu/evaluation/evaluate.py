@@ -22,9 +22,12 @@ from shuoshu.evaluation.copies import MIN_COPIED, TrainingText
 from shuoshu.evaluation.evaluated_model import EvaluatedModel, SplitResult
 from shuoshu.evaluation.html_report import report_html
 from shuoshu.evaluation.measure_answers import measure_answers
+from shuoshu.evaluation.measure_labels import measure_labels
 from shuoshu.evaluation.measure_text import measure_text
 from shuoshu.evaluation.results_table import format_results
 from shuoshu.text import dataset
+
+MEASURE = {"text": measure_text, "questions": measure_answers, "labels": measure_labels}
 
 
 def evaluate(settings: EvalSettings, out_dir: Path) -> int:
@@ -42,7 +45,7 @@ def evaluate(settings: EvalSettings, out_dir: Path) -> int:
     for model in models:
         model.require_readable(meta, folder)
     source = TrainingText.find(out_dir)
-    measure = measure_answers if meta["task"] != "text" else measure_text
+    measure = MEASURE[meta["task"]]
     results = measure(settings, models, folder, choose_splits(meta, settings.split), source)
     evaluation = eval_json(settings, models, device, folder, meta, results)
     evaluation["seconds"] = round(time.perf_counter() - started, 1)
@@ -137,14 +140,21 @@ def eval_json(
             "dtype": str(first.model.lm_head.weight.dtype).removeprefix("torch."),
         },
         "definitions": {
-            "rouge_l": metrics.definition(settings.beta, settings.rouge == "chars"),
-            "copy_rate": f"share with {MIN_COPIED} characters or more",
+            **({} if meta["task"] == "labels" else text_definitions(settings)),
             **next(iter(results.values())).definitions,
         },
         "measures": {split: result.measure_sets[0].measures for split, result in results.items()},
         "counts": {split: result.counts for split, result in results.items()},
         "compare": comparisons,
         "classes": {split: result.classes for split, result in results.items() if result.classes},
+    }
+
+
+def text_definitions(settings: EvalSettings) -> dict[str, str]:
+    """Of measures of texts that a model wrote."""
+    return {
+        "rouge_l": metrics.definition(settings.beta, settings.rouge == "chars"),
+        "copy_rate": f"share with {MIN_COPIED} characters or more",
     }
 
 
@@ -161,7 +171,7 @@ def write_results(
     answers = [
         row
         for result in results.values()
-        for row in sorted(result.rows, key=lambda row: row.get("rouge_l", 0.0))
+        for row in sorted(result.rows, key=lambda row: row.get("list_f1", row.get("rouge_l", 0.0)))
     ]
     runs = [(str(model.folder), RunLog(model.folder / "log.jsonl").read()) for model in models]
     texts = {

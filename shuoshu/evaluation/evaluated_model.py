@@ -30,6 +30,7 @@ class EvaluatedModel:
         self.folder, self.batch_size = folder, settings.batch_size
         loaded = load_model(folder, device, getattr(torch, settings.dtype), settings.base)
         self.model, self.tokenizer, self.step = loaded.model, loaded.tokenizer, loaded.step
+        self.purpose = loaded.purpose
         longest = settings.block_size or max(MAX_WINDOW, trained_block_size(folder))
         self.window = min(self.model.config.block_size, longest)
 

@@ -1,8 +1,10 @@
-"""95% bootstrap intervals: resamples rows with replacement."""
+"""95% bootstrap intervals, which resample rows with replacement, and McNemar's test."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import comb
+from typing import NamedTuple
 
 import numpy as np
 
@@ -36,3 +38,20 @@ def paired_difference(
 ) -> Interval:
     """The mean of a − b with its interval; raises ValueError if the numbers of rows differ."""
     return bootstrap_mean([x - y for x, y in zip(a, b, strict=True)], seed, rounds)
+
+
+class McNemar(NamedTuple):
+    """Two classifiers on the same rows: on how many only one is right, and the exact p-value."""
+
+    only_first: int
+    only_second: int
+    p_value: float
+
+
+def mcnemar(first_right: Sequence[bool], second_right: Sequence[bool]) -> McNemar:
+    """McNemar's exact test, two-sided: is one of the classifiers right more often?"""
+    first, second = np.asarray(first_right, dtype=bool), np.asarray(second_right, dtype=bool)
+    only_first, only_second = int((first & ~second).sum()), int((second & ~first).sum())
+    n = only_first + only_second
+    tail = sum(comb(n, k) for k in range(min(only_first, only_second) + 1))
+    return McNemar(only_first, only_second, min(1.0, 2 * tail / 2**n))

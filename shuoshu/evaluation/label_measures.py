@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from math import comb
 from typing import NamedTuple
 
 import numpy as np
@@ -21,7 +20,7 @@ LOWEST = -30.0  # log probability, relative to the row's best label: keeps fits 
 # ---------------------------------------------------------------- measures
 
 
-def normalized(scores: np.ndarray) -> np.ndarray:
+def bounded(scores: np.ndarray) -> np.ndarray:
     """Finite log probabilities from scores of any offset; -inf in a whole row: equal labels."""
     best = scores.max(axis=1, keepdims=True)
     below = np.maximum(LOWEST, scores - np.where(np.isfinite(best), best, 0.0))
@@ -30,7 +29,7 @@ def normalized(scores: np.ndarray) -> np.ndarray:
 
 def log_losses(log_probabilities: np.ndarray, true: np.ndarray) -> np.ndarray:
     """The nats of each row's true label: their mean is the log-loss."""
-    return -normalized(log_probabilities)[np.arange(len(true)), true]
+    return -bounded(log_probabilities)[np.arange(len(true)), true]
 
 
 def calibration_error(log_probabilities: np.ndarray, true: np.ndarray) -> float:
@@ -40,7 +39,7 @@ def calibration_error(log_probabilities: np.ndarray, true: np.ndarray) -> float:
     """
     if not len(true):
         return 0.0
-    probability = np.exp(normalized(log_probabilities).max(axis=1))
+    probability = np.exp(bounded(log_probabilities).max(axis=1))
     right = log_probabilities.argmax(axis=1) == true
     bins = np.minimum(N_BINS - 1, (probability * N_BINS).astype(int))
     return float(np.abs(np.bincount(bins, probability - right)).sum() / len(true))
@@ -63,7 +62,7 @@ def roc_auc(scores: np.ndarray, positive: np.ndarray) -> float:
 
 def log_odds(log_probabilities: np.ndarray) -> np.ndarray:
     """Of two labels, how much likelier the second one is than the first, in nats."""
-    finite = normalized(log_probabilities)
+    finite = bounded(log_probabilities)
     return finite[:, 1] - finite[:, 0]
 
 
@@ -89,23 +88,6 @@ def label_intervals(
             low, high = np.quantile(resampled, [0.025, 0.975])
             intervals[label][name] = to_entry((value, low, high))
     return intervals
-
-
-class McNemar(NamedTuple):
-    """Two classifiers on the same rows: on how many only one is right, and the exact p-value."""
-
-    only_first: int
-    only_second: int
-    p_value: float
-
-
-def mcnemar(first_right: np.ndarray, second_right: np.ndarray) -> McNemar:
-    """McNemar's exact test, two-sided: is one of the classifiers right more often?"""
-    first, second = np.asarray(first_right, dtype=bool), np.asarray(second_right, dtype=bool)
-    only_first, only_second = int((first & ~second).sum()), int((second & ~first).sum())
-    n = only_first + only_second
-    tail = sum(comb(n, k) for k in range(min(only_first, only_second) + 1))
-    return McNemar(only_first, only_second, min(1.0, 2 * tail / 2**n))
 
 
 def add_probabilities(
@@ -136,7 +118,7 @@ class Correction(NamedTuple):
     bias: np.ndarray
 
     def apply(self, log_probabilities: np.ndarray) -> np.ndarray:
-        return normalized(self.scale * normalized(log_probabilities) + self.bias)
+        return bounded(self.scale * bounded(log_probabilities) + self.bias)
 
 
 class Mixture(NamedTuple):
@@ -147,7 +129,7 @@ class Mixture(NamedTuple):
 
     def apply(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
         a, b = self.weights
-        return normalized(a * normalized(first) + b * normalized(second) + self.bias)
+        return bounded(a * bounded(first) + b * bounded(second) + self.bias)
 
 
 def mix(first: np.ndarray, second: np.ndarray, true: np.ndarray) -> Mixture:
@@ -155,13 +137,13 @@ def mix(first: np.ndarray, second: np.ndarray, true: np.ndarray) -> Mixture:
 
     Without rows: the mean of the two.
     """
-    weights, bias = _fit([normalized(first), normalized(second)], true)
+    weights, bias = _fit([bounded(first), bounded(second)], true)
     return Mixture((float(weights[0]), float(weights[1])), bias)
 
 
 def fit_bias(log_probabilities: np.ndarray, true: np.ndarray) -> Correction:
     """The correction with the lowest log-loss on these rows. Without rows nothing changes."""
-    weights, bias = _fit([normalized(log_probabilities)], true)
+    weights, bias = _fit([bounded(log_probabilities)], true)
     return Correction(float(weights[0]), bias)
 
 

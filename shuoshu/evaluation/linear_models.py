@@ -17,17 +17,17 @@ import numpy as np
 
 from shuoshu.evaluation.label_measures import (
     Correction,
+    bounded,
     cross_fitted,
     fit_bias,
     log_losses,
-    normalized,
 )
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
     from sklearn.feature_extraction.text import TfidfVectorizer
 
-MAX_CHARACTERS = 16_000_000  # of all training texts together: bounds time and memory
+MAX_TRAINING_CHARACTERS = 16_000_000  # of all training texts together: bounds time and memory
 MAX_FEATURES = 300_000  # character n-grams, and as many words
 MAX_STEPS = 300  # of a logistic regression's fit
 UNSPACED_SHARE = 0.3  # of the characters: above it texts are read as a script without spaces
@@ -44,7 +44,7 @@ class Kind(NamedTuple):
     c: float  # the inverse strength of the regularisation
 
 
-KINDS = [  # the first one is the default
+LINEAR_KINDS = [  # the first one is the default
     Kind("NB-weighted TF-IDF, logistic regression, C=1", "nb_tfidf", "logistic", 1.0),
     Kind("NB-weighted binary, logistic regression, C=0.1", "nb_binary", "logistic", 0.1),
     Kind("NB-weighted binary, logistic regression, C=0.01", "nb_binary", "logistic", 0.01),
@@ -66,7 +66,7 @@ class TextFeatures:
     @classmethod
     def fit(cls, texts: Sequence[str]) -> tuple[TextFeatures, csr_matrix]:
         """The features of the training texts, and their matrix."""
-        features = cls([], shared_length([len(text) for text in texts], MAX_CHARACTERS))
+        features = cls([], shared_length([len(text) for text in texts], MAX_TRAINING_CHARACTERS))
         texts = features._shortened(texts)
         parts = []
         for settings in _ngrams(texts):
@@ -162,7 +162,7 @@ class LinearModel:
     def of_features(self, matrix: csr_matrix) -> np.ndarray:
         """The log probabilities of texts whose features are known."""
         matrix = matrix.sign() if self.is_binary else matrix
-        raw = normalized(matrix @ self.weights + self.bias)
+        raw = bounded(matrix @ self.weights + self.bias)
         return self.correction.apply(raw) if self.correction else raw
 
 
@@ -173,20 +173,20 @@ def strongest(
     val_labels: Sequence[str],
     labels: Sequence[str],
 ) -> LinearModel:
-    """The model of KINDS with the highest accuracy on validation, of equals with the lowest loss.
+    """The model with the highest accuracy on validation, of equals with the lowest loss.
 
     Each model's probabilities are corrected by a fit on the validation rows, cross-fitted for the
-    choice. Without validation rows: the first of KINDS, as trained.
+    choice. Without validation rows: the first of LINEAR_KINDS, as trained.
     """
     numbers = {label: number for number, label in enumerate(labels)}
     true = np.array([numbers[label] for label in train_labels])
     features, matrix = TextFeatures.fit(train_texts)
     if not val_texts:
-        return _fit_model(KINDS[0], features, matrix, true, len(labels))
+        return _fit_model(LINEAR_KINDS[0], features, matrix, true, len(labels))
     val_matrix = features.transform(val_texts)
     val_true = np.array([numbers[label] for label in val_labels])
     best, best_merit = None, (-1.0, 0.0)
-    for kind in KINDS:
+    for kind in LINEAR_KINDS:
         model = _fit_model(kind, features, matrix, true, len(labels))
         raw = model.of_features(val_matrix)
         corrected = cross_fitted(raw, val_true)

@@ -6,13 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from shuoshu.core.command_settings import EvalSettings
-from shuoshu.core.errors import UserError
 from shuoshu.core.parts import stratified
 from shuoshu.evaluation import metrics
-from shuoshu.evaluation.baselines import Lookups, add_baselines, add_classification
+from shuoshu.evaluation.baselines import Lookups, add_baselines
 from shuoshu.evaluation.copies import TrainingText
 from shuoshu.evaluation.evaluated_model import (
     EvaluatedModel,
@@ -20,12 +17,11 @@ from shuoshu.evaluation.evaluated_model import (
     answer_row,
     progress_printer,
 )
+from shuoshu.evaluation.keywords import KeywordMeasures
 from shuoshu.evaluation.loss import score
 from shuoshu.evaluation.measure_set import MeasureSet
 from shuoshu.generation.answers import Question, answer, read_questions
-from shuoshu.generation.judge import label_log_probabilities
 from shuoshu.generation.sampling import Completion, TextGenerator
-from shuoshu.models.purpose import Labelling
 from shuoshu.sft.dataset import QuestionDataset, answer_batches
 from shuoshu.text.dataset import read_meta
 from shuoshu.text.tokenizer import Tokenizer
@@ -57,11 +53,6 @@ class QuestionSet:
         return cls(split, QuestionDataset(folder, split), asked, training)
 
     @property
-    def labels(self) -> list[str] | None:
-        """The closed set of answers, if there is one."""
-        return self.data.meta.get("labels")
-
-    @property
     def references(self) -> list[str]:
         return [question.reference for question in self.asked]
 
@@ -89,21 +80,18 @@ def measure_answers(
     splits: Sequence[str],
     source: TrainingText | None,
 ) -> dict[str, SplitResult]:
-    """Measures the models and the baselines on each split.
-
-    Raises UserError if the answers are labels and the training rows have a single one.
-    """
+    """Measures the models and the baselines on each split."""
     meta, tokenizer = read_meta(folder), models[0].tokenizer
     training = read_questions(folder, "train", tokenizer)
-    if meta.get("labels") and len({question.reference for question in training}) < 2:
-        raise UserError(
-            f"all training answers of {folder} are the same: there is nothing to classify"
-        )
-    lookups = Lookups.choose(settings, training, read_questions(folder, "val", tokenizer))
+    validation = read_questions(folder, "val", tokenizer)
+    lookups = Lookups.choose(settings, training, validation)
+    lists = None
+    if separator := meta.get("separator"):
+        lists = KeywordMeasures.choose(separator, training, validation)
     results = {}
     for split in splits:
         questions = QuestionSet.read(settings, folder, split, tokenizer, training)
-        results[split] = measure_split(settings, models, questions, lookups, source)
+        results[split] = measure_split(settings, models, questions, lookups, source, lists)
     return results
 
 
@@ -113,11 +101,14 @@ def measure_split(
     questions: QuestionSet,
     lookups: Lookups,
     source: TrainingText | None,
+    lists: KeywordMeasures | None,
 ) -> SplitResult:
     """Measures each model's greedy answers; adds the baselines to the first model's measures."""
     tokens = int(sum(questions.data.trained[row] for row in questions.rows))
     result = SplitResult({"questions": len(questions.asked), "tokens": tokens})
     result.definitions["lookups"] = lookups.definition
+    if lists:
+        result.definitions["lists"] = lists.definition
     for model in models:
         measures = MeasureSet(settings.seed)
         add_reference_perplexities(measures, model, questions)
@@ -130,16 +121,17 @@ def measure_split(
         )
         texts = [completion.text for completion in completions]
         scores = add_answer_scores(measures, settings, questions, completions)
+        if lists:
+            for row, f1 in zip(scores, lists.add(measures, texts, questions.asked), strict=True):
+                row["list_f1"] = f1
         copies = source.find_copies(texts + questions.references) if source else []
         measures.add_text_statistics("", texts, copies[: len(texts)])
-        probabilities, classes = None, {}
-        if questions.labels:
-            probabilities, classes = add_label_scores(measures, settings, model, questions)
         if model is models[0]:
             measures.add_text_statistics("reference_", questions.references, copies[len(texts) :])
-            add_baselines(measures, settings, lookups, questions.asked, questions.labels)
-            result.classes = classes
-            result.rows = answer_rows(questions, texts, scores, probabilities)
+            add_baselines(measures, settings, lookups, questions.asked)
+            if lists:
+                lists.add_baseline(measures, questions.asked)
+            result.rows = answer_rows(questions, texts, scores)
             result.add_copies(copies)
         result.add(model.folder, measures, texts)
     return result
@@ -193,45 +185,12 @@ def add_answer_scores(
     ]
 
 
-def add_label_scores(
-    measures: MeasureSet, settings: EvalSettings, model: EvaluatedModel, questions: QuestionSet
-) -> tuple[np.ndarray, dict]:
-    """Classifies by the likeliest label.
-
-    Returns the labels' probabilities, shape (questions, labels), and the entry for eval.json.
-    """
-    labels = questions.labels
-    generator = TextGenerator(model.model, model.tokenizer)
-    labelling = Labelling(tuple(labels))
-    prompts = [question.ids for question in questions.asked]
-    scores = label_log_probabilities(generator, labelling, prompts, settings.batch_size)
-    probabilities = np.exp(scores)
-    predicted = [labels[best] for best in scores.argmax(axis=1)]
-    references = questions.references
-    confusion = add_classification(measures, "", predicted, references, labels)
-    classes = {
-        "labels": labels,
-        "confusion": confusion.tolist(),
-        "per_class": metrics.label_measures(confusion, labels),
-    }
-    return probabilities, classes
-
-
-def answer_rows(
-    questions: QuestionSet,
-    texts: Sequence[str],
-    scores: Sequence[dict],
-    probabilities: np.ndarray | None,
-) -> list[dict]:
+def answer_rows(questions: QuestionSet, texts: Sequence[str], scores: Sequence[dict]) -> list[dict]:
     """One row per question for eval_answers.jsonl."""
     rows = []
     for n, question in enumerate(questions.asked):
         row = answer_row(
             questions.split, question.rows[0], question.text, question.reference, texts[n]
         )
-        row |= scores[n]
-        if probabilities is not None:
-            by_label = zip(questions.labels, probabilities[n].tolist(), strict=True)
-            row["probabilities"] = dict(by_label)
-        rows.append(row)
+        rows.append(row | scores[n])
     return rows

@@ -21,6 +21,28 @@ MEASURES = {  # in the order of the report
     "macro_f1": Measure(
         ("宏平均 F1", "Macro-F1"), ".3f", 1, ("各类 F1 的平均", "mean F1 of the classes")
     ),
+    "list_f1": Measure(
+        ("列表 F1", "List F1"),
+        ".3f",
+        1,
+        ("列表各项的集合，不论次序，逐题平均", "items as a set, mean over the questions"),
+    ),
+    "list_precision": Measure(("列表精确率", "List precision"), ".3f", 1),
+    "list_recall": Measure(("列表召回率", "List recall"), ".3f", 1),
+    "log_loss": Measure(("对数损失", "Log-loss"), ".3f", -1, ("每篇的奈特数", "nats per text")),
+    "calibration_error": Measure(
+        ("校准误差", "Calibration error"),
+        ".3f",
+        -1,
+        ("所报概率与正确率的平均差距", "mean gap between probability and accuracy"),
+    ),
+    "roc_auc": Measure(
+        ("ROC-AUC", "ROC-AUC"),
+        ".3f",
+        1,
+        ("正类得分高于负类的概率", "chance that a text of one label scores above one of the other"),
+    ),
+    "above_linear_accuracy": Measure(("比线性模型高出", "Above the linear model"), "%", 1, PAIRED),
     "rouge_l": Measure(
         ("ROUGE-L", "ROUGE-L"),
         ".3f",
@@ -72,6 +94,9 @@ MEASURES = {  # in the order of the report
         ("不同分词器之间可比", "comparable across tokenizers"),
     ),
     "bits_per_byte": Measure(("每字节比特", "Bits per byte"), ".3f", -1),
+    "above_tfidf_list_f1": Measure(
+        ("列表 F1 比 TF-IDF 高出", "List F1 above TF-IDF"), ".3f", 1, PAIRED
+    ),
     "above_lookup_answers_rouge_l": Measure(
         ("比查表（含答案）高出", "Above the lookup with answers"), ".3f", 1, PAIRED
     ),
@@ -116,13 +141,15 @@ MEASURES = {  # in the order of the report
         ("含长段照抄的比例", "share of texts with a long copied span"),
     ),
 }
-REFERENCE_PREFIX = "reference_"
+REFERENCE_PREFIX, TOGETHER_PREFIX = "reference_", "together_"  # of what is no rival
 BASELINES = {  # prefix of a measure's name: what was measured instead of the model
     "lookup_answers_": ("查表，问题与答案合并", "lookup, an answer and its questions joined"),
     "lookup_joined_": ("查表，同答案的问题合并", "lookup, an answer's questions joined"),
     "lookup_": ("查表，最近的问题", "lookup, nearest question"),
     "majority_": ("总选最常见的一类", "always the most frequent class"),
-    "tfidf_": ("TF-IDF + 逻辑回归", "TF-IDF + logistic regression"),
+    "linear_": ("最好的线性模型", "the best linear model"),
+    TOGETHER_PREFIX: ("与线性模型合用", "together with the linear model"),
+    "tfidf_": ("TF-IDF 挑选的词", "terms picked by TF-IDF"),
     REFERENCE_PREFIX: ("参考文本", "the references"),
 }
 SPLITS = {

@@ -55,6 +55,11 @@ class MeasureSet:
         self.aggregates[name] = Aggregate(rows, statistic, rounds)
         self.add_interval(name, bootstrap_statistic(statistic, len(rows), self.seed, rounds))
 
+    def add_difference(self, name: str, other: str) -> None:
+        """Adds `name`'s mean minus that of `other`, row by row, as above_<other>."""
+        difference = paired_difference(self.by_row[name], self.by_row[other], self.seed)
+        self.add_interval(f"above_{other}", difference)
+
     def add_interval(self, name: str, interval: Interval) -> None:
         """Adds a finished (value, low, high)."""
         self.measures[name] = to_entry(interval)

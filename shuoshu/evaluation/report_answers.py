@@ -47,12 +47,14 @@ class SampledStep:
 def worst_and_random(answers: list[dict], seed: int) -> tuple[list[dict], list[dict]]:
     """The worst answers, and random others in their own order.
 
-    An answer is judged by the probability of the right label, or by its ROUGE-L.
+    An answer is judged by the probability of the right label, by the F1 of its list, or by its
+    ROUGE-L.
     """
     scores = []
     for answer in answers:
         probabilities = answer.get("probabilities") or {}
-        scores.append(finite_number(probabilities.get(answer["reference"], answer.get("rouge_l"))))
+        score = answer.get("list_f1", answer.get("rouge_l"))
+        scores.append(finite_number(probabilities.get(answer["reference"], score)))
     scored = (number for number, score in enumerate(scores) if score is not None)
     worst = sorted(scored, key=scores.__getitem__)[:MAX_ANSWERS]
     rest = sorted(set(range(len(answers))) - set(worst))
@@ -103,7 +105,7 @@ def answer_card(answer: dict) -> Card:
 def answer_signs(answer: dict) -> list[Bilingual]:
     """Row, scores, why the answer ended, and whether it is right."""
     signs = [(f"第 {answer['row']} 行", f"Row {answer['row']}")]
-    for name in ("rouge_l", "char_f1"):
+    for name in ("list_f1", "rouge_l", "char_f1"):
         if finite_number(answer.get(name)) is not None:
             zh, en = MEASURES[name].label
             value = format_value(answer[name], ".3f")

@@ -10,12 +10,14 @@ from shuoshu.evaluation.measure_names import (
     BASELINES,
     MEASURES,
     REFERENCE_PREFIX,
+    TOGETHER_PREFIX,
     Bilingual,
     measure_of,
     split_label,
 )
 
-MAIN_MEASURES = ("accuracy", "rouge_l", "perplexity")  # the verdict is about the first one measured
+# The verdict is about the first one measured.
+MAIN_MEASURES = ("accuracy", "list_f1", "rouge_l", "perplexity")
 SIGNIFICANCE = {
     "same": ("≈ 无明显差别", "≈ no clear difference"),
     "better": ("▲ 更好", "▲ better"),
@@ -150,7 +152,7 @@ def gap_to_baseline(measures: dict, name: str, form: str) -> Bilingual:
     baselines = [
         (baseline, prefix)
         for prefix in BASELINES
-        if prefix != REFERENCE_PREFIX
+        if prefix not in (REFERENCE_PREFIX, TOGETHER_PREFIX)
         and (baseline := finite_number(measures.get(prefix + name, {}).get("value"))) is not None
     ]
     if not baselines or value is None:

@@ -14,6 +14,13 @@ MAX_COLUMNS = 100  # of the terminal
 MAX_MODELS = 3  # side by side in a table
 MAX_TITLE = 24  # columns of a title
 NOTE_INDENT = 15  # columns before a note
+DEFINITIONS = {  # in eval.json, and their titles; a text's are not printed
+    "rouge_l": "ROUGE-L",
+    "lookups": "look-ups",
+    "lists": "lists",
+    "linear": "linear model",
+    "mcnemar": "McNemar",
+}
 
 Column = tuple[str, Measures]  # title, measures
 
@@ -31,11 +38,13 @@ def format_results(evaluation: dict, source: TrainingText | None) -> str:
     for split, counts in evaluation["counts"].items():
         notes.append((split, ", ".join(count_phrase(*item) for item in counts.items())))
     if evaluation["task"] != "text":
-        for title, name in (("ROUGE-L", "rouge_l"), ("look-ups", "lookups")):
-            lines = textwrap.wrap(evaluation["definitions"][name], MAX_COLUMNS - NOTE_INDENT)
+        for name, title in DEFINITIONS.items():
+            definition = evaluation["definitions"].get(name, "")
+            lines = textwrap.wrap(definition, MAX_COLUMNS - NOTE_INDENT)
             notes += zip((title, *[""] * len(lines)), lines, strict=False)
-    missing = "not measured: the pretraining text is not here, or has changed"
-    notes.append(("copies", f"from {source.folder}" if source else missing))
+    if evaluation["task"] != "labels":
+        missing = "not measured: the pretraining text is not here, or has changed"
+        notes.append(("copies", f"from {source.folder}" if source else missing))
     files = f"{evaluation['model']}/eval.json, eval_answers.jsonl, report.html"
     notes.append(("written to", f"{files} in {duration(evaluation['seconds'])}"))
     return "\n".join([*measure_tables(columns), *(f"  {name:<12} {note}" for name, note in notes)])

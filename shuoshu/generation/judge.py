@@ -7,7 +7,6 @@ from itertools import pairwise
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from shuoshu.core.errors import UserError
@@ -15,6 +14,7 @@ from shuoshu.generation.answers import render_question
 from shuoshu.generation.prompt_files import prompt_of_text
 from shuoshu.generation.sampling import TextGenerator, empty_cache, never_stop, prefill
 from shuoshu.models.purpose import Labelling
+from shuoshu.models.votes import label_marks, mean_votes
 from shuoshu.models.weights import LoadedModel
 from shuoshu.sft.rendering import cut_question
 from shuoshu.text.tokenizer import Tokenizer
@@ -42,7 +42,7 @@ class Judge(TextGenerator):
         if not prompt.strip():
             raise UserError("the text is empty")
         system = self.purpose.system if system is None else system
-        longest = max(self.labelling.labels, key=len)
+        longest = max(self.labelling.labels, key=lambda label: len(self.tokenizer.encode(label)))
         messages = [{"role": "system", "content": system}] if system else []
         messages += [{"role": "user", "content": prompt.strip()}]
         room = self.block - longest_label(self.tokenizer, self.labelling.labels)
@@ -90,7 +90,8 @@ def label_log_probabilities(
         if should_stop():
             break
         plain = score(generator, [prompts[n] for n in batch], labelling.labels)
-        scores[batch] = normalised(plain + np.array(labelling.bias or 0.0))
+        corrected = labelling.scale * normalised(plain) + np.array(labelling.bias or 0.0)
+        scores[batch] = normalised(corrected)
         done += len(batch)
         progress(done)
     return scores
@@ -155,32 +156,10 @@ def float64_log_softmax(logits: Tensor) -> Tensor:
 def score_texts(generator: TextGenerator, prompts: Prompts, labels: Sequence[str]) -> np.ndarray:
     """(prompts, labels): the mean over all tokens of a prompt of the logit of each label's mark."""
     model, device = generator.model, generator.model.lm_head.weight.device
-    marks = torch.tensor(label_marks(generator.tokenizer, labels), device=device)
+    marks = torch.tensor(label_marks(generator.tokenizer, len(labels)), device=device)
     prompts = [prompt[-generator.block :] for prompt in prompts]
     lengths = torch.tensor([len(prompt) for prompt in prompts])
     ids = torch.zeros(len(prompts), int(lengths.max()), dtype=torch.long)
     for row, prompt in enumerate(prompts):
         ids[row, : len(prompt)] = torch.as_tensor(prompt)
-    logits = F.linear(model.hidden(ids.to(device)), model.lm_head.weight[marks])  # (B, T, labels)
-    is_text = torch.arange(ids.shape[1]) < lengths[:, None]  # (B, T)
-    total = (logits.cpu().double() * is_text[..., None]).sum(1)
-    return (total / lengths[:, None]).numpy()
-
-
-def label_marks(tokenizer: Tokenizer, labels: Sequence[str]) -> list[int]:
-    """For each label its first token that no other label has.
-
-    UserError if a label has none.
-    """
-    ids = [tokenizer.encode(label) for label in labels]
-    marks = []
-    for number, label in enumerate(labels):
-        others = {token for n, other in enumerate(ids) if n != number for token in other}
-        mark = next((token for token in ids[number] if token not in others), None)
-        if mark is None:
-            raise UserError(
-                f"every token of the label {label!r} is in other labels, too: give the labels"
-                ' more different texts, for example with --labels="1=A,0=B"'
-            )
-        marks.append(mark)
-    return marks
+    return mean_votes(model, ids.to(device), lengths.to(device), marks).cpu().double().numpy()

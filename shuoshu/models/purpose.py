@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import typing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from shuoshu.core.errors import UserError
 from shuoshu.core.files import error_reason
@@ -20,16 +20,27 @@ class Labelling:
     question: str = ""  # template of the prompt, as in prepare_sft.py; empty: known columns
     # "answer": a label is as likely as it is as the answer. "text": every token of the text votes.
     judges_by: str = "answer"
-    bias: tuple[float, ...] = ()  # added to the labels' log-probabilities; empty: none
+    # The labels' log-probabilities are multiplied by `scale`, then `bias` is added; empty: zeros.
+    scale: float = 1.0
+    bias: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         """Raises ValueError if a value is impossible; they may come from a damaged file."""
         is_text = all(isinstance(text, str) for text in (*self.labels, self.question))
-        numbers = all(isinstance(x, float | int) and math.isfinite(x) for x in self.bias)
+        numbers = (self.scale, *self.bias)
+        numbers = all(isinstance(x, float | int) and math.isfinite(x) for x in numbers)
         if len(self.labels) < 2 or not is_text or self.judges_by not in ("answer", "text"):
             raise ValueError("the labels are damaged")
         if not numbers or len(self.bias) not in (0, len(self.labels)):
             raise ValueError("the bias of the labels is damaged")
+
+    @property
+    def is_corrected(self) -> bool:
+        return bool(self.bias) or self.scale != 1
+
+    def uncorrected(self) -> Labelling:
+        """The same without scale and bias."""
+        return replace(self, scale=1.0, bias=())
 
 
 class Purpose(typing.NamedTuple):

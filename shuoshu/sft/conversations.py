@@ -16,7 +16,6 @@ from shuoshu.core.terminal import counted
 from shuoshu.sft.layouts import Layout, Template, find_column, known_layout, parse_template
 from shuoshu.sft.pairs import (
     MAX_COLUMNS_SHOWN,
-    QUESTION_SPLITS,
     Pair,
     RejectedRecords,
     clean_field,
@@ -26,6 +25,7 @@ from shuoshu.sft.pairs import (
     scalar_text,
 )
 from shuoshu.sft.question_files import read_records
+from shuoshu.text.dataset import QUESTION_SPLITS
 
 SPLIT_NAMES = {
     **{name: name for name in QUESTION_SPLITS},

@@ -11,7 +11,7 @@ import numpy as np
 from shuoshu.core.errors import UserError
 from shuoshu.core.files import error_reason, read_text, sha256_of
 from shuoshu.sft.augment import Paraphraser, QuestionNoise, TrainedRow
-from shuoshu.sft.pairs import QUESTION_SPLITS, Pair
+from shuoshu.sft.pairs import Pair
 from shuoshu.sft.rendering import RenderedPair
 from shuoshu.text.data_folder import (
     StagingFolder,
@@ -23,6 +23,7 @@ from shuoshu.text.data_folder import (
 from shuoshu.text.dataset import (
     IGNORE,
     PREPARE_AGAIN,
+    QUESTION_SPLITS,
     Batch,
     check_length,
     open_array,

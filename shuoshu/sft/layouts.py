@@ -122,6 +122,21 @@ def parse_template(option: str, text: str, columns: Mapping[str, str], path: Pat
     return [*template, TemplatePiece(literal, None)]
 
 
+def template_ends(text: str) -> tuple[str, str]:
+    """What stands before the first column of a template and after the last one."""
+    tokens = _template_tokens(text)
+    is_column = [len(token) > 1 and token[0] == "{" != token[1] for token in tokens]
+    if True not in is_column:
+        return "", ""
+    first, last = is_column.index(True), len(tokens) - is_column[::-1].index(True)
+    literal = {"{{": "{", "}}": "}"}
+    before, after = (
+        "".join(literal.get(token, token) for token in part)
+        for part in (tokens[:first], tokens[last:])
+    )
+    return before.lstrip(), after.rstrip()
+
+
 def template_columns(text: str) -> list[str]:
     """The names of the columns in a template, each once."""
     tokens = _template_tokens(text)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -17,7 +17,7 @@ MAX_CHARACTERS = 500  # of a longer text only the end is compared: a conversatio
 MAX_COMPARED = 5_000  # held-out questions that are compared, evenly chosen; limits the time
 TRIGRAM_BITS = 22  # of a hash; 4 million values, few of which collide within one question
 MIN_QUESTIONS_FOR_TEMPLATES = 20  # with fewer, a frequent trigram doesn't indicate a template
-ComparedQuestion = tuple[str, Pair]  # normalized text, and the pair that asks it
+ComparedQuestion = tuple[str, Pair]  # text to compare, and the pair that asks it
 
 
 class Leak(NamedTuple):
@@ -36,10 +36,17 @@ class LeakReport:
     candidates: int  # held-out questions without an exact leak
 
 
-def find_leaks(pairs: list[Pair], max_compared: int = MAX_COMPARED) -> LeakReport:
-    """Compares the validation and test questions with the training questions."""
-    train = {normalized(pair.question): pair for pair in reversed(pairs) if pair.split == "train"}
-    held_out = [(normalized(p.question), p) for p in pairs if p.split in ("val", "test")]
+def find_leaks(
+    pairs: list[Pair],
+    max_compared: int = MAX_COMPARED,
+    key: Callable[[str], str] = normalized,
+) -> LeakReport:
+    """Compares the validation and test questions with the training questions.
+
+    `key` makes the texts that are compared from the questions.
+    """
+    train = {key(pair.question): pair for pair in reversed(pairs) if pair.split == "train"}
+    held_out = [(key(p.question), p) for p in pairs if p.split in ("val", "test")]
     exact = [Leak("exact", pair, train[text], 1.0) for text, pair in held_out if text in train]
     candidates = [question for question in held_out if question[0] not in train]
     compared = candidates[:: math.ceil(len(candidates) / max_compared) or 1]

@@ -1,21 +1,16 @@
-"""Questions with their answers: repeats, closed sets of answers, and splits."""
+"""Questions with their answers: repeats, closed sets of answers, equal labels."""
 
 from __future__ import annotations
 
 import json
 import math
-import random
 import re
 import unicodedata
-from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections import Counter
 from dataclasses import dataclass, field
-from itertools import chain
 from typing import NamedTuple
 
-from shuoshu.core.errors import UserError
 from shuoshu.core.terminal import counted, display_width, shorten
-from shuoshu.text.dataset import QUESTION_SPLITS
 
 MAX_EXAMPLES = 3  # stored for each reason to reject a record
 MAX_COLUMNS_SHOWN = 30  # in a message
@@ -23,8 +18,6 @@ MAX_COLUMNS_SHOWN = 30  # in a message
 MIN_LABELS, MAX_LABELS = 2, 20
 MIN_PAIRS_PER_LABEL = 10  # on average
 MAX_LABEL_COLUMNS = 40  # display width
-
-Group = list["Pair"]  # pairs that must share a split
 
 
 @dataclass
@@ -111,14 +104,17 @@ def normalized(text: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
-def drop_repeats(pairs: list[Pair], rejected: RejectedRecords) -> list[Pair]:
-    """The pairs whose question is new in its split.
+def drop_repeats(
+    pairs: list[Pair], rejected: RejectedRecords, within_splits: bool = True
+) -> list[Pair]:
+    """The pairs whose question is new in its split, or without `within_splits` in all of them.
 
     The others go to `rejected`: "duplicate" with the same answer, "contradictory" with another.
     """
     first: dict[tuple[str | None, str], Pair] = {}
     for pair in pairs:
-        known = first.setdefault((pair.split, normalized(pair.question)), pair)
+        split = pair.split if within_splits else None
+        known = first.setdefault((split, normalized(pair.question)), pair)
         if known is not pair:
             is_same = normalized(known.answer) == normalized(pair.answer)
             reason = "duplicate" if is_same else "contradictory"
@@ -133,17 +129,26 @@ def closed_set_labels(pairs: list[Pair]) -> list[str] | None:
     A closed set has few answers, all short and each with many pairs; no pair has several turns.
     """
     counts = Counter(pair.answer for pair in pairs)
-    return [answer for answer, _ in counts.most_common()] if _is_closed(counts, pairs) else None
+    if why_not_closed(counts, pairs):
+        return None
+    return [answer for answer, _ in counts.most_common()]
 
 
-def _is_closed(counts: Counter[str], pairs: list[Pair]) -> bool:
-    """Whether the pairs' answers, of which these are the counts, are a closed set."""
-    if not MIN_LABELS <= len(counts) <= MAX_LABELS:
-        return False
-    if len(pairs) < MIN_PAIRS_PER_LABEL * len(counts) or not all(map(_is_short, counts)):
-        return False
+def why_not_closed(counts: Counter[str], pairs: list[Pair]) -> str:
+    """Why the pairs' answers, of which these are the counts, are no closed set; "" if they are."""
+    if len(counts) < MIN_LABELS:
+        return "all rows have the same answer" if counts else "there are no rows"
+    if len(counts) > MAX_LABELS:
+        return f"there are {len(counts):,} different answers, more than {MAX_LABELS}"
+    if long := [answer for answer in counts if not _is_short(answer)]:
+        return f"an answer is longer than {MAX_LABEL_COLUMNS} columns: {preview(long[0], 40)}"
+    if len(pairs) < MIN_PAIRS_PER_LABEL * len(counts):
+        return (
+            f"{len(pairs):,} rows are few for {len(counts)} different answers,"
+            f" fewer than {MIN_PAIRS_PER_LABEL} for each"
+        )
     earlier_roles = {message["role"] for pair in pairs for message in pair.messages[:-1]}
-    return "assistant" not in earlier_roles
+    return "some conversations have several turns" if "assistant" in earlier_roles else ""
 
 
 def _is_short(answer: str) -> bool:
@@ -173,92 +178,9 @@ def merge_equal_labels(pairs: list[Pair]) -> list[str]:
     changed = {answer: labels[label_key(answer)] for answer in counts}
     changed = {answer: label for answer, label in changed.items() if answer != label}
     merged = Counter(changed.get(pair.answer, pair.answer) for pair in pairs)
-    if not changed or not _is_closed(merged, pairs):
+    if not changed or why_not_closed(merged, pairs):
         return []
     for pair in pairs:
         pair.messages[-1]["content"] = changed.get(pair.answer, pair.answer)
     merges = [f"{old} → {new} ({counted(counts[old], 'row')})" for old, new in changed.items()]
     return [f"equal labels are one label: {', '.join(merges)}"]
-
-
-# ---------------------------------------------------------------- splits
-
-
-def split_pairs(pairs: list[Pair], val_fraction: float, test_fraction: float, seed: int) -> None:
-    """Sets the split of every pair, at random by `seed`, unless the files name the splits.
-
-    Equal questions and equal groups share a split, and each answer of a closed set is split in
-    proportion. Raises UserError if some pairs have a split and others have none.
-    """
-    without = [pair for pair in pairs if pair.split is None]
-    if without and len(without) < len(pairs):
-        raise UserError(
-            f"{without[0].source}: it has no split, but other rows have one;"
-            f" give one to every row or to none ({', '.join(QUESTION_SPLITS)})"
-        )
-    is_closed = closed_set_labels(without) is not None
-    strata: dict[str, list[Group]] = defaultdict(list)  # by answer, if that is a label
-    for group in _linked_groups(without):
-        strata[group[0].answer if is_closed else ""].append(group)
-    # A group is offered to the splits in this order. train takes the groups that others leave.
-    fractions = {"val": val_fraction, "test": test_fraction, "train": math.inf}
-    splits = _distribute(strata.values(), fractions, random.Random(seed))
-    _fill_empty_splits(splits, fractions)
-    for name, groups in splits.items():
-        for pair in chain.from_iterable(groups):
-            pair.split = name
-
-
-def _linked_groups(pairs: list[Pair]) -> list[Group]:
-    """Groups of pairs that are linked, perhaps through others, by equal questions or groups.
-
-    Disjoint sets (union-find): each question and each group points to a parent, and those with the
-    same root belong together.
-    """
-    parents: dict[object, object] = {}
-
-    def root(key: object) -> object:
-        while (parent := parents.setdefault(key, key)) != key:
-            parents[key] = key = parents[parent]  # shortens the path for the next search
-        return key
-
-    for pair in pairs:
-        if pair.group is not None:
-            parents[root(("group", pair.group))] = root(normalized(pair.question))
-    groups: dict[object, Group] = defaultdict(list)
-    for pair in pairs:
-        groups[root(normalized(pair.question))].append(pair)
-    return list(groups.values())
-
-
-def _distribute(
-    strata: Iterable[list[Group]], fractions: dict[str, float], draw: random.Random
-) -> dict[str, list[Group]]:
-    """Distributes the groups of each stratum over the splits, in random order."""
-    splits: dict[str, list[Group]] = {name: [] for name in fractions}
-    # Number of pairs that each split should still get. A remainder of one stratum carries over to
-    # the next, so that the total is right even if every stratum is small.
-    due = dict.fromkeys(fractions, 0.0)
-    for groups in strata:
-        draw.shuffle(groups)
-        size = sum(map(len, groups))
-        due = {name: due[name] + fraction * size for name, fraction in fractions.items()}
-        for group in groups:
-            # The first split to which more than half of the group is due.
-            name = next(name for name in due if len(group) < 2 * due[name])
-            splits[name].append(group)
-            due[name] -= len(group)
-    return splits
-
-
-def _fill_empty_splits(splits: dict[str, list[Group]], fractions: dict[str, float]) -> None:
-    """Moves the smallest group of the largest split to each split that is empty but shouldn't be.
-
-    With fewer groups than splits, train comes first, then val.
-    """
-    for name in ("train", "val", "test"):
-        largest = max(splits.values(), key=len)
-        min_groups = 1 if name == "train" else 2
-        if fractions[name] and not splits[name] and len(largest) >= min_groups:
-            smallest = min(range(len(largest)), key=lambda n: len(largest[n]))
-            splits[name].append(largest.pop(smallest))

@@ -14,13 +14,13 @@ from shuoshu.core.files import error_reason, find_input_files, open_file
 from shuoshu.core.terminal import counted
 from shuoshu.sft.layouts import known_layout
 from shuoshu.sft.pairs import (
-    QUESTION_SPLITS,
     RejectedRecords,
     Rejection,
     clean_field,
     preview,
 )
 from shuoshu.sft.tables import DELIMITERS, table_rows
+from shuoshu.text.dataset import QUESTION_SPLITS
 from shuoshu.text.encodings import MAX_FILE_BYTES, TextDecoder
 from shuoshu.text.tokenizer_folder import TOKENIZER_FILES
 

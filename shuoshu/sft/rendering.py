@@ -104,15 +104,33 @@ def split_long_answer(ids: list[int], mask: list[int], width: int) -> list[Rende
     return rows
 
 
-def cut_long_questions(pairs: Sequence[Pair], tokenizer: Tokenizer, width: int) -> int:
-    """Removes the middle of questions where that makes a pair fit; returns their number."""
+def cut_long_questions(
+    pairs: Sequence[Pair],
+    tokenizer: Tokenizer,
+    width: int,
+    ends: tuple[str, str] = ("", ""),
+    labels: Sequence[str] = (),
+) -> int:
+    """Removes the middle of questions where that makes a pair fit; returns their number.
+
+    With labels, a question leaves room for the longest one, so that its length doesn't tell its
+    label. `ends`: see cut_question.
+    """
+    longest = longest_answer(tokenizer, labels) if labels else None
     count = 0
     for pair in pairs:
-        if row_length(tokenizer, pair.messages) > width:
-            messages = cut_question(tokenizer, pair.messages, width)
-            if messages:
-                pair.messages, count = messages, count + 1
+        *before, answer = pair.messages
+        messages = [*before, {**answer, "content": longest}] if longest else pair.messages
+        if row_length(tokenizer, messages) > width:
+            cut = cut_question(tokenizer, messages, width, ends)
+            if cut:
+                pair.messages, count = [*cut[:-1], answer], count + 1
     return count
+
+
+def longest_answer(tokenizer: Tokenizer, answers: Sequence[str]) -> str:
+    """The answer with the most tokens."""
+    return max(answers, key=lambda answer: len(tokenizer.encode_answer(answer)))
 
 
 def row_length(tokenizer: Tokenizer, messages: Sequence[dict[str, str]]) -> int:
@@ -121,22 +139,37 @@ def row_length(tokenizer: Tokenizer, messages: Sequence[dict[str, str]]) -> int:
 
 
 def cut_question(
-    tokenizer: Tokenizer, messages: list[dict[str, str]], width: int
+    tokenizer: Tokenizer,
+    messages: list[dict[str, str]],
+    width: int,
+    ends: tuple[str, str] = ("", ""),
 ) -> list[dict[str, str]] | None:
     """The conversation with … for the middle of its longest question, so that it fits.
 
-    As much of the question as possible remains. None if too little of it would remain.
+    `ends` are the texts that a template puts before and after each question; they stay. As much of
+    the question as possible remains. None if too little of it would remain.
     """
     longest = max((m for m in messages if m["role"] == "user"), key=lambda m: len(m["content"]))
-    text = longest["content"]
+    text = without_ends(longest["content"], ends)
+    before, after = ends if text != longest["content"] else ("", "")
     low, high = MIN_QUESTION_CHARACTERS, len(text)
     best = None
     while low < high:  # binary search for the largest number of characters that fits
         remaining = (low + high) // 2
         short = text[: (remaining + 1) // 2] + "…" + text[len(text) - remaining // 2 :]
-        cut = [{**m, "content": short} if m is longest else m for m in messages]
+        content = before + short + after
+        cut = [{**m, "content": content} if m is longest else m for m in messages]
         if row_length(tokenizer, cut) <= width:
             best, low = cut, remaining + 1
         else:
             high = remaining
     return best
+
+
+def without_ends(text: str, ends: tuple[str, str]) -> str:
+    """What stands between the ends of a template; the whole text if it doesn't have them."""
+    before, after = ends
+    has_ends = text.startswith(before) and text.endswith(after)
+    if not has_ends or len(text) <= len(before) + len(after):
+        return text
+    return text[len(before) : len(text) - len(after)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,13 +17,18 @@ from shuoshu.core.errors import UserError
 from shuoshu.core.out_dirs import holds_adapter, holds_model, models_here, training_command
 from shuoshu.core.terminal import counted, duration, shorten, table
 from shuoshu.sft.dataset import QuestionDataset
+from shuoshu.sft.labels import conflicts, core_of
 from shuoshu.sft.leaks import find_leaks
 from shuoshu.sft.pairs import MAX_COLUMNS_SHOWN, Pair, RejectedRecords, preview
-from shuoshu.sft.rendering import RenderedPair
+from shuoshu.sft.rendering import RenderedPair, without_ends
+from shuoshu.sft.splits import Group
+from shuoshu.sft.tokenizer_choice import TokenizerChoice
 from shuoshu.text.tokenizer import Tokenizer
 from shuoshu.text.tokenizer_folder import load_tokenizer
 
 MAX_EXAMPLES_SHOWN = 2  # for each reason to reject a record
+MAX_LABELS_SHOWN = 20  # in the table
+MAX_TEXT_COLUMNS = 40  # of a question in an example
 ANSI_GREEN, ANSI_RESET = "\033[32m", "\033[0m"
 
 
@@ -34,11 +40,22 @@ class Preparation:
     meta: dict
     rendered: list[RenderedPair]
     rejected: RejectedRecords
-    block_size: int  # maximum length of a row in tokens
+    chosen: TokenizerChoice
     n_cut: int  # questions whose middle was removed
     n_split: int  # answers that are split over several rows
     has_given_splits: bool  # in the files
     n_systems: int  # different system messages of the training pairs
+    ends: tuple[str, str]  # of the questions' template
+    alike: list[Group]  # of a labelling task: pairs whose texts are nearly equal
+
+    @property
+    def labels(self) -> list[str]:
+        """The labels; empty if the task is to answer questions."""
+        return self.meta["labels"] or []
+
+    def text(self, pair: Pair) -> str:
+        """The question without its template, shortened to a line."""
+        return preview(without_ends(pair.question, self.ends), MAX_TEXT_COLUMNS)
 
 
 def questions_summary(result: Preparation, settings: PrepareSftSettings, seconds: float) -> str:
@@ -53,7 +70,9 @@ def questions_summary(result: Preparation, settings: PrepareSftSettings, seconds
     ]
     if result.n_split:
         lines.append(f"too long     {counted(result.n_split, 'answer')} split over several rows")
-    if result.n_cut:
+    if result.labels:
+        lines += label_lines(result)
+    elif result.n_cut:
         lines.append(f"too long     {counted(result.n_cut, 'question')} shortened in the middle")
     if system := result.meta["system"]:
         lines.append(f"system       {shorten(' '.join(system.split()), 60)}: before every question")
@@ -62,16 +81,16 @@ def questions_summary(result: Preparation, settings: PrepareSftSettings, seconds
             f"system       {result.n_systems:,} different messages: the model will answer without"
             " one unless it is given (sample.py --system)"
         )
-    lines += leak_lines([pair for pair, _ in result.rendered])
+    if separator := result.meta["separator"]:
+        lines.append(f"answers      are lists separated by {separator}")
+    lines += leak_lines(result)
     lines.append(f"splits       {_split_method(result)}")
     lines.append(f"written to   {result.folder} in {duration(seconds)}")
-    model = model_to_tune(result, settings)
-    if model is None:
-        lines.append(
-            "note         no model here has this tokenizer: pretrain one and set --init_from"
-        )
-    lines.append(f"next         {next_command(result, settings, model)}")
-    return "\n".join([split_table(result), "", *(f"  {line}" for line in lines)])
+    lines += next_lines(result, settings)
+    tables = [split_table(result), ""]
+    if result.labels:
+        tables += [label_table(result), ""]
+    return "\n".join([*tables, *(f"  {line}" for line in lines)])
 
 
 def split_table(result: Preparation) -> str:
@@ -110,9 +129,13 @@ def unused_lines(account: RejectedRecords) -> list[str]:
     return [f"not used     {', '.join(columns)}{advice}"]
 
 
-def leak_lines(pairs: Sequence[Pair]) -> list[str]:
+def leak_lines(result: Preparation) -> list[str]:
     """The number of leaks of each kind with an example, or that there are none."""
-    report = find_leaks(list(pairs))
+    pairs = [pair for pair, _ in result.rendered]
+    if result.labels:
+        report = find_leaks(pairs, key=lambda text: core_of(without_ends(text, result.ends)))
+    else:
+        report = find_leaks(pairs)
     lines = []
     if report.compared < report.candidates:
         lines.append(
@@ -129,8 +152,9 @@ def leak_lines(pairs: Sequence[Pair]) -> list[str]:
                 f"leaks        {len(leaks):,} validation or test questions {predicate}, for example"
             )
             pair, train = leaks[0].pair, leaks[0].train
-            training_question = f"  train: {_one_line(train)}" if kind == "near" else ""
-            lines.append(f"             {pair.split}: {_one_line(pair)}{training_question}")
+            is_same = pair.question == train.question
+            training_question = "" if is_same else f"  train: {result.text(train)}"
+            lines.append(f"             {pair.split}: {result.text(pair)}{training_question}")
     if not any(pair.split in ("val", "test") for pair in pairs):
         lines.append(
             "note         no questions are held out, so the answers can't be measured"
@@ -142,25 +166,35 @@ def leak_lines(pairs: Sequence[Pair]) -> list[str]:
     ]
 
 
-def _one_line(pair: Pair) -> str:
-    return shorten(" ".join(pair.question.split()), 40)
-
-
 def _split_method(result: Preparation) -> str:
-    labels = result.meta["labels"]
+    labels = result.labels
     method = "named in the files"
     if not result.has_given_splits:
-        method = "at random by seed, equal questions together"
-        method += ", each answer in proportion" if labels else ""
-    if labels:
-        method += f"; a closed set of {len(labels)} answers: {shorten('、'.join(labels), 60)}"
+        method = f"at random by seed, {'nearly ' * bool(labels)}equal questions together"
+        settings = result.meta["settings"]
+        if settings["fold"]:
+            method = f"test is fold {settings['fold']} of {settings['folds']}, the rest {method}"
+        method += ", each label in proportion" if labels else ""
     return method
 
 
-def model_to_tune(result: Preparation, settings: PrepareSftSettings) -> Path | None:
-    """The model in --tokenizer, else the newest one here with the same tokenizer."""
-    if holds_model(Path(settings.tokenizer)):
-        return Path(settings.tokenizer)
+def next_lines(result: Preparation, settings: PrepareSftSettings) -> list[str]:
+    """The command that trains on the data, after a note if there is no model for it here."""
+    if result.chosen.folder is None:
+        return [f"next         {training_command(result.folder, 'config/labels.py')}"]
+    model = model_to_tune(result)
+    lines = [f"next         {next_command(result, settings, model)}"]
+    if model is None:
+        lines.insert(
+            0, "note         no model here has this tokenizer: pretrain one and set --init_from"
+        )
+    return lines
+
+
+def model_to_tune(result: Preparation) -> Path | None:
+    """The model in the tokenizer's folder, else the newest one here with the same tokenizer."""
+    if holds_model(result.chosen.folder):
+        return result.chosen.folder
     for folder in models_here():
         with suppress(UserError):
             if load_tokenizer(folder).hash == result.meta["tokenizer"]["hash"]:
@@ -172,15 +206,15 @@ def next_command(result: Preparation, settings: PrepareSftSettings, model: Path 
     """The command that fine-tunes the model on the data; None: there is none here."""
     is_foreign = result.meta["tokenizer"]["kind"] == "foreign"
     arguments = [f"--init_from={model or ('MODEL' if is_foreign else 'scratch')}"]
-    if settings.block_size or model != Path(settings.tokenizer):
-        arguments.append(f"--block_size={result.block_size}")
+    if settings.block_size or model != result.chosen.folder:
+        arguments.append(f"--block_size={result.chosen.block_size}")
     if is_foreign or (model and holds_adapter(model)):
         return training_command(result.folder, "config/lora.py", arguments)
-    if result.meta["labels"] or result.meta["turns"] > 1 or not _can_be_paraphrased(result):
+    if result.labels or result.meta["turns"] > 1 or not _can_be_paraphrased(result):
         # Labels seldom have questions whose words tell the answers apart, and conversations aren't
         # paraphrased.
         arguments += ["--paraphrases=0", "--batch_size=16", "--max_epochs=14"]
-    if result.meta["labels"]:
+    if result.labels:
         arguments.append("--min_iters=none")  # 900 steps of few reviews gained nothing: docs/log
     return training_command(result.folder, "config/sft.py", arguments)
 
@@ -192,6 +226,55 @@ def _can_be_paraphrased(result: Preparation) -> bool:
     except UserError:
         return False
     return True
+
+
+# ---------------------------------------------------------------- labels
+
+
+def label_table(result: Preparation) -> str:
+    """A row for each label with its number of pairs in each split."""
+    splits = list(result.meta["splits"])
+    counts = Counter((pair.answer, pair.split) for pair, _ in result.rendered)
+    rows: list[list[object]] = [["label", *splits]]
+    shown = result.labels[:MAX_LABELS_SHOWN]
+    for label in shown:
+        rows.append([preview(label, 30), *(counts[label, split] for split in splits)])
+    if rest := result.labels[len(shown) :]:
+        numbers = [sum(counts[label, split] for label in rest) for split in splits]
+        rows.append([f"{len(rest)} more labels", *numbers])
+    return table(rows)
+
+
+def label_lines(result: Preparation) -> list[str]:
+    """Texts that are cut or nearly the same, texts with several labels, and the tokenizer."""
+    n_texts, block_size = len(result.rendered), result.chosen.block_size
+    lines = []
+    if result.n_cut:
+        lines.append(
+            f"too long     {result.n_cut:,} of {n_texts:,} texts shortened in the middle"
+            f" to fit into {block_size:,} tokens"
+        )
+    if result.alike:
+        n_alike, n_groups = sum(map(len, result.alike)), counted(len(result.alike), "group")
+        lines.append(
+            f"alike        {n_alike:,} texts in {n_groups} differ only in links, punctuation, case"
+            " and blanks"
+        )
+    if groups := conflicts(result.alike):
+        lines.append(
+            f"conflict     {sum(map(len, groups)):,} of these texts, in"
+            f" {counted(len(groups), 'group')}, have several labels, for example"
+        )
+        for group in groups[:MAX_EXAMPLES_SHOWN]:
+            counts = Counter(pair.answer for pair in group).most_common()
+            labels = ", ".join(f"{preview(label, 20)} ({count})" for label, count in counts)
+            lines.append(f"             {result.text(group[0])}: {labels}")
+    tokenizer = result.chosen.tokenizer
+    origin = f"that of {result.chosen.folder}"
+    if result.chosen.folder is None:
+        origin = f"{tokenizer.n_vocab:,} tokens, trained on the training texts"
+    lines.append(f"tokenizer    {origin}; up to {block_size:,} tokens for a text with its label")
+    return lines
 
 
 # ---------------------------------------------------------------- rows

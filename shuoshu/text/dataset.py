@@ -230,12 +230,13 @@ def _invalid_field(meta: dict) -> str | None:
 
 
 def _check_question_fields(meta: dict) -> dict[str, bool]:
-    labels = meta.get("labels") or []
+    labels, separator = meta.get("labels") or [], meta.get("separator") or ";"
     return {
         "width": is_count(meta["width"])
         and all(s["rows"] * meta["width"] == s["tokens"] for s in meta["splits"].values()),
         "turns": is_count(meta["turns"]) and meta["turns"] > 0,
         "system": isinstance(meta.get("system", ""), str),
+        "separator": isinstance(separator, str) and bool(separator.strip()),
         "labels": isinstance(labels, list) and all(isinstance(label, str) for label in labels),
     }
 

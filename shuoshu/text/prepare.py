@@ -19,15 +19,17 @@ from shuoshu.core.terminal import duration, pad, shorten, table
 from shuoshu.text.account import Account
 from shuoshu.text.books import Book, Section, find_duplicate_books, find_files, read_books
 from shuoshu.text.data_folder import DatasetWriter, target_folder
-from shuoshu.text.tokenizer import Tokenizer, character_tokenizer, gpt2_tokenizer, train_bpe
+from shuoshu.text.tokenizer import (
+    MAX_TRAINING_BYTES,
+    Tokenizer,
+    character_tokenizer,
+    gpt2_tokenizer,
+    train_bpe,
+    vocab_size_for,
+)
 from shuoshu.text.tokenizer_folder import load_tokenizer
 
-TOKENIZER_SAMPLE_BYTES = (
-    8_000_000  # for training the tokenizer; more costs seconds and changes little
-)
 SAMPLE_PIECE = 20_000  # characters; the sample is drawn in pieces of this length
-# --tokenizer=bpe: (below this many characters of training text, vocabulary size)
-VOCAB_SIZES = ((250_000, 2048), (1_000_000, 4096), (float("inf"), 8192))
 MAX_BOOKS_SHOWN = 12
 MAX_NOTES_SHOWN = 12
 
@@ -133,8 +135,8 @@ def choose_tokenizer(settings: PrepareSettings, books: list[Book]) -> tuple[Toke
 
 def _train_bpe(books: list[Book], settings: PrepareSettings) -> tuple[Tokenizer, str]:
     characters = sum(book.val_from for book in books)
-    default = next(size for limit, size in VOCAB_SIZES if characters < limit)
-    tokenizer = train_bpe(sample_text(books, settings.seed), settings.vocab_size or default)
+    vocab_size = settings.vocab_size or vocab_size_for(characters)
+    tokenizer = train_bpe(sample_text(books, settings.seed), vocab_size)
     if not settings.vocab_size:
         return tokenizer, f"for {characters:,} characters of training text"
     if tokenizer.n_vocab < settings.vocab_size:
@@ -148,8 +150,8 @@ def training_text(books: list[Book]) -> Iterator[str]:
 
 
 def sample_text(books: list[Book], seed: int) -> Iterator[str]:
-    """Yields all of the training text, or random pieces of about SAMPLE_BYTES in total."""
-    share = TOKENIZER_SAMPLE_BYTES / max(1, sum(book.file.stat().st_size for book in books))
+    """Yields all of the training text, or random pieces of about MAX_TRAINING_BYTES in total."""
+    share = MAX_TRAINING_BYTES / max(1, sum(book.file.stat().st_size for book in books))
     draw = random.Random(seed)
     for text in training_text(books):
         for start in range(0, len(text), SAMPLE_PIECE):

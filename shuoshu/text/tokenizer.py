@@ -29,6 +29,9 @@ WORDS = (
 EACH_CHARACTER = r"[\s\S]"  # each character alone
 MAX_TOKEN_CHARACTERS = 32  # in training; longer ones would be rulers like ======
 MIN_PAIR_COUNT = 2  # in training; a rarer pair isn't merged
+MAX_TRAINING_BYTES = 8_000_000  # of a sample to train on; more costs seconds and changes little
+# (below this many characters of training text, vocabulary size)
+VOCAB_SIZES = ((250_000, 2048), (1_000_000, 4096), (float("inf"), 8192))
 
 # A loaded tokenizer must encode and decode this without loss.
 PROBE = "雨夜 It's 12\n\n　é🙂—。\t!\r\n \u0301\0"
@@ -241,6 +244,11 @@ class Tokenizer:
 
 
 # ---------------------------------------------------------------- create a tokenizer
+
+
+def vocab_size_for(characters: int) -> int:
+    """The size of a vocabulary for so many characters of training text."""
+    return next(size for limit, size in VOCAB_SIZES if characters < limit)
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:

@@ -132,7 +132,8 @@ def log_progress(run: Run, clock: RunClock, bar: ProgressBar, loss: float) -> No
         columns.insert(0, f"{state.plan.share:.0%} of {duration(clock.length.budget)}")
     if best := best_measure(state):
         columns.append(f"best {best[0]} {best[1]:.3f}")
-    columns += [f"lr {lr:.2g}", f"{tokens_per_second:,.0f} tok/s"]
+    unit = "texts/s" if run.data.votes else "tok/s"
+    columns += [f"lr {lr:.2g}", f"{tokens_per_second:,.0f} {unit}"]
     columns += [f"MFU {mfu:.0%}"] if mfu else []
     columns += [f"{duration(left)} left"] if left is not None else []
     bar.update(state.step, state.plan.max_iters or 0, "  ".join(columns))

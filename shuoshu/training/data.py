@@ -10,8 +10,10 @@ from shuoshu.core.parts import stratified
 from shuoshu.core.settings import TrainSettings
 from shuoshu.generation.answers import read_questions
 from shuoshu.models.purpose import Labelling, Purpose
+from shuoshu.models.votes import label_marks
 from shuoshu.sft.augment import QuestionNoise
 from shuoshu.sft.dataset import QuestionDataset, answer_batches
+from shuoshu.sft.label_dataset import LabelDataset, TokenNoise
 from shuoshu.text.dataset import (
     PREPARE_AGAIN,
     Batch,
@@ -58,14 +60,23 @@ class RunData:
         self.labelling: Labelling | None = None  # how the model labels texts
         if self.labels:
             question = (meta.get("settings") or {}).get("question") or ""
-            self.labelling = Labelling(tuple(self.labels), question)
+            self.labelling = Labelling(tuple(self.labels), question, settings.judge_by)
+        elif settings.judge_by == "text" or settings.label_weights:
+            raise UserError(
+                f"{folder} holds {self.task}: judge_by=text and label_weights need labels, a few"
+                " short answers that all rows share; prepare such a table with prepare_sft.py"
+            )
+        # Whether the tokens of a text vote for its label. Their loss needs a VotingModel.
+        self.votes = bool(self.labels) and settings.judge_by == "text"
+        if settings.label_weights and not self.votes:
+            raise UserError(f"label_weights={settings.label_weights} needs --judge_by=text")
         self.rows_per_step = settings.batch_size * settings.gradient_accumulation_steps
         self.eval_tokens = settings.eval_tokens
         self.train: Dataset
         self.val: Dataset
         self.val_is_complete: bool  # whether an evaluation measures the whole text or all questions
         if self.task != "text":
-            self.train = self._training_questions(settings)
+            self.train = self._training_rows(settings)
             self.val = QuestionDataset(folder, "val")
             questions = read_questions(folder, "val", self.tokenizer)
             answers = [question.reference for question in questions]
@@ -92,6 +103,25 @@ class RunData:
         if self.task != "text" and not self.questions:
             return "val_loss"
         return next(iter(measures.values())) if select_by == "auto" else measures[select_by]
+
+    def _training_rows(self, settings: TrainSettings) -> QuestionDataset:
+        if not self.votes:
+            return self._training_questions(settings)
+        if settings.paraphrases:
+            raise UserError(
+                f"paraphrases={settings.paraphrases}: labelled texts have none;"
+                " use config/labels.py"
+            )
+        if isinstance(self.tokenizer, ForeignTokenizer):
+            _refuse_augmentation(settings, self.folder)
+        answers = [self.tokenizer.encode_answer(label) for label in self.labels]
+        marks = label_marks(self.tokenizer, len(self.labels))
+        rows = LabelDataset(self.folder, "train", answers, marks, self.rows_per_step)
+        rows.set_weights(self.labels, settings.label_weights)
+        if settings.question_drop or settings.question_replace:
+            noise = settings.question_drop, settings.question_replace
+            rows.noise = TokenNoise(self.tokenizer, rows.ids, *noise)
+        return rows
 
     def _training_questions(self, settings: TrainSettings) -> QuestionDataset:
         noise = None

@@ -31,6 +31,7 @@ from shuoshu.core.settings import TrainSettings
 from shuoshu.core.terminal import print_line
 from shuoshu.models.adapters import save_adapter, write_adapter_folder
 from shuoshu.models.families import config_to_hf
+from shuoshu.models.purpose import Purpose
 from shuoshu.models.weights import (
     load_model,
     read_metadata,
@@ -284,11 +285,16 @@ class OutDir:
                 self.path, state.step, trainer.raw, optimizer_tensors, saved
             )
             if not len(data.val):
-                self.write_model(trainer, data, state.step)
+                self.write_model(trainer, data, state.step, data.purpose)
         self.saved_step = state.step
 
     def keep_model(
-        self, trainer: Trainer, data: RunData, step: int, say: Callable[[str], None]
+        self,
+        trainer: Trainer,
+        data: RunData,
+        step: int,
+        purpose: Purpose,
+        say: Callable[[str], None],
     ) -> bool:
         """Makes the current model that of out_dir. False, on all ranks, if it can't be written."""
         trainer.check_weights(step)
@@ -296,13 +302,12 @@ class OutDir:
         if trainer.processes.is_rank_zero:
             name = ADAPTER_WEIGHTS if trainer.adapter else "model.safetensors"
             with self.warn_on_write_error(name, say):
-                self.write_model(trainer, data, step)
+                self.write_model(trainer, data, step, purpose)
                 is_written = True
         return trainer.processes.broadcast(is_written)
 
-    def write_model(self, trainer: Trainer, data: RunData, step: int) -> None:
+    def write_model(self, trainer: Trainer, data: RunData, step: int, purpose: Purpose) -> None:
         """Writes the weights, or those of the adapter; OSError if the disk can't be written."""
-        purpose = data.purpose
         if trainer.adapter:
             metadata = weights_metadata(trainer.raw.config, data.tokenizer, step, purpose)
             save_adapter(self.path, trainer.raw, trainer.adapter, metadata)

@@ -21,6 +21,8 @@ LOCKED = {field.name for field in fields(ModelSettings)} - {"dropout"}
 LOCKED |= {
     "seed",
     "paraphrases",
+    "judge_by",
+    "label_weights",
     "batch_size",
     "gradient_accumulation_steps",
     "optimizer",

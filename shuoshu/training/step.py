@@ -93,8 +93,7 @@ def accumulate_gradients(trainer: Trainer, data: RunData, step: int) -> Tensor:
         skips_sync = processes.world_size > 1 and not batch.is_last
         with trainer.forward.no_sync() if skips_sync else nullcontext():
             with autocast(trainer.device, trainer.dtype):
-                nats = trainer.forward(batch.ids, batch.targets, "sum", batch.positions)
-                loss = nats / batch.count
+                loss = trainer.forward(*batch.inputs) / batch.count
             # DDP averages over the processes; the product makes it a sum.
             trainer.scaler.scale(loss * processes.world_size).backward()
         total += loss.detach()
@@ -105,9 +104,7 @@ def accumulate_gradients(trainer: Trainer, data: RunData, step: int) -> Tensor:
 class MicroBatch:
     """The rows of one forward pass."""
 
-    ids: Tensor  # (B, T)
-    targets: Tensor  # (B, T), or (N) with positions
-    positions: Tensor | None  # (N): the trained ones among the B · T; None: all are
+    inputs: tuple  # of the forward pass, which returns the sum of the losses of its targets
     count: int  # targets of the whole step, over all ranks
     is_last: bool  # of the step
 
@@ -123,17 +120,28 @@ def micro_batches(trainer: Trainer, data: RunData, step: int) -> Iterator[MicroB
     for start in range(0, rows_here, size):
         rows = min(size, rows_here - start)
         ids, targets = data.train.rows(first + start, rows, block_size, seed)
-        arrays = ids, *select_trained(targets, trainer.device)
-        on_device = (
-            None if array is None else to_device(array, trainer.device) for array in arrays
-        )
-        yield MicroBatch(*on_device, count, is_last=start + size >= rows_here)
+        if data.votes:
+            inputs = to_device(ids, trainer.device), to_device(targets, trainer.device)
+        else:
+            inputs = question_inputs(ids, targets, trainer.device)
+        yield MicroBatch(inputs, count, is_last=start + size >= rows_here)
+
+
+def question_inputs(ids: np.ndarray, targets: np.ndarray, device: torch.device) -> tuple:
+    """The arguments of GPT.forward for the sum of the losses."""
+    targets, positions = select_trained(targets, device)
+    if positions is not None:
+        positions = to_device(positions, device)
+    return to_device(ids, device), to_device(targets, device), "sum", positions
 
 
 def select_trained(
     targets: np.ndarray, device: torch.device
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """(targets, positions) of a MicroBatch. They are found here, where no GPU has to wait."""
+    """(targets (N), their positions among all (N)), or (targets, None) if all are trained.
+
+    They are found here, where no GPU has to wait.
+    """
     positions = np.flatnonzero(targets != IGNORE)
     if len(positions) == targets.size:
         return targets, None

@@ -16,6 +16,7 @@ from shuoshu.core.distributed import Processes
 from shuoshu.core.errors import UserError
 from shuoshu.core.settings import TrainSettings
 from shuoshu.models.adapters import Adapter
+from shuoshu.models.votes import VotingModel
 from shuoshu.models.weights import tensor_bytes
 from shuoshu.training.data import RunData
 from shuoshu.training.optimizers import Muon, build_optimizers
@@ -34,7 +35,7 @@ class Trainer:
     dtype: torch.dtype  # of autocast
     raw: GPT  # the plain model: parameters, sampling, saving
     model: nn.Module  # raw, or raw compiled
-    forward: nn.Module  # model, or model in DistributedDataParallel
+    forward: nn.Module  # computes the loss: model, or a VotingModel of raw; perhaps in DDP
     optimizers: list[torch.optim.Optimizer]
     scaler: torch.amp.GradScaler  # enabled in fp16 only
     learning_rate: float  # the full rate of the first parameter group, for messages
@@ -113,6 +114,10 @@ def build_trainer(
     )
     # Batches of text have one shape. Those of questions have many widths: one graph for all.
     compiled = torch.compile(model, dynamic=data.task != "text") if compiles else model
+    loss_model = compiled
+    if data.votes:
+        loss_model = VotingModel(model, data.train.marks, data.train.weights)
+        loss_model = torch.compile(loss_model, dynamic=True) if compiles else loss_model
     trainer = Trainer(
         settings=settings,
         processes=processes,
@@ -120,7 +125,7 @@ def build_trainer(
         dtype=dtype,
         raw=model,
         model=compiled,
-        forward=wrap_in_ddp(compiled) if processes.world_size > 1 else compiled,
+        forward=wrap_in_ddp(loss_model) if processes.world_size > 1 else loss_model,
         optimizers=optimizers,
         scaler=scaler,
         learning_rate=learning_rate,

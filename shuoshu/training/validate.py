@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -13,10 +13,12 @@ from shuoshu.core.distributed import StopFlag
 from shuoshu.core.errors import UserError
 from shuoshu.core.parts import evenly
 from shuoshu.core.terminal import print_line
+from shuoshu.evaluation.label_measures import fit_bias
 from shuoshu.evaluation.loss import Score, score
 from shuoshu.evaluation.metrics import exact_match, rouge_l
 from shuoshu.generation.answers import Question, answer
 from shuoshu.generation.sampling import Completion, SamplingParams, TextGenerator
+from shuoshu.models.purpose import Purpose
 from shuoshu.training.console import measure_name
 from shuoshu.training.run import Run
 from shuoshu.training.schedule import RunClock
@@ -40,6 +42,7 @@ class Evaluation:
     values: dict[str, float] = field(default_factory=dict)  # under their names in log.jsonl
     scores: list[float] = field(default_factory=list)  # ROUGE-L per answer
     samples: list[dict[str, str]] = field(default_factory=list)
+    purpose: Purpose | None = None  # of labels: with the correction fitted to these values
 
     def summary(self) -> str:
         """The measures as printed after "step N"; empty without validation data."""
@@ -116,7 +119,11 @@ def measure_labels(run: Run, stop: StopFlag) -> Evaluation | None:
     scores, true = judged
     values = label_values(scores, true)
     require_finite(run, values["val_loss"])
-    return Evaluation(values, samples=label_samples(run, scores))
+    correction = fit_bias(scores, true)
+    bias = tuple(correction.bias.tolist())
+    labelling = replace(run.data.labelling, scale=correction.scale, bias=bias)
+    purpose = run.data.purpose._replace(labelling=labelling)
+    return Evaluation(values, samples=label_samples(run, scores), purpose=purpose)
 
 
 def score_val(run: Run, stop: StopFlag) -> Score | None:
@@ -222,14 +229,14 @@ def keep_if_best(
     """
     state, measure = run.state, run.data.measure
     if not result.values:  # without validation data every evaluation replaces the model
-        is_kept = run.out_dir.keep_model(run.trainer, run.data, state.step, say)
+        is_kept = keep_model(run, result.purpose, say)
         state.kept_step = state.step if is_kept else state.kept_step
         return is_kept, ""
     value, loss = result.values[measure], result.values["val_loss"]
     is_best = _is_better(state, measure, value, loss)
     state.worse_evals = 0 if is_best else state.worse_evals + 1
     is_kept = is_best or _is_as_good(run, result.scores)
-    is_kept = is_kept and run.out_dir.keep_model(run.trainer, run.data, state.step, say)
+    is_kept = is_kept and keep_model(run, result.purpose, say)
     if not is_kept:
         return False, ""
     state.kept_step = state.step
@@ -238,6 +245,12 @@ def keep_if_best(
     state.best_measure, state.best_value, state.best_loss = measure, value, loss
     state.best_step, state.best_scores = state.step, result.scores
     return True, f", the best {measure_name(measure)} so far"
+
+
+def keep_model(run: Run, purpose: Purpose | None, say: Callable[[str], None]) -> bool:
+    """Makes the model that of out_dir. False, on all ranks, if it can't be written."""
+    purpose = purpose or run.data.purpose
+    return run.out_dir.keep_model(run.trainer, run.data, run.state.step, purpose, say)
 
 
 def _is_better(state: RunState, measure: str, value: float, loss: float) -> bool:

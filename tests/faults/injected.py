@@ -195,7 +195,7 @@ def without(names: list[str]) -> None:
 
         def counted_here(trainer, rows, step):
             for batch in real(trainer, rows, step):
-                count = int((batch.targets >= 0).sum()) * trainer.processes.world_size
+                count = int((batch.inputs[1] >= 0).sum()) * trainer.processes.world_size
                 yield dataclasses.replace(batch, count=count)
 
         training_step.micro_batches = counted_here

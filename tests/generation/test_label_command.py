@@ -218,6 +218,14 @@ def test_a_text_longer_than_the_block_is_labelled(run, tmp_path: Path) -> None:
     assert "2 of 2 texts labelled" in output.out and "no label" not in output.err
 
 
+def test_a_text_that_is_cut_leaves_room_for_the_label_with_the_most_tokens(relabelled) -> None:
+    judge = Judge(load_model(relabelled(labels=("沈砚", "龘龘"))))  # as many characters
+    few, many = (len(judge.tokenizer.encode_answer(label)) for label in judge.labelling.labels)
+    assert few < many
+    for count in range(200):
+        assert len(judge.prompt_ids("长" * (count + 1))) + many - 1 <= judge.block
+
+
 @pytest.mark.filterwarnings("error")
 def test_an_interrupted_run_writes_the_finished_labels(
     run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from shuoshu.core.errors import UserError
 from shuoshu.sft import question_files
 from shuoshu.sft.leaks import find_leaks
-from shuoshu.sft.pairs import drop_repeats, split_pairs
+from shuoshu.sft.pairs import drop_repeats
+from shuoshu.sft.splits import SplitRule, split_pairs
 from tests.sft.helpers import parse
 
 WORDS = st.sampled_from(
@@ -59,7 +60,7 @@ def assert_pairs_or_user_error(path: Path, content: object, **settings: str) -> 
         assert len(pairs) + rejected.counts.total() == rejected.read
         pairs = drop_repeats(pairs, rejected)
         assert len(pairs) + rejected.counts.total() == rejected.read
-        split_pairs(pairs, 0.2, 0.2, 1)
+        split_pairs(pairs, SplitRule(0.2, 0.2, 1))
         find_leaks(pairs)
         json.dumps(
             [[vars(pair) for pair in pairs], rejected.examples], ensure_ascii=False, allow_nan=False

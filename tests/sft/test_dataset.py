@@ -138,7 +138,8 @@ def trained_rows(
 ) -> list[list[list[int]]]:
     """What one of `world` processes trains in the first 40 steps of 8 rows, row by row."""
     settings = SimpleNamespace(seed=3)
-    data = SimpleNamespace(train=QuestionDataset(mixed, "train", 8, noise), rows_per_step=8)
+    train = QuestionDataset(mixed, "train", 8, noise)
+    data = SimpleNamespace(train=train, rows_per_step=8, votes=False)
     trainer = SimpleNamespace(
         settings=settings,
         processes=SimpleNamespace(rank=rank, world_size=world),
@@ -150,9 +151,10 @@ def trained_rows(
     for step in range(40):
         rows: list[list[int]] = []
         for batch in micro_batches(trainer, data, step):
-            targets = np.full(batch.ids.shape, IGNORE)
-            targets.flat[batch.positions] = batch.targets
-            for row_ids, row in zip(batch.ids.numpy(), targets, strict=True):
+            ids, trained, _, positions = batch.inputs
+            targets = np.full(ids.shape, IGNORE)
+            targets.flat[positions] = trained
+            for row_ids, row in zip(ids.numpy(), targets, strict=True):
                 length = np.flatnonzero(row != IGNORE)[-1] + 1  # padding follows
                 rows.append([batch.count, *row_ids[:length].tolist(), *row[:length].tolist()])
         steps.append(rows)

@@ -69,9 +69,9 @@ def test_templates_and_labels_make_a_closed_set(prepare, tmp_path: Path) -> None
         "--answer={label}",
         "--labels=1=正面,0=负面",
     )
-    assert "a closed set of 2 answers" in printed and text_dataset.read_meta(tmp_path / "out")[
-        "labels"
-    ] == ["正面", "负面"]
+    meta = text_dataset.read_meta(tmp_path / "out")
+    assert meta["task"] == "labels" and meta["labels"] == ["正面", "负面"]
+    assert "  正面      32    4     4\n  负面      16    2     2\n" in printed
     for split in ("train", "val", "test"):  # a third of each is negative
         answers = [pair["answer"] for pair in read_pairs(tmp_path / "out", split)]
         assert abs(answers.count("负面") - len(answers) / 3) <= 1
@@ -144,4 +144,4 @@ def test_questions_that_cutting_makes_equal_are_dropped(prepare) -> None:
 def test_labels_make_a_closed_set_even_of_few_rows(prepare, tmp_path: Path) -> None:
     reviews = [{"review": f"第{n}间房", "label": n % 2} for n in range(14)]
     prepare(reviews, "--question={review}", "--answer={label}", "--labels=1=正面,0=负面")
-    assert text_dataset.read_meta(tmp_path / "out")["labels"] == sorted(["正面", "负面"])
+    assert text_dataset.read_meta(tmp_path / "out")["labels"] == ["负面", "正面"]
