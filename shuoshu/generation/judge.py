@@ -16,7 +16,8 @@ from shuoshu.generation.sampling import TextGenerator, empty_cache, never_stop, 
 from shuoshu.models.purpose import Labelling
 from shuoshu.models.votes import label_marks, mean_votes
 from shuoshu.models.weights import LoadedModel
-from shuoshu.sft.rendering import cut_question
+from shuoshu.sft.layouts import template_ends
+from shuoshu.sft.rendering import cut_question, longest_answer
 from shuoshu.text.tokenizer import Tokenizer
 
 Prompts = Sequence[Sequence[int]]  # each up to where the label begins
@@ -42,14 +43,15 @@ class Judge(TextGenerator):
         if not prompt.strip():
             raise UserError("the text is empty")
         system = self.purpose.system if system is None else system
-        longest = max(self.labelling.labels, key=lambda label: len(self.tokenizer.encode(label)))
+        longest = longest_answer(self.tokenizer, self.labelling.labels)
         messages = [{"role": "system", "content": system}] if system else []
         messages += [{"role": "user", "content": prompt.strip()}]
         room = self.block - longest_label(self.tokenizer, self.labelling.labels)
         if len(render_question(self.tokenizer, messages)) <= room:
             return messages
         answer = {"role": "assistant", "content": longest}
-        cut = cut_question(self.tokenizer, [*messages, answer], self.block + 1)
+        ends = template_ends(self.labelling.question)
+        cut = cut_question(self.tokenizer, [*messages, answer], self.block + 1, ends)
         if cut is None:
             raise UserError(f"a text doesn't fit into the model's {self.block:,} tokens")
         return cut[:-1]

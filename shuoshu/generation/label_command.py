@@ -46,7 +46,7 @@ def run_labels(settings: SampleSettings, out_dir: Path, labelling: Labelling) ->
     dtype = generation_dtype(settings.dtype, device)
     judge = Judge(load_model(out_dir, device, dtype, settings.base))
     if settings.chat:
-        return chat_labels(judge)
+        return judge_lines(judge)
     if settings.infile:
         return write_labels(judge, settings, file)
     print_labels(judge, texts, settings.batch_size)
@@ -81,7 +81,7 @@ def print_labels(judge: Judge, texts: Sequence[str], rows: int) -> None:
         print(label_line(judge.labelling.labels, values))
 
 
-def chat_labels(judge: Judge) -> int:
+def judge_lines(judge: Judge) -> int:
     """Labels lines from the terminal in turn until an empty line; returns the exit code."""
     print("Enter a text to label it. An empty line ends.")
     while True:

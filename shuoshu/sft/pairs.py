@@ -140,7 +140,7 @@ def why_not_closed(counts: Counter[str], pairs: list[Pair]) -> str:
         return "all rows have the same answer" if counts else "there are no rows"
     if len(counts) > MAX_LABELS:
         return f"there are {len(counts):,} different answers, more than {MAX_LABELS}"
-    if long := [answer for answer in counts if not _is_short(answer)]:
+    if long := [answer for answer in counts if not is_short(answer)]:
         return f"an answer is longer than {MAX_LABEL_COLUMNS} columns: {preview(long[0], 40)}"
     if len(pairs) < MIN_PAIRS_PER_LABEL * len(counts):
         return (
@@ -151,7 +151,8 @@ def why_not_closed(counts: Counter[str], pairs: list[Pair]) -> str:
     return "some conversations have several turns" if "assistant" in earlier_roles else ""
 
 
-def _is_short(answer: str) -> bool:
+def is_short(answer: str) -> bool:
+    """Whether the answer has the length of a label."""
     return len(answer) <= MAX_LABEL_COLUMNS and display_width(answer) <= MAX_LABEL_COLUMNS
 
 

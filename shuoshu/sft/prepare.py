@@ -13,7 +13,7 @@ from shuoshu.sft.conversations import parse_pairs
 from shuoshu.sft.dataset import write_rows
 from shuoshu.sft.labels import alike_groups, core_of, label_notes, labels_of
 from shuoshu.sft.layouts import template_ends
-from shuoshu.sft.pairs import Pair, RejectedRecords, drop_repeats
+from shuoshu.sft.pairs import Pair, RejectedRecords, drop_repeats, is_short
 from shuoshu.sft.question_files import find_question_files
 from shuoshu.sft.rendering import (
     RenderedPair,
@@ -77,7 +77,7 @@ def prepare_questions(settings: PrepareSftSettings) -> Preparation:
     alike = alike_groups(pairs, ends) if labels else []
     if labels:
         rejected.notes += label_notes(pairs, settings.labels)
-    elif settings.answer:
+    elif settings.answer and all(is_short(pair.answer) for pair in pairs):
         rejected.notes.append(not_labels_note(pairs))
 
     chosen = chosen or default_tokenizer(pairs, bool(labels), settings)
@@ -90,21 +90,16 @@ def prepare_questions(settings: PrepareSftSettings) -> Preparation:
         pairs = drop_repeats(pairs, rejected, within_splits=has_given_splits)
     rendered = render_pairs(pairs, tokenizer, width, too_long, rejected)
     _require_training([pair for pair, _ in rendered], rejected)
-    systems = system_messages(rendered)
-    record = {
-        "task": "labels" if labels else "questions",
-        "turns": max(_count_answers(pair) for pair in rendered),
-        "labels": labels,
+    content = {
+        **task_fields(rendered, labels),
         "block_size": chosen.block_size,
-        "separator": None if labels else list_separator([pair.answer for pair in pairs]),
-        "system": systems[0] if len(systems) == 1 else "",
         "sources": [str(file) for file in files],
         "read": rejected.read,
         "dropped": dict(rejected.counts),
         "settings": {name: getattr(settings, name) for name in RECORDED_SETTINGS},
     }
     try:
-        meta = write_rows(folder, tokenizer, rendered, record)
+        meta = write_rows(folder, tokenizer, rendered, content)
     except OSError as error:
         raise UserError(f"can't write to {folder}: {error.strerror}") from None
     return Preparation(
@@ -116,7 +111,7 @@ def prepare_questions(settings: PrepareSftSettings) -> Preparation:
         n_cut=n_cut,
         n_split=sum(is_split(rows, tokenizer) for _, rows in rendered),
         has_given_splits=has_given_splits,
-        n_systems=len(systems),
+        n_systems=len(system_messages(rendered)),
         ends=ends,
         alike=alike,
     )
@@ -141,6 +136,18 @@ def _require_training(pairs: Sequence[Pair], rejected: RejectedRecords) -> None:
     if "too long" in rejected.counts:
         advice = "\nset a longer --block_size, or shorten the template of the question"
     raise UserError(f"no pair is left to train on, of {rejected.read:,} rows read{lines}{advice}")
+
+
+def task_fields(rendered: Sequence[RenderedPair], labels: list[str] | None) -> dict:
+    """The fields of meta.json that say what a model learns from these pairs."""
+    systems = system_messages(rendered)
+    return {
+        "task": "labels" if labels else "questions",
+        "turns": max(_count_answers(pair) for pair in rendered),
+        "labels": labels,
+        "separator": None if labels else list_separator([pair.answer for pair, _ in rendered]),
+        "system": systems[0] if len(systems) == 1 else "",
+    }
 
 
 def system_messages(rendered: Sequence[RenderedPair]) -> list[str]:

@@ -14,6 +14,7 @@ from shuoshu.text.tokenizer import RenderedRow, Tokenizer
 # row. With less room an answer would need too many rows.
 MIN_ANSWER_TOKENS, MIN_ANSWER_SHARE = 16, 1 / 8
 MIN_QUESTION_CHARACTERS = 16  # of a shortened question; fewer don't say what is asked
+MIN_TEXT_CHARACTERS = 4  # of them outside the question's template
 
 
 class RenderedPair(NamedTuple):
@@ -152,7 +153,8 @@ def cut_question(
     longest = max((m for m in messages if m["role"] == "user"), key=lambda m: len(m["content"]))
     text = without_ends(longest["content"], ends)
     before, after = ends if text != longest["content"] else ("", "")
-    low, high = MIN_QUESTION_CHARACTERS, len(text)
+    low = max(MIN_TEXT_CHARACTERS, MIN_QUESTION_CHARACTERS - len(before + after))
+    high = len(text)
     best = None
     while low < high:  # binary search for the largest number of characters that fits
         remaining = (low + high) // 2

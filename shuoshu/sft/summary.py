@@ -71,7 +71,7 @@ def questions_summary(result: Preparation, settings: PrepareSftSettings, seconds
     if result.n_split:
         lines.append(f"too long     {counted(result.n_split, 'answer')} split over several rows")
     if result.labels:
-        lines += label_lines(result)
+        lines += labelling_lines(result)
     elif result.n_cut:
         lines.append(f"too long     {counted(result.n_cut, 'question')} shortened in the middle")
     if system := result.meta["system"]:
@@ -245,7 +245,7 @@ def label_table(result: Preparation) -> str:
     return table(rows)
 
 
-def label_lines(result: Preparation) -> list[str]:
+def labelling_lines(result: Preparation) -> list[str]:
     """Texts that are cut or nearly the same, texts with several labels, and the tokenizer."""
     n_texts, block_size = len(result.rendered), result.chosen.block_size
     lines = []

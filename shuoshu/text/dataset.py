@@ -236,6 +236,7 @@ def _check_question_fields(meta: dict) -> dict[str, bool]:
         and all(s["rows"] * meta["width"] == s["tokens"] for s in meta["splits"].values()),
         "turns": is_count(meta["turns"]) and meta["turns"] > 0,
         "system": isinstance(meta.get("system", ""), str),
+        "block_size": is_count(meta.get("block_size", 1)) and meta.get("block_size") != 0,
         "separator": isinstance(separator, str) and bool(separator.strip()),
         "labels": isinstance(labels, list) and all(isinstance(label, str) for label in labels),
     }

@@ -58,6 +58,8 @@ class RunData:
         self.system: str = meta.get("system", "")  # of every training conversation
         self.labels: list[str] = meta.get("labels") or []  # the closed set of answers
         self.labelling: Labelling | None = None  # how the model labels texts
+        # Longest row, which a new model's context equals: it labels texts cut to this length.
+        self.label_block: int | None = meta.get("block_size") if self.labels else None
         if self.labels:
             question = (meta.get("settings") or {}).get("question") or ""
             self.labelling = Labelling(tuple(self.labels), question, settings.judge_by)

@@ -55,6 +55,8 @@ def start_model(
             raise UserError(
                 f"lora_rank={settings.lora_rank} needs a trained model: set --init_from=FOLDER"
             )
+        if data.label_block and "block_size" not in settings.given:
+            settings = replace(settings, block_size=data.label_block)
         return StartModel(GPT(_scratch_config(settings, data.tokenizer)), settings)
     return _model_of_folder(settings, data, dtype)
 

@@ -10,6 +10,8 @@ import numpy as np
 from shuoshu.core.errors import UserError
 from shuoshu.generation.judge import Judge, label_log_probabilities
 from shuoshu.generation.sampling import never_stop
+from shuoshu.sft.layouts import template_ends
+from shuoshu.sft.rendering import without_ends
 from shuoshu.web.labels import error_text
 from shuoshu.web.text_pieces import split_pieces
 
@@ -28,7 +30,7 @@ class Judgement:
     scores: np.ndarray  # (labels,) log-probabilities
     prompt: str  # as the model reads it
     is_cut: bool  # whether the text was too long, so that the prompt has … for its middle
-    pieces: list[str] = field(default_factory=list)  # of the text; of the prompt if that is cut
+    pieces: list[str] = field(default_factory=list)  # of the text as the model reads it
     # (pieces, labels): log-probabilities without each piece. None before they are judged, NaN for
     # those not judged before the time limit.
     scores_without: np.ndarray | None = None
@@ -78,11 +80,14 @@ def judge_text(
     is_cut = read != prompt
     [scores] = label_scores(judge, [read], never_stop)
     publish(Judgement(labels, scores, read, is_cut))
-    pieces = split_pieces(read if is_cut else text)
+    if is_cut:  # what is left of the text, without its template
+        ends = template_ends(judge.labelling.question) if prompt != text else ("", "")
+        text = without_ends(read, ends)
+    pieces = split_pieces(text)
     if len(pieces) < 2:
         pieces = []  # nothing would remain
     rests = ["".join([*pieces[:n], *pieces[n + 1 :]]) for n in range(len(pieces))]
-    prompts = rests if is_cut else [judge.prompt_of(rest) for rest in rests]
+    prompts = [judge.prompt_of(rest) for rest in rests]
     without = label_scores(judge, prompts, should_stop)
     publish(Judgement(labels, scores, read, is_cut, pieces, without))
 

@@ -122,6 +122,17 @@ def test_questions_that_cannot_be_paraphrased_are_trained_without(
     assert "--paraphrases=0" in follow(*SHORT, *TUNED)
 
 
+def test_a_table_of_labels_is_trained_as_printed(here: Path, follow: Callable) -> None:
+    rows = [f"{n}{'雨雪'[n % 2] * (n + 1)}。风,{n % 2}\n" for n in range(60)]
+    (here / "reviews.csv").write_text("".join(["text,label\n", *rows]), encoding="utf-8")
+    assert prepare_sft.main(["reviews.csv", "--question={text}", "--answer={label}"]) == 0
+    block_size = json.loads((here / "data/reviews/meta.json").read_text())["block_size"]
+    words = follow(*SHORT, "--n_layer=1", "--n_embd=32", "--n_head=2")
+    assert words[0] == "config/labels.py" and block_size == 64
+    config = json.loads((Path(out_dir_of(words)) / "config.json").read_text())
+    assert config["max_position_embeddings"] == block_size
+
+
 @pytest.mark.usefixtures("prepared")
 def test_a_folder_outside_data_is_found_although_data_has_one_of_its_name(
     here: Path, follow: Callable

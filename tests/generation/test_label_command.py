@@ -20,7 +20,9 @@ from shuoshu.generation import judge as judging
 from shuoshu.generation.answers import read_questions
 from shuoshu.generation.judge import Judge
 from shuoshu.generation.prompt_files import prompt_of_text, read_texts
+from shuoshu.models.purpose import Labelling, Purpose
 from shuoshu.models.weights import load_model, save_weights
+from shuoshu.sft.dataset import QuestionDataset
 from shuoshu.text.tokenizer import Tokenizer
 from tests.in_process import train_model
 
@@ -128,6 +130,7 @@ def test_a_jsonl_file_has_numbers_and_two_runs_write_the_same(run, tmp_path: Pat
 
 
 HOSTILE = ["  第一回\r\n雨  ", "{晴}\\n", "\ufeff雨\0", 'he said "雨"', 3, 2.0, True, "<|user|>晴"]
+HOSTILE += [f"{n}" + "沈砚" * n + f"{n}。" for n in range(10, 50, 2)]  # most are too long
 
 
 @pytest.mark.parametrize("columns", [("review",), ("instruction", "input"), ("query",)])
@@ -141,11 +144,14 @@ def test_a_row_becomes_the_prompt_that_the_training_made_of_it(
     (tmp_path / "train.json").write_text(json.dumps(labelled), encoding="utf-8")
     templates = [f"--question={template}", "--answer={label}"] if template else []
     command = [str(tmp_path / "train.json"), f"--out={tmp_path / 'data'}", *templates]
-    assert prepare_sft.main([*command, "--labels=1=好,0=坏", f"--tokenizer={pretrained}"]) == 0
-    tokenizer = load_model(pretrained).tokenizer
-    trained = [question.text for question in read_questions(tmp_path / "data", "train", tokenizer)]
+    assert prepare_sft.main([*command, "--labels=1=沈砚,0=龘龘", f"--tokenizer={pretrained}"]) == 0
+    loaded = load_model(pretrained)
+    trained = read_questions(tmp_path / "data", "train", loaded.tokenizer)
     (tmp_path / "in.json").write_text(json.dumps(rows), encoding="utf-8")
-    assert sorted(read_texts(tmp_path / "in.json", template).prompts) == sorted(trained)
+    labelling = Labelling(("沈砚", "龘龘"), template)
+    judge = Judge(loaded._replace(purpose=Purpose("labels", 1, "", labelling)))
+    prompts = read_texts(tmp_path / "in.json", template).usable("label", judge.prompt_ids)
+    assert sorted(prompts.values()) == sorted(question.ids for question in trained)
     assert len(trained) == len(HOSTILE)
 
 
@@ -212,7 +218,7 @@ def test_a_text_file_fits_a_template_with_one_column_or_none(
 
 
 def test_a_text_longer_than_the_block_is_labelled(run, tmp_path: Path) -> None:
-    texts = ["长" * 200 + "雨", "第一回。" * 100]
+    texts = ["雨" + "第二回" * 100, "第一回。" * 100]
     (tmp_path / "in.txt").write_text("\n".join(texts), encoding="utf-8")
     output = run(f"--in={tmp_path / 'in.txt'}", f"--out={tmp_path / 'o.csv'}")
     assert "2 of 2 texts labelled" in output.out and "no label" not in output.err
@@ -327,3 +333,21 @@ def test_a_model_that_labels_continues_text_if_told_so(run, tokenizer: Tokenizer
     options = ["--continue_text", "--num_samples=2", "--max_new_tokens=5"]
     output = run("--start=清晨，沈砚", *options).out
     assert output.count("清晨，沈砚") == 2 and "0." not in output
+
+
+def test_a_long_text_is_cut_as_the_training_texts_are(labeller: Path, tmp_path: Path) -> None:
+    texts = [f"{n}雨" + "阿迟背着信上桥" * n + "晴" for n in range(10, 30)]
+    rows = [[text, n % 2, "train"] for n, text in enumerate(texts)]
+    table = write_table(tmp_path / "long.csv", [["review", "label", "split"], *rows])
+    question = "请判断这条评论：{review}"
+    templates = [f"--question={question}", "--answer={label}", "--labels=1=好,0=一点也不好"]
+    argv = [str(table), f"--out={tmp_path / 'data'}", f"--tokenizer={labeller}", *templates]
+    assert prepare_sft.main(argv) == 0
+    loaded = load_model(labeller)
+    changed = replace(loaded.purpose.labelling, labels=("好", "一点也不好"), question=question)
+    judge = Judge(loaded._replace(purpose=loaded.purpose._replace(labelling=changed)))
+    dataset = QuestionDataset(tmp_path / "data", "train")
+    for number, text in enumerate(texts):
+        ids, mask = dataset.row(number)
+        prompt = judge.prompt_ids(prompt_of_text(text, question))
+        assert ids[: mask.argmax()].tolist() == prompt

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
+from shuoshu.core.errors import UserError
 from shuoshu.sft.answer_lists import MIN_LISTS, list_items, list_separator
 from shuoshu.text.dataset import read_meta
 
@@ -77,3 +79,13 @@ def test_labels_that_look_like_lists_remain_labels(prepare, tmp_path: Path) -> N
     assert "are lists" not in prepare(rows)
     meta = read_meta(tmp_path / "out")
     assert meta["labels"] and meta["separator"] is None
+
+
+@pytest.mark.parametrize("separator", [1, [";"], " "])
+def test_a_damaged_separator_is_named(prepare, tmp_path: Path, separator: object) -> None:
+    prepare([{"question": "谁？", "answer": "船夫。"}])
+    path = tmp_path / "out" / "meta.json"
+    meta = json.loads(path.read_text(encoding="utf-8")) | {"separator": separator}
+    path.write_text(json.dumps(meta), encoding="utf-8")
+    with pytest.raises(UserError, match="the field separator is invalid"):
+        read_meta(tmp_path / "out")

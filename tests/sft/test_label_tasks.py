@@ -153,11 +153,16 @@ def test_the_block_holds_almost_all_training_rows(
 
 
 def test_a_long_text_keeps_its_ends_and_its_template(label) -> None:
-    text = "开头很好，" + "中间的房间。" * 400 + "结尾很差"
-    printed = label([*reviews(), (text, "0")])
+    draw = random.Random(1)
+    middle = "".join(chr(draw.randrange(0x4E00, 0x9000)) for _ in range(500))  # no common pieces
+    text = f"好，{middle}很差"
+    task = (
+        "请读下面这条住客写的评论再判断它是正面的还是负面的只回答一个词不要解释也不要重复评论里的话"
+    )
+    printed = label([*reviews(), (text, "0")], f"--question={task}：{{review}}", "--answer={label}")
     assert "1 of 101 texts shortened in the middle to fit into 64 tokens" in printed
     (cut,) = (p["question"] for pairs in prepared().values() for p in pairs if "…" in p["question"])
-    assert cut.startswith("评论：开头很好，") and cut.endswith("结尾很差。是正面吗？")
+    assert cut.startswith(f"{task}：好，") and cut.endswith("很差")
     assert all(
         QuestionDataset(Path("data/out"), split).lengths.max(initial=0) <= 65 for split in SPLITS
     )
@@ -165,7 +170,7 @@ def test_a_long_text_keeps_its_ends_and_its_template(label) -> None:
 
 def test_the_length_of_a_cut_text_does_not_tell_its_label(label) -> None:
     rows = [(f"{n:03}" + "山高水长" * 200, str(n % 2)) for n in range(100)]
-    label(rows, *TEMPLATES, "--labels=1=好,0=这是一条负面的评论", "--block_size=64")
+    label(rows, *TEMPLATES, "--labels=1=好,0=这是一条负面的评论请不要相信它", "--block_size=64")
     lengths = {len(pair["question"]) for pairs in prepared().values() for pair in pairs}
     assert len(lengths) == 1
 

@@ -13,7 +13,7 @@ import prepare_sft
 from shuoshu.core.files import sha256_of
 from shuoshu.core.out_dirs import weights_path
 from shuoshu.models.weights import load_model
-from shuoshu.sft.prepare import context_length
+from shuoshu.sft.tokenizer_choice import context_length
 from tests.in_process import killed_at, records, train_model
 from tests.models.adapter_folders import write_peft_adapter
 from tests.models.families import read_config, reference, write_json, write_model

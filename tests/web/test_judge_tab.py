@@ -112,7 +112,7 @@ def test_of_a_long_text_the_beginning_and_the_end_are_judged(service, judge):
     judgement = judged(service, GOOD * 200)
     assert judgement.is_cut and "…" in judgement.prompt
     assert judgement.prompt.startswith("评论：房间很好") and judgement.prompt.endswith("早餐干净。")
-    assert "".join(judgement.pieces) == judgement.prompt and judgement.is_complete
+    assert f"评论：{''.join(judgement.pieces)}" == judgement.prompt and judgement.is_complete
     assert len(judge.prompt_ids(judgement.prompt)) <= judge.block
     assert text_html("text_cut") in judgement_html(judgement)
 
