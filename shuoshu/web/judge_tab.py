@@ -10,8 +10,9 @@ import gradio as gr
 from shuoshu.core.errors import UserError
 from shuoshu.core.run_log import read_settings
 from shuoshu.evaluation.html import escape_html
-from shuoshu.generation.prompt_files import prompt_of_text
 from shuoshu.sft.dataset import read_pairs
+from shuoshu.sft.layouts import template_columns, template_ends
+from shuoshu.sft.rendering import without_ends
 from shuoshu.web.components import (
     AT_ONCE,
     FILE_QUEUE,
@@ -37,7 +38,6 @@ from shuoshu.web.validation import parse_table
 
 MAX_EXAMPLE_TEXTS = 6
 LONGEST_EXAMPLE = 300  # characters
-PLACE = "\x01"  # marks the place of the text in a template; no template has this character
 
 
 class JudgeTab:
@@ -180,7 +180,7 @@ def about_html(service: PageService, model: str) -> str:
     labelling = service.purposes[model].labelling
     names = " · ".join(labelling.labels)
     about = f'<p class="soft">{text_html("labels_of")}<b>{escape_html(names)}</b></p>'
-    if labelling.question and prompt_of_text(PLACE, labelling.question) == PLACE:
+    if len(template_columns(labelling.question)) > 1:
         template = escape_html(labelling.question.replace("\\n", "\n"))
         about += f'<p class="soft">{text_html("whole_prompt")}<code>{template}</code></p>'
     return about
@@ -194,12 +194,9 @@ def example_texts(service: PageService, model: str) -> list[str]:
     except (UserError, OSError, ValueError, KeyError, IndexError, TypeError):
         return []
     template = service.purposes[model].labelling.question
-    before, _, after = prompt_of_text(PLACE, template).partition(PLACE)
-    texts = [prompt.removeprefix(before).removesuffix(after) for prompt in prompts]
-    texts = [
-        text
-        for text, prompt in zip(texts, prompts, strict=True)
-        if len(text) <= LONGEST_EXAMPLE and prompt_of_text(text, template) == prompt
-    ]
+    is_whole = len(template_columns(template)) > 1
+    ends = ("", "") if is_whole else template_ends(template)
+    texts = [without_ends(prompt, ends) for prompt in prompts]
+    texts = [text for text in texts if len(text) <= LONGEST_EXAMPLE]
     step = max(1, len(texts) // MAX_EXAMPLE_TEXTS)
     return texts[::step][:MAX_EXAMPLE_TEXTS]

@@ -317,9 +317,14 @@ def test_examples_are_validation_texts_without_the_template(tab, service, label_
 def test_a_template_of_several_columns_is_shown(service, label_model, monkeypatch):
     name = str(label_model)
     assert "评论" not in about_html(service, name) and "好评" in about_html(service, name)
-    labelling = Labelling(("<a>", "b"), "<i>{title}\\n{text}")
-    monkeypatch.setitem(service.purposes, name, Purpose("labels", 1, "", labelling))
-    about = about_html(service, name)
+
+    def about_template(template: str) -> str:
+        purpose = Purpose("labels", 1, "", Labelling(("<a>", "b"), template))
+        monkeypatch.setitem(service.purposes, name, purpose)
+        return about_html(service, name)
+
+    assert "{text}" not in about_template("{text}") and "<code>" not in about_template("")
+    about = about_template("<i>{title}\\n{text}")
     assert "&lt;i&gt;{title}\n{text}" in about and "<a>" not in about and "&lt;a&gt;" in about
 
 
