@@ -96,15 +96,15 @@ class TextFeatures:
 def shared_length(lengths: Sequence[int], total: int) -> int:
     """The most characters that each text may keep for all texts together to have at most `total`.
 
-    The length of the longest text if nothing has to be cut.
+    `total` itself if nothing has to be cut.
     """
-    ordered = sorted(lengths)
-    for number, length in enumerate(ordered):
-        share = total // (len(ordered) - number)
+    left = total
+    for number, length in enumerate(sorted(lengths)):
+        share = left // (len(lengths) - number)
         if length > share:
             return share
-        total -= length
-    return ordered[-1] if ordered else 0
+        left -= length
+    return total
 
 
 def _ngrams(texts: Sequence[str]) -> list[dict]:

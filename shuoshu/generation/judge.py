@@ -11,6 +11,7 @@ from torch import Tensor
 
 from shuoshu.core.errors import UserError
 from shuoshu.generation.answers import render_question
+from shuoshu.generation.prompt_files import prompt_of_text
 from shuoshu.generation.sampling import TextGenerator, empty_cache, never_stop, prefill
 from shuoshu.models.purpose import Labelling
 from shuoshu.models.votes import label_marks, mean_votes
@@ -25,32 +26,39 @@ Prompts = Sequence[Sequence[int]]  # each up to where the label begins
 class Judge(TextGenerator):
     """A loaded model that labels texts."""
 
-    def __init__(self, loaded: LoadedModel) -> None:
-        super().__init__(loaded.model, loaded.tokenizer)
+    def __init__(self, loaded: LoadedModel, base: TextGenerator | None = None) -> None:
+        super().__init__(loaded.model, loaded.tokenizer, base)
         self.purpose, self.labelling = loaded.purpose, loaded.purpose.labelling
 
-    def prompt_ids(self, text: str, system: str | None = None) -> list[int]:
-        """The prompt of a text; a text that is too long loses its middle, as in the training.
+    def prompt_of(self, text: str) -> str:
+        """The prompt of a text: in the training's template if that has one column, else itself."""
+        return prompt_of_text(text, self.labelling.question)
 
-        system: the message before it, None for the one of the training. UserError if the text is
-        empty, or if nothing of it fits into the block.
+    def messages(self, prompt: str, system: str | None = None) -> list[dict[str, str]]:
+        """The conversation before the label. A prompt that is too long has … for its middle.
+
+        This is as in the training. system: the message before it, None for the one of the training.
+        UserError if the prompt is empty, or if nothing of it fits into the block.
         """
-        if not text.strip():
+        if not prompt.strip():
             raise UserError("the text is empty")
         system = self.purpose.system if system is None else system
         longest = longest_answer(self.tokenizer, self.labelling.labels)
         messages = [{"role": "system", "content": system}] if system else []
-        messages += [{"role": "user", "content": text.strip()}]
-        ids = render_question(self.tokenizer, messages)
+        messages += [{"role": "user", "content": prompt.strip()}]
         room = self.block - longest_label(self.tokenizer, self.labelling.labels)
-        if len(ids) > room:
-            answer = {"role": "assistant", "content": longest}
-            ends = template_ends(self.labelling.question)
-            messages = cut_question(self.tokenizer, [*messages, answer], self.block + 1, ends)
-            if messages is None:
-                raise UserError(f"a text doesn't fit into the model's {self.block:,} tokens")
-            ids = render_question(self.tokenizer, messages[:-1])
-        return ids
+        if len(render_question(self.tokenizer, messages)) <= room:
+            return messages
+        answer = {"role": "assistant", "content": longest}
+        ends = template_ends(self.labelling.question)
+        cut = cut_question(self.tokenizer, [*messages, answer], self.block + 1, ends)
+        if cut is None:
+            raise UserError(f"a text doesn't fit into the model's {self.block:,} tokens")
+        return cut[:-1]
+
+    def prompt_ids(self, prompt: str, system: str | None = None) -> list[int]:
+        """The ids of `messages`; raises UserError like that."""
+        return render_question(self.tokenizer, self.messages(prompt, system))
 
     def probabilities(
         self,

@@ -19,7 +19,6 @@ from shuoshu.generation.prompt_files import (
     PromptFile,
     command_line_prompts,
     new_columns,
-    prompt_of_text,
     read_texts,
     require_writable,
     write_prompt_rows,
@@ -104,7 +103,7 @@ def text_ids(judge: Judge, text: str) -> list[int]:
     text = clean_field(text)
     if not text:
         raise UserError("the text is empty: set --start, or --in and --out, or use --chat")
-    return judge.prompt_ids(prompt_of_text(text, judge.labelling.question))
+    return judge.prompt_ids(judge.prompt_of(text))
 
 
 def label_line(labels: Sequence[str], values: np.ndarray) -> str:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import gradio as gr
+import numpy as np
 
 from shuoshu.web.components import errors_to_gradio, setting_values
 from shuoshu.web.service import GenerationRequest, PageService
@@ -21,6 +22,7 @@ class Api:
             (self.ask, "ask"),
             (self.continue_text, "continue"),
             (self.inside, "inside"),
+            (self.judge, "judge"),
             (self.models, "models"),
         ):
             gr.api(
@@ -83,10 +85,37 @@ class Api:
         """
         return [vars(piece) for piece in self.service.inspect_pieces(model, text, start)]
 
-    def models(self) -> list[dict]:
-        """The models: task ("text" or "questions"), system message, turns that they answer.
+    def judge(self, texts: list, model: str | None = None) -> list[dict]:
+        """For each text the most probable label, and the probability of every label.
 
-        turns: None if any number.
+        Both are None for the texts that were not judged before the time limit.
         """
-        purposes = self.service.purposes
-        return [{"model": name, **purposes[name]._asdict()} for name in self.service.names]
+        *_, judged = self.service.judge_many(model, texts)
+        return [judgement_record(judged.labels, scores) for scores in judged.scores]
+
+    def models(self) -> list[dict]:
+        """The models: task ("text", "questions" or "labels"), system message, turns, labels.
+
+        turns: of the longest conversation that they answer; None if any number.
+        """
+        return [
+            {
+                "model": name,
+                "task": purpose.task,
+                "turns": purpose.turns,
+                "system": purpose.system,
+                "labels": list(purpose.labelling.labels) if purpose.labelling else [],
+            }
+            for name, purpose in self.service.purposes.items()
+        ]
+
+
+def judgement_record(labels: Sequence[str], scores: np.ndarray) -> dict:
+    """The judgement of one text from the labels' log-probabilities."""
+    if np.isnan(scores).any():
+        return {"label": None, "probabilities": None}
+    probabilities = np.exp(scores).tolist()
+    return {
+        "label": labels[scores.argmax()],
+        "probabilities": dict(zip(labels, probabilities, strict=True)),
+    }

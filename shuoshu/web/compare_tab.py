@@ -54,7 +54,7 @@ class CompareTab:
         self._connect()
 
     def _add_side(self, label: str, name: str) -> None:
-        self.models.append(model_chooser(self.service.names, label, name))
+        self.models.append(model_chooser(self.service.writing_models, label, name))
         self.outputs.append(
             gr.Textbox(
                 label=I18N("output"),
@@ -109,7 +109,7 @@ class CompareTab:
                 yield self._show(generated, text_html(limit) if is_done and limit else "")
 
     def _request(self, model: object, text: str, values: dict[str, object]) -> GenerationRequest:
-        name = self.service.find_model(model)
+        name = self.service.find_model(model, "write")
         if self.service.purposes[name].task == "questions" and text.strip():
             return self.service.question(name, text, values)
         return self.service.continuation(name, text, values)
@@ -137,9 +137,10 @@ class CompareTab:
 
 def default_pair(service: PageService) -> tuple[str, str]:
     """A fine-tuned model on the right of the model that it began with, or the first two models."""
-    names = {folder.resolve(): name for name, folder in service.models.folders.items()}
-    for name in [*service.question_models, *service.names]:
+    folders = service.models.folders
+    names = {folders[name].resolve(): name for name in service.writing_models}
+    for name in [*service.question_models, *service.writing_models]:
         folder = service.models.base_folder(name)
         if folder and (base := names.get(folder.resolve())):
             return base, name
-    return service.names[0], service.names[1]
+    return service.writing_models[0], service.writing_models[1]

@@ -46,8 +46,9 @@ class ContinueTab:
         self.service = service
         self.story = gr.State(Story())
         # By default the first model that was not fine-tuned.
-        text_models = [name for name in service.names if service.purposes[name].task == "text"]
-        self.model = model_chooser(service.names, value=[*text_models, service.names[0]][0])
+        names = service.writing_models
+        text_models = [name for name in names if service.purposes[name].task == "text"]
+        self.model = model_chooser(names, value=[*text_models, names[0]][0])
         self.box = gr.Textbox(
             label=I18N("story"),
             placeholder=I18N("story_hint"),
@@ -187,7 +188,7 @@ class ContinueTab:
         text, last = parse_text(box), story.last
         if last and text == last.prompt + last.text:
             return self.service.inspect(last, last.prompt[-CONTEXT_CHARS:])
-        name = self.service.find_model(model)
+        name = self.service.find_model(model, "write")
         context, end = text[:-MAX_INSPECTED_CHARS], text[-MAX_INSPECTED_CHARS:]
         context_ids = self.service.models.run(
             name, lambda model: model.tokenizer.encode_prompt(context)

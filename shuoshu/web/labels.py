@@ -11,6 +11,7 @@ LABELS: dict[str, Text] = {
     # tabs and models
     "ask": ("问", "Ask"),
     "continue": ("续写", "Continue"),
+    "judge": ("判断", "Judge"),
     "compare": ("对比", "Compare"),
     "training": ("训练", "Training"),
     "model": ("模型", "Model"),
@@ -35,6 +36,15 @@ LABELS: dict[str, Text] = {
     "version_2": ("写法二", "Version 2"),
     "version_3": ("写法三", "Version 3"),
     "use_version": ("用这个", "Use this version"),
+    # Judge
+    "text": ("文字", "Text"),
+    "text_hint": ("写或者贴一段文字……", "Write or paste a text …"),
+    "example": ("例子", "Example"),
+    "table": ("很多段文字", "Many texts"),
+    "table_lines": ("一行一段文字", "One text per line"),
+    "table_hint": ("最多 200 行……", "At most 200 lines …"),
+    "judge_all": ("全部判断", "Judge all"),
+    "csv": ("结果：CSV", "Result as CSV"),
     # Compare
     "prompt": ("问题或开头", "Question or beginning"),
     "prompt_hint": ("写一个问题或开头……（回车发送）", "A question or a beginning … (Enter sends)"),
@@ -104,6 +114,49 @@ TEXTS: dict[str, Text] = {
         "温度为 0 时，重答会一字不差，所以这次用了 0.8。",
         "At temperature 0 the answer would be the same, so 0.8 was used.",
     ),
+    # Judge
+    "labels_of": ("这个模型判断一段文字是哪一类：", "This model labels a text: "),
+    "whole_prompt": (
+        "训练时的文字是由几栏拼成的，请照样写：",
+        "In its training, texts were made of several columns; write yours likewise: ",
+    ),
+    "other_labels": ("其余 {0} 类", "{0} others"),
+    "this_model": ("这个模型", "This model"),
+    "linear_model": ("线性模型", "Linear model"),
+    "fitting_linear": (
+        "正在训练线性模型，只有第一次要等……",
+        "Fitting the linear model; only the first text waits for it …",
+    ),
+    "no_linear_data": (
+        "它的训练数据不在这里，所以没有线性模型可比。",
+        "Its training data is not here, so there is no linear model beside it.",
+    ),
+    "linear_data_too_long": (
+        "训练数据超过 {0:,} 字，网页上不训练线性模型；eval_metrics.py 会比较。",
+        "The training data has over {0:,} characters: too many to fit a linear model here;"
+        " eval_metrics.py compares with one.",
+    ),
+    "text_cut": (
+        "文字太长，模型只读了开头和结尾，中间以 … 代替。",
+        "The text is too long: the model read its beginning and its end, with … for the middle.",
+    ),
+    "evidence_legend": ("把每一处去掉再判断一次：", "Judged again without each piece: "),
+    "speaks_for": ("支持「{0}」", "for {0}"),
+    "speaks_against": ("反对「{0}」", "against {0}"),
+    "evidence_shade": ("颜色越深，影响越大。", "The darker, the stronger."),
+    "strongest_pieces": (
+        "影响最大的几处：去掉以后，「{0}」的概率从 {1} 变成——",
+        "The strongest pieces: without one, the probability of {0} changes from {1} to",
+    ),
+    "single_piece": (
+        "文字太短，没有可以去掉的部分。",
+        "The text is too short to leave out a part.",
+    ),
+    "line": ("行", "Line"),
+    "text_column": ("文字", "Text"),
+    "label_column": ("标签", "Label"),
+    "probability_column": ("概率", "Probability"),
+    "judged_lines": ("已判断 {0} 行，共 {1} 行：", "{0} of {1} lines judged: "),
     # Look inside
     "trained_further": (
         "模型后来又训练过：下面是现在的模型给这段文字的概率。",
@@ -157,8 +210,25 @@ ERRORS: dict[str, Text] = {
     ),
     "unknown_model": ("没有这个模型；可用的有：{0}", "Unknown model. Available: {0}"),
     "answers_nothing": (
-        "这个模型只会续写，不会回答问题。能回答的模型：{0}",
-        "This model continues text and answers no questions. Models that do: {0}",
+        "这个模型不会回答问题。能回答的模型：{0}",
+        "This model answers no questions. Models that do: {0}",
+    ),
+    "labels_nothing": (
+        "这个模型不会判断文字是哪一类。会的模型：{0}",
+        "This model labels no texts. Models that do: {0}",
+    ),
+    "writes_nothing": (
+        "这个模型只判断文字是哪一类，不会写文字。会写的模型：{0}",
+        "This model labels texts and writes none. Models that write: {0}",
+    ),
+    "not_texts": ("texts 应为文字的列表。", "texts must be a list of texts."),
+    "too_many_texts": (
+        "太多了：一次最多 {0:,} 段文字，这里有 {1:,} 段。",
+        "Too many: at most {0:,} texts at a time, here are {1:,}.",
+    ),
+    "line_too_long": (
+        "第 {0:,} 行太长：最多 {1:,} 字，这一行有 {2:,} 字。",
+        "Line {0:,} is too long: at most {1:,} characters, it has {2:,}.",
     ),
     "no_text": ("还没有文字。", "There is no text yet."),
 }
@@ -171,6 +241,7 @@ SCRIPT_TEXTS: dict[str, Text] = {
         "切换语言会刷新网页，已经写的内容会丢失。要切换吗？",
         "Changing the language reloads the page and clears what was written. Change it?",
     ),
+    "too_large": ("太长了，没有发送。", "Too long: it was not sent."),
     "queue_full": (
         "排队的人太多，请过一会儿再试。",
         "The queue is full: please try again in a moment.",
@@ -182,6 +253,11 @@ def text_html(key: str, *values: object) -> str:
     """HTML of one of TEXTS in both languages."""
     zh, en = TEXTS[key]
     return bilingual(zh.format(*values), en.format(*values))
+
+
+def note_html(key: str, *values: object) -> str:
+    """A paragraph with one of TEXTS."""
+    return f'<p class="soft">{text_html(key, *values)}</p>'
 
 
 def error_text(key: str, *values: object) -> str:

@@ -11,6 +11,7 @@ from shuoshu.core.command_settings import AppSettings
 from shuoshu.core.errors import UserError
 from shuoshu.core.out_dirs import adapter_base, holds_adapter
 from shuoshu.generation.chat_model import ChatModel, generation_dtype
+from shuoshu.generation.judge import Judge
 from shuoshu.models.weights import LoadedModel, convert_weights, load_model, with_adapter
 
 MAX_LOADED_MODELS = 3  # models in memory, without adapters: two to compare and one more
@@ -26,6 +27,7 @@ class CachedModel:
     loaded: LoadedModel
     generator: ChatModel
     base: CachedModel | None = None  # of an adapter: the model whose weights it shares
+    judge: Judge | None = None  # made at first use
 
 
 class ModelCache:
@@ -39,6 +41,16 @@ class ModelCache:
     def load(self, folder: Path) -> ChatModel:
         """The model or adapter in a folder, with its newest weights."""
         return self._newest(folder).generator
+
+    def load_judge(self, folder: Path) -> Judge:
+        """The same of a model that labels. UserError if the newest weights don't label."""
+        known = self._newest(folder)
+        if known.loaded.purpose.labelling is None:
+            raise UserError(f"the model in {folder} was trained again and labels no texts now")
+        if known.judge is None:
+            known.judge = Judge(known.loaded, known.generator)
+            known.judge.block = known.generator.block
+        return known.judge
 
     def _newest(self, folder: Path) -> CachedModel:
         """Training replaces the files of a model one by one. Until they fit together, the model

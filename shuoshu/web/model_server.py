@@ -1,4 +1,4 @@
-"""Loads models, reloads them after further training, and generates texts for many readers.
+"""Loads models, reloads them after further training, and works with them for many readers.
 
 All models are used in one thread, so one text grows at a time and later requests wait in the
 thread's queue. A text ends early when its reader stops it, closes the tab or no longer fetches it.
@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -21,6 +22,7 @@ from shuoshu.core.out_dirs import adapter_base, holds_adapter
 from shuoshu.core.run_log import read_settings
 from shuoshu.evaluation.copies import TrainingText
 from shuoshu.generation.chat_model import ChatModel
+from shuoshu.generation.judge import Judge
 from shuoshu.generation.sampling import SamplingParams, TextEvent
 from shuoshu.models.purpose import CONTINUES_TEXT, Purpose
 from shuoshu.models.weights import folder_purpose
@@ -34,6 +36,8 @@ MAX_READERS = 1000  # readers that are remembered
 
 T = TypeVar("T")
 Prepare = Callable[[ChatModel], tuple[list[int], SamplingParams]]
+# Gets the model, a function that says when to stop, and one that publishes a state.
+JudgeWork = Callable[[Judge, Callable[[], bool], Callable[[object], None]], None]
 
 
 class ModelVersion(NamedTuple):
@@ -76,14 +80,14 @@ class ReaderState:
 
 @dataclass
 class Job:
-    """Shared by the model's thread, which generates, and the thread that fetches the states."""
+    """Shared by the model's thread, which works, and the thread that fetches the states."""
 
     fetched: float = field(default_factory=time.monotonic)  # time of the last fetch
     is_cancelled: bool = False
-    state: GenerationState | None = None  # the newest
+    state: object = None  # the newest: a GenerationState, or what a JudgeWork publishes
     changed: threading.Event = field(default_factory=threading.Event)
 
-    def publish(self, state: GenerationState) -> None:
+    def publish(self, state: object) -> None:
         self.state = state
         self.changed.set()
 
@@ -149,7 +153,7 @@ class ModelServer:
             return text
 
     def close(self) -> None:
-        """Ends the text that is growing; accepts no further requests."""
+        """Ends what is running; accepts no further requests."""
         self._is_closed = True
         self._worker.shutdown(wait=False, cancel_futures=True)
 
@@ -192,12 +196,31 @@ class ModelServer:
         end within a token when the iterator is closed (a closed tab) or the reader stops. Nothing
         is yielded after a stop.
         """
+        return self._states(partial(self._generate, name, prepare, seeds), reader)
+
+    def judge(
+        self, name: str, work: JudgeWork, reader: ReaderState | None = None
+    ) -> Iterator[object]:
+        """Calls `work` with a model that labels; yields the newest of the states it publishes.
+
+        `work` gets the model, a function that says when to stop, and one that publishes a state.
+        The iterator ends as that of `generate` does.
+        """
+
+        def run(job: Job) -> None:
+            judge = self._cache.load_judge(self.folders[name])
+            work(judge, self._stop_check(job), job.publish)
+
+        return self._states(run, reader)
+
+    def _states(self, work: Callable[[Job], None], reader: ReaderState | None) -> Iterator[object]:
+        """Runs `work` in the model's thread; yields the newest state of its job until it ends."""
         reader = reader or ReaderState()
         if reader.is_cancelled:
             return
         job = Job()
         reader.started, reader.running = time.monotonic(), reader.running + 1
-        future = self._worker.submit(self._generate, job, name, prepare, seeds)
+        future = self._worker.submit(work, job)
         try:
             shown, is_done = None, False
             while not is_done and reader.stopped < reader.started:
@@ -210,16 +233,13 @@ class ModelServer:
                     yield shown
                     time.sleep(UPDATE_SECONDS)
             if is_done:
-                future.result()  # raises what the generation raised
+                future.result()  # raises what the work raised
         finally:
             job.is_cancelled = True
             reader.running -= 1
 
-    def _generate(self, job: Job, name: str, prepare: Prepare, seeds: Sequence[int]) -> None:
-        """Publishes the states of the texts; runs in the model's thread."""
-        model = self._cache.load(self.folders[name])
-        prompt, sampling = prepare(model)
-        version = ModelVersion(model.tokenizer.hash, model.step)
+    def _stop_check(self, job: Job) -> Callable[[], bool]:
+        """A function that says whether to stop: the time, from now on, is up or nobody waits."""
         deadline = time.monotonic() + self.settings.max_seconds
 
         def should_stop() -> bool:
@@ -227,6 +247,14 @@ class ModelServer:
             is_fetched = now - job.fetched <= self.lease_seconds
             return now > deadline or not is_fetched or job.is_cancelled or self._is_closed
 
+        return should_stop
+
+    def _generate(self, name: str, prepare: Prepare, seeds: Sequence[int], job: Job) -> None:
+        """Publishes the states of the texts; runs in the model's thread."""
+        model = self._cache.load(self.folders[name])
+        prompt, sampling = prepare(model)
+        version = ModelVersion(model.tokenizer.hash, model.step)
+        should_stop = self._stop_check(job)
         texts = [""] * len(seeds)
         for events in model.stream([prompt] * len(seeds), sampling, seeds, should_stop):
             texts = [text + event.new_text for text, event in zip(texts, events, strict=True)]

@@ -1,5 +1,5 @@
 // Runs before Gradio's scripts. Chooses the language, shows the alternatives of a piece of text,
-// says when the queue is full, and fits the training report's frame to its content.
+// says why a request was refused, and fits the training report's frame to its content.
 (() => {
   // ---------------------------------------------------------------- language
 
@@ -23,9 +23,10 @@
     if (root.lang !== locale) root.lang = locale;
   }).observe(root, { attributes: true, attributeFilter: ["lang"] });
 
+  const WRITTEN = "#story textarea, #judged-text textarea, #judged-lines-text textarea";
   function switchLanguage() {
     const hasText = document.querySelector("#conversation .message")
-      || document.querySelector("#story textarea")?.value;
+      || [...document.querySelectorAll(WRITTEN)].some((box) => box.value);
     if (hasText && !confirm(text("change_language"))) return;
     storeLanguage(language === "zh" ? "en" : "zh");
     location.reload();
@@ -85,16 +86,18 @@
     event.preventDefault();
   });
 
-  // ---------------------------------------------------------------- full queue
+  // ---------------------------------------------------------------- refused requests
 
-  // Gradio shows an error without a message when the queue is full (status 503).
+  // Gradio shows an error without a message for these statuses.
+  const REFUSALS = { 413: "too_large", 503: "queue_full" };
   const ALERT_MILLISECONDS = 8000;
   const originalFetch = window.fetch;
   window.fetch = async (...request) => {
     const response = await originalFetch(...request);
     const url = String(request[0]?.url ?? request[0]);
-    if (response.status === 503 && url.includes("/queue/join")) {
-      const banner = element("div", text("queue_full"));
+    const refusal = REFUSALS[response.status];
+    if (refusal && url.includes("/queue/join")) {
+      const banner = element("div", text(refusal));
       banner.className = "page-alert";
       banner.setAttribute("role", "alert");
       document.body.append(banner);

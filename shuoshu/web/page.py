@@ -9,6 +9,7 @@ from shuoshu.web.ask_tab import AskTab
 from shuoshu.web.compare_tab import CompareTab
 from shuoshu.web.components import I18N
 from shuoshu.web.continue_tab import ContinueTab
+from shuoshu.web.judge_tab import JudgeTab
 from shuoshu.web.labels import text_html
 from shuoshu.web.service import PageService
 from shuoshu.web.training_tab import training_tab
@@ -25,9 +26,13 @@ def build_page(service: PageService) -> gr.Blocks:
             if service.question_models:
                 with gr.Tab(I18N("ask"), id="ask"):
                     AskTab(service)
-            with gr.Tab(I18N("continue"), id="continue"):
-                ContinueTab(service)
-            if len(service.names) > 1:
+            if service.label_models:
+                with gr.Tab(I18N("judge"), id="judge"):
+                    JudgeTab(service)
+            if service.writing_models:
+                with gr.Tab(I18N("continue"), id="continue"):
+                    ContinueTab(service)
+            if len(service.writing_models) > 1:
                 with gr.Tab(I18N("compare"), id="compare"):
                     CompareTab(service)
             with gr.Tab(I18N("training"), id="training") as tab:

@@ -41,7 +41,8 @@ def serve(settings: AppSettings, folders: list[Path]) -> int:
     check_address(settings)
     models = ModelServer(folders, settings)
     service = PageService(models)
-    models.model((service.question_models or service.names)[0])  # load it before readers come
+    # Load the model of the first tab before readers come.
+    models.model((service.question_models or service.label_models or service.names)[0])
     bypass_proxy(settings.host)
     page = build_page(service).queue(
         max_size=settings.queue, default_concurrency_limit=4, api_open=False

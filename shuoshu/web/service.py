@@ -1,10 +1,11 @@
-"""What the tabs and the API share: choose a model, generate a text, look inside it, stop."""
+"""What the tabs and the API share: choose a model, generate, look inside, judge, stop."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from html import escape
 
 import gradio as gr
@@ -15,12 +16,14 @@ from shuoshu.evaluation.html import escape_html
 from shuoshu.generation.chat_model import ChatModel
 from shuoshu.generation.sampling import SamplingParams
 from shuoshu.web import token_view
+from shuoshu.web.judging import JudgedTexts, Judgement, judge_text, judge_texts
 from shuoshu.web.labels import error_text, text_html
 from shuoshu.web.model_server import ModelServer, ModelVersion, ReaderState
 from shuoshu.web.validation import (
     MAX_INSPECTED_CHARS,
     parse_sampling_settings,
     parse_text,
+    parse_texts,
     setting_ranges,
 )
 
@@ -68,21 +71,27 @@ class PageService:
         self.names = list(models.folders)
         self.purposes = {name: models.purpose(name) for name in self.names}
         self.question_models = [n for n in self.names if self.purposes[n].task == "questions"]
+        self.label_models = [n for n in self.names if self.purposes[n].task == "labels"]
+        self.writing_models = [n for n in self.names if n not in self.label_models]
         self.ranges = setting_ranges(models.settings.max_new_tokens)
 
-    def find_model(self, name: object, answers: bool = False) -> str:
-        """Checks the name of a model; None means the first one.
+    def find_model(self, name: object, use: str = "any") -> str:
+        """Checks the name of a model; None means the first one for this use.
 
-        answers: it must be a model that answers questions. Raises UserError.
+        use: "answer", "label", "write" or "any". Raises UserError.
         """
-        candidates = self.question_models if answers else self.names
+        candidates, refusal = {
+            "any": (self.names, ""),
+            "answer": (self.question_models, "answers_nothing"),
+            "label": (self.label_models, "labels_nothing"),
+            "write": (self.writing_models, "writes_nothing"),
+        }[use]
         if name is None and candidates:
             return candidates[0]
-        if name not in self.names:
+        if name is not None and name not in self.names:
             raise UserError(error_text("unknown_model", ", ".join(self.names)))
         if name not in candidates:
-            available = ", ".join(self.question_models) or "—"
-            raise UserError(error_text("answers_nothing", available))
+            raise UserError(error_text(refusal, ", ".join(candidates) or "—"))
         return name
 
     def question(
@@ -94,7 +103,7 @@ class PageService:
         system: object = None,
     ) -> GenerationRequest:
         """A request for an answer. Raises UserError if a value is wrong."""
-        model, text = self.find_model(model, answers=True), parse_text(text)
+        model, text = self.find_model(model, "answer"), parse_text(text)
         system = None if system is None else parse_text(system)
         if not text.strip():
             raise UserError(error_text("empty_question"))
@@ -104,7 +113,7 @@ class PageService:
         self, model: object, text: object, settings: dict[str, object], copies: int = 1
     ) -> GenerationRequest:
         """A request to continue a text, in several versions. Raises UserError like `question`."""
-        model, text = self.find_model(model), parse_text(text)
+        model, text = self.find_model(model, "write"), parse_text(text)
         return GenerationRequest(model, text, self._settings(settings), False, copies=copies)
 
     def _settings(self, values: dict[str, object]) -> SampleSettings:
@@ -167,7 +176,7 @@ class PageService:
         self, model: object, text: object, start: object
     ) -> list[token_view.TokenPiece]:
         """The pieces of a text after `start`. Raises UserError if a value is wrong."""
-        name, start = self.find_model(model), parse_text(start)
+        name, start = self.find_model(model, "write"), parse_text(start)
         text = parse_text(text, MAX_INSPECTED_CHARS)
 
         def pieces(model: ChatModel) -> list[token_view.TokenPiece]:
@@ -175,6 +184,25 @@ class PageService:
             return token_view.token_probabilities(model, prompt_ids, ids)
 
         return self.models.run(name, pieces)
+
+    # ------------------------------------------------------------ judge
+
+    def judge(
+        self, model: object, text: object, reader: ReaderState | None = None
+    ) -> Iterator[Judgement]:
+        """Yields the judgement of a text, then the same with its pieces.
+
+        Raises UserError if a value is wrong or the text doesn't fit.
+        """
+        name, [text] = self.find_model(model, "label"), parse_texts([text])
+        return self.models.judge(name, partial(judge_text, text), reader)
+
+    def judge_many(
+        self, model: object, texts: object, reader: ReaderState | None = None
+    ) -> Iterator[JudgedTexts]:
+        """Yields the judgements of a list of texts as they are done. Raises UserError likewise."""
+        name, texts = self.find_model(model, "label"), parse_texts(texts)
+        return self.models.judge(name, partial(judge_texts, texts), reader)
 
     # ------------------------------------------------------------ readers
 

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
+import re
 import secrets
 from typing import NamedTuple
 
 from shuoshu.core.command_settings import SampleSettings
 from shuoshu.core.errors import UserError
+from shuoshu.sft.pairs import clean_field
 from shuoshu.web.labels import error_text
 
 MAX_TEXT_CHARS = 20_000  # of a question or a beginning
 MAX_INSPECTED_CHARS = 2_000
 MAX_HISTORY_TURNS = 100
+MAX_JUDGED_TEXTS = 200
+MAX_JUDGED_CHARS = 200_000  # of these texts together
 MAX_JS_INTEGER = 2**53  # larger integers lose digits in JavaScript
 MAX_SEED_DIGITS = 19
 DEFAULT_NEW_TOKENS = 200
@@ -102,3 +106,26 @@ def parse_history(value: object) -> list[dict[str, str]]:
         for pair in pairs
         for role, text in zip(("user", "assistant"), pair, strict=True)
     ]
+
+
+def parse_texts(value: object) -> list[str]:
+    """Texts to judge, without outer white space. Raises UserError if one is empty or too long."""
+    if not isinstance(value, list):
+        raise UserError(error_text("not_texts"))
+    if len(value) > MAX_JUDGED_TEXTS:
+        raise UserError(error_text("too_many_texts", MAX_JUDGED_TEXTS, len(value)))
+    texts = [clean_field(parse_text(text)) for text in value]
+    if not all(texts):
+        raise UserError(error_text("no_text"))
+    if (total := sum(map(len, texts))) > MAX_JUDGED_CHARS:
+        raise UserError(error_text("too_long", MAX_JUDGED_CHARS, total))
+    return texts
+
+
+def parse_table(value: object) -> list[str]:
+    """The lines of a pasted table that aren't blank. Raises UserError if a line is too long."""
+    lines = re.split("\r\n|\r|\n", parse_text(value, MAX_JUDGED_CHARS))
+    for number, line in enumerate(lines, 1):
+        if len(line) > MAX_TEXT_CHARS:
+            raise UserError(error_text("line_too_long", number, MAX_TEXT_CHARS, len(line)))
+    return parse_texts([line for line in lines if clean_field(line)] or [""])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 from playwright.sync_api import Locator, Page, expect
@@ -50,7 +51,7 @@ def train_on_markup(folder: Path, sft: list[str], pretrained: Path) -> Path:
 # ---------------------------------------------------------------- actions
 
 
-def button(page: Page, name: str) -> Locator:
+def button(page: Page, name: str | re.Pattern) -> Locator:
     """The visible button of this name."""
     return page.get_by_role("button", name=name, exact=True).locator("visible=true")
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import random
 import re
 import shutil
 from collections.abc import Iterator
@@ -11,6 +13,8 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
+import prepare_sft
+import train
 from shuoshu.sft.dataset import read_pairs
 from tests.web.browsing import LONG, open_tab, train_on_markup
 from tests.web.serving import TIMEOUT, Server
@@ -37,6 +41,38 @@ def known(qa: Path) -> dict[str, str]:
     }
 
 
+GOOD, BAD = ("很好", "干净", "安静", "喜欢"), ("很差", "肮脏", "吵闹", "讨厌")
+PARTS = ("房间", "早餐", "服务", "大堂", "窗外", "价格", "床铺", "热水")
+
+
+@pytest.fixture(scope="session")
+def labelled(pretrained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The data folder of short reviews, whose labels 好评 and 差评 follow from their words."""
+    folder = tmp_path_factory.mktemp("labelled")
+    draw, rows = random.Random(5), []
+    for number in range(160):
+        words = (GOOD, BAD)[number % 2]
+        clauses = [part + draw.choice(words) for part in draw.sample(PARTS, 2)]
+        rows.append({"review": "，".join(clauses) + "。", "label": number % 2})
+    (folder / "reviews.json").write_text(json.dumps(rows), encoding="utf-8")
+    command = [str(folder / "reviews.json"), f"--out={folder / 'reviews'}", "--block_size=64"]
+    templates = ["--question=评论：{review}", "--answer={label}", "--labels=0=好评,1=差评"]
+    assert prepare_sft.main([*command, *templates, f"--tokenizer={pretrained}"]) == 0
+    return folder / "reviews"
+
+
+@pytest.fixture(scope="session")
+def label_model(
+    labelled: Path, sft: list[str], pretrained: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A model that labels these reviews."""
+    out_dir = tmp_path_factory.mktemp("labels") / "out-labels"
+    command = [argument for argument in sft if not argument.startswith("--dataset=")]
+    command += [f"--dataset={labelled}", f"--out_dir={out_dir}", "--max_iters=60"]
+    assert train.main([*command, "--eval_interval=60"]) == 0
+    return out_dir
+
+
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     with sync_playwright() as playwright:
@@ -60,7 +96,11 @@ def markup_model(
 
 @pytest.fixture(scope="module")
 def page_server(
-    tuned: Path, pretrained: Path, markup_model: Path, tmp_path_factory: pytest.TempPathFactory
+    tuned: Path,
+    pretrained: Path,
+    markup_model: Path,
+    label_model: Path,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Server]:
     """One page for all tests in the browser; two readers may wait in its queue."""
     with Server(
@@ -68,6 +108,7 @@ def page_server(
         tuned,
         pretrained,
         markup_model,
+        label_model,
         f"--max_new_tokens={LONG}",
         "--max_seconds=30",
         "--queue=2",

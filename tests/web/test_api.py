@@ -23,7 +23,7 @@ from tests.web.serving import TIMEOUT, Server, wait_for
 QUEUE, CLIENTS = 5, 200
 MAX_NEW_TOKENS = 1_000_000  # more than a test waits for
 MAX_SECONDS = 2
-ENDPOINTS = ("ask", "continue", "inside", "models")
+ENDPOINTS = ("ask", "continue", "inside", "judge", "models")
 
 # A sitecustomize.py that logs every address that its process connects to or looks up.
 CONNECTION_LOGGER = """
@@ -45,12 +45,15 @@ def connection_log(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def server(tuned: Path, pretrained: Path, connection_log: Path) -> Iterator[Server]:
+def server(
+    tuned: Path, pretrained: Path, label_model: Path, connection_log: Path
+) -> Iterator[Server]:
     folder = connection_log.parent
     with Server(
         folder,
         tuned,
         pretrained,
+        label_model,
         f"--queue={QUEUE}",
         f"--max_new_tokens={MAX_NEW_TOKENS}",
         f"--max_seconds={MAX_SECONDS}",
@@ -121,11 +124,23 @@ def test_a_long_continuation_streams(client, pretrained):
     assert all(after.startswith(before) for before, after in itertools.pairwise(states))
 
 
-def test_the_models_are_listed(client, tuned, pretrained):
+def test_the_models_are_listed(client, tuned, pretrained, label_model):
+    labels = ["差评", "好评"]
     assert client.predict(api_name="/models") == [
-        {"model": str(tuned), "task": "questions", "turns": 1, "system": ""},
-        {"model": str(pretrained), "task": "text", "turns": 0, "system": ""},
+        {"model": str(tuned), "task": "questions", "turns": 1, "system": "", "labels": []},
+        {"model": str(pretrained), "task": "text", "turns": 0, "system": "", "labels": []},
+        {"model": str(label_model), "task": "labels", "turns": 1, "system": "", "labels": labels},
     ]
+
+
+def test_texts_are_judged(client):
+    good, bad, *_ = judged = client.predict(
+        ["房间很好，早餐干净。", "房间很差，早餐肮脏。", "<b>" * 5000], api_name="/judge"
+    )
+    assert (good["label"], bad["label"]) == ("好评", "差评")
+    for judgement in judged:
+        assert set(judgement["probabilities"]) == {"好评", "差评"}
+        assert sum(judgement["probabilities"].values()) == pytest.approx(1)
 
 
 def test_inside_returns_pieces_with_alternatives(client, pretrained):
@@ -135,7 +150,7 @@ def test_inside_returns_pieces_with_alternatives(client, pretrained):
     assert all(0 <= piece["probability"] <= 1 and len(piece["others"][0]) == 2 for piece in pieces)
 
 
-def test_the_api_has_these_four_endpoints(client):
+def test_the_api_has_these_endpoints(client):
     endpoints = client.view_api(return_format="dict", print_info=False)["named_endpoints"]
     assert set(endpoints) == {f"/{name}" for name in ENDPOINTS}
 
@@ -206,9 +221,34 @@ def test_every_endpoint_checks_its_texts(client, pretrained, endpoint, name):
             client.predict(**arguments, api_name=endpoint)
 
 
-def test_a_model_that_answers_no_questions_is_refused(client, pretrained):
-    with pytest.raises(AppError, match="answers no questions"):
-        client.predict("谁？", model=str(pretrained), api_name="/ask")
+@pytest.mark.parametrize(
+    "texts, message",
+    [
+        ("好", "texts must be a list"),
+        (None, "texts must be a list"),
+        ({"a": "b"}, "texts must be a list"),
+        ([3], "Expected a text, got int"),
+        (["好", " \n"], "There is no text yet"),
+        (["好"] * 201, "at most 200 texts at a time, here are 201"),
+        (["好" * 20_001], "at most 20,000 characters"),
+        (["好" * 20_000] * 11, "at most 200,000 characters, this has 220,000"),
+    ],
+)
+def test_what_is_no_list_of_texts_is_refused(client, texts, message):
+    with pytest.raises(AppError) as caught:
+        client.predict(texts, api_name="/judge")
+    assert message in str(caught.value)
+
+
+def test_a_model_is_refused_what_it_was_not_trained_for(client, pretrained, label_model):
+    for endpoint, given, model, message in (
+        ("/ask", "谁？", pretrained, "answers no questions"),
+        ("/ask", "谁？", label_model, "answers no questions"),
+        ("/continue", "清晨", label_model, "writes none"),
+        ("/judge", ["好"], pretrained, "labels no texts"),
+    ):
+        with pytest.raises(AppError, match=message):
+            client.predict(given, model=str(model), api_name=endpoint)
 
 
 @pytest.mark.parametrize(

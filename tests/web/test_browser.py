@@ -148,6 +148,48 @@ def test_a_reader_asks_and_looks_inside_by_keyboard_alone(visit, known, question
     expect(page.locator("#ask-inside .chosen li").first).to_be_visible()
 
 
+# ---------------------------------------------------------------- Judge
+
+
+def test_a_text_is_judged_and_its_pieces_are_coloured(visit):
+    page, review = visit(tab="判断"), "房间很好，<b>早餐</b>干净。"
+    page.locator("#judged-text textarea").fill(review)
+    button(page, "判断").click()
+    bars = page.locator("#judgement .judged .bars")
+    expect(bars).to_have_count(2)  # the model's and the linear model's
+    expect(bars.first.locator("li").first).to_contain_text("好评")
+    pieces = page.locator("#judgement .pieces")
+    expect(pieces).to_have_text(review)
+    expect(pieces.locator(".evidence")).to_have_count(2)
+    assert page.locator("#judgement .pieces b").count() == 0
+    button(page, "例子").click()
+    expect(page.locator("#judged-text textarea")).not_to_have_value(review)
+
+
+def test_a_pasted_table_is_judged_and_its_csv_can_be_copied(visit):
+    page = visit(tab="判断", permissions=["clipboard-read", "clipboard-write"])
+    button(page, re.compile("很多段文字")).click()
+    page.locator("#judged-lines-text textarea").fill(
+        "房间很好，早餐干净。\n\n房间很差，<i>脏</i>。"
+    )
+    button(page, "全部判断").click()
+    rows = page.locator(".judged-table tbody tr")
+    expect(rows).to_have_count(2)
+    expect(rows.nth(1)).to_contain_text("房间很差，<i>脏</i>。")
+    page.locator("#judged-csv button").first.click()
+    copied = page.evaluate("navigator.clipboard.readText()")
+    assert copied.startswith("text,label,p_差评,p_好评\n房间很好，早餐干净。,好评,0.")
+
+
+def test_a_text_that_is_too_long_to_be_sent_is_an_error(visit):
+    visit.allowed = "413"
+    page = visit(tab="判断")
+    for length, message in ((100_000, "太长了：最多 20,000 字"), (1_000_000, "太长了，没有发送")):
+        page.locator("#judged-text textarea").fill("好" * length)
+        button(page, "判断").click()
+        expect(page.get_by_text(message)).to_be_visible()
+
+
 # ---------------------------------------------------------------- Continue, Compare, Training
 
 
@@ -264,6 +306,7 @@ def test_a_phone_shows_all_tabs_without_scrolling_sideways(visit, question, sche
     expect(answers(page)).to_have_count(1)
     for name, content in (
         ("问", "#conversation"),
+        ("判断", "#judged-text"),
         ("续写", "#story"),
         ("对比", "#prompt"),
         ("训练", "iframe.report"),

@@ -24,9 +24,9 @@ def sources(pattern: str) -> str:
     return "\n".join(path.read_text(encoding="utf-8") for path in files)
 
 
-def test_the_page_uses_every_label_and_no_other(tuned: Path, pretrained: Path):
+def test_the_page_uses_every_label_and_no_other(tuned: Path, pretrained: Path, label_model: Path):
     settings = AppSettings(device="cpu", threads=1)
-    page = build_page(PageService(ModelServer([tuned, pretrained], settings)))
+    page = build_page(PageService(ModelServer([tuned, pretrained, label_model], settings)))
     config = json.dumps(page.get_config_file(), default=str)
     assert set(re.findall(r"translation_metadata[^}]*?key\W+(\w+)", config)) == set(LABELS)
 
@@ -34,7 +34,7 @@ def test_the_page_uses_every_label_and_no_other(tuned: Path, pretrained: Path):
 @pytest.mark.parametrize(
     "texts, call, files",
     [
-        (TEXTS, "text_html", "*.py"),
+        (TEXTS, "(?:text|note)_html", "*.py"),
         (ERRORS, "error_text", "*.py"),
         (SCRIPT_TEXTS, "text", "page.js"),
     ],
