@@ -202,6 +202,7 @@ def test_results_of_other_settings_are_not_mixed(argv, table):
     changes = {
         "learning_rate was 0.006, is 0.5": [*argv, "--train_args=--learning_rate=0.5"],
         "seed was 1337, is 2": [*argv, "--seed=2"],
+        "folds was 2, is 10": [*argv, "--folds=10"],
         "question was 评论：{review}, is {review}": [*argv, PROMPTS[1]],
     }
     for change, changed in changes.items():
