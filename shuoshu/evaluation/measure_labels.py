@@ -30,9 +30,11 @@ from shuoshu.evaluation.linear_models import LinearModel, strongest
 from shuoshu.evaluation.measure_answers import QuestionSet
 from shuoshu.evaluation.measure_set import MeasureSet
 from shuoshu.generation.answers import Question, read_questions
-from shuoshu.generation.judge import label_log_probabilities
+from shuoshu.generation.judge import label_log_probabilities, normalised
 from shuoshu.generation.sampling import TextGenerator
 from shuoshu.models.purpose import Labelling
+from shuoshu.sft.layouts import template_ends
+from shuoshu.sft.rendering import without_ends
 from shuoshu.text.dataset import read_meta
 
 MACRO_F1_ROUNDS = 500  # of the bootstrap
@@ -41,16 +43,18 @@ MACRO_F1_ROUNDS = 500  # of the bootstrap
 class LabelledTexts:
     """The texts of one split with their labels as numbers."""
 
-    def __init__(self, questions: Sequence[Question], labels: Sequence[str]) -> None:
+    def __init__(self, questions: Sequence[Question], labels: Sequence[str], template: str) -> None:
         self.questions = questions
-        self.texts = [text_of(question) for question in questions]
+        ends = template_ends(template)
+        # What the linear model reads, which doesn't need the words of the prompt.
+        self.texts = [without_ends(text_of(question), ends) for question in questions]
         self.references = [question.reference for question in questions]
         numbers = {label: number for number, label in enumerate(labels)}
         self.true = np.array([numbers[reference] for reference in self.references], dtype=int)
 
 
 def text_of(question: Question) -> str:
-    """What the linear model reads: the question with the conversation before it."""
+    """The question with the conversation before it."""
     return "\n".join(message["content"] for message in question.messages)
 
 
@@ -65,17 +69,28 @@ class LabelScorer:
             self.labelling = own
         self.columns = [self.labelling.labels.index(label) for label in labels]
 
-    def scores(self, texts: LabelledTexts, corrected: bool, title: str = "") -> np.ndarray:
-        """(texts, labels), with or without the correction that was fitted on validation."""
-        labelling = self.labelling if corrected else self.labelling.uncorrected()
+    def scores(self, texts: LabelledTexts, title: str) -> np.ndarray:
+        """(texts, labels), without the correction that was fitted on validation."""
         scores = label_log_probabilities(
             TextGenerator(self.model.model, self.model.tokenizer),
-            labelling,
+            self.labelling.uncorrected(),
             [question.ids for question in texts.questions],
             self.model.batch_size,
             progress=progress_printer(len(texts.questions), title),
         )
         return scores[:, self.columns]
+
+    def corrected(self, scores: np.ndarray, texts: LabelledTexts, split: str) -> np.ndarray:
+        """The scores with the correction.
+
+        It was fitted on validation: there, each text gets one of a fit that never saw it.
+        """
+        if not self.labelling.is_corrected:
+            return scores
+        if split == "val":
+            return cross_fitted(scores, texts.true)
+        bias = np.array(self.labelling.bias)[self.columns]
+        return normalised(self.labelling.scale * scores + bias)
 
 
 class Rivals:
@@ -98,7 +113,7 @@ class Rivals:
         self.majority = Counter(training.references).most_common(1)[0][0]
         self.mixture: Correction | None = None
         if validation.questions:
-            first = scorer.scores(validation, corrected=False, title="val")
+            first = scorer.scores(validation, "val")
             second = self.linear.log_probabilities(validation.texts)
             self.mixture = mix(first, second, validation.true)
 
@@ -114,9 +129,10 @@ def measure_labels(
 
     Raises UserError if the training rows have a single label.
     """
-    labels, tokenizer = read_meta(folder)["labels"], models[0].tokenizer
-    training = LabelledTexts(read_questions(folder, "train", tokenizer), labels)
-    validation = LabelledTexts(read_questions(folder, "val", tokenizer), labels)
+    meta, tokenizer = read_meta(folder), models[0].tokenizer
+    labels, template = meta["labels"], (meta.get("settings") or {}).get("question") or ""
+    training = LabelledTexts(read_questions(folder, "train", tokenizer), labels, template)
+    validation = LabelledTexts(read_questions(folder, "val", tokenizer), labels, template)
     if len(set(training.references)) < 2:
         raise UserError(
             f"all training answers of {folder} are the same: there is nothing to classify"
@@ -126,7 +142,7 @@ def measure_labels(
     results = {}
     for split in splits:
         questions = QuestionSet.read(settings, folder, split, tokenizer, training.questions)
-        texts = LabelledTexts(questions.asked, labels)
+        texts = LabelledTexts(questions.asked, labels, template)
         results[split] = measure_label_split(settings, scorers, texts, split, labels, rivals)
     return results
 
@@ -144,16 +160,14 @@ def measure_label_split(
     result.definitions["linear"] = f"{rivals.linear.name}, the best of several on validation"
     for scorer in scorers:
         measures = MeasureSet(settings.seed)
-        scores = scorer.scores(texts, corrected=split != "val", title=split)
-        if split == "val" and scorer.labelling.is_corrected:
-            # The correction was fitted on these rows: each row needs one that never saw it.
-            scores = cross_fitted(scores, texts.true)
+        plain = scorer.scores(texts, split)
+        scores = scorer.corrected(plain, texts, split)
         predicted = add_scores(measures, "", scores, texts.true, labels)
         answers = [labels[number] for number in predicted]
         if scorer is scorers[0]:
             result.classes = classes(predicted, texts.true, labels, settings.seed)
             result.rows = label_rows(split, texts, answers, np.exp(scores), labels)
-            rival_scores = add_rivals(measures, scores, texts, split, labels, rivals)
+            rival_scores = add_rivals(measures, plain, texts, split, labels, rivals)
             for prefix, own in rival_scores.items():
                 for row, values in zip(result.rows, np.exp(own).tolist(), strict=True):
                     row[prefix + "probabilities"] = dict(zip(labels, values, strict=True))
@@ -175,7 +189,10 @@ def add_rivals(
     labels: Sequence[str],
     rivals: Rivals,
 ) -> dict[str, np.ndarray]:
-    """Adds the measures of the rivals; returns their log-probabilities by the measures' prefix."""
+    """Adds the measures of the rivals; returns their log-probabilities by the measures' prefix.
+
+    `scores` are the model's, without its correction.
+    """
     linear = rivals.linear.log_probabilities(texts.texts)
     rival_scores = {"linear_": linear}
     if rivals.mixture and split != "val":  # it was fitted there
