@@ -148,10 +148,11 @@ def _run_config(path: Path, problems: list[str]) -> Iterator[tuple[str, object]]
 def help_text(schema: Schema, values: dict, about: str) -> str:
     """`about`, then every setting with its value and its help, grouped by dataclass."""
     lines = [about.strip(), "", "Settings and their current values. none: not set."]
+    owners = {}  # of each setting, the class that defines it last
     for part in reversed(schema.cls.__mro__):
-        names = [
-            name for name in schema.names.values() if name in vars(part).get("__annotations__", {})
-        ]
+        owners |= dict.fromkeys(vars(part).get("__annotations__", {}), part)
+    for part in reversed(schema.cls.__mro__):
+        names = [name for name in schema.names.values() if owners[name] is part]
         if names:
             lines += ["", (part.__doc__ or part.__name__).strip()]
         for name in names:

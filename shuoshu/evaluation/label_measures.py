@@ -15,12 +15,13 @@ from shuoshu.evaluation.measure_set import Measures, MeasureSet, to_entry
 
 N_BINS = 10  # of the calibration error, of equal width
 ROUNDS = 500  # of the bootstrap of a measure that is not a mean
+WEIGHT_DEVIATION, BIAS_DEVIATION = 1.0, 0.3  # of the fits' priors
 LOWEST = -30.0  # log probability, relative to the row's best label: keeps fits and means finite
 
 # ---------------------------------------------------------------- measures
 
 
-def bounded(scores: np.ndarray) -> np.ndarray:
+def log_normalized(scores: np.ndarray) -> np.ndarray:
     """Finite log probabilities from scores of any offset; -inf in a whole row: equal labels."""
     best = scores.max(axis=1, keepdims=True)
     below = np.maximum(LOWEST, scores - np.where(np.isfinite(best), best, 0.0))
@@ -29,7 +30,7 @@ def bounded(scores: np.ndarray) -> np.ndarray:
 
 def log_losses(log_probabilities: np.ndarray, true: np.ndarray) -> np.ndarray:
     """The nats of each row's true label: their mean is the log-loss."""
-    return -bounded(log_probabilities)[np.arange(len(true)), true]
+    return -log_normalized(log_probabilities)[np.arange(len(true)), true]
 
 
 def calibration_error(log_probabilities: np.ndarray, true: np.ndarray) -> float:
@@ -39,7 +40,7 @@ def calibration_error(log_probabilities: np.ndarray, true: np.ndarray) -> float:
     """
     if not len(true):
         return 0.0
-    probability = np.exp(bounded(log_probabilities).max(axis=1))
+    probability = np.exp(log_normalized(log_probabilities).max(axis=1))
     right = log_probabilities.argmax(axis=1) == true
     bins = np.minimum(N_BINS - 1, (probability * N_BINS).astype(int))
     return float(np.abs(np.bincount(bins, probability - right)).sum() / len(true))
@@ -62,7 +63,7 @@ def roc_auc(scores: np.ndarray, positive: np.ndarray) -> float:
 
 def log_odds(log_probabilities: np.ndarray) -> np.ndarray:
     """Of two labels, how much likelier the second one is than the first, in nats."""
-    finite = bounded(log_probabilities)
+    finite = log_normalized(log_probabilities)
     return finite[:, 1] - finite[:, 0]
 
 
@@ -112,39 +113,25 @@ def add_probabilities(
 
 
 class Correction(NamedTuple):
-    """scale · log probabilities + one bias per label."""
+    """A weight for each model's log probabilities, and a bias for each label."""
 
-    scale: float
+    weights: np.ndarray  # of one model: the inverse of a temperature
     bias: np.ndarray
 
-    def apply(self, log_probabilities: np.ndarray) -> np.ndarray:
-        return bounded(self.scale * bounded(log_probabilities) + self.bias)
-
-
-class Mixture(NamedTuple):
-    """The weighted sum of two models' log probabilities, and one bias per label."""
-
-    weights: tuple[float, float]
-    bias: np.ndarray
-
-    def apply(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-        a, b = self.weights
-        return bounded(a * bounded(first) + b * bounded(second) + self.bias)
-
-
-def mix(first: np.ndarray, second: np.ndarray, true: np.ndarray) -> Mixture:
-    """The mixture of two models' log probabilities with the lowest log-loss on these rows.
-
-    Without rows: the mean of the two.
-    """
-    weights, bias = _fit([bounded(first), bounded(second)], true)
-    return Mixture((float(weights[0]), float(weights[1])), bias)
+    def apply(self, *models: np.ndarray) -> np.ndarray:
+        """Log probabilities from those of the models that it was fitted to, in their order."""
+        weighted = zip(self.weights, models, strict=True)
+        return log_normalized(sum(w * log_normalized(model) for w, model in weighted) + self.bias)
 
 
 def fit_bias(log_probabilities: np.ndarray, true: np.ndarray) -> Correction:
     """The correction with the lowest log-loss on these rows. Without rows nothing changes."""
-    weights, bias = _fit([bounded(log_probabilities)], true)
-    return Correction(float(weights[0]), bias)
+    return _fit([log_probabilities], true)
+
+
+def mix(first: np.ndarray, second: np.ndarray, true: np.ndarray) -> Correction:
+    """The mixture of two models with the lowest log-loss on these rows. Without rows their mean."""
+    return _fit([first, second], true)
 
 
 def cross_fitted(
@@ -169,26 +156,29 @@ def cross_fitted(
     return corrected
 
 
-def _fit(models: list[np.ndarray], true: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Weights of the models (0 or more) and a bias for each label: the lowest log-loss.
+def _fit(models: list[np.ndarray], true: np.ndarray) -> Correction:
+    """Weights of 0 or more and biases: the lowest log-loss, which is convex in them.
 
-    The objective is convex. Its penalty equals normal priors of deviation 1, of the weights around
-    1 / models and of the biases around 0: few rows or a label without rows change little.
+    The penalty equals normal priors, of the weights around 1 / models and of the biases around 0:
+    few rows or a label without rows change little.
     """
     from scipy.optimize import minimize
 
-    n_labels = models[0].shape[1]
-    prior = np.array([1 / len(models)] * len(models) + [0.0] * n_labels)
+    models = [log_normalized(model) for model in models]
+    n, n_labels = len(models), models[0].shape[1]
+    prior = np.array([1 / n] * n + [0.0] * n_labels)
+    deviation = np.array([WEIGHT_DEVIATION] * n + [BIAS_DEVIATION] * n_labels)
     actual = np.eye(n_labels)[true]
 
     def objective(x: np.ndarray) -> tuple[float, np.ndarray]:
-        scores = sum(w * m for w, m in zip(x, models, strict=False)) + x[len(models) :]
+        """The loss and its slope in each weight and bias."""
+        scores = np.tensordot(x[:n], models, 1) + x[n:]
         fitted = scores - np.logaddexp.reduce(scores, axis=1, keepdims=True)
         error = np.exp(fitted) - actual
-        slope = [*((error * m).sum() for m in models), *error.sum(axis=0)]
-        away = x - prior
-        return (away @ away) / 2 - (fitted * actual).sum(), np.array(slope) + away
+        away = (x - prior) / deviation
+        slope = np.concatenate([np.tensordot(models, error, 2), error.sum(axis=0)])
+        return (away @ away) / 2 - (fitted * actual).sum(), slope + away / deviation
 
-    bounds = [(0, None)] * len(models) + [(None, None)] * n_labels
+    bounds = [(0, None)] * n + [(None, None)] * n_labels
     found = minimize(objective, prior, jac=True, method="L-BFGS-B", bounds=bounds).x
-    return found[: len(models)], found[len(models) :]
+    return Correction(found[:n], found[n:])

@@ -17,10 +17,10 @@ import numpy as np
 
 from shuoshu.evaluation.label_measures import (
     Correction,
-    bounded,
     cross_fitted,
     fit_bias,
     log_losses,
+    log_normalized,
 )
 
 if TYPE_CHECKING:
@@ -32,10 +32,12 @@ MAX_FEATURES = 300_000  # character n-grams, and as many words
 MAX_STEPS = 300  # of a logistic regression's fit
 UNSPACED_SHARE = 0.3  # of the characters: above it texts are read as a script without spaces
 # Thai to Lao, Burmese, Khmer; Chinese, Japanese and Korean, full-width signs included.
-_UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\ud7ff\uf900-\U0003ffff]")
+_UNSPACED = re.compile(
+    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\ud7ff\uf900-\uffff\U00020000-\U0003ffff]"
+)
 
 
-class Kind(NamedTuple):
+class LinearKind(NamedTuple):
     """One of the linear models."""
 
     name: str
@@ -45,12 +47,12 @@ class Kind(NamedTuple):
 
 
 LINEAR_KINDS = [  # the first one is the default
-    Kind("NB-weighted TF-IDF, logistic regression, C=1", "nb_tfidf", "logistic", 1.0),
-    Kind("NB-weighted binary, logistic regression, C=0.1", "nb_binary", "logistic", 0.1),
-    Kind("NB-weighted binary, logistic regression, C=0.01", "nb_binary", "logistic", 0.01),
-    Kind("TF-IDF, linear SVM, C=0.3", "tfidf", "svm", 0.3),
-    Kind("TF-IDF, logistic regression, C=10", "tfidf", "logistic", 10.0),
-    Kind("TF-IDF, logistic regression, C=1", "tfidf", "logistic", 1.0),
+    LinearKind("NB-weighted TF-IDF, logistic regression, C=1", "nb_tfidf", "logistic", 1.0),
+    LinearKind("NB-weighted binary, logistic regression, C=0.1", "nb_binary", "logistic", 0.1),
+    LinearKind("NB-weighted binary, logistic regression, C=0.01", "nb_binary", "logistic", 0.01),
+    LinearKind("TF-IDF, linear SVM, C=0.3", "tfidf", "svm", 0.3),
+    LinearKind("TF-IDF, logistic regression, C=10", "tfidf", "logistic", 10.0),
+    LinearKind("TF-IDF, logistic regression, C=1", "tfidf", "logistic", 1.0),
 ]
 
 # ---------------------------------------------------------------- features
@@ -78,8 +80,6 @@ class TextFeatures:
 
     def transform(self, texts: Sequence[str]) -> csr_matrix:
         """Shape (texts, features)."""
-        if not texts:
-            return _joined([], 0)
         texts = self._shortened(texts)
         return _joined([v.transform(texts) for v in self.vectorizers], len(texts))
 
@@ -96,15 +96,15 @@ class TextFeatures:
 def shared_length(lengths: Sequence[int], total: int) -> int:
     """The most characters that each text may keep for all texts together to have at most `total`.
 
-    The length of the longest text if nothing has to be cut.
+    `total` itself if nothing has to be cut.
     """
-    ordered = sorted(lengths)
-    for number, length in enumerate(ordered):
-        share = total // (len(ordered) - number)
+    left = total
+    for number, length in enumerate(sorted(lengths)):
+        share = left // (len(lengths) - number)
         if length > share:
             return share
-        total -= length
-    return ordered[-1] if ordered else 0
+        left -= length
+    return total
 
 
 def _ngrams(texts: Sequence[str]) -> list[dict]:
@@ -162,7 +162,7 @@ class LinearModel:
     def of_features(self, matrix: csr_matrix) -> np.ndarray:
         """The log probabilities of texts whose features are known."""
         matrix = matrix.sign() if self.is_binary else matrix
-        raw = bounded(matrix @ self.weights + self.bias)
+        raw = log_normalized(matrix @ self.weights + self.bias)
         return self.correction.apply(raw) if self.correction else raw
 
 
@@ -173,7 +173,7 @@ def strongest(
     val_labels: Sequence[str],
     labels: Sequence[str],
 ) -> LinearModel:
-    """The model with the highest accuracy on validation, of equals with the lowest loss.
+    """The most accurate model of LINEAR_KINDS on validation, of equals that with the lowest loss.
 
     Each model's probabilities are corrected by a fit on the validation rows, cross-fitted for the
     choice. Without validation rows: the first of LINEAR_KINDS, as trained.
@@ -185,21 +185,21 @@ def strongest(
         return _fit_model(LINEAR_KINDS[0], features, matrix, true, len(labels))
     val_matrix = features.transform(val_texts)
     val_true = np.array([numbers[label] for label in val_labels])
-    best, best_merit = None, (-1.0, 0.0)
+    best_model, best_merit = None, (-1.0, 0.0)
     for kind in LINEAR_KINDS:
         model = _fit_model(kind, features, matrix, true, len(labels))
         raw = model.of_features(val_matrix)
         corrected = cross_fitted(raw, val_true)
         accuracy = (corrected.argmax(axis=1) == val_true).mean()
         merit = (accuracy, -log_losses(corrected, val_true).mean())
-        if best is None or merit > best_merit:
+        if merit > best_merit:
             model.correction = fit_bias(raw, val_true)
-            best, best_merit = model, merit
-    return best
+            best_model, best_merit = model, merit
+    return best_model
 
 
 def _fit_model(
-    kind: Kind, features: TextFeatures, matrix: csr_matrix, true: np.ndarray, n_labels: int
+    kind: LinearKind, features: TextFeatures, matrix: csr_matrix, true: np.ndarray, n_labels: int
 ) -> LinearModel:
     """Each label against all others; of two labels, the second one against the first."""
     is_binary = kind.features == "nb_binary"
@@ -212,8 +212,11 @@ def _fit_model(
     return LinearModel(kind.name, features, is_binary, weights, bias)
 
 
-def _fit_label(kind: Kind, matrix: csr_matrix, is_label: np.ndarray) -> tuple[np.ndarray, float]:
+def _fit_label(
+    kind: LinearKind, matrix: csr_matrix, is_label: np.ndarray
+) -> tuple[np.ndarray, float]:
     """Weights of the features and a bias: above zero for a text of the label."""
+    from scipy.sparse import diags
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
     from sklearn.svm import LinearSVC
@@ -227,7 +230,7 @@ def _fit_label(kind: Kind, matrix: csr_matrix, is_label: np.ndarray) -> tuple[np
         classifier = LogisticRegression(C=kind.c, max_iter=MAX_STEPS)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # good enough to be measured
-        classifier.fit(matrix.multiply(speaks_for).tocsr(), is_label)
+        classifier.fit(matrix @ diags(speaks_for), is_label)
     return classifier.coef_[0] * speaks_for, float(classifier.intercept_[0])
 
 

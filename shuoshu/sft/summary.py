@@ -132,7 +132,9 @@ def unused_lines(account: RejectedRecords) -> list[str]:
 def leak_lines(result: Preparation) -> list[str]:
     """The number of leaks of each kind with an example, or that there are none."""
     pairs = [pair for pair, _ in result.rendered]
+    noun, aside = "question", ""
     if result.labels:
+        noun, aside = "text", ", links and punctuation aside"
         report = find_leaks(pairs, key=lambda text: core_of(without_ends(text, result.ends)))
     else:
         report = find_leaks(pairs)
@@ -140,16 +142,16 @@ def leak_lines(result: Preparation) -> list[str]:
     if report.compared < report.candidates:
         lines.append(
             "leaks        near duplicates were searched for"
-            f" {report.compared:,} of {report.candidates:,} questions"
+            f" {report.compared:,} of {report.candidates:,} {noun}s"
         )
     for kind, predicate in (
-        ("exact", "are also training questions"),
-        ("near", "are nearly the same as a training question"),
+        ("exact", f"are also training {noun}s{aside}"),
+        ("near", f"are nearly the same as a training {noun}"),
     ):
         leaks = [leak for leak in report.leaks if leak.kind == kind]
         if leaks:
             lines.append(
-                f"leaks        {len(leaks):,} validation or test questions {predicate}, for example"
+                f"leaks        {len(leaks):,} validation or test {noun}s {predicate}, for example"
             )
             pair, train = leaks[0].pair, leaks[0].train
             is_same = pair.question == train.question
@@ -157,12 +159,11 @@ def leak_lines(result: Preparation) -> list[str]:
             lines.append(f"             {pair.split}: {result.text(pair)}{training_question}")
     if not any(pair.split in ("val", "test") for pair in pairs):
         lines.append(
-            "note         no questions are held out, so the answers can't be measured"
+            f"note         no {noun}s are held out, so the answers can't be measured"
             " or used to choose a checkpoint"
         )
     return lines or [
-        "leaks        none: no held-out question is the same or nearly the same"
-        " as a training question"
+        f"leaks        none: no held-out {noun} is the same or nearly the same as a training {noun}"
     ]
 
 
@@ -170,7 +171,8 @@ def _split_method(result: Preparation) -> str:
     labels = result.labels
     method = "named in the files"
     if not result.has_given_splits:
-        method = f"at random by seed, {'nearly ' * bool(labels)}equal questions together"
+        nouns = "nearly equal texts" if labels else "equal questions"
+        method = f"at random by seed, {nouns} together"
         settings = result.meta["settings"]
         if settings["fold"]:
             method = f"test is fold {settings['fold']} of {settings['folds']}, the rest {method}"

@@ -95,7 +95,7 @@ def measure_validation(run: Run, stop: StopFlag) -> Evaluation | None:
     if not len(run.data.val):
         return result
     if run.data.labels:
-        return measure_labels(run, stop)
+        return validate_labels(run, stop)
     loss = halve_batch_on_oom(run.trainer, run.state.step, lambda: score_val(run, stop))
     if loss is None:
         return None
@@ -111,7 +111,7 @@ def measure_validation(run: Run, stop: StopFlag) -> Evaluation | None:
     return result
 
 
-def measure_labels(run: Run, stop: StopFlag) -> Evaluation | None:
+def validate_labels(run: Run, stop: StopFlag) -> Evaluation | None:
     """The measures of the labels of the validation texts; None if a signal stopped it."""
     judged = judge_validation(run, stop)
     if judged is None:
@@ -121,7 +121,7 @@ def measure_labels(run: Run, stop: StopFlag) -> Evaluation | None:
     require_finite(run, values["val_loss"])
     correction = fit_bias(scores, true)
     bias = tuple(correction.bias.tolist())
-    labelling = replace(run.data.labelling, scale=correction.scale, bias=bias)
+    labelling = replace(run.data.labelling, scale=float(correction.weights[0]), bias=bias)
     purpose = run.data.purpose._replace(labelling=labelling)
     return Evaluation(values, samples=label_samples(run, scores), purpose=purpose)
 

@@ -13,6 +13,7 @@ import pytest
 from shuoshu.core.errors import REPO_ROOT
 
 COMMANDS = {"prepare", "prepare_sft", "train", "sample", "eval_metrics", "app", "bench", "merge"}
+COMMANDS |= {"experiment"}
 MAY_IMPORT = {  # each package, and the packages that it may import besides itself
     "core": set(),
     "text": {"core"},
@@ -23,6 +24,7 @@ MAY_IMPORT = {  # each package, and the packages that it may import besides itse
     "training": {"core", "text", "sft", "models", "generation", "evaluation"},
     "web": {"core", "text", "sft", "models", "generation", "evaluation"},
 }
+MAY_IMPORT["experiments"] = {"core", "text", "sft", "evaluation"}
 MAY_IMPORT["bench"] = {*MAY_IMPORT, "bench"}
 PACKAGE = sorted(REPO_ROOT.glob("shuoshu/*/*.py"))
 PRODUCT = sorted([*REPO_ROOT.glob("*.py"), *REPO_ROOT.glob("config/*.py"), *PACKAGE])

@@ -205,14 +205,14 @@ def test_the_verdict_admits_a_gap_within_the_interval() -> None:
             "test": {
                 "accuracy": entry(0.9),
                 "majority_accuracy": entry(0.6),
-                "tfidf_accuracy": entry(0.92),
+                "linear_accuracy": entry(0.92),
             }
         },
         "compare": [],
     }
     shown = Page(report_html(near, [], [])).text
     value = "Accuracy on test 90.0% [85.0%–95.0%]"
-    assert f"{value}, 2.0 points below the strongest baseline (TF-IDF" in shown
+    assert f"{value}, 2.0 points below the strongest baseline (the best linear model" in shown
     assert "a gap within the interval" in shown
 
 

@@ -224,6 +224,14 @@ def test_links_between_questions_are_not_compared(prepare, tmp_path: Path) -> No
     assert "alike" not in prepare(rows)
 
 
+def test_texts_in_two_given_splits_are_told_although_their_links_differ(label) -> None:
+    rows = [(text, answer, "train") for text, answer in reviews()]
+    rows += [(f"《{rows[0][0]}》http://t.co/abcdefgh", rows[0][1], "test")]
+    printed = label("review,label,split\n" + "".join(",".join(row) + "\n" for row in rows))
+    assert "1 validation or test texts are also training texts, links and punctuation" in printed
+    assert rows[0][0] in printed and "《" in printed
+
+
 # ---------------------------------------------------------------- labels
 
 

@@ -1,0 +1,238 @@
+"""Measures models that label texts, beside the strongest linear model and both together."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from shuoshu.core.command_settings import EvalSettings
+from shuoshu.core.errors import UserError
+from shuoshu.evaluation import metrics
+from shuoshu.evaluation.copies import TrainingText
+from shuoshu.evaluation.evaluated_model import (
+    EvaluatedModel,
+    SplitResult,
+    answer_row,
+    progress_printer,
+)
+from shuoshu.evaluation.intervals import mcnemar
+from shuoshu.evaluation.label_measures import (
+    Correction,
+    add_probabilities,
+    cross_fitted,
+    label_intervals,
+    mix,
+)
+from shuoshu.evaluation.linear_models import LinearModel, strongest
+from shuoshu.evaluation.measure_answers import QuestionSet
+from shuoshu.evaluation.measure_set import MeasureSet
+from shuoshu.generation.answers import Question, read_questions
+from shuoshu.generation.judge import label_log_probabilities
+from shuoshu.generation.sampling import TextGenerator
+from shuoshu.models.purpose import Labelling
+from shuoshu.text.dataset import read_meta
+
+MACRO_F1_ROUNDS = 500  # of the bootstrap
+
+
+class LabelledTexts:
+    """The texts of one split with their labels as numbers."""
+
+    def __init__(self, questions: Sequence[Question], labels: Sequence[str]) -> None:
+        self.questions = questions
+        self.texts = [text_of(question) for question in questions]
+        self.references = [question.reference for question in questions]
+        numbers = {label: number for number, label in enumerate(labels)}
+        self.true = np.array([numbers[reference] for reference in self.references], dtype=int)
+
+
+def text_of(question: Question) -> str:
+    """What the linear model reads: the question with the conversation before it."""
+    return "\n".join(message["content"] for message in question.messages)
+
+
+class LabelScorer:
+    """A model that gives the log-probabilities of the data's labels."""
+
+    def __init__(self, model: EvaluatedModel, labels: Sequence[str]) -> None:
+        """A model that was trained on other labels, or on none, is judged by its answers."""
+        self.model, self.labelling = model, Labelling(tuple(labels))
+        own = model.purpose.labelling
+        if own and sorted(own.labels) == sorted(labels):
+            self.labelling = own
+        self.columns = [self.labelling.labels.index(label) for label in labels]
+
+    def scores(self, texts: LabelledTexts, corrected: bool, title: str = "") -> np.ndarray:
+        """(texts, labels), with or without the correction that was fitted on validation."""
+        labelling = self.labelling if corrected else self.labelling.uncorrected()
+        scores = label_log_probabilities(
+            TextGenerator(self.model.model, self.model.tokenizer),
+            labelling,
+            [question.ids for question in texts.questions],
+            self.model.batch_size,
+            progress=progress_printer(len(texts.questions), title),
+        )
+        return scores[:, self.columns]
+
+
+class Rivals:
+    """The linear model that is best on validation, and its mixture with the first model."""
+
+    def __init__(
+        self,
+        training: LabelledTexts,
+        validation: LabelledTexts,
+        labels: Sequence[str],
+        scorer: LabelScorer,
+    ) -> None:
+        self.linear: LinearModel = strongest(
+            training.texts,
+            training.references,
+            validation.texts,
+            validation.references,
+            labels,
+        )
+        self.majority = Counter(training.references).most_common(1)[0][0]
+        self.mixture: Correction | None = None
+        if validation.questions:
+            first = scorer.scores(validation, corrected=False, title="val")
+            second = self.linear.log_probabilities(validation.texts)
+            self.mixture = mix(first, second, validation.true)
+
+
+def measure_labels(
+    settings: EvalSettings,
+    models: Sequence[EvaluatedModel],
+    folder: Path,
+    splits: Sequence[str],
+    source: TrainingText | None,
+) -> dict[str, SplitResult]:
+    """Measures the models and their rivals on each split.
+
+    Raises UserError if the training rows have a single label.
+    """
+    labels, tokenizer = read_meta(folder)["labels"], models[0].tokenizer
+    training = LabelledTexts(read_questions(folder, "train", tokenizer), labels)
+    validation = LabelledTexts(read_questions(folder, "val", tokenizer), labels)
+    if len(set(training.references)) < 2:
+        raise UserError(
+            f"all training answers of {folder} are the same: there is nothing to classify"
+        )
+    scorers = [LabelScorer(model, labels) for model in models]
+    rivals = Rivals(training, validation, labels, scorers[0])
+    results = {}
+    for split in splits:
+        questions = QuestionSet.read(settings, folder, split, tokenizer, training.questions)
+        texts = LabelledTexts(questions.asked, labels)
+        results[split] = measure_label_split(settings, scorers, texts, split, labels, rivals)
+    return results
+
+
+def measure_label_split(
+    settings: EvalSettings,
+    scorers: Sequence[LabelScorer],
+    texts: LabelledTexts,
+    split: str,
+    labels: Sequence[str],
+    rivals: Rivals,
+) -> SplitResult:
+    """Measures each model; adds the rivals to the first model's measures."""
+    result = SplitResult({"texts": len(texts.questions)})
+    result.definitions["linear"] = f"{rivals.linear.name}, the best of several on validation"
+    for scorer in scorers:
+        measures = MeasureSet(settings.seed)
+        scores = scorer.scores(texts, corrected=split != "val", title=split)
+        if split == "val" and scorer.labelling.is_corrected:
+            # The correction was fitted on these rows: each row needs one that never saw it.
+            scores = cross_fitted(scores, texts.true)
+        predicted = add_scores(measures, "", scores, texts.true, labels)
+        answers = [labels[number] for number in predicted]
+        if scorer is scorers[0]:
+            result.classes = classes(predicted, texts.true, labels, settings.seed)
+            result.rows = label_rows(split, texts, answers, np.exp(scores), labels)
+            linear = add_rivals(measures, scores, texts, split, labels, rivals)
+            test = mcnemar(predicted == texts.true, linear == texts.true)
+            result.definitions["mcnemar"] = (
+                f"{split}: only the model is right about {test.only_first} texts, only the linear"
+                f" model about {test.only_second}; p = {test.p_value:.2g}"
+            )
+        result.add(scorer.model.folder, measures, answers)
+    return result
+
+
+def add_rivals(
+    measures: MeasureSet,
+    scores: np.ndarray,
+    texts: LabelledTexts,
+    split: str,
+    labels: Sequence[str],
+    rivals: Rivals,
+) -> np.ndarray:
+    """Adds the measures of the rivals; returns the label numbers of the linear model."""
+    linear = rivals.linear.log_probabilities(texts.texts)
+    predicted = add_scores(measures, "linear_", linear, texts.true, labels)
+    if rivals.mixture and split != "val":  # it was fitted there
+        together = rivals.mixture.apply(scores, linear)
+        add_scores(measures, "together_", together, texts.true, labels)
+    majority = np.full(len(texts.true), labels.index(rivals.majority))
+    add_accuracy(measures, "majority_", majority, texts.true, labels)
+    measures.add_difference("accuracy", "linear_accuracy")
+    return predicted
+
+
+def add_scores(
+    measures: MeasureSet, prefix: str, scores: np.ndarray, true: np.ndarray, labels: Sequence[str]
+) -> np.ndarray:
+    """Adds all measures of log-probabilities; returns the likeliest label numbers."""
+    predicted = scores.argmax(axis=1)
+    add_accuracy(measures, prefix, predicted, true, labels)
+    add_probabilities(measures, prefix, scores, true)
+    return predicted
+
+
+def add_accuracy(
+    measures: MeasureSet,
+    prefix: str,
+    predicted: np.ndarray,
+    true: np.ndarray,
+    labels: Sequence[str],
+) -> None:
+    """Adds accuracy and macro-F1."""
+    measures.add_mean(prefix + "accuracy", predicted == true)
+
+    def macro_f1(rows: np.ndarray) -> float:
+        confusion = metrics.confusion_matrix(predicted[rows], true[rows], len(labels))
+        return metrics.label_f1(confusion).mean()
+
+    measures.add_aggregate(prefix + "macro_f1", true, macro_f1, rounds=MACRO_F1_ROUNDS)
+
+
+def classes(predicted: np.ndarray, true: np.ndarray, labels: Sequence[str], seed: int) -> dict:
+    """The entry of eval.json: confusion matrix, and each label's scores with their intervals."""
+    confusion = metrics.confusion_matrix(predicted, true, len(labels))
+    return {
+        "labels": list(labels),
+        "confusion": confusion.tolist(),
+        "per_class": metrics.label_measures(confusion, labels),
+        "intervals": label_intervals(predicted, true, labels, seed),
+    }
+
+
+def label_rows(
+    split: str,
+    texts: LabelledTexts,
+    answers: Sequence[str],
+    probabilities: np.ndarray,
+    labels: Sequence[str],
+) -> list[dict]:
+    """One row per text for eval_answers.jsonl."""
+    rows = []
+    for question, text, answer, row in zip(
+        texts.questions, texts.texts, answers, probabilities.tolist(), strict=True
+    ):
+        entry = answer_row(split, question.rows[0], text, question.reference, answer)
+        rows.append(entry | {"probabilities": dict(zip(labels, row, strict=True))})
+    return rows

@@ -1,0 +1,1 @@
+"""Repeats preparing, training and measuring over folds and prompts. No package imports it."""

@@ -1,0 +1,150 @@
+"""Training on labels: a resumed run is exact, the test has no part in it, settings are checked."""
+
+from __future__ import annotations
+
+import json
+import random
+
+import numpy as np
+import pytest
+
+import prepare_sft
+from shuoshu.core.errors import REPO_ROOT
+from shuoshu.core.files import sha256_of
+from shuoshu.generation.judge import Judge
+from shuoshu.models.weights import load_model
+from tests.conftest import QUIET
+from tests.in_process import killed_at, records, train_model
+
+GOOD, BAD = "香甜清爽热闹敞亮", "冷淡昏暗嘈杂潮湿"
+SETTINGS = [
+    str(REPO_ROOT / "config" / "labels.py"),
+    *QUIET,
+    "--n_layer=1",
+    "--n_embd=32",
+    "--max_epochs=none",
+    "--max_iters=40",
+    "--eval_interval=8",
+    "--save_interval=6",
+    "--learning_rate=0.03",
+    "--embedding_lr=0.03",
+]
+
+
+def write_table(path, test_is_reversed=False):
+    """Texts of characters that speak for their label; in the test perhaps for the other one."""
+    draw = random.Random(0)
+    rows = []
+    for n in range(120):
+        split = ["test", "val", "train", "train", "train"][n % 5]
+        is_good = n % 3 > 0
+        told = is_good != (test_is_reversed and split == "test")
+        text = "".join(draw.choices(GOOD if told else BAD, k=6)) + str(n)
+        rows.append({"评论": text, "label": int(is_good), "split": split})
+    path.write_text(json.dumps(rows, ensure_ascii=False), encoding="utf-8")
+
+
+def prepared(home, **options):
+    write_table(home / "table.json", **options)
+    templates = ["--question=评：{评论}", "--answer={label}", "--labels=1=满意,0=不满意"]
+    command = [str(home / "table.json"), f"--out={home / 'data'}", *templates]
+    assert prepare_sft.main(command) == 0
+    return home / "data"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return prepared(tmp_path_factory.mktemp("labels"))
+
+
+@pytest.fixture(scope="module")
+def trained(data, tmp_path_factory):
+    out_dir = tmp_path_factory.mktemp("runs") / "out"
+    assert train_model([*SETTINGS, f"--dataset={data}", f"--out_dir={out_dir}"]) == 0
+    return out_dir
+
+
+def test_it_learns_and_the_model_knows_how_it_labels(trained):
+    loaded = load_model(trained)
+    labelling = loaded.purpose.labelling
+    assert loaded.purpose.task == "labels" and labelling.labels == ("满意", "不满意")
+    assert labelling.question == "评：{评论}" and labelling.judges_by == "text"
+    assert labelling.is_corrected
+    judge = Judge(loaded)
+    prompts = [judge.prompt_ids(f"评：{text}") for text in ("香甜清爽热闹", "冷淡昏暗嘈杂")]
+    good, bad = judge.probabilities(prompts, 2)
+    assert good[0] > 0.8 and bad[1] > 0.8
+    evaluations = records(trained, "eval")
+    assert evaluations[-1]["val_accuracy"] > 0.9 > evaluations[0]["val_accuracy"]
+
+
+def test_a_resumed_run_gives_the_same_bytes(data, trained, tmp_path):
+    out_dir = tmp_path / "out"
+    command = [*SETTINGS, f"--dataset={data}", f"--out_dir={out_dir}"]
+    assert train_model(command, killed_at(15)) == 130
+    assert train_model([*command, "--resume"]) == 0
+    name = "model.safetensors"
+    assert sha256_of(out_dir / name) == sha256_of(trained / name)
+
+
+def test_the_test_has_no_part_in_the_model_nor_in_its_correction(trained, tmp_path):
+    """With the labels of the test reversed, nothing of the model changes."""
+    data = prepared(tmp_path, test_is_reversed=True)
+    out_dir = tmp_path / "out"
+    assert train_model([*SETTINGS, f"--dataset={data}", f"--out_dir={out_dir}"]) == 0
+    name = "model.safetensors"
+    assert sha256_of(out_dir / name) == sha256_of(trained / name)
+    assert load_model(out_dir).purpose == load_model(trained).purpose
+
+
+def test_the_logged_loss_is_the_log_loss_of_the_uncorrected_labels(data, trained):
+    loaded = load_model(trained)
+    labelling = loaded.purpose.labelling.uncorrected()
+    loaded = loaded._replace(purpose=loaded.purpose._replace(labelling=labelling))
+    judge = Judge(loaded)
+    lines = (data / "val.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines]
+    probabilities = judge.probabilities([judge.prompt_ids(row["question"]) for row in rows], 7)
+    true = [labelling.labels.index(row["answer"]) for row in rows]
+    expected = -np.log(probabilities[np.arange(len(rows)), true]).mean()
+    [logged] = [r for r in records(trained, "eval") if r["step"] == loaded.step]
+    assert logged["val_loss"] == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_heavy_label_wins_while_little_is_learnt(data, tmp_path):
+    """A third of the validation texts are 不满意, which is then said of all of them."""
+    accuracies = []
+    for weights in ("满意=1,不满意=1", "满意=1,不满意=50"):
+        out_dir = tmp_path / str(len(accuracies))
+        command = [
+            *SETTINGS,
+            f"--dataset={data}",
+            f"--out_dir={out_dir}",
+            "--max_iters=8",
+            "--warmup_iters=0",
+        ]
+        assert train_model([*command, f"--label_weights={weights}"]) == 0
+        accuracies.append(records(out_dir, "eval")[-1]["val_accuracy"])
+    assert accuracies[0] > 0.6 and accuracies[1] < 0.4
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--paraphrases=2"], "labelled texts have none"),
+        (["--label_weights=满意=1"], "it must give a number to each of the labels"),
+        (["--judge_by=answer", "--label_weights=balanced"], "needs --judge_by=text"),
+        (["--select_by=rouge"], "for which it is one of auto, accuracy, macro_f1, loss"),
+    ],
+)
+def test_settings_that_do_not_fit_labels_are_refused(data, tmp_path, capsys, arguments, message):
+    command = [*SETTINGS, f"--dataset={data}", f"--out_dir={tmp_path / 'out'}", *arguments]
+    assert train_model(command) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_text_has_no_labels_to_vote_for(dataset, tmp_path, capsys):
+    command = [*SETTINGS, f"--dataset={dataset}", f"--out_dir={tmp_path / 'out'}"]
+    assert train_model(command) == 2
+    assert "holds text: judge_by=text and label_weights need labels" in capsys.readouterr().err
