@@ -153,7 +153,11 @@ def measure_label_split(
         if scorer is scorers[0]:
             result.classes = classes(predicted, texts.true, labels, settings.seed)
             result.rows = label_rows(split, texts, answers, np.exp(scores), labels)
-            linear = add_rivals(measures, scores, texts, split, labels, rivals)
+            rival_scores = add_rivals(measures, scores, texts, split, labels, rivals)
+            for prefix, own in rival_scores.items():
+                for row, values in zip(result.rows, np.exp(own).tolist(), strict=True):
+                    row[prefix + "probabilities"] = dict(zip(labels, values, strict=True))
+            linear = rival_scores["linear_"].argmax(axis=1)
             test = mcnemar(predicted == texts.true, linear == texts.true)
             result.definitions["mcnemar"] = (
                 f"{split}: only the model is right about {test.only_first} texts, only the linear"
@@ -170,17 +174,18 @@ def add_rivals(
     split: str,
     labels: Sequence[str],
     rivals: Rivals,
-) -> np.ndarray:
-    """Adds the measures of the rivals; returns the label numbers of the linear model."""
+) -> dict[str, np.ndarray]:
+    """Adds the measures of the rivals; returns their log-probabilities by the measures' prefix."""
     linear = rivals.linear.log_probabilities(texts.texts)
-    predicted = add_scores(measures, "linear_", linear, texts.true, labels)
+    rival_scores = {"linear_": linear}
     if rivals.mixture and split != "val":  # it was fitted there
-        together = rivals.mixture.apply(scores, linear)
-        add_scores(measures, "together_", together, texts.true, labels)
+        rival_scores["together_"] = rivals.mixture.apply(scores, linear)
+    for prefix, own in rival_scores.items():
+        add_scores(measures, prefix, own, texts.true, labels)
     majority = np.full(len(texts.true), labels.index(rivals.majority))
     add_accuracy(measures, "majority_", majority, texts.true, labels)
     measures.add_difference("accuracy", "linear_accuracy")
-    return predicted
+    return rival_scores
 
 
 def add_scores(

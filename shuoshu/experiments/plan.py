@@ -160,10 +160,9 @@ def _defining(settings: Settings, cls: type) -> dict:
 def _make_cells(
     settings: ExperimentSettings, folder: Path, definition: dict
 ) -> Iterator[ExperimentCell]:
-    digits = len(str(settings.folds))
     for fold in range(1, settings.folds + 1):
         for number, question in enumerate(settings.question or (None,), 1):
-            place = folder / f"prompt-{number}" / f"fold-{fold:0{digits}}"
+            place = folder / f"prompt-{number}" / f"fold-{fold}"
             own = {"question": question, "fold": fold}
             yield ExperimentCell(number, question, fold, place, {**own, **definition})
 
@@ -176,14 +175,13 @@ def _require_own_folder(folder: Path, cells: Sequence[ExperimentCell]) -> None:
     if not any((cell.folder / "cell.json").is_file() for cell in cells):
         raise UserError(f"{folder} is not empty and holds no experiment: {another}")
     for cell in cells:
-        if cell.is_measured() and (
-            change := _first_change(cell.saved_definition(), cell.definition)
-        ):
+        if cell.is_measured() and not cell.is_same():
+            change = _first_change(cell.saved_definition(), cell.definition)
             raise UserError(f"{folder} holds results of another experiment ({change}): {another}")
 
 
-def _first_change(before: dict | None, now: dict) -> str | None:
-    """What differs first between two definitions; None if nothing does."""
+def _first_change(before: dict | None, now: dict) -> str:
+    """What differs first between two definitions."""
     if before is None:
         return "cell.json is damaged"
     for part, value in now.items():
@@ -195,4 +193,4 @@ def _first_change(before: dict | None, now: dict) -> str | None:
         elif old != value:
             what = {"files": "the input has changed", "base": "the model of init_from has changed"}
             return what.get(part, f"{part} was {old}, is {value}")
-    return None
+    return "of an earlier version"

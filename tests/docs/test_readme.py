@@ -18,13 +18,16 @@ from packaging.requirements import Requirement
 
 import bench
 import eval_metrics
+import experiment
 import merge
 import prepare
 import prepare_sft
 import sample
 import train
 from shuoshu.core.errors import REPO_ROOT
+from shuoshu.experiments import child
 from tests.bench.test_bench import write_checkout
+from tests.experiments.stub import StubCommands
 from tests.models.families import write_model
 
 READMES = ("README.md", "README.zh.md")
@@ -95,6 +98,10 @@ def python_command(line: str) -> int:
         with page_open(words[2:]) as address:
             assert address.startswith("http://")
         return 0
+    if words[1] == "experiment.py":  # tests/experiments has its trainings and measurements
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(child, "run_child", StubCommands())
+            return experiment.main([*words[2:], "--folds=2"])
     mains = {
         "prepare": prepare.main,
         "prepare_sft": prepare_sft.main,

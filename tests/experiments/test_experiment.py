@@ -19,7 +19,7 @@ from shuoshu.experiments.plan import make_plan
 from shuoshu.experiments.results import mean_over_folds
 from shuoshu.experiments.run import run_experiment
 from shuoshu.experiments.settings import ExperimentSettings
-from shuoshu.sft.dataset import QuestionDataset
+from tests.experiments.stub import StubCommands
 from tests.in_process import train_model
 
 N_ROWS = 40
@@ -28,7 +28,6 @@ max_iters, n_layer, n_head, n_embd, batch_size = 2, 1, 2, 32, 4
 learning_rate, sample_tokens, device, dtype, threads = 0.006, 0, "cpu", "float32", 1
 """
 PROMPTS = ["--question=评论：{review}", "--question={review}"]
-FIGURES = {"accuracy": 0.5, "linear_accuracy": 0.75, "macro_f1": 0.5, "majority_accuracy": 0.5}
 
 
 @pytest.fixture
@@ -59,45 +58,6 @@ def run_in_process(words: Sequence[str], log: Path) -> None:
     assert main(words[1:]) == 0
 
 
-class Stub:
-    """Stands in for the commands: a training ends at once, a measurement gives fixed figures."""
-
-    def __init__(self, figures: Callable[[Path], dict] = lambda model: FIGURES) -> None:
-        self.figures, self.words = figures, []
-        self.fails: dict[int, BaseException] = {}  # by the number of the call
-
-    def __call__(self, words: list[str], log: Path) -> None:
-        self.words.append(words)
-        if error := self.fails.get(len(self.words)):
-            raise error
-        options = dict(word[2:].split("=", 1) for word in words if "=" in word)
-        if words[0] == "train.py":
-            model = Path(options["out_dir"])
-            model.mkdir(exist_ok=True)
-            (model / "log.jsonl").write_text('{"kind": "end"}\n', encoding="utf-8")
-            return
-        model, n_test = Path(words[1]), len(QuestionDataset(Path(options["data"]), "test"))
-        measures = {name: {"value": value} for name, value in self.figures(model).items()}
-        content = {"measures": {"test": measures}, "compare": []}
-        (model / "eval.json").write_text(json.dumps(content), encoding="utf-8")
-        # The model is right on the first half of the rows, the linear model on three quarters.
-        rows = [
-            {
-                "reference": "好",
-                "probabilities": {"好": 0.9 if n < n_test / 2 else 0.1, "差": 0.5},
-                "linear_probabilities": {"好": 1.0 if n < n_test * 3 / 4 else 0.1, "差": 0.5},
-            }
-            for n in range(n_test)
-        ]
-        lines = [json.dumps(row) + "\n" for row in rows]
-        (model / "eval_answers.jsonl").write_text("".join(lines), encoding="utf-8")
-        (model / "report.html").write_text("", encoding="utf-8")
-
-    @property
-    def scripts(self) -> list[str]:
-        return [words[0] for words in self.words]
-
-
 def perform(argv: Sequence[str], run: Callable[[list[str], Path], None]) -> dict:
     """What results.json holds after the experiment."""
     run_experiment(parse(ExperimentSettings, argv, ""), argv, run)
@@ -121,6 +81,9 @@ def test_from_the_table_to_the_results(argv, pretrained, capsys):
         accuracies = [fold[who]["accuracy"] for fold in prompt["folds"]]
         mean = prompt["means"][who]["accuracy"]
         assert mean == mean_over_folds(accuracies)._asdict()
+    pairs = {(entry["of"], entry["to"]): entry["rows"] for entry in prompt["differences"]}
+    compared = (("model", "linear"), ("together", "linear"), ("model", "before"))
+    assert pairs == dict.fromkeys(compared, N_ROWS)
     folder = Path("experiments/reviews")
     tested = [
         json.loads(line)["question"]
@@ -147,7 +110,7 @@ def test_the_models_are_deleted_unless_they_are_to_be_kept(argv):
         run_experiment(
             parse(ExperimentSettings, [*argv, PROMPTS[0], out, f"--keep_models={keeps}"], ""),
             argv,
-            Stub(),
+            StubCommands(),
         )
         fold = Path(f"experiments/{keeps}/prompt-1/fold-1")
         assert (fold / "model").exists() == (fold / "data").exists() == keeps
@@ -159,7 +122,7 @@ def test_prompts_are_compared_fold_by_fold(argv):
         better = 0.25 if "prompt-2" in str(model) else 0.0
         return {"accuracy": 0.5 + better + 0.1 * only_fold(model), "macro_f1": 0.5}
 
-    stub = Stub(figures)
+    stub = StubCommands(figures)
     first, second = perform([*argv, *PROMPTS], stub)["prompts"]
     folds = [Path(words[1]).parent for words in stub.words if words[0] == "eval_metrics.py"]
     assert [(path.parent.name[-1], path.name[-1]) for path in folds] == [
@@ -177,7 +140,7 @@ def test_prompts_are_compared_fold_by_fold(argv):
 
 
 def test_the_model_is_compared_with_the_linear_model_row_by_row(argv):
-    (prompt,) = perform([*argv, PROMPTS[0]], Stub())["prompts"]
+    (prompt,) = perform([*argv, PROMPTS[0]], StubCommands())["prompts"]
     (entry,) = prompt["differences"]
     assert (entry["of"], entry["to"], entry["rows"]) == ("model", "linear", N_ROWS)
     assert (entry["only_first"], entry["only_second"]) == (0, N_ROWS // 4)
@@ -209,13 +172,13 @@ def test_one_fold_has_no_standard_error():
 
 
 def test_a_finished_experiment_repeats_nothing(argv):
-    before = perform([*argv, PROMPTS[0]], Stub())
-    again = Stub()
+    before = perform([*argv, PROMPTS[0]], StubCommands())
+    again = StubCommands()
     assert perform([*argv, PROMPTS[0]], again) == before and not again.words
 
 
 def test_an_interrupted_experiment_continues(argv, capsys):
-    stub = Stub()
+    stub = StubCommands()
     stub.fails[4] = KeyboardInterrupt()  # the second fold is trained but not measured
     with pytest.raises(KeyboardInterrupt):
         perform([*argv, PROMPTS[0]], stub)
@@ -228,30 +191,31 @@ def test_an_interrupted_experiment_continues(argv, capsys):
 
 
 def test_a_further_prompt_is_added_to_a_finished_experiment(argv):
-    perform([*argv, PROMPTS[0]], Stub())
-    more = Stub()
+    perform([*argv, PROMPTS[0]], StubCommands())
+    more = StubCommands()
     assert perform([*argv, *PROMPTS], more)["measured"] == 4
     assert more.scripts == ["train.py", "eval_metrics.py"] * 2
 
 
 def test_results_of_other_settings_are_not_mixed(argv, table):
-    perform([*argv, PROMPTS[0]], Stub())
+    perform([*argv, PROMPTS[0]], StubCommands())
     changes = {
         "learning_rate was 0.006, is 0.5": [*argv, "--train_args=--learning_rate=0.5"],
         "seed was 1337, is 2": [*argv, "--seed=2"],
+        "folds was 2, is 10": [*argv, "--folds=10"],
         "question was 评论：{review}, is {review}": [*argv, PROMPTS[1]],
     }
     for change, changed in changes.items():
         question = [] if PROMPTS[1] in changed else [PROMPTS[0]]
         with pytest.raises(UserError, match=change):
-            perform([*changed, *question], Stub())
+            perform([*changed, *question], StubCommands())
     table.write_text(table.read_text("utf-8").replace("很好", "不错"), encoding="utf-8")
     with pytest.raises(UserError, match="the input has changed"):
-        perform([*argv, PROMPTS[0]], Stub())
+        perform([*argv, PROMPTS[0]], StubCommands())
 
 
 def test_a_fold_that_is_not_measured_begins_anew_with_other_settings(argv):
-    stub = Stub()
+    stub = StubCommands()
     stub.fails[2] = UserError("out of memory")
     with pytest.raises(UserError):
         perform([*argv, PROMPTS[0]], stub)
@@ -262,10 +226,10 @@ def test_a_fold_that_is_not_measured_begins_anew_with_other_settings(argv):
 
 
 def test_damaged_results_are_named(argv):
-    perform([*argv, PROMPTS[0]], Stub())
+    perform([*argv, PROMPTS[0]], StubCommands())
     Path("experiments/reviews/prompt-1/fold-2/eval.json").write_text("{}", encoding="utf-8")
     with pytest.raises(UserError, match=r"prompt-1.fold-2 are damaged \(it lacks 'measures'\)"):
-        perform([*argv, PROMPTS[0]], Stub())
+        perform([*argv, PROMPTS[0]], StubCommands())
 
 
 # ---------------------------------------------------------------- mistakes
