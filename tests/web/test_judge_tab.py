@@ -6,6 +6,8 @@ import csv
 import io
 import re
 import shutil
+import threading
+import time
 import uuid
 from collections.abc import Iterable
 from pathlib import Path
@@ -249,6 +251,20 @@ def test_a_stopped_request_shows_nothing(tab, service, reader):
     service.note_request(reader)
     assert service.stop(reader)
     assert list(tab.judge(reader, GOOD, None)) == list(tab.judge_lines(reader, GOOD, None)) == []
+
+
+def test_a_table_that_is_stopped_keeps_what_was_judged(tab, service, reader):
+    service.note_request(reader)
+    updates = tab.judge_lines(reader, f"{GOOD * 3}\n" * MAX_JUDGED_TEXTS, None)
+    first = next(updates)
+    stopping = threading.Thread(target=service.stop, args=[reader])
+    stopping.start()
+    while not service.reader(reader).stopped:
+        time.sleep(0.001)
+    assert list(updates) == [] and service.reader(reader).running == 0
+    stopping.join()
+    done = first[tab.csv]["value"].count("好评,")
+    assert done and first[tab.table_result].count("<tr>") == 201
 
 
 # ---------------------------------------------------------------- the linear model
