@@ -40,6 +40,7 @@ QUICK = [
     "--dtype=float32",
     "--threads=1",
 ]
+NAMES = ("prompts.csv", "questions.csv", "reviews.csv", "unlabelled.csv")
 SMALL = [
     "--n_layer=1",
     "--n_head=2",
@@ -48,6 +49,10 @@ SMALL = [
     "--batch_size=2",
     "--gradient_accumulation_steps=1",
 ]
+
+
+# The block of labels is that of their data.
+SMALL_LABELS = [word for word in SMALL if not word.startswith("--block_size")]
 
 
 def commands(readme: str) -> list[str]:
@@ -112,9 +117,10 @@ def python_command(line: str) -> int:
         "bench": bench.main,
     }
     main = mains[words[1].removesuffix(".py")]
+    labels = "config/labels.py" in words
     is_small = any(word.startswith("--init_from") for word in words)  # the model has its own shape
     reduced = {
-        "train.py": [*QUICK, *([] if is_small else SMALL)],
+        "train.py": [*QUICK, *([] if is_small else SMALL_LABELS if labels else SMALL)],
         "sample.py": ["--max_new_tokens=5", "--threads=1"],
         "eval_metrics.py": ["--limit=3", "--threads=1"],
         "bench.py": [
@@ -147,6 +153,7 @@ def user_folder(tmp_path_factory, text):
     (folder / "reviews.csv").write_text(
         "label,review\n" + "".join(f"{n % 2},房间{n}号\n" for n in range(40)), encoding="utf-8"
     )
+    (folder / "unlabelled.csv").write_text("review\n书说得好。\n茶凉了。\n", encoding="utf-8")
     write_checkout(folder / "nanoGPT")
     return folder
 
@@ -155,8 +162,10 @@ def test_every_command_runs(user_folder, monkeypatch, capsys):
     folder = user_folder / "reading"
     folder.mkdir()
     monkeypatch.chdir(folder)
-    for name in ("my_novels", "prompts.csv", "questions.csv", "my_questions.json", "reviews.csv"):
+    for name in ("my_novels", "my_questions.json", *NAMES):
         Path(name).symlink_to(user_folder / name)
+    Path("data/reviews").mkdir(parents=True)
+    shutil.copy(REPO_ROOT / "data/reviews/reviews.csv", "data/reviews")
     for line in dict.fromkeys(line for name in DOCUMENTS for line in commands(name)):
         if line.startswith("python -m venv"):
             subprocess.run(
