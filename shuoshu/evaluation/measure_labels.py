@@ -67,6 +67,11 @@ class LabelScorer:
         own = model.purpose.labelling
         if own and sorted(own.labels) == sorted(labels):
             self.labelling = own
+        elif own and own.judges_by == "text":
+            raise UserError(
+                f"{model.folder} labels texts as {', '.join(own.labels)}, but the data has the"
+                f" labels {', '.join(labels)}: name its own data with --data"
+            )
         self.columns = [self.labelling.labels.index(label) for label in labels]
 
     def scores(self, texts: LabelledTexts, title: str) -> np.ndarray:
@@ -89,7 +94,7 @@ class LabelScorer:
             return scores
         if split == "val":
             return cross_fitted(scores, texts.true)
-        bias = np.array(self.labelling.bias)[self.columns]
+        bias = np.array(self.labelling.bias or [0.0] * len(self.columns))[self.columns]
         return normalised(self.labelling.scale * scores + bias)
 
 
@@ -252,9 +257,8 @@ def label_rows(
 ) -> list[dict]:
     """One row per text for eval_answers.jsonl."""
     rows = []
-    for question, text, answer, row in zip(
-        texts.questions, texts.texts, answers, probabilities.tolist(), strict=True
-    ):
-        entry = answer_row(split, question.rows[0], text, question.reference, answer)
+    for question, answer, row in zip(texts.questions, answers, probabilities.tolist(), strict=True):
+        prompt = text_of(question)
+        entry = answer_row(split, question.rows[0], prompt, question.reference, answer)
         rows.append(entry | {"probabilities": dict(zip(labels, row, strict=True))})
     return rows

@@ -61,7 +61,8 @@ def read_cell(cell: ExperimentCell) -> FoldResult:
         if evaluation["compare"]:
             measures[BEFORE] = _figures(evaluation["compare"][0]["measures"]["test"], "")
         text = (cell.folder / "eval_answers.jsonl").read_text(encoding="utf-8")
-        rows = [json.loads(line) for line in text.splitlines()]
+        # Not splitlines(): a text may hold other line ends, such as U+2028.
+        rows = [json.loads(line) for line in text.split("\n") if line]
         right = {who: _right(rows, who) for who in (BEFORE, *PREFIXES)}
         measures, right = ({k: v for k, v in d.items() if v} for d in (measures, right))
         ends = RunLog(cell.folder / "log.jsonl").read("end")

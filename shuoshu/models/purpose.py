@@ -75,7 +75,7 @@ def read_purpose(metadata: dict[str, str]) -> Purpose:
         turns = int(metadata.get("turns", 0))
         task = metadata.get("task", "questions" if turns else "text")
         labelling = read_labelling(metadata["labelling"]) if task == "labels" else None
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
         raise UserError(
             f"the weights don't say what they were trained for ({error_reason(error)}):"
             " copy the model's folder again"

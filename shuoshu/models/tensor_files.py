@@ -137,7 +137,7 @@ def _own_metadata(header: dict) -> dict[str, str]:
         if not re.fullmatch("[0-9]{1,15}", metadata.get(name, "0")):
             raise ValueError("its step or turns are not a number")
     if metadata.get("task", "text") not in TASKS:
-        raise ValueError("its task is neither text nor questions")
+        raise ValueError("its task is none of text, questions and labels")
     if not isinstance(metadata.get("system", ""), str):
         raise ValueError("its system message is not a text")
     return metadata

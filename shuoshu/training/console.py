@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 import signal
 
 import torch
@@ -38,9 +39,10 @@ def print_run_summary(run: Run, length: RunLength) -> None:
     """Model, optimizer, data, length and machine, before the first step."""
     trainer, data = run.trainer, run.data
     total, inner = trainer.raw.count_parameters()
+    choices = len(data.labels) if data.votes else data.tokenizer.n_vocab
     print_line(
         f"model      {total:,} parameters, {inner:,} without embedding and head;"
-        f" loss of a uniform guess {math.log(data.tokenizer.n_vocab):.2f}"
+        f" loss of a uniform guess {math.log(choices):.2f}"
     )
     _print_adapter(run)
     parameters: dict[float, int] = {}  # by learning rate
@@ -178,7 +180,10 @@ def print_result(run: Run, stopped: int | None, is_out_of_patience: bool) -> Non
             f"best       {best[0]} {best[1]:.4f} at step {state.best_step:,}:"
             f" {kept} in {out_dir}, the run's curves are in loss.png"
         )
-    print_line(f'next       python sample.py {folder} --start="…"')
+    if run.data.labels:
+        print_line(f"next       python eval_metrics.py {shlex.quote(run.settings.out_dir)}")
+    else:
+        print_line(f'next       python sample.py {folder} --start="…"')
 
 
 def _log_end(run: Run) -> None:

@@ -122,7 +122,7 @@ class RunData:
         rows.set_weights(self.labels, settings.label_weights)
         if settings.question_drop or settings.question_replace:
             noise = settings.question_drop, settings.question_replace
-            rows.noise = TokenNoise(self.tokenizer, rows.ids, *noise)
+            rows.noise = TokenNoise(self.tokenizer, rows.ids[rows.mask == 0], *noise)
         return rows
 
     def _training_questions(self, settings: TrainSettings) -> QuestionDataset:

@@ -120,7 +120,10 @@ def validate_labels(run: Run, stop: StopFlag) -> Evaluation | None:
     values = label_values(scores, true)
     require_finite(run, values["val_loss"])
     correction = fit_bias(scores, true)
-    bias = tuple(correction.bias.tolist())
+    # A bias for the lowest log-loss would take back what the weights of the labels gave, or the
+    # balance that selecting by macro-F1 asks for. The scale alone changes no decision.
+    is_balanced = run.settings.label_weights or run.data.measure == "val_macro_f1"
+    bias = () if is_balanced else tuple(correction.bias.tolist())
     labelling = replace(run.data.labelling, scale=float(correction.weights[0]), bias=bias)
     purpose = run.data.purpose._replace(labelling=labelling)
     return Evaluation(values, samples=label_samples(run, scores), purpose=purpose)
@@ -232,6 +235,9 @@ def keep_if_best(
         is_kept = keep_model(run, result.purpose, say)
         state.kept_step = state.step if is_kept else state.kept_step
         return is_kept, ""
+    if run.data.labels and not state.step:
+        # With few validation texts an untrained model can be right by chance about most of them.
+        return keep_model(run, result.purpose, say), ""
     value, loss = result.values[measure], result.values["val_loss"]
     is_best = _is_better(state, measure, value, loss)
     state.worse_evals = 0 if is_best else state.worse_evals + 1

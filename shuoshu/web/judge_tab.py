@@ -136,10 +136,12 @@ class JudgeTab:
             yield {self.result: judgement_html(judgement, self._linear_html(name, judgement))}
 
     def _linear_html(self, name: str, judgement: Judgement) -> str:
-        rival = self.rivals.find(name, self.service.models.folders[name], judgement.labels)
+        labelling = self.service.purposes[name].labelling
+        rival = self.rivals.find(name, self.service.models.folders[name], labelling)
         if rival.model is None:
             return rival.note
-        [scores] = rival.model.log_probabilities([judgement.prompt])
+        text = without_ends(judgement.prompt, template_ends(labelling.question))
+        [scores] = rival.model.log_probabilities([text])
         return linear_html(judgement, rival.model.name, scores)
 
     # ------------------------------------------------------------ many texts

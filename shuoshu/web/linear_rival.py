@@ -11,7 +11,10 @@ from typing import NamedTuple
 from shuoshu.core.errors import UserError
 from shuoshu.core.run_log import read_settings
 from shuoshu.evaluation.linear_models import LinearModel, strongest
+from shuoshu.models.purpose import Labelling
 from shuoshu.sft.dataset import read_pairs
+from shuoshu.sft.layouts import template_ends
+from shuoshu.sft.rendering import without_ends
 from shuoshu.web.labels import note_html
 
 MAX_FITTED_CHARACTERS = 2_000_000  # of the training texts: up to half a minute
@@ -37,7 +40,7 @@ class LinearRivals:
         """Whether the linear model for this one was fitted before."""
         return name in self._fitted
 
-    def find(self, name: str, folder: Path, labels: Sequence[str]) -> Rival:
+    def find(self, name: str, folder: Path, labelling: Labelling) -> Rival:
         """The strongest linear model on the training data of the model in a folder.
 
         It is fitted again when the model was trained again with other settings or data.
@@ -46,7 +49,8 @@ class LinearRivals:
         with self._lock:
             settings, rival = self._fitted.get(name, (None, None))
             if rival is None or settings != saved:
-                splits = read_splits(saved.get("data", {}).get("folder"), labels)
+                labels, ends = labelling.labels, template_ends(labelling.question)
+                splits = read_splits(saved.get("data", {}).get("folder"), labels, ends)
                 if splits is None:
                     return Rival(None, note_html("no_linear_data"))
                 rival = fit_rival(*splits, labels)
@@ -59,15 +63,23 @@ class Split(NamedTuple):
     labels: list[str]
 
 
-def read_splits(data_folder: object, labels: Sequence[str]) -> list[Split] | None:
-    """The training and validation rows in a data folder; None if they aren't there."""
+def read_splits(
+    data_folder: object, labels: Sequence[str], ends: tuple[str, str]
+) -> list[Split] | None:
+    """The training and validation rows in a data folder; None if they aren't there.
+
+    Their texts are without the ends of the prompt's template.
+    """
     try:
         pairs = [read_pairs(Path(str(data_folder)), split) for split in ("train", "val")]
     except (UserError, OSError, ValueError, KeyError, IndexError, TypeError):
         return None
     messages = [[pair["messages"] for pair in split] for split in pairs]
     splits = [
-        Split([m[-2]["content"] for m in split], [m[-1]["content"] for m in split])
+        Split(
+            [without_ends(m[-2]["content"], ends) for m in split],
+            [m[-1]["content"] for m in split],
+        )
         for split in messages
     ]
     are_known = all(set(split.labels) <= set(labels) for split in splits)

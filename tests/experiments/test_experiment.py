@@ -34,7 +34,7 @@ PROMPTS = ["--question=评论：{review}", "--question={review}"]
 def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A table of labelled reviews in the working folder."""
     monkeypatch.chdir(tmp_path)
-    rows = "".join(f"{n % 2},第{n}间房{'很好' if n % 2 else '太吵'}\n" for n in range(N_ROWS))
+    rows = "".join(f"{n % 2},第{n}间房\u2028{'很好' if n % 2 else '太吵'}\n" for n in range(N_ROWS))
     (tmp_path / "reviews.csv").write_text("label,review\n" + rows, encoding="utf-8")
     (tmp_path / "tiny.py").write_text(CONFIG, encoding="utf-8")
     return tmp_path / "reviews.csv"
@@ -88,7 +88,7 @@ def test_from_the_table_to_the_results(argv, pretrained, capsys):
     tested = [
         json.loads(line)["question"]
         for path in folder.glob("prompt-1/fold-*/eval_answers.jsonl")
-        for line in path.read_text(encoding="utf-8").splitlines()
+        for line in path.read_text(encoding="utf-8").split("\n")[:-1]
     ]
     assert len(set(tested)) == N_ROWS and all(text.startswith("评论：") for text in tested)
     assert (folder / "results.png").read_bytes().startswith(b"\x89PNG")

@@ -111,6 +111,14 @@ def test_the_logged_loss_is_the_log_loss_of_the_uncorrected_labels(data, trained
     assert logged["val_loss"] == pytest.approx(expected, abs=1e-5)
 
 
+def test_an_untrained_model_is_never_the_best(data, tmp_path):
+    out_dir = tmp_path / "out"
+    command = [*SETTINGS, f"--dataset={data}", f"--out_dir={out_dir}", "--max_iters=2"]
+    assert train_model([*command, "--learning_rate=0", "--embedding_lr=0", "--head_lr=0"]) == 0
+    assert [r["kept"] for r in records(out_dir, "eval")] == [True, True]
+    assert records(out_dir, "end")[0]["best_step"] == 2
+
+
 def test_a_heavy_label_wins_while_little_is_learnt(data, tmp_path):
     """A third of the validation texts are 不满意, which is then said of all of them."""
     accuracies = []
@@ -125,6 +133,7 @@ def test_a_heavy_label_wins_while_little_is_learnt(data, tmp_path):
         ]
         assert train_model([*command, f"--label_weights={weights}"]) == 0
         accuracies.append(records(out_dir, "eval")[-1]["val_accuracy"])
+        assert not load_model(out_dir).purpose.labelling.bias  # it would take the weights back
     assert accuracies[0] > 0.6 and accuracies[1] < 0.4
 
 

@@ -270,7 +270,7 @@ def test_a_table_that_is_stopped_keeps_what_was_judged(tab, service, reader):
 # ---------------------------------------------------------------- the linear model
 
 
-def test_the_linear_model_is_fitted_once_and_reads_what_the_model_reads(
+def test_the_linear_model_is_fitted_once_and_reads_texts_without_the_prompts_words(
     service, label_model, reader, monkeypatch
 ):
     fitted = []
@@ -288,9 +288,9 @@ def test_the_linear_model_is_fitted_once_and_reads_what_the_model_reads(
     pages = [final(tab.judge(reader, text, None))[tab.result] for text in (GOOD, BAD)]
     assert all("a &lt;line&gt;" in page and "<small>75.0%</small>" in page for page in pages)
     (train_texts, train_labels, *_, labels), *read = fitted
-    assert labels == ["差评", "好评"] and set(train_labels) == set(labels)
-    assert all(text.startswith("评论：") for text in train_texts)
-    assert read == [[f"评论：{GOOD}"], [f"评论：{BAD}"]]
+    assert list(labels) == ["差评", "好评"] and set(train_labels) == set(labels)
+    assert not any(text.startswith("评论：") for text in train_texts)
+    assert read == [[GOOD], [BAD]]
 
 
 def test_without_training_data_or_with_too_much_there_is_no_linear_model(
@@ -312,8 +312,8 @@ def test_without_training_data_or_with_too_much_there_is_no_linear_model(
 
 
 def test_data_with_other_labels_is_not_the_linear_models(labelled):
-    assert linear_rival.read_splits(labelled, ["好评", "差评"])
-    assert linear_rival.read_splits(labelled, ["好评", "中评"]) is None
+    assert linear_rival.read_splits(labelled, ["好评", "差评"], ("", ""))
+    assert linear_rival.read_splits(labelled, ["好评", "中评"], ("", "")) is None
 
 
 # ---------------------------------------------------------------- examples, models
