@@ -172,8 +172,8 @@ class DataSettings(Settings):
     seed: int = random_seed("seed of the data order, the initial weights and dropout")
     judge_by: str = setting(
         "answer",
-        "on labels, what makes a label probable; answer: its likelihood as the answer; text: every"
-        " token of the text votes, which is better from scratch",
+        "on labels, how a label is scored; answer: by its probability as the answer; text: by the"
+        " votes of all tokens of the text, for models trained from scratch",
         choices=("answer", "text"),
     )
     label_weights: str | None = setting(

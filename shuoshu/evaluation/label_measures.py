@@ -12,6 +12,7 @@ import numpy as np
 
 from shuoshu.evaluation import metrics
 from shuoshu.evaluation.measure_set import Measures, MeasureSet, to_entry
+from shuoshu.models.purpose import normalised
 
 N_BINS = 10  # of the calibration error, of equal width
 ROUNDS = 500  # of the bootstrap of a measure that is not a mean
@@ -24,8 +25,7 @@ LOWEST = -30.0  # log probability, relative to the row's best label: keeps fits 
 def log_normalized(scores: np.ndarray) -> np.ndarray:
     """Finite log probabilities from scores of any offset; -inf in a whole row: equal labels."""
     best = scores.max(axis=1, keepdims=True)
-    below = np.maximum(LOWEST, scores - np.where(np.isfinite(best), best, 0.0))
-    return below - np.logaddexp.reduce(below, axis=1, keepdims=True)
+    return normalised(np.maximum(LOWEST, scores - np.where(np.isfinite(best), best, 0.0)))
 
 
 def log_losses(log_probabilities: np.ndarray, true: np.ndarray) -> np.ndarray:
@@ -129,6 +129,11 @@ def fit_bias(log_probabilities: np.ndarray, true: np.ndarray) -> Correction:
     return _fit([log_probabilities], true)
 
 
+def fit_scale(log_probabilities: np.ndarray, true: np.ndarray) -> Correction:
+    """The same without biases: the likeliest label of a row stays the likeliest."""
+    return _fit([log_probabilities], true, has_bias=False)
+
+
 def mix(first: np.ndarray, second: np.ndarray, true: np.ndarray) -> Correction:
     """The mixture of two models with the lowest log-loss on these rows. Without rows their mean."""
     return _fit([first, second], true)
@@ -156,7 +161,7 @@ def cross_fitted(
     return corrected
 
 
-def _fit(models: list[np.ndarray], true: np.ndarray) -> Correction:
+def _fit(models: list[np.ndarray], true: np.ndarray, has_bias: bool = True) -> Correction:
     """Weights of 0 or more and biases: the lowest log-loss, which is convex in them.
 
     The penalty equals normal priors, of the weights around 1 / models and of the biases around 0:
@@ -179,6 +184,7 @@ def _fit(models: list[np.ndarray], true: np.ndarray) -> Correction:
         slope = np.concatenate([np.tensordot(models, error, 2), error.sum(axis=0)])
         return (away @ away) / 2 - (fitted * actual).sum(), slope + away / deviation
 
-    bounds = [(0, None)] * n + [(None, None)] * n_labels
+    limit = None if has_bias else 0
+    bounds = [(0, None)] * n + [(limit, limit)] * n_labels
     found = minimize(objective, prior, jac=True, method="L-BFGS-B", bounds=bounds).x
     return Correction(found[:n], found[n:])

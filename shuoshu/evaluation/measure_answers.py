@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shuoshu.core.command_settings import EvalSettings
-from shuoshu.core.parts import stratified
 from shuoshu.evaluation import metrics
 from shuoshu.evaluation.baselines import Lookups, add_baselines
 from shuoshu.evaluation.copies import TrainingText
@@ -20,7 +19,7 @@ from shuoshu.evaluation.evaluated_model import (
 from shuoshu.evaluation.keywords import KeywordMeasures
 from shuoshu.evaluation.loss import score
 from shuoshu.evaluation.measure_set import MeasureSet
-from shuoshu.generation.answers import Question, answer, read_questions
+from shuoshu.generation.answers import Question, answer, limit_questions, read_questions
 from shuoshu.generation.sampling import Completion, TextGenerator
 from shuoshu.sft.dataset import QuestionDataset, answer_batches
 from shuoshu.text.dataset import read_meta
@@ -46,10 +45,7 @@ class QuestionSet:
         training: list[Question],
     ) -> QuestionSet:
         """All questions of the split, or a part of `settings.limit`: each answer in proportion."""
-        asked = read_questions(folder, split, tokenizer)
-        if settings.limit:
-            chosen = stratified([question.reference for question in asked], settings.limit)
-            asked = [asked[number] for number in chosen]
+        asked = limit_questions(read_questions(folder, split, tokenizer), settings.limit)
         return cls(split, QuestionDataset(folder, split), asked, training)
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,14 +24,15 @@ from shuoshu.evaluation.label_measures import (
     Correction,
     add_probabilities,
     cross_fitted,
+    fit_bias,
+    fit_scale,
     label_intervals,
     mix,
 )
 from shuoshu.evaluation.linear_models import LinearModel, strongest
-from shuoshu.evaluation.measure_answers import QuestionSet
 from shuoshu.evaluation.measure_set import MeasureSet
-from shuoshu.generation.answers import Question, read_questions
-from shuoshu.generation.judge import label_log_probabilities, normalised
+from shuoshu.generation.answers import Question, limit_questions, read_questions
+from shuoshu.generation.judge import label_log_probabilities
 from shuoshu.generation.sampling import TextGenerator
 from shuoshu.models.purpose import Labelling
 from shuoshu.sft.layouts import template_ends
@@ -93,9 +95,11 @@ class LabelScorer:
         if not self.labelling.is_corrected:
             return scores
         if split == "val":
-            return cross_fitted(scores, texts.true)
-        bias = np.array(self.labelling.bias or [0.0] * len(self.columns))[self.columns]
-        return normalised(self.labelling.scale * scores + bias)
+            fit = fit_bias if self.labelling.bias else fit_scale
+            return cross_fitted(scores, texts.true, fit)
+        own = np.empty_like(scores)
+        own[:, self.columns] = scores
+        return self.labelling.correct(own)[:, self.columns]
 
 
 class Rivals:
@@ -122,6 +126,16 @@ class Rivals:
             second = self.linear.log_probabilities(validation.texts)
             self.mixture = mix(first, second, validation.true)
 
+    def linear_scores(self, texts: LabelledTexts, split: str) -> np.ndarray:
+        """(texts, labels): the linear model's log-probabilities.
+
+        Its correction was fitted on validation: there, each text gets one that never saw it.
+        """
+        if split != "val":
+            return self.linear.log_probabilities(texts.texts)
+        plain = replace(self.linear, correction=None)
+        return cross_fitted(plain.log_probabilities(texts.texts), texts.true)
+
 
 def measure_labels(
     settings: EvalSettings,
@@ -146,8 +160,8 @@ def measure_labels(
     rivals = Rivals(training, validation, labels, scorers[0])
     results = {}
     for split in splits:
-        questions = QuestionSet.read(settings, folder, split, tokenizer, training.questions)
-        texts = LabelledTexts(questions.asked, labels, template)
+        asked = limit_questions(read_questions(folder, split, tokenizer), settings.limit)
+        texts = LabelledTexts(asked, labels, template)
         results[split] = measure_label_split(settings, scorers, texts, split, labels, rivals)
     return results
 
@@ -178,10 +192,7 @@ def measure_label_split(
                     row[prefix + "probabilities"] = dict(zip(labels, values, strict=True))
             linear = rival_scores["linear_"].argmax(axis=1)
             test = mcnemar(predicted == texts.true, linear == texts.true)
-            result.definitions["mcnemar"] = (
-                f"{split}: only the model is right about {test.only_first} texts, only the linear"
-                f" model about {test.only_second}; p = {test.p_value:.2g}"
-            )
+            result.classes["mcnemar"] = test._asdict()
         result.add(scorer.model.folder, measures, answers)
     return result
 
@@ -198,7 +209,7 @@ def add_rivals(
 
     `scores` are the model's, without its correction.
     """
-    linear = rivals.linear.log_probabilities(texts.texts)
+    linear = rivals.linear_scores(texts, split)
     rival_scores = {"linear_": linear}
     if rivals.mixture and split != "val":  # it was fitted there
         rival_scores["together_"] = rivals.mixture.apply(scores, linear)

@@ -19,7 +19,6 @@ DEFINITIONS = {  # in eval.json, and their titles; a text's are not printed
     "lookups": "look-ups",
     "lists": "lists",
     "linear": "linear model",
-    "mcnemar": "McNemar",
 }
 
 Column = tuple[str, Measures]  # title, measures
@@ -42,12 +41,22 @@ def format_results(evaluation: dict, source: TrainingText | None) -> str:
             definition = evaluation["definitions"].get(name, "")
             lines = textwrap.wrap(definition, MAX_COLUMNS - NOTE_INDENT)
             notes += zip((title, *[""] * len(lines)), lines, strict=False)
+    for split, classes in evaluation["classes"].items():
+        notes.append(("McNemar", mcnemar_note(split, classes["mcnemar"])))
     if evaluation["task"] != "labels":
         missing = "not measured: the pretraining text is not here, or has changed"
         notes.append(("copies", f"from {source.folder}" if source else missing))
     files = f"{evaluation['model']}/eval.json, eval_answers.jsonl, report.html"
     notes.append(("written to", f"{files} in {duration(evaluation['seconds'])}"))
     return "\n".join([*measure_tables(columns), *(f"  {name:<12} {note}" for name, note in notes)])
+
+
+def mcnemar_note(split: str, test: dict) -> str:
+    """McNemar's test of the model and the linear model on a split."""
+    return (
+        f"{split}: only the model is right about {counted(test['only_first'], 'text')}, only the"
+        f" linear model about {test['only_second']:,}; p = {test['p_value']:.2g}"
+    )
 
 
 def count_phrase(name: str, count: int) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from shuoshu.core.parts import stratified
 from shuoshu.generation.sampling import (
     Completion,
     SamplingParams,
@@ -45,6 +46,14 @@ def read_questions(folder: Path, split: str, tokenizer: Tokenizer) -> list[Quest
         rows = range(record["row"], record["row"] + record["rows"])
         questions.append(Question(messages, reference, ids, length, rows))
     return questions
+
+
+def limit_questions(questions: list[Question], limit: int | None) -> list[Question]:
+    """All questions, or `limit` of them: each answer in proportion."""
+    if not limit:
+        return questions
+    chosen = stratified([question.reference for question in questions], limit)
+    return [questions[number] for number in chosen]
 
 
 def answer(

@@ -92,8 +92,7 @@ def label_log_probabilities(
         if should_stop():
             break
         plain = score(generator, [prompts[n] for n in batch], labelling.labels)
-        corrected = labelling.scale * normalised(plain) + np.array(labelling.bias or 0.0)
-        scores[batch] = normalised(corrected)
+        scores[batch] = labelling.correct(plain)
         done += len(batch)
         progress(done)
     return scores
@@ -104,11 +103,6 @@ def batches_by_length(prompts: Prompts, rows: int) -> Iterator[list[int]]:
     order = sorted(range(len(prompts)), key=lambda n: len(prompts[n]))
     for start in range(0, len(order), rows):
         yield order[start : start + rows]
-
-
-def normalised(scores: np.ndarray) -> np.ndarray:
-    """The log-probabilities in each row, moved so that the probabilities add up to one."""
-    return scores - np.logaddexp.reduce(scores, axis=1, keepdims=True)
 
 
 # ---------------------------------------------------------------- by the answer

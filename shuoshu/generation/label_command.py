@@ -109,7 +109,7 @@ def text_ids(judge: Judge, text: str) -> list[int]:
 def label_line(labels: Sequence[str], values: np.ndarray) -> str:
     """The labels with their probabilities, the most probable first: 正面 0.93  负面 0.07."""
     order = np.argsort(-values, kind="stable")
-    return "  ".join(f"{labels[n]} {values[n]:.2f}" for n in order)
+    return "  ".join(f"{preview(labels[n])} {values[n]:.2f}" for n in order)
 
 
 # ---------------------------------------------------------------- to a file
@@ -143,7 +143,7 @@ def write_labels(judge: Judge, settings: SampleSettings, file: PromptFile) -> in
         file.rows[row].update(zip(columns, [label, *cells], strict=True))
         counts[label] += 1
     write_prompt_rows(Path(settings.outfile), file.rows)
-    by_label = ", ".join(f"{label} {counts[label]:,}" for label in labels)
+    by_label = ", ".join(f"{preview(label)} {counts[label]:,}" for label in labels)
     print(
         f"{counts.total():,} of {len(prompts):,} texts labelled in {settings.outfile}: {by_label}"
     )

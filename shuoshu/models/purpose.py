@@ -7,9 +7,16 @@ import math
 import typing
 from dataclasses import asdict, dataclass, replace
 
+import numpy as np
+
 from shuoshu.core.errors import UserError
 from shuoshu.core.files import error_reason
 from shuoshu.text.tokenizer import Tokenizer
+
+
+def normalised(scores: np.ndarray) -> np.ndarray:
+    """The log-probabilities in each row, moved so that the probabilities add up to one."""
+    return scores - np.logaddexp.reduce(scores, axis=1, keepdims=True)
 
 
 @dataclass(frozen=True)
@@ -18,7 +25,8 @@ class Labelling:
 
     labels: tuple[str, ...]  # the most frequent one of the training first
     question: str = ""  # template of the prompt, as in prepare_sft.py; empty: known columns
-    # "answer": a label is as likely as it is as the answer. "text": every token of the text votes.
+    # "answer": scores each label by its probability as the answer. "text": scores it by the mean
+    # of the votes of all tokens of the text.
     judges_by: str = "answer"
     # The labels' log-probabilities are multiplied by `scale`, then `bias` is added; empty: zeros.
     scale: float = 1.0
@@ -37,6 +45,10 @@ class Labelling:
     @property
     def is_corrected(self) -> bool:
         return bool(self.bias) or self.scale != 1
+
+    def correct(self, scores: np.ndarray) -> np.ndarray:
+        """(texts, labels) log-probabilities from scores of any offset, with scale and bias."""
+        return normalised(self.scale * normalised(scores) + np.array(self.bias or 0.0))
 
     def uncorrected(self) -> Labelling:
         """The same without scale and bias."""

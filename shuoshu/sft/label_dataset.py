@@ -48,7 +48,7 @@ def parse_weights(text: str) -> dict[str, float]:
     if not all(0 < weight < math.inf for weight in weights.values()):
         raise UserError(
             f'label_weights={text}: write a positive number for each label, as in "好=1,坏=2.5",'
-            " or balanced"
+            " or balanced; a label with a comma needs another name (prepare_sft.py --labels)"
         )
     return weights
 

@@ -76,7 +76,7 @@ def default_tokenizer(
         if not settings.answer:
             raise
         raise UserError(
-            f"{error}\nLabels need no tokenizer, but {not_labels_note(pairs)}"
+            f"{not_labels_note(pairs)}.\nQuestions need a model's tokenizer, and {error}"
         ) from None
 
 

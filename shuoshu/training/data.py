@@ -6,9 +6,8 @@ import math
 from collections.abc import Iterator
 
 from shuoshu.core.errors import UserError
-from shuoshu.core.parts import stratified
 from shuoshu.core.settings import TrainSettings
-from shuoshu.generation.answers import read_questions
+from shuoshu.generation.answers import limit_questions, read_questions
 from shuoshu.models.purpose import Labelling, Purpose
 from shuoshu.models.votes import label_marks
 from shuoshu.sft.augment import QuestionNoise
@@ -80,12 +79,10 @@ class RunData:
         if self.task != "text":
             self.train = self._training_rows(settings)
             self.val = QuestionDataset(folder, "val")
-            questions = read_questions(folder, "val", self.tokenizer)
-            answers = [question.reference for question in questions]
             limit = settings.eval_questions or (MAX_JUDGED if self.labels else MAX_ASKED)
-            asked = stratified(answers, limit)
-            self.questions = [questions[number] for number in asked]
-            self.val_is_complete = len(asked) == len(questions)
+            questions = read_questions(folder, "val", self.tokenizer)
+            self.questions = limit_questions(questions, limit)
+            self.val_is_complete = len(self.questions) == len(questions)
         else:
             self.train = TextDataset(folder, "train")
             self.val = TextDataset(folder, "val")

@@ -13,7 +13,7 @@ from shuoshu.core.distributed import StopFlag
 from shuoshu.core.errors import UserError
 from shuoshu.core.parts import evenly
 from shuoshu.core.terminal import print_line
-from shuoshu.evaluation.label_measures import fit_bias
+from shuoshu.evaluation.label_measures import fit_bias, fit_scale
 from shuoshu.evaluation.loss import Score, score
 from shuoshu.evaluation.metrics import exact_match, rouge_l
 from shuoshu.generation.answers import Question, answer
@@ -119,10 +119,10 @@ def validate_labels(run: Run, stop: StopFlag) -> Evaluation | None:
     scores, true = judged
     values = label_values(scores, true)
     require_finite(run, values["val_loss"])
-    correction = fit_bias(scores, true)
     # A bias for the lowest log-loss would take back what the weights of the labels gave, or the
     # balance that selecting by macro-F1 asks for. The scale alone changes no decision.
     is_balanced = run.settings.label_weights or run.data.measure == "val_macro_f1"
+    correction = (fit_scale if is_balanced else fit_bias)(scores, true)
     bias = () if is_balanced else tuple(correction.bias.tolist())
     labelling = replace(run.data.labelling, scale=float(correction.weights[0]), bias=bias)
     purpose = run.data.purpose._replace(labelling=labelling)

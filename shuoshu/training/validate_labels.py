@@ -25,7 +25,10 @@ def judge_validation(run: Run, stop: StopFlag) -> tuple[np.ndarray, np.ndarray] 
     data, processes = run.data, run.processes
     mine = slice(processes.rank, None, processes.world_size)
     own = halve_batch_on_oom(
-        run.trainer, run.state.step, lambda: judge(run, data.questions[mine], stop), "answer_rows"
+        run.trainer,
+        run.state.step,
+        lambda: own_scores(run, data.questions[mine], stop),
+        "answer_rows",
     )
     if processes.any_signal(stop.raised):
         return None
@@ -36,7 +39,7 @@ def judge_validation(run: Run, stop: StopFlag) -> tuple[np.ndarray, np.ndarray] 
     return scores, np.array([numbers[question.reference] for question in data.questions])
 
 
-def judge(run: Run, questions: list[Question], stop: StopFlag) -> np.ndarray:
+def own_scores(run: Run, questions: list[Question], stop: StopFlag) -> np.ndarray:
     """(questions, labels): the labels' log-probabilities, without a bias."""
     trainer, prompts = run.trainer, [question.ids for question in questions]
     trainer.raw.eval()

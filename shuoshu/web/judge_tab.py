@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import gradio as gr
 
-from shuoshu.core.errors import UserError
 from shuoshu.core.run_log import read_settings
 from shuoshu.evaluation.html import escape_html
-from shuoshu.sft.dataset import read_pairs
 from shuoshu.sft.layouts import template_columns, template_ends
 from shuoshu.sft.rendering import without_ends
 from shuoshu.web.components import (
@@ -32,7 +29,7 @@ from shuoshu.web.judge_view import (
 )
 from shuoshu.web.judging import Judgement
 from shuoshu.web.labels import note_html, text_html
-from shuoshu.web.linear_rival import LinearRivals
+from shuoshu.web.linear_rival import LinearRivals, read_split
 from shuoshu.web.service import PageService
 from shuoshu.web.validation import parse_table
 
@@ -191,14 +188,11 @@ def about_html(service: PageService, model: str) -> str:
 def example_texts(service: PageService, model: str) -> list[str]:
     """Validation texts of the model from all over its data; none if that is not there."""
     folder = read_settings(service.models.folders[model]).get("data", {}).get("folder")
-    try:
-        prompts = [pair["messages"][-2]["content"] for pair in read_pairs(Path(str(folder)), "val")]
-    except (UserError, OSError, ValueError, KeyError, IndexError, TypeError):
-        return []
     template = service.purposes[model].labelling.question
     is_whole = len(template_columns(template)) > 1
-    ends = ("", "") if is_whole else template_ends(template)
-    texts = [without_ends(prompt, ends) for prompt in prompts]
-    texts = [text for text in texts if len(text) <= LONGEST_EXAMPLE]
+    validation = read_split(folder, "val", ("", "") if is_whole else template_ends(template))
+    texts = (
+        [text for text in validation.texts if len(text) <= LONGEST_EXAMPLE] if validation else []
+    )
     step = max(1, len(texts) // MAX_EXAMPLE_TEXTS)
     return texts[::step][:MAX_EXAMPLE_TEXTS]

@@ -70,20 +70,22 @@ def read_splits(
 
     Their texts are without the ends of the prompt's template.
     """
-    try:
-        pairs = [read_pairs(Path(str(data_folder)), split) for split in ("train", "val")]
-    except (UserError, OSError, ValueError, KeyError, IndexError, TypeError):
-        return None
-    messages = [[pair["messages"] for pair in split] for split in pairs]
-    splits = [
-        Split(
-            [without_ends(m[-2]["content"], ends) for m in split],
-            [m[-1]["content"] for m in split],
-        )
-        for split in messages
-    ]
-    are_known = all(set(split.labels) <= set(labels) for split in splits)
+    splits = [read_split(data_folder, split, ends) for split in ("train", "val")]
+    are_known = all(split and set(split.labels) <= set(labels) for split in splits)
     return splits if are_known and splits[0].texts else None
+
+
+def read_split(data_folder: object, split: str, ends: tuple[str, str]) -> Split | None:
+    """The texts of a split, without the ends of their template; None if they aren't there."""
+    try:
+        pairs = read_pairs(Path(str(data_folder)), split)
+    except (UserError, OSError):
+        return None
+    messages = [pair["messages"] for pair in pairs]
+    return Split(
+        [without_ends(m[-2]["content"], ends) for m in messages],
+        [m[-1]["content"] for m in messages],
+    )
 
 
 def fit_rival(train: Split, val: Split, labels: Sequence[str]) -> Rival:

@@ -259,3 +259,14 @@ def test_a_mixture_leaves_out_a_model_that_knows_nothing():
     assert mixture.weights == pytest.approx([1, 0], abs=0.1)
     with pytest.raises(ValueError):
         mixture.apply(log_probabilities)
+
+
+def test_a_scale_alone_changes_no_decision_and_lowers_the_loss():
+    draw = np.random.default_rng(0)
+    true = draw.integers(0, 3, 300)
+    scores = measures.log_normalized(4 * (draw.normal(size=(300, 3)) + np.eye(3)[true]))
+    correction = measures.fit_scale(scores, true)
+    fitted = correction.apply(scores)
+    assert not correction.bias.any() and 0 < correction.weights[0] < 0.9
+    assert (fitted.argmax(axis=1) == scores.argmax(axis=1)).all()
+    assert measures.log_losses(fitted, true).mean() < measures.log_losses(scores, true).mean()

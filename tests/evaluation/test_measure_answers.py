@@ -13,10 +13,10 @@ from torch.overrides import TorchFunctionMode
 
 from model import GPT
 from shuoshu.generation.answers import read_questions, render_question
-from shuoshu.generation.judge import label_log_probabilities, normalised, score_answers
+from shuoshu.generation.judge import label_log_probabilities, score_answers
 from shuoshu.generation.sampling import TextGenerator
 from shuoshu.models import weights
-from shuoshu.models.purpose import Labelling
+from shuoshu.models.purpose import Labelling, normalised
 from shuoshu.sft.dataset import QuestionDataset
 from tests.evaluation.helpers import (
     LABELS,
