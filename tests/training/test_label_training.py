@@ -76,7 +76,12 @@ def test_the_logged_loss_is_the_log_loss_of_the_uncorrected_labels(data, trained
 def test_an_untrained_model_is_never_the_best(data, tmp_path):
     out_dir = tmp_path / "out"
     command = [*SETTINGS, f"--dataset={data}", f"--out_dir={out_dir}", "--max_iters=2"]
-    assert train_model([*command, "--learning_rate=0", "--embedding_lr=0", "--head_lr=0"]) == 0
+    assert (
+        train_model(
+            [*command, "--learning_rate=0", "--embedding_lr=0", "--head_lr=0", "--norm_lr=0"]
+        )
+        == 0
+    )
     assert [r["kept"] for r in records(out_dir, "eval")] == [True, True]
     assert records(out_dir, "end")[0]["best_step"] == 2
 
