@@ -99,8 +99,7 @@ def add_baselines(
 
 
 def _texts(questions: Sequence[Question]) -> list[str]:
-    """Each question with the conversation before it."""
-    return ["\n".join(m["content"] for m in question.messages) for question in questions]
+    return [question.whole_text for question in questions]
 
 
 def lookup_documents(

@@ -49,15 +49,10 @@ class LabelledTexts:
         self.questions = questions
         ends = template_ends(template)
         # What the linear model reads, which doesn't need the words of the prompt.
-        self.texts = [without_ends(text_of(question), ends) for question in questions]
+        self.texts = [without_ends(question.whole_text, ends) for question in questions]
         self.references = [question.reference for question in questions]
         numbers = {label: number for number, label in enumerate(labels)}
         self.true = np.array([numbers[reference] for reference in self.references], dtype=int)
-
-
-def text_of(question: Question) -> str:
-    """The question with the conversation before it."""
-    return "\n".join(message["content"] for message in question.messages)
 
 
 class LabelScorer:
@@ -269,7 +264,7 @@ def label_rows(
     """One row per text for eval_answers.jsonl."""
     rows = []
     for question, answer, row in zip(texts.questions, answers, probabilities.tolist(), strict=True):
-        prompt = text_of(question)
-        entry = answer_row(split, question.rows[0], prompt, question.reference, answer)
+        place = split, question.rows[0]
+        entry = answer_row(*place, question.whole_text, question.reference, answer)
         rows.append(entry | {"probabilities": dict(zip(labels, row, strict=True))})
     return rows

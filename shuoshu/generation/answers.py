@@ -30,6 +30,11 @@ class Question:
         """The last message, without the conversation before it."""
         return self.messages[-1]["content"]
 
+    @property
+    def whole_text(self) -> str:
+        """The last message with the conversation before it."""
+        return "\n".join(message["content"] for message in self.messages)
+
 
 def render_question(tokenizer: Tokenizer, messages: Sequence[dict[str, str]]) -> list[int]:
     """The ids of a conversation, up to where the assistant's answer begins."""

@@ -29,6 +29,8 @@ class Judge(TextGenerator):
     def __init__(self, loaded: LoadedModel, base: TextGenerator | None = None) -> None:
         super().__init__(loaded.model, loaded.tokenizer, base)
         self.purpose, self.labelling = loaded.purpose, loaded.purpose.labelling
+        self.longest = longest_answer(self.tokenizer, self.labelling.labels)
+        self.room = self.block - longest_label(self.tokenizer, self.labelling.labels)
 
     def prompt_of(self, text: str) -> str:
         """The prompt of a text: in the training's template if that has one column, else itself."""
@@ -43,13 +45,11 @@ class Judge(TextGenerator):
         if not prompt.strip():
             raise UserError("the text is empty")
         system = self.purpose.system if system is None else system
-        longest = longest_answer(self.tokenizer, self.labelling.labels)
         messages = [{"role": "system", "content": system}] if system else []
         messages += [{"role": "user", "content": prompt.strip()}]
-        room = self.block - longest_label(self.tokenizer, self.labelling.labels)
-        if len(render_question(self.tokenizer, messages)) <= room:
+        if len(render_question(self.tokenizer, messages)) <= self.room:
             return messages
-        answer = {"role": "assistant", "content": longest}
+        answer = {"role": "assistant", "content": self.longest}
         ends = template_ends(self.labelling.question)
         cut = cut_question(self.tokenizer, [*messages, answer], self.block + 1, ends)
         if cut is None:
