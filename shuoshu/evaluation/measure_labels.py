@@ -48,8 +48,8 @@ class LabelledTexts:
     def __init__(self, questions: Sequence[Question], labels: Sequence[str], template: str) -> None:
         self.questions = questions
         ends = template_ends(template)
-        # What the linear model reads, which doesn't need the words of the prompt.
-        self.texts = [without_ends(question.whole_text, ends) for question in questions]
+        # What the linear model reads: whole texts, without the words of the prompt.
+        self.texts = [without_ends(question.raw_text, ends) for question in questions]
         self.references = [question.reference for question in questions]
         numbers = {label: number for number, label in enumerate(labels)}
         self.true = np.array([numbers[reference] for reference in self.references], dtype=int)

@@ -24,6 +24,7 @@ class Question:
     ids: list[int]  # the rendered messages, up to where the answer begins
     length: int  # of the reference, in tokens
     rows: range  # its rows in the dataset; a long answer has several
+    uncut: str  # the last message before its middle was cut; else the last message
 
     @property
     def text(self) -> str:
@@ -34,6 +35,11 @@ class Question:
     def whole_text(self) -> str:
         """The last message with the conversation before it."""
         return "\n".join(message["content"] for message in self.messages)
+
+    @property
+    def raw_text(self) -> str:
+        """The whole text before its middle was cut."""
+        return "\n".join([*(message["content"] for message in self.messages[:-1]), self.uncut])
 
 
 def render_question(tokenizer: Tokenizer, messages: Sequence[dict[str, str]]) -> list[int]:
@@ -49,7 +55,8 @@ def read_questions(folder: Path, split: str, tokenizer: Tokenizer) -> list[Quest
         reference = answer["content"]
         ids, length = render_question(tokenizer, messages), len(tokenizer.encode(reference))
         rows = range(record["row"], record["row"] + record["rows"])
-        questions.append(Question(messages, reference, ids, length, rows))
+        uncut = record["uncut"]
+        questions.append(Question(messages, reference, ids, length, rows, uncut))
     return questions
 
 

@@ -102,7 +102,12 @@ def readable_record(pair: Pair) -> dict:
         content = {"question": pair.question, "answer": pair.answer}
     else:
         content = {"messages": pair.messages}
-    return {**pair.extra, **content, "split": pair.split, "source": pair.source}
+    record = {**pair.extra, **content, "split": pair.split, "source": pair.source}
+    if pair.uncut is not None:
+        record["uncut"] = pair.uncut
+    else:
+        record.pop("uncut", None)  # a column of the user's table that is called so
+    return record
 
 
 def _split_entry(
@@ -133,7 +138,7 @@ def _split_entry(
 
 
 def read_pairs(folder: Path, split: str) -> list[dict]:
-    """The readable pairs of a split; each has `messages`.
+    """The readable pairs of a split; each has `messages`, and `uncut`: its last whole question.
 
     Raises UserError if the file is missing or isn't the one that meta.json describes.
     """
@@ -158,7 +163,10 @@ def read_pairs(folder: Path, split: str) -> list[dict]:
 
 
 def _checked_record(record: dict, n_rows: int) -> dict:
-    """The record with `messages`. Raises ValueError, or KeyError and the like, if it is damaged."""
+    """The record with `messages` and `uncut`.
+
+    Raises ValueError, or KeyError and the like, if it is damaged.
+    """
     if not isinstance(record.get("messages"), list):
         record["messages"] = [
             {"role": "user", "content": record["question"]},
@@ -168,6 +176,9 @@ def _checked_record(record: dict, n_rows: int) -> dict:
     if len(messages) < 2:
         raise ValueError("a pair has no answer")
     if not all(m["role"] in ROLES and isinstance(m["content"], str) for m in messages):
+        raise ValueError("a message is not text")
+    uncut = record.setdefault("uncut", messages[-2]["content"])
+    if not isinstance(uncut, str):
         raise ValueError("a message is not text")
     if not 0 <= record["row"] < record["row"] + record["rows"] <= n_rows:
         raise ValueError("a pair has no rows")

@@ -29,6 +29,7 @@ class Pair:
     split: str | None = None
     group: str | None = None
     extra: dict = field(default_factory=dict)  # the record's other texts, numbers and booleans
+    uncut: str | None = None  # the last question, if its middle was cut and the answer is a label
 
     @property
     def question(self) -> str:

@@ -81,10 +81,9 @@ def read_split(data_folder: object, split: str, ends: tuple[str, str]) -> Split 
         pairs = read_pairs(Path(str(data_folder)), split)
     except (UserError, OSError):
         return None
-    messages = [pair["messages"] for pair in pairs]
     return Split(
-        [without_ends(m[-2]["content"], ends) for m in messages],
-        [m[-1]["content"] for m in messages],
+        [without_ends(pair["uncut"], ends) for pair in pairs],
+        [pair["messages"][-1]["content"] for pair in pairs],
     )
 
 

@@ -30,7 +30,7 @@ def look_up(
 
 
 def question(text: str, reference: str) -> Question:
-    return Question([{"role": "user", "content": text}], reference, [], 0, range(0))
+    return Question([{"role": "user", "content": text}], reference, [], 0, range(0), text)
 
 
 @pytest.mark.parametrize("name", LOOKUPS)

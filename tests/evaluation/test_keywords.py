@@ -20,7 +20,7 @@ from tests.evaluation.helpers import copy_model, measure, prepare_questions, rea
 
 
 def question(text: str, reference: str) -> Question:
-    return Question([{"role": "user", "content": text}], reference, [], 0, range(0))
+    return Question([{"role": "user", "content": text}], reference, [], 0, range(0), text)
 
 
 # ---------------------------------------------------------------- measures

@@ -11,9 +11,13 @@ from pathlib import Path
 import pytest
 
 import prepare_sft
+from shuoshu.evaluation.measure_labels import LabelledTexts
+from shuoshu.generation.answers import read_questions
 from shuoshu.sft.dataset import QuestionDataset, read_pairs
+from shuoshu.sft.layouts import template_ends
 from shuoshu.text import dataset as text_dataset
 from shuoshu.text.tokenizer_folder import load_tokenizer
+from shuoshu.web.linear_rival import read_split
 from tests.sft.helpers import write
 
 QUESTIONS = [{"question": f"第{n}问：谁在渡口？", "answer": f"第{n}个人。"} for n in range(30)]
@@ -166,6 +170,20 @@ def test_a_long_text_keeps_its_ends_and_its_template(label) -> None:
     assert all(
         QuestionDataset(Path("data/out"), split).lengths.max(initial=0) <= 65 for split in SPLITS
     )
+
+
+def test_the_linear_model_reads_whole_texts_even_if_their_middle_is_cut(label) -> None:
+    rows = [(f"{text}{'河水' * 400}{n}", answer) for n, (text, answer) in enumerate(reviews(80))]
+    rows += reviews(20, seed=2)
+    columns = [{"review": text, "label": answer, "uncut": "?"} for text, answer in rows]
+    text = json.dumps(columns, ensure_ascii=False)
+    label(text, *TEMPLATES, "--block_size=64", name="reviews.json")
+    folder = Path("data/out")
+    questions = read_questions(folder, "train", load_tokenizer(folder))
+    read = LabelledTexts(questions, ["0", "1"], TEMPLATES[0].removeprefix("--question=")).texts
+    assert set(read) < {text for text, _ in rows}
+    assert sum("…" in question.text for question in questions) > 50
+    assert read_split(folder, "train", template_ends("评论：{review}。是正面吗？")).texts == read
 
 
 def test_the_length_of_a_cut_text_does_not_tell_its_label(label) -> None:
