@@ -3,19 +3,20 @@
 # python train.py config/labels.py --dataset=mine --out_dir=out-mine
 dataset = "reviews"
 out_dir = "out-labels"
-max_epochs = 6
+max_epochs = 9
 min_iters = 200  # for tables of a few hundred rows
 patience = 5
 
 judge_by = "text"
+read_fraction = 5 / 9  # five epochs to read, four to label
 n_layer = 2  # none, one and two were about equal: docs/log
 n_head = 4
 n_embd = 128
-dropout = 0.3
-learning_rate = 0.003  # 0.01 overfits in one epoch
-embedding_lr = 0.004
-head_lr = 0.002
+dropout = 0.2
+learning_rate = 0.01  # without reading 0.003 or less: 0.01 overfits in one epoch
+embedding_lr = 0.01
 norm_lr = 0.002
+decay_fraction = 0.3
 batch_size = 32
-question_drop = 0.2
+question_drop = 0.1
 question_replace = 0.1

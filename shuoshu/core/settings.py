@@ -176,6 +176,12 @@ class DataSettings(Settings):
         " votes of all tokens of the text, for models trained from scratch",
         choices=("answer", "text"),
     )
+    read_fraction: float = number(
+        0.0,
+        "with judge_by=text, share of the run in which the model learns to write the texts; then it"
+        " learns their labels, at three tenths of the learning rates",
+        high=0.95,
+    )
     label_weights: str | None = setting(
         None,
         "with judge_by=text, weights of the labels in the loss; balanced: rare labels weigh as much"

@@ -27,7 +27,7 @@ def label_marks(tokenizer: Tokenizer, count: int) -> list[int]:
     if len(marks) < count:
         raise UserError(
             f"judge_by=text is for at most {len(marks)} labels, but there are {count}:"
-            " set --judge_by=answer"
+            " set --judge_by=answer --read_fraction=0"
         )
     return marks[:count]
 
@@ -54,11 +54,20 @@ class VotingModel(nn.Module):
         weights = torch.tensor(weights or [1.0] * len(marks), device=device)
         self.register_buffer("weights", weights, persistent=False)
 
-    def forward(self, ids: Tensor, targets: Tensor) -> Tensor:
+    def forward(
+        self,
+        ids: Tensor,
+        targets: Tensor,
+        reduction: str | None = None,
+        positions: Tensor | None = None,
+    ) -> Tensor:
         """ids (B, T), targets (B, T) → the sum over the rows of the weighted loss of their labels.
 
-        The only target of a row is its label's mark, at the last token of its text.
+        The only target of a row is its label's mark, at the last token of its text. With a
+        reduction the texts are read, not judged: the result is that of GPT.forward.
         """
+        if reduction:
+            return self.model(ids, targets, reduction, positions)
         places = (targets != IGNORE).int().argmax(1)  # (B)
         true = targets.gather(1, places[:, None])  # (B, 1)
         numbers = (true == self.marks).int().argmax(1)  # (B)

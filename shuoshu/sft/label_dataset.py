@@ -1,4 +1,4 @@
-"""Texts with labels, for models whose tokens vote: a row has one target, its label's mark."""
+"""Texts with labels, for models whose tokens vote: rows to judge, and the same rows to read."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from shuoshu.core.errors import UserError
 from shuoshu.sft.augment import TrainedRow
-from shuoshu.sft.dataset import QuestionDataset
+from shuoshu.sft.dataset import QuestionDataset, pad_batch
 from shuoshu.text.dataset import IGNORE, PREPARE_AGAIN, Batch
 from shuoshu.text.tokenizer import Tokenizer
 
@@ -108,3 +108,19 @@ class LabelDataset(QuestionDataset):
         targets = np.full_like(answers, IGNORE)
         targets[np.arange(count), (answers != IGNORE).argmax(axis=1)] = self.marks[labels]
         return ids, targets
+
+
+class ReadingDataset(QuestionDataset):
+    """The rows of one split without their answers: every token after the first is a target."""
+
+    def __init__(self, folder: Path, split: str, step_rows: int = 1) -> None:
+        super().__init__(folder, split, step_rows)
+        answers = self.mask.sum(axis=1, dtype=np.int64)
+        self.trained = self.lengths - answers - 1
+
+    def rows(self, first: int, count: int, block_size: int, seed: int) -> Batch:
+        """As QuestionDataset.rows, but the targets are the texts."""
+        numbers = self.row_ids(first, count, block_size, seed).tolist()
+        texts = [ids[mask == 0] for ids, mask in map(self.row, numbers)]
+        width = self._padded_width(max(map(len, texts)))
+        return pad_batch([(ids, np.ones_like(ids)) for ids in texts], width)

@@ -129,7 +129,7 @@ def log_progress(run: Run, clock: RunClock, bar: ProgressBar, loss: float) -> No
         flops = tokens_per_second * trainer.raw.flops_per_token()
         mfu = flops / (peak * run.processes.world_size)
     left = clock.seconds_left(state)
-    columns = [f"loss {loss:.3f}"]
+    columns = [f"{'reading, ' if state.reads else ''}loss {loss:.3f}"]
     if state.plan.share is not None:
         columns.insert(0, f"{state.plan.share:.0%} of {duration(clock.length.budget)}")
     if best := best_measure(state):
@@ -143,6 +143,7 @@ def log_progress(run: Run, clock: RunClock, bar: ProgressBar, loss: float) -> No
         epoch = round(state.step / run.steps_per_epoch, 3)
         speed = {"tokens_per_second": round(tokens_per_second)}
         speed |= {"mfu": round(mfu, 4)} if mfu else {}
+        speed |= {"reads": True} if state.reads else {}
         run.out_dir.record("step", step=state.step, epoch=epoch, loss=loss, lr=lr, **speed)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -40,9 +40,7 @@ def dry_run(run: Run) -> int:
     run.state.plan = length.new_plan(run.state.step)
     run.trainer.raw.train()
     evaluation_seconds = time_evaluation(run)  # it comes first, as in a run
-    warm_up, measured = choose_steps(run)
-    time_steps(run, warm_up)
-    step_seconds = sum(time_steps(run, measured)) / len(measured)
+    step_seconds = mean_step_seconds(run)
     if run.data.task != "text":
         time_evaluation(run)  # the heap of a CPU has gaps by now, so that it takes more memory
     if run.processes.is_rank_zero:
@@ -56,6 +54,18 @@ def time_evaluation(run: Run) -> float | None:
         start = time.perf_counter()
         result = measure_validation(run, Deadline(start + MAX_EVALUATION_SECONDS))
     return time.perf_counter() - start if result else None
+
+
+def mean_step_seconds(run: Run) -> float:
+    """The mean over the run, in whose first steps the model may read texts that it labels later."""
+    warm_up, measured = choose_steps(run)
+    fraction, mean = run.settings.read_fraction, 0.0
+    for read_fraction, share in ((1.0, fraction), (0.0, 1 - fraction)):
+        if share:
+            run.trainer.settings = replace(run.settings, read_fraction=read_fraction)
+            time_steps(run, warm_up)
+            mean += share * sum(time_steps(run, measured)) / len(measured)
+    return mean
 
 
 def time_steps(run: Run, steps: list[int]) -> list[float]:

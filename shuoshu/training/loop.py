@@ -126,7 +126,12 @@ def training_loop(run: Run, take_step: TakeStep) -> int:
             )
             if is_last or signal or is_out_of_patience:
                 break
-            recent.add(take_step(trainer, run.data, state, skips))
+            read_before = state.reads
+            loss = take_step(trainer, run.data, state, skips)
+            if state.reads != read_before:  # no mean of the losses of texts and of labels
+                recent.drop(skips.collect(bar.say))
+                recent.take()
+            recent.add(loss)
             state.step += 1
             if clock.is_due(state):
                 recent.drop(skips.collect(bar.say))

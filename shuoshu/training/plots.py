@@ -68,39 +68,44 @@ def draw_curves(log: RunLog, path: Path) -> None:
     evals = [r for r in log.read("eval") if r.get("val_loss") is not None and "step" in r]
     if not steps and not evals:
         return
-    answers = [r for r in evals if r.get("val_rouge_l") is not None]
+    answers = [r for r in evals if "val_rouge_l" in r or "val_accuracy" in r]
     figure = Figure(figsize=(8, 5), layout="constrained")
     FigureCanvasAgg(figure)
     heights = (5, 3, 1) if answers else (5, 1)
     panels = figure.subplots(len(heights), 1, sharex=True, height_ratios=heights)
     _draw_losses(panels[0], steps, evals)
     if answers:
-        panels[0].set_yscale("log")  # fine-tuning goes from a few nats to hundredths
+        if "val_rouge_l" in answers[-1]:
+            panels[0].set_yscale("log")  # fine-tuning goes from a few nats to hundredths
         _draw_answers(panels[1], answers)
     _draw_rates(panels[-1], steps)
     write_atomically(path, lambda staging: figure.savefig(staging, dpi=110, format="png"))
 
 
 def _draw_losses(axes: Axes, steps: list[dict], evals: list[dict]) -> None:
-    """Training and validation loss."""
-    if steps:
-        axes.plot(*_series(steps, "loss"), color=GREY, linewidth=0.8, label="training loss")
+    """Training and validation loss. Where texts were read before their labels, a shaded part."""
+    if read := [r for r in steps if r.get("reads")]:
+        axes.axvspan(0, read[-1]["step"], color=GREY, alpha=0.2, label="reading")
+    if trained := [r for r in steps if not r.get("reads")]:
+        axes.plot(*_series(trained, "loss"), color=GREY, linewidth=0.8, label="training loss")
     if evals:
         style = {"color": RED, "marker": "o", "markersize": 3}
         axes.plot(*_series(evals, "val_loss"), label="validation loss", **style)
         _mark_best(axes, min(evals, key=lambda r: r["val_loss"]), "val_loss", RED)
-    axes.set_ylabel("nats per token")
+    is_labels = any("val_accuracy" in r for r in evals)
+    axes.set_ylabel("nats per text" if is_labels else "nats per token")
     axes.legend(frameon=False)
     axes.grid(alpha=0.25)
 
 
 def _draw_answers(axes: Axes, answers: list[dict]) -> None:
-    """The share of exact answers, and ROUGE-L; of labels, accuracy instead."""
-    score, title = "val_rouge_l", "ROUGE-L of the answers"
-    if labelled := [r for r in answers if r.get("val_accuracy") is not None]:
-        answers, score, title = labelled, "val_accuracy", "accuracy"
-    for name, label, colour in ((score, title, BLUE), ("val_exact_match", "exact answers", GREEN)):
-        axes.plot(*_series(answers, name), color=colour, marker="o", markersize=3, label=label)
+    """ROUGE-L and the share of exact answers; of labels, accuracy and macro-F1."""
+    titles = {"val_rouge_l": "ROUGE-L of the answers", "val_exact_match": "exact answers"}
+    if "val_accuracy" in answers[-1]:
+        titles = {"val_accuracy": "accuracy", "val_macro_f1": "macro-F1"}
+    for (name, title), colour in zip(titles.items(), (BLUE, GREEN), strict=True):
+        axes.plot(*_series(answers, name), color=colour, marker="o", markersize=3, label=title)
+    score = next(iter(titles))
     best = max(answers, key=lambda r: (r[score], -r["val_loss"]))  # as keep_if_best compares them
     _mark_best(axes, best, score, BLUE)
     axes.set_ylim(0, 1.05)

@@ -22,6 +22,7 @@ LOCKED |= {
     "seed",
     "paraphrases",
     "judge_by",
+    "read_fraction",
     "label_weights",
     "batch_size",
     "gradient_accumulation_steps",

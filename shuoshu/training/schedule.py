@@ -65,6 +65,12 @@ def rate_factor(step: int, plan: Plan, settings: OptimSettings) -> float:
     return warmup * (1.0 + (low - 1.0) * progress)
 
 
+def is_reading(step: int, plan: Plan, read_fraction: float) -> bool:
+    """Whether step `step` (from 0) trains the texts, not yet their labels."""
+    done = step / plan.max_iters if plan.share is None else plan.share
+    return done < read_fraction
+
+
 class RunLength:
     """The length that the settings ask for: `steps`, or `budget` in seconds; the other is None."""
 

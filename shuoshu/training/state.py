@@ -38,6 +38,7 @@ class RunState:
     kept_step: int = 0  # step of the model in out_dir: the best one, or a later one within noise
     worse_evals: int = 0  # evaluations since the best one
     evaluated: int | None = None  # step of the last complete evaluation
+    reads: bool = False  # whether the last step trained the texts, not yet their labels
     skipped: int = 0  # steps with a non-finite loss or gradient
     skipped_in_row: int = 0
     step_seconds: float = 0.0  # of a time budget: expected duration of a step; 0: not known yet

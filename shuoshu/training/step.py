@@ -20,7 +20,7 @@ from shuoshu.text.dataset import IGNORE
 from shuoshu.training.data import RunData
 from shuoshu.training.optimizers import set_rates, step_unless
 from shuoshu.training.out_dir import OutDir
-from shuoshu.training.schedule import rate_factor
+from shuoshu.training.schedule import is_reading, rate_factor
 from shuoshu.training.state import RunState
 from shuoshu.training.trainer import Trainer
 
@@ -30,6 +30,8 @@ MAX_SKIPPED_IN_A_ROW = 10  # more consecutive non-finite steps end the run
 # Non-finite fp16 steps to ignore while GradScaler halves its scale from 65536 to 1.
 FREE_FP16_SKIPS = 16
 ROWS_IN_MESSAGE = 4  # row numbers that a message about a skipped step names
+# Of the learning rates, once the texts were read: labels are few, and soon known by heart.
+RATE_AFTER_READING = 0.3
 # On a GPU, the number of trained positions is a multiple of this: few sizes of logits leave fewer
 # gaps in its memory.
 PAD_POSITIONS_TO = 64
@@ -40,12 +42,17 @@ def train_step(trainer: Trainer, data: RunData, state: RunState, skips: SkippedS
 
     Returns the mean loss over all ranks, left on the device; 0 if the step is skipped.
     """
-    step = state.step
-    set_rates(trainer.optimizers, rate_factor(step, state.plan, trainer.settings), step)
-    loss = halve_batch_on_oom(trainer, step, lambda: accumulate_gradients(trainer, data, step))
+    step, settings = state.step, trainer.settings
+    state.reads = is_reading(step, state.plan, settings.read_fraction)
+    has_read = settings.read_fraction and not state.reads
+    rate = RATE_AFTER_READING if has_read else 1.0
+    set_rates(trainer.optimizers, rate * rate_factor(step, state.plan, settings), step)
+    loss = halve_batch_on_oom(
+        trainer, step, lambda: accumulate_gradients(trainer, data, step, state.reads)
+    )
     for optimizer in trainer.optimizers:
         trainer.scaler.unscale_(optimizer)
-    max_norm = trainer.settings.grad_clip or math.inf
+    max_norm = settings.grad_clip or math.inf
     norm = torch.nn.utils.clip_grad_norm_(trainer.raw.parameters(), max_norm)
     trainer.processes.sum_(loss)
     # All ranks agree on this, because they share the gradients and the loss.
@@ -83,12 +90,12 @@ def halve_batch_on_oom(
         print_line(f"out of memory: from step {step:,} on, {change} stay the same")
 
 
-def accumulate_gradients(trainer: Trainer, data: RunData, step: int) -> Tensor:
+def accumulate_gradients(trainer: Trainer, data: RunData, step: int, reads: bool = False) -> Tensor:
     """Leaves the step's gradients in the model; returns this rank's share of the mean loss."""
     processes = trainer.processes
     seed_step(trainer.settings.seed, step, processes.rank)
     total = torch.zeros((), device=trainer.device)
-    for batch in micro_batches(trainer, data, step):
+    for batch in micro_batches(trainer, data, step, reads):
         # DDP all-reduces the gradients once per step, with the last micro-batch.
         skips_sync = processes.world_size > 1 and not batch.is_last
         with trainer.forward.no_sync() if skips_sync else nullcontext():
@@ -109,18 +116,21 @@ class MicroBatch:
     is_last: bool  # of the step
 
 
-def micro_batches(trainer: Trainer, data: RunData, step: int) -> Iterator[MicroBatch]:
+def micro_batches(
+    trainer: Trainer, data: RunData, step: int, reads: bool = False
+) -> Iterator[MicroBatch]:
     """The rows of a step that this rank trains."""
+    rows_to_train = data.reading if reads else data.train
     rows_per_step, block_size = data.rows_per_step, trainer.block_size
     rows_here = rows_per_step // trainer.processes.world_size
     size, seed = even_batch_size(rows_here, trainer.micro_rows), trainer.settings.seed
     first = step * rows_per_step
-    count = data.train.count_targets(first, rows_per_step, block_size, seed)
+    count = rows_to_train.count_targets(first, rows_per_step, block_size, seed)
     first += trainer.processes.rank * rows_here
     for start in range(0, rows_here, size):
         rows = min(size, rows_here - start)
-        ids, targets = data.train.rows(first + start, rows, block_size, seed)
-        if data.votes:
+        ids, targets = rows_to_train.rows(first + start, rows, block_size, seed)
+        if data.votes and not reads:
             inputs = to_device(ids, trainer.device), to_device(targets, trainer.device)
         else:
             inputs = question_inputs(ids, targets, trainer.device)

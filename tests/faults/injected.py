@@ -193,8 +193,8 @@ def without(names: list[str]) -> None:
     if "global count" in names:
         real = training_step.micro_batches
 
-        def counted_here(trainer, rows, step):
-            for batch in real(trainer, rows, step):
+        def counted_here(trainer, rows, step, reads):
+            for batch in real(trainer, rows, step, reads):
                 count = int((batch.inputs[1] >= 0).sum()) * trainer.processes.world_size
                 yield dataclasses.replace(batch, count=count)
 

@@ -78,8 +78,8 @@ def without_seed(monkeypatch):
 def without_place(monkeypatch):
     real = step.micro_batches
 
-    def ten_steps_back(trainer, data, number):
-        return real(trainer, data, number - 10)
+    def ten_steps_back(trainer, data, number, reads):
+        return real(trainer, data, number - 10, reads)
 
     monkeypatch.setattr(step, "micro_batches", ten_steps_back)
 

@@ -10,6 +10,10 @@ import pytest
 from shuoshu.core.files import sha256_of
 from shuoshu.generation.judge import Judge
 from shuoshu.models.weights import load_model
+from shuoshu.sft.label_dataset import ReadingDataset
+from shuoshu.text.dataset import IGNORE
+from shuoshu.training.schedule import is_reading
+from shuoshu.training.state import Plan
 from tests.in_process import killed_at, records, train_model
 from tests.labelled_texts import SETTINGS, prepared
 
@@ -104,9 +108,77 @@ def test_a_heavy_label_wins_while_little_is_learnt(data, tmp_path):
     assert accuracies[0] > 0.6 and accuracies[1] < 0.4
 
 
+# ---------------------------------------------------------------- reading first
+
+
+READING = ["--read_fraction=0.5", "--log_interval=2", "--learning_rate=0.1", "--embedding_lr=0.1"]
+
+
+@pytest.fixture(scope="module")
+def reader(data, tmp_path_factory):
+    """A run that reads texts for 20 steps, then labels them for 20."""
+    out_dir = tmp_path_factory.mktemp("runs") / "out"
+    assert train_model([*SETTINGS, *READING, f"--dataset={data}", f"--out_dir={out_dir}"]) == 0
+    return out_dir
+
+
+def test_it_reads_first_then_learns_labels_at_lower_rates(reader):
+    steps = {r["step"]: r for r in records(reader, "step")}
+    assert [n for n, r in steps.items() if r.get("reads")] == list(range(2, 21, 2))
+    assert steps[20]["loss"] > 2 > steps[22]["loss"]  # many tokens to guess, then two labels
+    assert steps[20]["loss"] < steps[2]["loss"]
+    assert steps[22]["lr"] <= 0.3 * steps[20]["lr"]
+    evaluations = {r["step"]: r for r in records(reader, "eval")}
+    assert evaluations[40]["val_accuracy"] > 0.9
+    assert records(reader, "end")[0]["best_step"] > 20
+
+
+def test_the_texts_are_read_without_their_labels(data):
+    rows = ReadingDataset(data, "train", step_rows=4)
+    ids, targets = rows.rows(8, 4, 64, seed=1)
+    for place, number in enumerate(rows.row_ids(8, 4, 64, 1).tolist()):
+        row, mask = rows.row(number)
+        text = row[mask == 0]
+        assert mask.sum() and ids[place, : len(text) - 1].tolist() == text[:-1].tolist()
+        read = targets[place][targets[place] != IGNORE]
+        assert read.tolist() == text[1:].tolist()
+    assert rows.count_targets(8, 4, 64, seed=1) == (targets != IGNORE).sum()
+
+
+@pytest.mark.parametrize("step", [15, 29])
+def test_a_run_that_is_resumed_while_it_reads_or_after_it_gives_the_same_bytes(
+    data, reader, tmp_path, step
+):
+    out_dir = tmp_path / "out"
+    command = [*SETTINGS, *READING, f"--dataset={data}", f"--out_dir={out_dir}"]
+    assert train_model(command, killed_at(step)) == 130
+    assert train_model([*command, "--resume"]) == 0
+    name = "model.safetensors"
+    assert sha256_of(out_dir / name) == sha256_of(reader / name)
+
+
+def test_patience_does_not_end_before_labels_are_learnt(data, tmp_path, capsys):
+    out_dir = tmp_path / "out"
+    command = [*SETTINGS, *READING, f"--dataset={data}", f"--out_dir={out_dir}"]
+    assert train_model([*command, "--eval_interval=2", "--patience=3"]) == 0
+    assert records(out_dir, "eval")[-1]["step"] > 20
+    lines = [line for line in capsys.readouterr().out.splitlines() if "reading so far" in line]
+    assert len(lines) == 10
+
+
+@pytest.mark.parametrize("share, reads", [(0.2, True), (0.49, True), (0.5, False), (1.0, False)])
+def test_with_a_time_budget_the_share_of_the_budget_decides(share, reads):
+    assert is_reading(7, Plan(None, 0.5, share), read_fraction=0.5) == reads
+
+
+# ---------------------------------------------------------------- settings
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
+        (["--judge_by=answer", "--read_fraction=0.5"], "needs labels and --judge_by=text"),
+        (["--read_fraction=1"], "read_fraction"),
         (["--paraphrases=2"], "labelled texts have none"),
         (["--label_weights=满意=1"], "it must give a number to each of the labels"),
         (["--judge_by=answer", "--label_weights=balanced"], "needs --judge_by=text"),

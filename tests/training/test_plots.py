@@ -23,23 +23,26 @@ def test_pictures_are_drawn_first_in_intervals_and_at_the_end(
 
 
 @pytest.mark.parametrize(
-    "scores, title, best",
+    "scores, titles, best",
     [
-        ({"val_rouge_l": 0.7}, "ROUGE-L of the answers", "best 0.700"),
-        ({"val_rouge_l": 0.7, "val_accuracy": 0.9}, "accuracy", "best 0.900"),
+        (
+            {"val_rouge_l": 0.7, "val_exact_match": 0.4},
+            ["ROUGE-L of the answers", "exact answers"],
+            "best 0.700",
+        ),
+        ({"val_accuracy": 0.9, "val_macro_f1": 0.8}, ["accuracy", "macro-F1"], "best 0.900"),
     ],
 )
-def test_the_curve_of_labels_is_their_accuracy(scores, title, best):
+def test_the_curves_of_labels_are_accuracy_and_macro_f1(scores, titles, best):
     axes = Figure().subplots()
-    plots._draw_answers(axes, [{"step": 5, "val_loss": 2.0, "val_exact_match": 0.4, **scores}])
-    titles = [text.get_text() for text in axes.get_legend().get_texts()]
-    assert titles == [title, "exact answers"]
+    plots._draw_answers(axes, [{"step": 5, "val_loss": 2.0, **scores}])
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == titles
     assert [text.get_text() for text in axes.texts] == [best]
 
 
 def test_of_equal_scores_the_one_with_the_lowest_loss_is_marked_as_in_the_choice_of_the_model():
     axes, losses = Figure().subplots(), {5: 2.0, 10: 1.0, 15: 1.5}
-    record = {"val_rouge_l": 0.7, "val_accuracy": 0.9, "val_exact_match": 0.4}
+    record = {"val_accuracy": 0.9, "val_macro_f1": 0.8}
     plots._draw_answers(axes, [{"step": n, "val_loss": x, **record} for n, x in losses.items()])
     [mark] = axes.texts
     assert mark.xy == (10, 0.9)

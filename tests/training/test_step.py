@@ -31,8 +31,8 @@ def poison(monkeypatch, steps, value=math.nan):
     """Makes the gradient of these steps non-finite."""
     real = step.accumulate_gradients
 
-    def poisoned(trainer, data, number):
-        loss = real(trainer, data, number)
+    def poisoned(trainer, data, number, reads):
+        loss = real(trainer, data, number, reads)
         if number in steps:
             next(trainer.raw.parameters()).grad[0, 0] = value
         return loss
