@@ -3,19 +3,19 @@
 # python train.py config/labels.py --dataset=mine --out_dir=out-mine
 dataset = "reviews"
 out_dir = "out-labels"
-max_epochs = 9
+max_epochs = 9  # with 1,000 texts or more, five of them to read the texts before their labels
 min_iters = 200  # for tables of a few hundred rows
 patience = 5
 
 judge_by = "text"
-read_fraction = 5 / 9  # five epochs to read, four to label
 n_layer = 2  # none, one and two were about equal: docs/log
 n_head = 4
 n_embd = 128
 dropout = 0.2
-learning_rate = 0.01  # without reading 0.003 or less: 0.01 overfits in one epoch
-embedding_lr = 0.01
-norm_lr = 0.002
+learning_rate = 0.003  # 0.01 overfits in one epoch
+embedding_lr = 0.003
+head_lr = 0.0012
+norm_lr = 0.0006
 decay_fraction = 0.3
 batch_size = 32
 question_drop = 0.1

@@ -12,7 +12,15 @@ from shuoshu.core.files import read_json, write_atomically, write_synced_text
 FIELD_TYPES = {"kind": str, "step": int, "lr": (int, float)}
 FIELD_TYPES |= dict.fromkeys(("title", "prompt", "text", "reference"), str)
 FIELD_TYPES |= dict.fromkeys(
-    ("loss", "val_loss", "val_rouge_l", "val_accuracy", "val_exact_match"),
+    (
+        "loss",
+        "reading_loss",
+        "val_loss",
+        "val_rouge_l",
+        "val_exact_match",
+        "val_accuracy",
+        "val_macro_f1",
+    ),
     (int, float, type(None)),
 )
 

@@ -176,10 +176,11 @@ class DataSettings(Settings):
         " votes of all tokens of the text, for models trained from scratch",
         choices=("answer", "text"),
     )
-    read_fraction: float = number(
-        0.0,
-        "with judge_by=text, share of the run in which the model learns to write the texts; then it"
-        " learns their labels, at three tenths of the learning rates",
+    read_fraction: float | None = number(
+        None,
+        "with judge_by=text, share of the run in which the model learns to write the texts, before"
+        " it learns their labels (none: 5/9 from random weights with 1,000 training texts or more,"
+        " else 0)",
         high=0.95,
     )
     label_weights: str | None = setting(

@@ -59,9 +59,17 @@ def run_charts(records: list[dict]) -> list[Chart]:
             ("a", "val_accuracy", ("准确率", "accuracy")),
         )
     ]
+    if scores[-1].points:  # of labels; there, an untrained model is never the best
+        for curve in (losses[1], scores[-1]):
+            curve.pick_best = best_after_start(curve.pick_best)
     titles = ("损失", "Loss"), ("验证集回答", "Validation answers")
     charts = [chart(title, curves) for title, curves in zip(titles, (losses, scores), strict=True)]
     return [drawn for drawn in charts if drawn]
+
+
+def best_after_start(pick: Callable) -> Callable:
+    """As `pick`, min or max, but without the point of step 0 if there are others."""
+    return lambda points, key: pick([p for p in points if p[0]] or points, key=key)
 
 
 def points(records: Iterable[dict], kind: str, name: str) -> list[Point]:

@@ -27,7 +27,7 @@ def label_marks(tokenizer: Tokenizer, count: int) -> list[int]:
     if len(marks) < count:
         raise UserError(
             f"judge_by=text is for at most {len(marks)} labels, but there are {count}:"
-            " set --judge_by=answer --read_fraction=0"
+            " set --judge_by=answer"
         )
     return marks[:count]
 

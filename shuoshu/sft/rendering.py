@@ -125,7 +125,8 @@ def cut_long_questions(
         if row_length(tokenizer, messages) > width:
             cut = cut_question(tokenizer, messages, width, ends)
             if cut:
-                pair.uncut = pair.messages[-2]["content"] if labels else None
+                last = pair.messages[-2]["content"]
+                pair.uncut = last if labels and cut[-2]["content"] != last else None
                 pair.messages, count = [*cut[:-1], answer], count + 1
     return count
 

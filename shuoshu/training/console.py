@@ -68,6 +68,11 @@ def print_run_summary(run: Run, length: RunLength) -> None:
             " --block_size sets another length"
         )
     _print_length(run, length)
+    if data.read_fraction:
+        print_line(
+            f"reading    for {data.read_fraction:.0%} of the run it learns to write the texts,"
+            " then their labels"
+        )
     compiled = ", compiled" if trainer.is_compiled else ""
     print_line(
         f"machine    {trainer.device}, {run.settings.dtype}, torch {torch.__version__}{compiled}"
@@ -143,8 +148,8 @@ def log_progress(run: Run, clock: RunClock, bar: ProgressBar, loss: float) -> No
         epoch = round(state.step / run.steps_per_epoch, 3)
         speed = {"tokens_per_second": round(tokens_per_second)}
         speed |= {"mfu": round(mfu, 4)} if mfu else {}
-        speed |= {"reads": True} if state.reads else {}
-        run.out_dir.record("step", step=state.step, epoch=epoch, loss=loss, lr=lr, **speed)
+        losses = {"reading_loss" if state.reads else "loss": loss}
+        run.out_dir.record("step", step=state.step, epoch=epoch, **losses, lr=lr, **speed)
 
 
 # ---------------------------------------------------------------- end

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from shuoshu.core.terminal import counted, duration
 from shuoshu.training.checkpoints import KEPT_CHECKPOINTS
 from shuoshu.training.run import Run
 from shuoshu.training.schedule import RunLength
-from shuoshu.training.step import SkippedSteps, train_step
+from shuoshu.training.step import SkippedSteps, update_weights
 from shuoshu.training.validate import measure_validation
 
 WARM_UP_STEPS = 2  # on text; compilation and cold caches make them slow
@@ -59,10 +59,9 @@ def time_evaluation(run: Run) -> float | None:
 def mean_step_seconds(run: Run) -> float:
     """The mean over the run, in whose first steps the model may read texts that it labels later."""
     warm_up, measured = choose_steps(run)
-    fraction, mean = run.settings.read_fraction, 0.0
-    for read_fraction, share in ((1.0, fraction), (0.0, 1 - fraction)):
+    fraction, mean = run.data.read_fraction, 0.0
+    for run.state.reads, share in ((True, fraction), (False, 1 - fraction)):
         if share:
-            run.trainer.settings = replace(run.settings, read_fraction=read_fraction)
             time_steps(run, warm_up)
             mean += share * sum(time_steps(run, measured)) / len(measured)
     return mean
@@ -75,7 +74,7 @@ def time_steps(run: Run, steps: list[int]) -> list[float]:
     for step in steps:
         run.state.step = step
         start = time.perf_counter()
-        train_step(run.trainer, run.data, run.state, skips)
+        update_weights(run.trainer, run.data, run.state, skips)
         synchronize(run.trainer.device)
         seconds.append(time.perf_counter() - start)
     return seconds

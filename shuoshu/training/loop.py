@@ -128,10 +128,13 @@ def training_loop(run: Run, take_step: TakeStep) -> int:
                 break
             read_before = state.reads
             loss = take_step(trainer, run.data, state, skips)
-            if state.reads != read_before:  # no mean of the losses of texts and of labels
-                recent.drop(skips.collect(bar.say))
-                recent.take()
-            recent.add(loss)
+            if state.reads == read_before:
+                recent.add(loss)
+            else:  # no mean of the losses of texts and of labels
+                skips.collect(bar.say)
+                recent = RecentLoss(trainer.device)
+                recent.add(loss)
+                recent.drop(1 if state.skipped_in_row else 0)
             state.step += 1
             if clock.is_due(state):
                 recent.drop(skips.collect(bar.say))
@@ -158,7 +161,8 @@ def due_work(run: Run, clock: RunClock) -> tuple[bool, bool]:
     saves = not is_first and (evaluates and not run.settings.save_interval)
     saves = is_last or saves or (not is_first and clock.is_save_due(state))
     # A resumed run may begin at a step that is already evaluated and saved.
-    evaluates = evaluates and state.evaluated != state.step
+    # While the model reads texts, it knows nothing of their labels.
+    evaluates = evaluates and state.evaluated != state.step and not state.reads
     saves = saves and (evaluates or run.out_dir.saved_step != state.step)
     return evaluates, saves
 

@@ -62,37 +62,42 @@ def draw_curves(log: RunLog, path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    steps = [
-        r for r in log.read("step") if r.get("loss") is not None and {"step", "lr"} <= r.keys()
-    ]
+    steps = [r for r in log.read("step") if {"step", "lr"} <= r.keys()]
     evals = [r for r in log.read("eval") if r.get("val_loss") is not None and "step" in r]
     if not steps and not evals:
         return
-    answers = [r for r in evals if "val_rouge_l" in r or "val_accuracy" in r]
+    score = score_name(evals)
+    answers = [r for r in evals if r.get(score) is not None]
     figure = Figure(figsize=(8, 5), layout="constrained")
     FigureCanvasAgg(figure)
     heights = (5, 3, 1) if answers else (5, 1)
     panels = figure.subplots(len(heights), 1, sharex=True, height_ratios=heights)
     _draw_losses(panels[0], steps, evals)
     if answers:
-        if "val_rouge_l" in answers[-1]:
+        if score == "val_rouge_l":
             panels[0].set_yscale("log")  # fine-tuning goes from a few nats to hundredths
         _draw_answers(panels[1], answers)
     _draw_rates(panels[-1], steps)
     write_atomically(path, lambda staging: figure.savefig(staging, dpi=110, format="png"))
 
 
+def score_name(evals: list[dict]) -> str:
+    """The score beside the loss: accuracy of labels, else ROUGE-L."""
+    is_labels = any(r.get("val_accuracy") is not None for r in evals)
+    return "val_accuracy" if is_labels else "val_rouge_l"
+
+
 def _draw_losses(axes: Axes, steps: list[dict], evals: list[dict]) -> None:
     """Training and validation loss. Where texts were read before their labels, a shaded part."""
-    if read := [r for r in steps if r.get("reads")]:
-        axes.axvspan(0, read[-1]["step"], color=GREY, alpha=0.2, label="reading")
-    if trained := [r for r in steps if not r.get("reads")]:
+    if read := [r["step"] for r in steps if "reading_loss" in r]:
+        axes.axvspan(0, read[-1], color=GREY, alpha=0.2, label="reading")
+    if trained := [r for r in steps if r.get("loss") is not None]:
         axes.plot(*_series(trained, "loss"), color=GREY, linewidth=0.8, label="training loss")
     if evals:
         style = {"color": RED, "marker": "o", "markersize": 3}
         axes.plot(*_series(evals, "val_loss"), label="validation loss", **style)
-        _mark_best(axes, min(evals, key=lambda r: r["val_loss"]), "val_loss", RED)
-    is_labels = any("val_accuracy" in r for r in evals)
+        _mark_best(axes, evals, "val_loss", RED)
+    is_labels = score_name(evals) == "val_accuracy"
     axes.set_ylabel("nats per text" if is_labels else "nats per token")
     axes.legend(frameon=False)
     axes.grid(alpha=0.25)
@@ -101,13 +106,11 @@ def _draw_losses(axes: Axes, steps: list[dict], evals: list[dict]) -> None:
 def _draw_answers(axes: Axes, answers: list[dict]) -> None:
     """ROUGE-L and the share of exact answers; of labels, accuracy and macro-F1."""
     titles = {"val_rouge_l": "ROUGE-L of the answers", "val_exact_match": "exact answers"}
-    if "val_accuracy" in answers[-1]:
+    if score_name(answers) == "val_accuracy":
         titles = {"val_accuracy": "accuracy", "val_macro_f1": "macro-F1"}
     for (name, title), colour in zip(titles.items(), (BLUE, GREEN), strict=True):
         axes.plot(*_series(answers, name), color=colour, marker="o", markersize=3, label=title)
-    score = next(iter(titles))
-    best = max(answers, key=lambda r: (r[score], -r["val_loss"]))  # as keep_if_best compares them
-    _mark_best(axes, best, score, BLUE)
+    _mark_best(axes, answers, next(iter(titles)), BLUE)
     axes.set_ylim(0, 1.05)
     axes.legend(frameon=False)
     axes.grid(alpha=0.25)
@@ -127,10 +130,17 @@ def _series(records: list[dict], name: str) -> tuple[list, list]:
     return [r["step"] for r in records], [r.get(name) for r in records]
 
 
-def _mark_best(axes: Axes, record: dict, name: str, colour: str) -> None:
+def _mark_best(axes: Axes, records: list[dict], name: str, colour: str) -> None:
+    """Marks the best value as keep_if_best finds it: an untrained model never labels best."""
+    if score_name(records) == "val_accuracy":
+        records = [r for r in records if r["step"]]
+    if not records:
+        return
+    sign = 1 if name == "val_loss" else -1
+    best = min(records, key=lambda r: (sign * r[name], r["val_loss"]))
     axes.annotate(
-        f"best {record[name]:.3f}",
-        (record["step"], record[name]),
+        f"best {best[name]:.3f}",
+        (best["step"], best[name]),
         textcoords="offset points",
         xytext=(0, 8),
         ha="right",

@@ -65,10 +65,14 @@ def rate_factor(step: int, plan: Plan, settings: OptimSettings) -> float:
     return warmup * (1.0 + (low - 1.0) * progress)
 
 
-def is_reading(step: int, plan: Plan, read_fraction: float) -> bool:
-    """Whether step `step` (from 0) trains the texts, not yet their labels."""
+def is_reading(state: RunState, read_fraction: float) -> bool:
+    """Whether the next step trains the texts, not yet their labels. Its run never returns to it."""
+    step, plan = state.step, state.plan
+    if step and not state.reads:
+        return False
+    is_last = plan.max_iters is not None and step + 1 >= plan.max_iters
     done = step / plan.max_iters if plan.share is None else plan.share
-    return done < read_fraction
+    return done < read_fraction and not is_last
 
 
 class RunLength:

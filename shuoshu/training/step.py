@@ -30,8 +30,8 @@ MAX_SKIPPED_IN_A_ROW = 10  # more consecutive non-finite steps end the run
 # Non-finite fp16 steps to ignore while GradScaler halves its scale from 65536 to 1.
 FREE_FP16_SKIPS = 16
 ROWS_IN_MESSAGE = 4  # row numbers that a message about a skipped step names
-# Of the learning rates, once the texts were read: labels are few, and soon known by heart.
-RATE_AFTER_READING = 0.3
+# Of the learning rates, while texts are read: they are not known by heart as soon as labels.
+RATE_WHILE_READING = 10 / 3
 # On a GPU, the number of trained positions is a multiple of this: few sizes of logits leave fewer
 # gaps in its memory.
 PAD_POSITIONS_TO = 64
@@ -42,10 +42,14 @@ def train_step(trainer: Trainer, data: RunData, state: RunState, skips: SkippedS
 
     Returns the mean loss over all ranks, left on the device; 0 if the step is skipped.
     """
+    state.reads = is_reading(state, data.read_fraction)
+    return update_weights(trainer, data, state, skips)
+
+
+def update_weights(trainer: Trainer, data: RunData, state: RunState, skips: SkippedSteps) -> Tensor:
+    """As train_step; `state.reads` says what is trained."""
     step, settings = state.step, trainer.settings
-    state.reads = is_reading(step, state.plan, settings.read_fraction)
-    has_read = settings.read_fraction and not state.reads
-    rate = RATE_AFTER_READING if has_read else 1.0
+    rate = RATE_WHILE_READING if state.reads else 1.0
     set_rates(trainer.optimizers, rate * rate_factor(step, state.plan, settings), step)
     loss = halve_batch_on_oom(
         trainer, step, lambda: accumulate_gradients(trainer, data, step, state.reads)

@@ -235,9 +235,9 @@ def keep_if_best(
         is_kept = keep_model(run, result.purpose, say)
         state.kept_step = state.step if is_kept else state.kept_step
         return is_kept, ""
-    if state.reads or (run.data.labels and not state.step):
+    if run.data.labels and not state.step:
         # With few validation texts an untrained model can be right by chance about most of them.
-        return keep_model(run, result.purpose, say), ", reading so far" if state.reads else ""
+        return keep_model(run, result.purpose, say), ""
     value, loss = result.values[measure], result.values["val_loss"]
     is_best = _is_better(state, measure, value, loss)
     state.worse_evals = 0 if is_best else state.worse_evals + 1

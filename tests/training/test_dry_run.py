@@ -10,6 +10,8 @@ from shuoshu.sft.dataset import QuestionDataset
 from shuoshu.training import dry_run
 from shuoshu.training.schedule import RunLength
 from tests.in_process import train_model
+from tests.labelled_texts import SETTINGS as LABEL_SETTINGS
+from tests.labelled_texts import prepared
 
 
 def test_a_dry_run_prints_the_size_and_writes_nothing(tiny, tmp_path, capsys):
@@ -43,13 +45,13 @@ def test_a_dry_run_measures_steps_of_all_widths_and_the_widest(
     sft, qa: Path, tmp_path: Path, monkeypatch
 ) -> None:
     steps: list[int] = []
-    real = dry_run.train_step
+    real = dry_run.update_weights
 
     def record(trainer, data, state, skips):
         steps.append(state.step)
         return real(trainer, data, state, skips)
 
-    monkeypatch.setattr(dry_run, "train_step", record)
+    monkeypatch.setattr(dry_run, "update_weights", record)
     command = [*sft, "--batch_size=4", "--gradient_accumulation_steps=1", "--eval_questions=2"]
     assert train_model([*command, "--dry_run", f"--out_dir={tmp_path / 'out'}"]) == 0
     file = QuestionDataset(qa, "train", 4)
@@ -60,6 +62,20 @@ def test_a_dry_run_measures_steps_of_all_widths_and_the_widest(
     assert len(set(measured)) == len(measured)
     assert widths[measured].mean() == pytest.approx(widths.mean(), rel=0.05)
     assert max(widths[steps]) == widths.max()
+
+
+def test_a_dry_run_weighs_the_part_that_reads_and_the_part_that_labels(
+    tmp_path: Path, monkeypatch, capsys
+) -> None:
+    """The first takes 3 s a step, the second 1 s; a quarter of the run reads."""
+
+    def time_steps(run, steps):
+        return [3.0 if run.state.reads else 1.0] * len(steps)
+
+    monkeypatch.setattr(dry_run, "time_steps", time_steps)
+    command = [*LABEL_SETTINGS, "--read_fraction=0.25", f"--dataset={prepared(tmp_path)}"]
+    assert train_model([*command, "--dry_run", f"--out_dir={tmp_path / 'out'}"]) == 0
+    assert "in 1.500 s" in capsys.readouterr().out
 
 
 def test_a_dry_run_stops_a_long_evaluation(sft, tmp_path: Path, monkeypatch, capsys) -> None:

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+import train
 from shuoshu.core.files import sha256_of
 from shuoshu.generation.judge import Judge
 from shuoshu.models.weights import load_model
 from shuoshu.sft.label_dataset import ReadingDataset
 from shuoshu.text.dataset import IGNORE
+from shuoshu.training import data as training_data
+from shuoshu.training.data import RunData
 from shuoshu.training.schedule import is_reading
-from shuoshu.training.state import Plan
+from shuoshu.training.state import Plan, RunState
 from tests.in_process import killed_at, records, train_model
 from tests.labelled_texts import SETTINGS, prepared
 
@@ -111,7 +116,7 @@ def test_a_heavy_label_wins_while_little_is_learnt(data, tmp_path):
 # ---------------------------------------------------------------- reading first
 
 
-READING = ["--read_fraction=0.5", "--log_interval=2", "--learning_rate=0.1", "--embedding_lr=0.1"]
+READING = ["--read_fraction=0.5", "--log_interval=2"]
 
 
 @pytest.fixture(scope="module")
@@ -124,13 +129,13 @@ def reader(data, tmp_path_factory):
 
 def test_it_reads_first_then_learns_labels_at_lower_rates(reader):
     steps = {r["step"]: r for r in records(reader, "step")}
-    assert [n for n, r in steps.items() if r.get("reads")] == list(range(2, 21, 2))
-    assert steps[20]["loss"] > 2 > steps[22]["loss"]  # many tokens to guess, then two labels
-    assert steps[20]["loss"] < steps[2]["loss"]
+    reading = {n: r["reading_loss"] for n, r in steps.items() if "reading_loss" in r}
+    assert list(reading) == list(range(2, 21, 2))
+    assert reading[2] > reading[20] > 1 > steps[22]["loss"]  # many tokens to guess; two labels
     assert steps[22]["lr"] <= 0.3 * steps[20]["lr"]
     evaluations = {r["step"]: r for r in records(reader, "eval")}
+    assert list(evaluations) == [0, 24, 32, 40]  # none while it reads
     assert evaluations[40]["val_accuracy"] > 0.9
-    assert records(reader, "end")[0]["best_step"] > 20
 
 
 def test_the_texts_are_read_without_their_labels(data):
@@ -157,18 +162,38 @@ def test_a_run_that_is_resumed_while_it_reads_or_after_it_gives_the_same_bytes(
     assert sha256_of(out_dir / name) == sha256_of(reader / name)
 
 
-def test_patience_does_not_end_before_labels_are_learnt(data, tmp_path, capsys):
+def test_a_run_that_is_made_longer_does_not_read_again(data, reader, tmp_path):
     out_dir = tmp_path / "out"
+    shutil.copytree(reader, out_dir)
     command = [*SETTINGS, *READING, f"--dataset={data}", f"--out_dir={out_dir}"]
-    assert train_model([*command, "--eval_interval=2", "--patience=3"]) == 0
-    assert records(out_dir, "eval")[-1]["step"] > 20
-    lines = [line for line in capsys.readouterr().out.splitlines() if "reading so far" in line]
-    assert len(lines) == 10
+    assert train_model([*command, "--max_iters=90", "--resume"]) == 0
+    assert max(r["step"] for r in records(out_dir, "step") if "reading_loss" in r) == 20
 
 
-@pytest.mark.parametrize("share, reads", [(0.2, True), (0.49, True), (0.5, False), (1.0, False)])
-def test_with_a_time_budget_the_share_of_the_budget_decides(share, reads):
-    assert is_reading(7, Plan(None, 0.5, share), read_fraction=0.5) == reads
+@pytest.mark.parametrize(
+    "step, has_read, plan, reads",
+    [
+        (0, False, Plan(40, 20), True),
+        (19, True, Plan(40, 20), True),
+        (20, True, Plan(40, 20), False),
+        (10, False, Plan(40, 20), False),  # a run that began with labels
+        (0, False, Plan(1, 1), False),  # the last step is always one for labels
+        (7, True, Plan(None, 0.5, share=0.49), True),
+        (7, True, Plan(None, 0.5, share=0.5), False),
+        (7, True, Plan(8, 0.5, share=0.3), False),
+    ],
+)
+def test_the_share_of_the_run_decides_what_a_step_trains(step, has_read, plan, reads):
+    assert is_reading(RunState(step=step, reads=has_read, plan=plan), 0.5) == reads
+
+
+def test_a_new_model_reads_first_if_there_are_texts_enough(data, monkeypatch):
+    settings = train.parse_settings([*SETTINGS, f"--dataset={data}", "--read_fraction=none"])
+    assert RunData(settings).read_fraction == 0
+    monkeypatch.setattr(training_data, "MIN_READ_TEXTS", 72)
+    assert RunData(settings).read_fraction == pytest.approx(5 / 9)
+    assert RunData(replace(settings, init_from="out-mine")).read_fraction == 0
+    assert RunData(replace(settings, judge_by="answer")).read_fraction == 0
 
 
 # ---------------------------------------------------------------- settings

@@ -40,6 +40,18 @@ def test_the_curves_of_labels_are_accuracy_and_macro_f1(scores, titles, best):
     assert [text.get_text() for text in axes.texts] == [best]
 
 
+def test_while_texts_are_read_the_picture_is_shaded_and_their_loss_is_left_out():
+    axes = Figure().subplots()
+    steps = [{"step": 10, "reading_loss": 6.0}, {"step": 20, "loss": 0.6}]
+    evals = [{"step": n, "val_loss": x, "val_accuracy": 0.5} for n, x in ((0, 0.1), (20, 0.6))]
+    plots._draw_losses(axes, steps, evals)
+    titles = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert titles == ["reading", "training loss", "validation loss"]
+    assert axes.get_ylim()[1] < 1
+    [mark] = axes.texts
+    assert mark.xy == (20, 0.6)  # an untrained model never labels best
+
+
 def test_of_equal_scores_the_one_with_the_lowest_loss_is_marked_as_in_the_choice_of_the_model():
     axes, losses = Figure().subplots(), {5: 2.0, 10: 1.0, 15: 1.5}
     record = {"val_accuracy": 0.9, "val_macro_f1": 0.8}
