@@ -3,7 +3,7 @@
 # python train.py config/labels.py --dataset=mine --out_dir=out-mine
 dataset = "reviews"
 out_dir = "out-labels"
-max_epochs = 9  # with 1,000 texts or more, five of them to read the texts before their labels
+max_epochs = 9  # with 3,000 texts or more, five of them to read the texts before their labels
 min_iters = 200  # for tables of a few hundred rows
 patience = 5
 

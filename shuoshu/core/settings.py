@@ -179,7 +179,7 @@ class DataSettings(Settings):
     read_fraction: float | None = number(
         None,
         "with judge_by=text, share of the run in which the model learns to write the texts, before"
-        " it learns their labels (none: 5/9 from random weights with 1,000 training texts or more,"
+        " it learns their labels (none: 5/9 from random weights with 3,000 training texts or more,"
         " else 0)",
         high=0.95,
     )

@@ -29,7 +29,7 @@ from shuoshu.text.windows import text_windows
 # Validation questions that an evaluation answers, and texts that it labels, which is faster.
 MAX_ASKED, MAX_JUDGED = 200, 2000
 # Of a run on labels in which a new model reads the texts first. With few texts that does harm.
-READ_FRACTION, MIN_READ_TEXTS = 5 / 9, 1000
+READ_FRACTION, MIN_READ_TEXTS = 5 / 9, 3000
 MIN_TOKENS_FOR_ADVICE = 16  # a shorter text is too short for any block_size
 
 
