@@ -37,3 +37,12 @@ def test_ticks_are_few_and_enclose_every_value(values: list[float]) -> None:
         and marks[0] <= min(values) + slack
         and marks[-1] >= max(values) - slack
     )
+
+
+def test_an_untrained_model_is_never_the_best_at_labels():
+    records = [
+        {"kind": "eval", "step": step, "val_loss": loss, "val_accuracy": accuracy}
+        for step, loss, accuracy in ((0, 0.1, 0.9), (10, 0.6, 0.7), (20, 0.5, 0.8))
+    ]
+    losses, scores = run_charts([*records, {"kind": "step", "step": 5, "reading_loss": 6.0}])
+    assert losses.curves[-1].best == (20, 0.5) and scores.curves[-1].best == (20, 0.8)
