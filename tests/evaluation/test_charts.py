@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shuoshu.evaluation.charts import MAX_POINTS, points, ticks
+from shuoshu.evaluation.charts import MAX_POINTS, points, run_charts, ticks
 
 
 def test_values_that_are_no_finite_numbers_are_left_out_of_a_curve() -> None:
