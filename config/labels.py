@@ -3,7 +3,7 @@
 # python train.py config/labels.py --dataset=mine --out_dir=out-mine
 dataset = "reviews"
 out_dir = "out-labels"
-max_epochs = 9  # with 3,000 texts or more, five of them to read the texts before their labels
+max_epochs = 6
 min_iters = 200  # for tables of a few hundred rows
 patience = 5
 
@@ -11,12 +11,11 @@ judge_by = "text"
 n_layer = 2  # none, one and two were about equal: docs/log
 n_head = 4
 n_embd = 128
-dropout = 0.2
+dropout = 0.3
 learning_rate = 0.003  # 0.01 overfits in one epoch
-embedding_lr = 0.003
-head_lr = 0.0012
-norm_lr = 0.0006
-decay_fraction = 0.3
+embedding_lr = 0.004
+head_lr = 0.002
+norm_lr = 0.002
 batch_size = 32
-question_drop = 0.1
+question_drop = 0.2
 question_replace = 0.1

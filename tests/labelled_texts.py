@@ -13,7 +13,6 @@ GOOD, BAD = "香甜清爽热闹敞亮", "冷淡昏暗嘈杂潮湿"
 SETTINGS = [
     str(REPO_ROOT / "config" / "labels.py"),
     *QUIET,
-    "--read_fraction=0",
     "--n_layer=1",
     "--n_embd=32",
     "--max_epochs=none",

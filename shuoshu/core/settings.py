@@ -176,11 +176,10 @@ class DataSettings(Settings):
         " votes of all tokens of the text, for models trained from scratch",
         choices=("answer", "text"),
     )
-    read_fraction: float | None = number(
-        None,
-        "with judge_by=text, share of the run in which the model learns to write the texts, before"
-        " it learns their labels (none: 5/9 from random weights with 3,000 training texts or more,"
-        " else 0)",
+    read_fraction: float = number(
+        0.0,
+        "with judge_by=text, share of the run in which the model learns to write the texts, at 10/3"
+        " of the learning rates, before it learns their labels",
         high=0.95,
     )
     label_weights: str | None = setting(

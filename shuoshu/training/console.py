@@ -68,10 +68,10 @@ def print_run_summary(run: Run, length: RunLength) -> None:
             " --block_size sets another length"
         )
     _print_length(run, length)
-    if data.read_fraction:
+    if run.settings.read_fraction:
+        share = f"{run.settings.read_fraction:.0%}"
         print_line(
-            f"reading    for {data.read_fraction:.0%} of the run it learns to write the texts,"
-            " then their labels"
+            f"reading    {share} of the run: it learns to write the texts, then the labels"
         )
     compiled = ", compiled" if trainer.is_compiled else ""
     print_line(

@@ -28,8 +28,6 @@ from shuoshu.text.windows import text_windows
 
 # Validation questions that an evaluation answers, and texts that it labels, which is faster.
 MAX_ASKED, MAX_JUDGED = 200, 2000
-# Of a run on labels in which a new model reads the texts first. With few texts that does harm.
-READ_FRACTION, MIN_READ_TEXTS = 5 / 9, 3000
 MIN_TOKENS_FOR_ADVICE = 16  # a shorter text is too short for any block_size
 
 
@@ -81,14 +79,12 @@ class RunData:
         self.rows_per_step = settings.batch_size * settings.gradient_accumulation_steps
         self.eval_tokens = settings.eval_tokens
         self.train: Dataset
-        self.read_fraction = 0.0  # of the run: the model first learns to write the texts
         self.reading: Dataset | None = None  # the same rows, while the model reads them
         self.val: Dataset
         self.val_is_complete: bool  # whether an evaluation measures the whole text or all questions
         if self.task != "text":
             self.train = self._training_rows(settings)
-            self.read_fraction = self._read_fraction(settings)
-            if self.read_fraction:
+            if settings.read_fraction:
                 self.reading = ReadingDataset(folder, "train", self.rows_per_step)
             self.val = QuestionDataset(folder, "val")
             limit = settings.eval_questions or (MAX_JUDGED if self.labels else MAX_ASKED)
@@ -114,13 +110,6 @@ class RunData:
         if self.task != "text" and not self.questions:
             return "val_loss"
         return next(iter(measures.values())) if select_by == "auto" else measures[select_by]
-
-    def _read_fraction(self, settings: TrainSettings) -> float:
-        """The setting, or the choice for this data."""
-        if settings.read_fraction is not None or not self.votes:
-            return settings.read_fraction or 0.0
-        is_new = settings.init_from == "scratch"
-        return READ_FRACTION if is_new and len(self.train) >= MIN_READ_TEXTS else 0.0
 
     def _training_rows(self, settings: TrainSettings) -> QuestionDataset:
         if not self.votes:

@@ -59,7 +59,7 @@ def time_evaluation(run: Run) -> float | None:
 def mean_step_seconds(run: Run) -> float:
     """The mean over the run, in whose first steps the model may read texts that it labels later."""
     warm_up, measured = choose_steps(run)
-    fraction, mean = run.data.read_fraction, 0.0
+    fraction, mean = run.settings.read_fraction, 0.0
     for run.state.reads, share in ((True, fraction), (False, 1 - fraction)):
         if share:
             time_steps(run, warm_up)

@@ -42,7 +42,7 @@ def train_step(trainer: Trainer, data: RunData, state: RunState, skips: SkippedS
 
     Returns the mean loss over all ranks, left on the device; 0 if the step is skipped.
     """
-    state.reads = is_reading(state, data.read_fraction)
+    state.reads = is_reading(state, trainer.settings.read_fraction)
     return update_weights(trainer, data, state, skips)
 
 

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import replace
 
 import numpy as np
 import pytest
 
-import train
+from shuoshu.core.errors import REPO_ROOT
 from shuoshu.core.files import sha256_of
 from shuoshu.generation.judge import Judge
 from shuoshu.models.weights import load_model
 from shuoshu.sft.label_dataset import ReadingDataset
 from shuoshu.text.dataset import IGNORE
-from shuoshu.training import data as training_data
-from shuoshu.training.data import RunData
 from shuoshu.training.schedule import is_reading
 from shuoshu.training.state import Plan, RunState
 from tests.in_process import killed_at, records, train_model
@@ -116,7 +113,12 @@ def test_a_heavy_label_wins_while_little_is_learnt(data, tmp_path):
 # ---------------------------------------------------------------- reading first
 
 
-READING = ["--read_fraction=0.5", "--log_interval=2"]
+READING = [
+    str(REPO_ROOT / "config" / "read_first.py"),
+    "--read_fraction=0.5",
+    "--log_interval=2",
+    "--decay_fraction=0.2",
+]
 
 
 @pytest.fixture(scope="module")
@@ -185,15 +187,6 @@ def test_a_run_that_is_made_longer_does_not_read_again(data, reader, tmp_path):
 )
 def test_the_share_of_the_run_decides_what_a_step_trains(step, has_read, plan, reads):
     assert is_reading(RunState(step=step, reads=has_read, plan=plan), 0.5) == reads
-
-
-def test_a_new_model_reads_first_if_there_are_texts_enough(data, monkeypatch):
-    settings = train.parse_settings([*SETTINGS, f"--dataset={data}", "--read_fraction=none"])
-    assert RunData(settings).read_fraction == 0
-    monkeypatch.setattr(training_data, "MIN_READ_TEXTS", 72)
-    assert RunData(settings).read_fraction == pytest.approx(5 / 9)
-    assert RunData(replace(settings, init_from="out-mine")).read_fraction == 0
-    assert RunData(replace(settings, judge_by="answer")).read_fraction == 0
 
 
 # ---------------------------------------------------------------- settings
