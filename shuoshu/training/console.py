@@ -70,9 +70,7 @@ def print_run_summary(run: Run, length: RunLength) -> None:
     _print_length(run, length)
     if run.settings.read_fraction:
         share = f"{run.settings.read_fraction:.0%}"
-        print_line(
-            f"reading    {share} of the run: it learns to write the texts, then the labels"
-        )
+        print_line(f"reading    {share} of the run: it learns to write the texts, then the labels")
     compiled = ", compiled" if trainer.is_compiled else ""
     print_line(
         f"machine    {trainer.device}, {run.settings.dtype}, torch {torch.__version__}{compiled}"
