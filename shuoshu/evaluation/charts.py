@@ -22,6 +22,7 @@ class Curve:
     label: Bilingual
     points: list[Point]
     pick_best: Callable | None = None  # min or max; None: no best point is marked
+    first_best: int = 0  # the first step that may be the best
 
 
 @dataclass
@@ -47,29 +48,23 @@ class Chart:
 
 def run_charts(records: list[dict]) -> list[Chart]:
     """The charts of a run's log: losses, and the scores of the validation answers."""
+    # An untrained model is never the best at labels, which alone have an accuracy.
+    first_best = 1 if points(records, "eval", "val_accuracy") else 0
     losses = [
         Curve("thin", ("训练", "training"), points(records, "step", "loss")),
-        Curve("a", ("验证", "validation"), points(records, "eval", "val_loss"), min),
+        Curve("a", ("验证", "validation"), points(records, "eval", "val_loss"), min, first_best),
     ]
     scores = [
-        Curve(style, label, points(records, "eval", name), max)
+        Curve(style, label, points(records, "eval", name), max, first_best)
         for style, name, label in (
             ("b", "val_rouge_l", ("ROUGE-L", "ROUGE-L")),
             ("c", "val_exact_match", ("完全一致", "exact match")),
             ("a", "val_accuracy", ("准确率", "accuracy")),
         )
     ]
-    if scores[-1].points:  # of labels; there, an untrained model is never the best
-        for curve in (losses[1], scores[-1]):
-            curve.pick_best = best_after_start(curve.pick_best)
     titles = ("损失", "Loss"), ("验证集回答", "Validation answers")
     charts = [chart(title, curves) for title, curves in zip(titles, (losses, scores), strict=True)]
     return [drawn for drawn in charts if drawn]
-
-
-def best_after_start(pick: Callable) -> Callable:
-    """As `pick`, min or max, but without the point of step 0 if there are others."""
-    return lambda points, key: pick([p for p in points if p[0]] or points, key=key)
 
 
 def points(records: Iterable[dict], kind: str, name: str) -> list[Point]:
@@ -118,7 +113,10 @@ def chart(title: Bilingual, curves: Sequence[Curve]) -> Chart | None:
     drawn = []
     for curve in curves:
         corners = "L".join(f"{x:.1f} {y:.1f}" for x, y in (place(*point) for point in curve.points))
-        best = curve.pick_best and curve.pick_best(curve.points, key=lambda point: point[1])
+        trained = [point for point in curve.points if point[0] >= curve.first_best]
+        best = None
+        if curve.pick_best and trained:
+            best = curve.pick_best(trained, key=lambda point: point[1])
         # h0 makes a curve of one point visible.
         drawn.append(
             DrawnCurve(curve.style, curve.label, f"M{corners}h0", best, best and place(*best))

@@ -175,10 +175,9 @@ def _checked_record(record: dict, n_rows: int) -> dict:
     messages = record["messages"]
     if len(messages) < 2:
         raise ValueError("a pair has no answer")
-    if not all(m["role"] in ROLES and isinstance(m["content"], str) for m in messages):
-        raise ValueError("a message is not text")
     uncut = record.setdefault("uncut", messages[-2]["content"])
-    if not isinstance(uncut, str):
+    texts = [uncut, *(message["content"] for message in messages)]
+    if not all(m["role"] in ROLES for m in messages) or not all(isinstance(t, str) for t in texts):
         raise ValueError("a message is not text")
     if not 0 <= record["row"] < record["row"] + record["rows"] <= n_rows:
         raise ValueError("a pair has no rows")
@@ -281,8 +280,7 @@ class QuestionDataset:
 
         Rows are numbered through all epochs. A row depends on (seed, its number) alone.
         """
-        for array, name in ((self.ids, "bin"), (self.mask, "mask.bin")):
-            check_length(array, self.folder / f"{self.split}.{name}")
+        self.check_files()
         entries = self.entries(first, count, seed)
         # A seed of three numbers never equals an epoch's, which has two.
         draws = [np.random.default_rng([seed, 1, first + n]) for n in range(count)]
@@ -299,9 +297,14 @@ class QuestionDataset:
             )
             for n, row in zip(places, paraphrases, strict=True):
                 rows[n] = row
-        return pad_batch(rows, self._padded_width(max(len(ids) for ids, _ in rows)))
+        return pad_batch(rows, self.padded_width(max(len(ids) for ids, _ in rows)))
 
-    def _padded_width(self, longest: int) -> int:
+    def check_files(self) -> None:
+        """UserError if a file was cut while it was in use."""
+        for array, name in ((self.ids, "bin"), (self.mask, "mask.bin")):
+            check_length(array, self.folder / f"{self.split}.{name}")
+
+    def padded_width(self, longest: int) -> int:
         """Rounds up to one of a few widths: each new shape costs the kernels time and memory."""
         inputs = longest - 1  # the last token is a target only
         next_power_of_two = 1 << (inputs - 1).bit_length()

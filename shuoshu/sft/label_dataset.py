@@ -110,17 +110,21 @@ class LabelDataset(QuestionDataset):
         return ids, targets
 
 
-class ReadingDataset(QuestionDataset):
-    """The rows of one split without their answers: every token after the first is a target."""
+class ReadingRows:
+    """The rows of a LabelDataset without their answers: every token after the first is a target."""
 
-    def __init__(self, folder: Path, split: str, step_rows: int = 1) -> None:
-        super().__init__(folder, split, step_rows)
-        answers = self.mask.sum(axis=1, dtype=np.int64)
-        self.trained = self.lengths - answers - 1
+    def __init__(self, labelled: LabelDataset) -> None:
+        self._labelled = labelled
+        self._targets = labelled.lengths - labelled.mask.sum(axis=1, dtype=np.int64) - 1
+
+    def count_targets(self, first: int, count: int, block_size: int, seed: int) -> int:
+        """Number of trained tokens in these rows."""
+        return int(self._targets[self._labelled.row_ids(first, count, block_size, seed)].sum())
 
     def rows(self, first: int, count: int, block_size: int, seed: int) -> Batch:
-        """As QuestionDataset.rows, but the targets are the texts."""
-        numbers = self.row_ids(first, count, block_size, seed).tolist()
-        texts = [ids[mask == 0] for ids, mask in map(self.row, numbers)]
-        width = self._padded_width(max(map(len, texts)))
+        """As LabelDataset.rows, but the targets are the texts, which have no noise."""
+        self._labelled.check_files()
+        numbers = self._labelled.row_ids(first, count, block_size, seed).tolist()
+        texts = [ids[mask == 0] for ids, mask in map(self._labelled.row, numbers)]
+        width = self._labelled.padded_width(max(map(len, texts)))
         return pad_batch([(ids, np.ones_like(ids)) for ids in texts], width)

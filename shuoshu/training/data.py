@@ -12,7 +12,7 @@ from shuoshu.models.purpose import Labelling, Purpose
 from shuoshu.models.votes import label_marks
 from shuoshu.sft.augment import QuestionNoise
 from shuoshu.sft.dataset import QuestionDataset, answer_batches
-from shuoshu.sft.label_dataset import LabelDataset, ReadingDataset, TokenNoise
+from shuoshu.sft.label_dataset import LabelDataset, ReadingRows, TokenNoise
 from shuoshu.text.dataset import (
     PREPARE_AGAIN,
     Batch,
@@ -79,13 +79,13 @@ class RunData:
         self.rows_per_step = settings.batch_size * settings.gradient_accumulation_steps
         self.eval_tokens = settings.eval_tokens
         self.train: Dataset
-        self.reading: Dataset | None = None  # the same rows, while the model reads them
+        self.reading: ReadingRows | None = None  # the same rows, while the model reads them
         self.val: Dataset
         self.val_is_complete: bool  # whether an evaluation measures the whole text or all questions
         if self.task != "text":
             self.train = self._training_rows(settings)
             if settings.read_fraction:
-                self.reading = ReadingDataset(folder, "train", self.rows_per_step)
+                self.reading = ReadingRows(self.train)
             self.val = QuestionDataset(folder, "val")
             limit = settings.eval_questions or (MAX_JUDGED if self.labels else MAX_ASKED)
             questions = read_questions(folder, "val", self.tokenizer)

@@ -94,7 +94,7 @@ def halve_batch_on_oom(
         print_line(f"out of memory: from step {step:,} on, {change} stay the same")
 
 
-def accumulate_gradients(trainer: Trainer, data: RunData, step: int, reads: bool = False) -> Tensor:
+def accumulate_gradients(trainer: Trainer, data: RunData, step: int, reads: bool) -> Tensor:
     """Leaves the step's gradients in the model; returns this rank's share of the mean loss."""
     processes = trainer.processes
     seed_step(trainer.settings.seed, step, processes.rank)

@@ -11,9 +11,11 @@ import pytest
 from shuoshu.core.errors import REPO_ROOT
 from shuoshu.core.files import sha256_of
 from shuoshu.generation.judge import Judge
+from shuoshu.models.votes import label_marks
 from shuoshu.models.weights import load_model
-from shuoshu.sft.label_dataset import ReadingDataset
+from shuoshu.sft.label_dataset import LabelDataset, ReadingRows
 from shuoshu.text.dataset import IGNORE
+from shuoshu.text.tokenizer_folder import load_tokenizer
 from shuoshu.training.schedule import is_reading
 from shuoshu.training.state import Plan, RunState
 from tests.in_process import killed_at, records, train_model
@@ -141,10 +143,13 @@ def test_it_reads_first_then_learns_labels_at_lower_rates(reader):
 
 
 def test_the_texts_are_read_without_their_labels(data):
-    rows = ReadingDataset(data, "train", step_rows=4)
+    tokenizer = load_tokenizer(data)
+    answers = [tokenizer.encode_answer(label) for label in ("满意", "不满意")]
+    labelled = LabelDataset(data, "train", answers, label_marks(tokenizer, 2), step_rows=4)
+    rows = ReadingRows(labelled)
     ids, targets = rows.rows(8, 4, 64, seed=1)
-    for place, number in enumerate(rows.row_ids(8, 4, 64, 1).tolist()):
-        row, mask = rows.row(number)
+    for place, number in enumerate(labelled.row_ids(8, 4, 64, 1).tolist()):
+        row, mask = labelled.row(number)
         text = row[mask == 0]
         assert mask.sum() and ids[place, : len(text) - 1].tolist() == text[:-1].tolist()
         read = targets[place][targets[place] != IGNORE]
