@@ -32,7 +32,7 @@ def main(argv: Sequence[str]) -> int:
             "--chat reads its questions from the terminal: drop --start, --in and --continue_text"
         )
     out_dir = Path(settings.out_dir) if settings.out_dir else newest_model("sample.py --out_dir=")
-    from shuoshu.generation.sample_command import run
+    from shuoshu.answering.sample_command import run
 
     return run(settings, out_dir)
 

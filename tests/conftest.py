@@ -233,6 +233,19 @@ def smollm2_folder() -> Path:
         pytest.skip(str(missing))
 
 
+@pytest.fixture(scope="session")
+def chat_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model whose template writes a system message if a conversation has none."""
+    from tests.models.families import write_model  # transformers takes seconds to import
+    from tests.text.foreign_helpers import CHATML
+
+    folder = write_model(tmp_path_factory.mktemp("chat") / "model", "llama", head_dim=16)
+    path = folder / "tokenizer_config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps({**config, "chat_template": CHATML}), encoding="utf-8")
+    return folder
+
+
 # ---------------------------------------------------------------- questions about the book
 
 PHRASINGS = {

@@ -18,6 +18,7 @@ from shuoshu.core.schema import (
 )
 
 TRAINED = "trained"  # value of SampleSettings.system
+PRECISION = 0.9  # default of SampleSettings.precision
 
 
 @dataclass
@@ -110,6 +111,14 @@ class PrepareSftSettings(Settings):
         high=1000,
     )
     fold: int | None = count(None, "number of the part that is the test: 1 to --folds")
+    passages: int = setting(
+        0, "number of passages of the book to put before each question (0: none)", low=0, high=20
+    )
+    book: tuple[str, ...] = setting(
+        (),
+        "book for --passages: a text file, or a folder with text or prepared text; repeatable"
+        " (none: the text that the model in --tokenizer was trained on)",
+    )
     encoding: str | None = setting(
         None, "encoding of the files: utf-8, gb18030, big5, cp1252 … (none: detected for each)"
     )
@@ -119,6 +128,16 @@ class PrepareSftSettings(Settings):
     seed: int = random_seed("seed that assigns pairs to splits")
 
     def problems(self) -> list[str]:
+        return self._passage_problems() + self._split_problems()
+
+    def _passage_problems(self) -> list[str]:
+        if self.book and not self.passages:
+            return [f"book={self.book[0]} needs the number of passages: --passages=3"]
+        if self.passages and self.too_long == "cut_question":
+            return ["too_long=cut_question would cut the passages: use fewer --passages instead"]
+        return []
+
+    def _split_problems(self) -> list[str]:
         if self.folds is None and self.fold is None:
             is_full = self.val_fraction + self.test_fraction >= 1
             return ["val_fraction and test_fraction leave nothing to train on"] * is_full
@@ -177,6 +196,28 @@ class SampleSettings(Settings):
         1.0, "above 1, makes tokens less likely that the text already has", low=0.01, high=100.0
     )
     stop: tuple[str, ...] = setting((), "end a text before this string; repeatable")
+    answer_by: str | None = setting(
+        None,
+        "how a question is answered; write: the model writes; recall: the model and look-ups choose"
+        " among the taught answers; auto: recall if that is sure, write if that is surer, else"
+        " decline; read: the model reads passages of the book first (none: auto where it answers"
+        " validation questions better, else write)",
+        choices=("write", "recall", "auto", "read"),
+    )
+    precision: float = number(
+        PRECISION,
+        "share of right answers among those that auto gives; it declines the others (0: none)",
+        high=1.0,
+    )
+    sources: bool = setting(
+        False,
+        "show three passages of the book under each answer, on stderr; with --out in a column",
+    )
+    book: str | None = setting(
+        None,
+        "file or folder of the book whose passages are read or shown: .txt, .zip, .gz (none: the"
+        " text behind the model)",
+    )
     seed: int = random_seed("seed of the random numbers; the same seed gives the same text")
     infile: str | None = setting(
         None,
@@ -187,7 +228,8 @@ class SampleSettings(Settings):
     outfile: str | None = setting(
         None,
         "file to write, .csv or .jsonl: the rows of --in with their texts, or with labels and their"
-        " probabilities",
+        " probabilities; columns of an answer: answer (empty if declined), and where taught answers"
+        " are kept answered_by (recall, write, decline) and probability",
         alias="out",
     )
     batch_size: int = count(16, "number of texts to generate or label in parallel", high=1_000_000)

@@ -99,7 +99,7 @@ def add_baselines(
 
 
 def _texts(questions: Sequence[Question]) -> list[str]:
-    return [question.whole_text for question in questions]
+    return [question.raw_text for question in questions]
 
 
 def lookup_documents(

@@ -13,14 +13,13 @@ from typing import NamedTuple
 import numpy as np
 
 from shuoshu.core.errors import UserError
-from shuoshu.core.run_log import read_settings
 from shuoshu.evaluation.copy_search import CopySearch
 from shuoshu.text import dataset
+from shuoshu.text.behind import find_text_folder
 from shuoshu.text.tokenizer_folder import load_tokenizer
 
 MIN_COPIED = 20  # consecutive characters: an answer with such a span counts as copied
 MIN_MARKED = 8  # consecutive characters: the report marks such a span
-MAX_INIT_FROM = 8  # steps from a fine-tuned model back to the pretrained one
 DECODED_TOKENS = 1 << 15  # at once; more don't fit into a processor's cache and take longer
 JOINED_PIECES = 8
 
@@ -54,20 +53,10 @@ class TrainingText:
 
         None if the folder is missing or its text has changed since.
         """
-        # UserError: the folder now holds something else; OSError: its path is impossible.
+        # UserError, OSError: the text can't be read any more.
         with suppress(UserError, OSError):
-            for _ in range(MAX_INIT_FROM):
-                saved = read_settings(out_dir)
-                folder = Path(str(saved.get("data", {}).get("folder")))
-                if (folder / "meta.json").is_file():
-                    meta = dataset.read_meta(folder)
-                    if meta["task"] == "text":
-                        is_same = meta["splits"]["train"]["sha256"] == saved["data"].get("train")
-                        return cls(folder) if is_same else None
-                init_from = saved.get("settings", {}).get("init_from", "scratch")
-                if init_from == "scratch":
-                    return None
-                out_dir = Path(str(init_from))
+            if folder := find_text_folder(out_dir):
+                return cls(folder)
         return None
 
     def find_copies(self, answers: Sequence[str]) -> list[Copies]:

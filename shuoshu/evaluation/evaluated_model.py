@@ -29,6 +29,7 @@ class EvaluatedModel:
     def __init__(self, folder: Path, settings: EvalSettings, device: torch.device) -> None:
         self.folder, self.batch_size = folder, settings.batch_size
         loaded = load_model(folder, device, getattr(torch, settings.dtype), settings.base)
+        self.loaded = loaded
         self.model, self.tokenizer, self.step = loaded.model, loaded.tokenizer, loaded.step
         self.purpose = loaded.purpose
         longest = settings.block_size or max(MAX_WINDOW, trained_block_size(folder))

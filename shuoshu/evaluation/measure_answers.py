@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
+from shuoshu.answering.answerer import Answerer
 from shuoshu.core.command_settings import EvalSettings
 from shuoshu.evaluation import metrics
 from shuoshu.evaluation.baselines import Lookups, add_baselines
@@ -19,6 +21,7 @@ from shuoshu.evaluation.evaluated_model import (
 from shuoshu.evaluation.keywords import KeywordMeasures
 from shuoshu.evaluation.loss import score
 from shuoshu.evaluation.measure_set import MeasureSet
+from shuoshu.evaluation.measure_ways import add_untaught, add_ways, open_ways, ways_definition
 from shuoshu.generation.answers import Question, answer, limit_questions, read_questions
 from shuoshu.generation.sampling import Completion, TextGenerator
 from shuoshu.sft.dataset import QuestionDataset, answer_batches
@@ -69,6 +72,15 @@ class QuestionSet:
         return earlier + self.references
 
 
+class Tools(NamedTuple):
+    """What the answers of every split are measured with."""
+
+    lookups: Lookups
+    source: TrainingText | None  # None: the training text is missing
+    lists: KeywordMeasures | None  # None: the answers are no lists
+    answerer: Answerer | None  # None: the first model doesn't recall
+
+
 def measure_answers(
     settings: EvalSettings,
     models: Sequence[EvaluatedModel],
@@ -84,10 +96,12 @@ def measure_answers(
     lists = None
     if separator := meta.get("separator"):
         lists = KeywordMeasures.choose(separator, training, validation)
+    tools = Tools(lookups, source, lists, open_ways(models[0]))
     results = {}
     for split in splits:
         questions = QuestionSet.read(settings, folder, split, tokenizer, training)
-        results[split] = measure_split(settings, models, questions, lookups, source, lists)
+        results[split] = measure_split(settings, models, questions, tools)
+    add_untaught(results)
     return results
 
 
@@ -95,16 +109,17 @@ def measure_split(
     settings: EvalSettings,
     models: Sequence[EvaluatedModel],
     questions: QuestionSet,
-    lookups: Lookups,
-    source: TrainingText | None,
-    lists: KeywordMeasures | None,
+    tools: Tools,
 ) -> SplitResult:
     """Measures each model's greedy answers; adds the baselines to the first model's measures."""
+    lookups, source, lists, answerer = tools
     tokens = int(sum(questions.data.trained[row] for row in questions.rows))
     result = SplitResult({"questions": len(questions.asked), "tokens": tokens})
     result.definitions["lookups"] = lookups.definition
     if lists:
         result.definitions["lists"] = lists.definition
+    if answerer:
+        result.definitions["ways"] = ways_definition(answerer)
     for model in models:
         measures = MeasureSet(settings.seed)
         add_reference_perplexities(measures, model, questions)
@@ -127,6 +142,9 @@ def measure_split(
             add_baselines(measures, settings, lookups, questions.asked)
             if lists:
                 lists.add_baseline(measures, questions.asked)
+            if answerer:
+                ways = add_ways(measures, settings, answerer, questions.asked, completions)
+                scores = [row | way for row, way in zip(scores, ways, strict=True)]
             result.rows = answer_rows(questions, texts, scores)
             result.add_copies(copies)
         result.add(model.folder, measures, texts)

@@ -72,6 +72,39 @@ MEASURES = {  # in the order of the report
     "stop_rate": Measure(
         ("自行结束率", "Stop rate"), "%", 1, ("在长度上限前说完", "ended before the length limit")
     ),
+    "answered_rate": Measure(
+        ("作答率", "Answered"),
+        "%",
+        0,
+        ("其余的问题它说没有教过", "it says of the other questions that it wasn't taught them"),
+    ),
+    "right_rate": Measure(
+        ("作答时的正确率", "Right when it answers"),
+        "%",
+        1,
+        ("ROUGE-L 不低于 0.5 算对", "with a ROUGE-L of 0.5 or more"),
+    ),
+    "auto_above_lookups_rouge_l": Measure(
+        ("回想比最强的查表高出", "Recall above the strongest lookup"), ".3f", 1, PAIRED
+    ),
+    "untaught_auroc": Measure(
+        ("分辨未教过的", "Tells untaught questions"),
+        ".3f",
+        1,
+        (
+            "测试集答对的比未教过的更有把握的机会",
+            "chance that a right answer of test is surer than one to an untaught question",
+        ),
+    ),
+    "untaught_declined": Measure(
+        ("拒答率", "Declined"),
+        "%",
+        1,
+        (
+            "若测试集的问题答九成",
+            "at the threshold that answers 90% of the test questions",
+        ),
+    ),
     "perplexity": Measure(
         ("困惑度", "Perplexity"),
         ",.2f",
@@ -142,10 +175,12 @@ MEASURES = {  # in the order of the report
     ),
 }
 REFERENCE_PREFIX, TOGETHER_PREFIX = "reference_", "together_"  # of what is no rival
+AUTO_PREFIX = "auto_"  # no rival, either: the same model's answers
 BASELINES = {  # prefix of a measure's name: what was measured instead of the model
     "lookup_answers_": ("查表，问题与答案合并", "lookup, an answer and its questions joined"),
     "lookup_joined_": ("查表，同答案的问题合并", "lookup, an answer's questions joined"),
     "lookup_": ("查表，最近的问题", "lookup, nearest question"),
+    AUTO_PREFIX: ("回想或写", "recalled or written"),
     "majority_": ("总选最常见的一类", "always the most frequent class"),
     "linear_": ("最好的线性模型", "the best linear model"),
     TOGETHER_PREFIX: ("与线性模型合用", "together with the linear model"),

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from shuoshu.evaluation.html import finite_number
 from shuoshu.evaluation.measure_names import (
+    AUTO_PREFIX,
     BASELINES,
     MEASURES,
     REFERENCE_PREFIX,
@@ -152,7 +153,7 @@ def gap_to_baseline(measures: dict, name: str, form: str) -> Bilingual:
     baselines = [
         (baseline, prefix)
         for prefix in BASELINES
-        if prefix not in (REFERENCE_PREFIX, TOGETHER_PREFIX)
+        if prefix not in (REFERENCE_PREFIX, TOGETHER_PREFIX, AUTO_PREFIX)
         and (baseline := finite_number(measures.get(prefix + name, {}).get("value"))) is not None
     ]
     if not baselines or value is None:

@@ -17,6 +17,7 @@ NOTE_INDENT = 15  # columns before a note
 DEFINITIONS = {  # in eval.json, and their titles; a text's are not printed
     "rouge_l": "ROUGE-L",
     "lookups": "look-ups",
+    "ways": "auto",
     "lists": "lists",
     "linear": "linear model",
 }

@@ -18,6 +18,8 @@ class ExperimentSettings(PrepareSftSettings):
         "fold": "every fold is measured in turn",
         "test_fraction": "--folds=5 makes a fifth of the rows the test of each fold",
         "show": "prepare_sft.py shows rows",
+        "passages": "labels are not read from a book",
+        "book": "labels are not read from a book",
         "dataset": "the table is prepared for each fold",
         "out_dir": "--out is the folder of the experiment",
     }
@@ -25,6 +27,8 @@ class ExperimentSettings(PrepareSftSettings):
     fold: ClassVar[int] = 1
     test_fraction: ClassVar[float] = 0.1
     show: ClassVar[int] = 0
+    passages: ClassVar[int] = 0
+    book: ClassVar[tuple[str, ...]] = ()
 
     question: tuple[str, ...] = setting(
         (), 'template that makes the question: "{review}"; repeatable: the prompts are compared'

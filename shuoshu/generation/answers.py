@@ -24,12 +24,12 @@ class Question:
     ids: list[int]  # the rendered messages, up to where the answer begins
     length: int  # of the reference, in tokens
     rows: range  # its rows in the dataset; a long answer has several
-    uncut: str  # the last message before its middle was cut; else the last message
+    uncut: str  # the last message before its middle was cut and without passages before it
 
     @property
     def text(self) -> str:
-        """The last message, without the conversation before it."""
-        return self.messages[-1]["content"]
+        """The last question, without passages and the conversation before it."""
+        return self.uncut
 
     @property
     def whole_text(self) -> str:
@@ -38,7 +38,7 @@ class Question:
 
     @property
     def raw_text(self) -> str:
-        """The whole text before its middle was cut."""
+        """The whole text before its middle was cut, and without passages."""
         return "\n".join([*(message["content"] for message in self.messages[:-1]), self.uncut])
 
 

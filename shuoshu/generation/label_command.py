@@ -29,7 +29,7 @@ from shuoshu.sft.pairs import clean_field, preview
 
 # Settings that change what a model writes. A label doesn't depend on them.
 TEXT_SETTINGS = ("num_samples", "temperature", "top_k", "top_p", "min_p", "repetition_penalty")
-TEXT_SETTINGS += ("stop", "system")
+TEXT_SETTINGS += ("stop", "system", "answer_by", "precision", "sources", "book")
 DIGITS = 6  # of a probability in a file
 
 

@@ -67,6 +67,7 @@ class TextGenerator:
     def __init__(self, model: GPT, tokenizer: Tokenizer, base: TextGenerator | None = None) -> None:
         self.model, self.tokenizer, self.base = model, tokenizer, base
         self.block = model.config.block_size
+        self.longest_kept = int(self.block * MAX_KEPT_PROMPT)  # tokens of a prompt
         self.mask = Utf8Mask(tokenizer, model.config.vocab_size, model.lm_head.weight.device)
 
     @cached_property

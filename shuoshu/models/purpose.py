@@ -65,6 +65,7 @@ class Purpose(typing.NamedTuple):
     # it, the chat template of another model may write a message of its own.
     system: str = ""
     labelling: Labelling | None = None  # only of the task "labels"
+    passages: int = 0  # of a book before each question of the training; 0: none
 
 
 CONTINUES_TEXT, CHATS = Purpose(), Purpose("questions", turns=None)
@@ -75,6 +76,8 @@ def purpose_metadata(purpose: Purpose) -> dict[str, str]:
     metadata = {"task": purpose.task, "system": purpose.system}
     if purpose.turns is not None:
         metadata["turns"] = str(purpose.turns)
+    if purpose.passages:
+        metadata["passages"] = str(purpose.passages)
     if purpose.labelling:
         metadata["labelling"] = json.dumps(asdict(purpose.labelling), ensure_ascii=False)
     return metadata
@@ -85,6 +88,7 @@ def read_purpose(metadata: dict[str, str]) -> Purpose:
     # Weights of earlier versions have no task, and the first ones no turns.
     try:
         turns = int(metadata.get("turns", 0))
+        passages = int(metadata.get("passages", 0))
         task = metadata.get("task", "questions" if turns else "text")
         labelling = read_labelling(metadata["labelling"]) if task == "labels" else None
     except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
@@ -93,7 +97,8 @@ def read_purpose(metadata: dict[str, str]) -> Purpose:
             " copy the model's folder again"
         ) from None
     is_any = task == "questions" and "turns" not in metadata
-    return Purpose(task, None if is_any else turns, metadata.get("system", ""), labelling)
+    system = metadata.get("system", "")
+    return Purpose(task, None if is_any else turns, system, labelling, passages)
 
 
 def read_labelling(text: str) -> Labelling:

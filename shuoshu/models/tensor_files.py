@@ -133,9 +133,9 @@ def _own_metadata(header: dict) -> dict[str, str]:
         raise ValueError("its metadata is no JSON object")
     if "sha256" not in metadata and "step" not in metadata:
         return {}
-    for name in ("step", "turns"):
+    for name in ("step", "turns", "passages"):
         if not re.fullmatch("[0-9]{1,15}", metadata.get(name, "0")):
-            raise ValueError("its step or turns are not a number")
+            raise ValueError(f"its {name} are not a number")
     if metadata.get("task", "text") not in TASKS:
         raise ValueError("its task is none of text, questions and labels")
     if not isinstance(metadata.get("system", ""), str):

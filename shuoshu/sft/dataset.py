@@ -97,14 +97,15 @@ def _write_pairs(path: Path, rendered: Sequence[RenderedPair]) -> None:
 
 def readable_record(pair: Pair) -> dict:
     """The pair for a line of train.jsonl: question and answer, or messages if there are more."""
-    roles = [message["role"] for message in pair.messages]
-    if roles == ["user", "assistant"]:
-        content = {"question": pair.question, "answer": pair.answer}
+    messages = pair.prompted
+    if [message["role"] for message in messages] == ["user", "assistant"]:
+        content = {"question": messages[0]["content"], "answer": pair.answer}
     else:
-        content = {"messages": pair.messages}
+        content = {"messages": messages}
     record = {**pair.extra, **content, "split": pair.split, "source": pair.source}
-    if pair.uncut is not None:
-        record["uncut"] = pair.uncut
+    uncut = pair.messages[-2]["content"] if pair.reading else pair.uncut
+    if uncut is not None:
+        record["uncut"] = uncut
     else:
         record.pop("uncut", None)  # a column of the user's table that is called so
     return record
@@ -138,7 +139,8 @@ def _split_entry(
 
 
 def read_pairs(folder: Path, split: str) -> list[dict]:
-    """The readable pairs of a split; each has `messages`, and `uncut`: its last whole question.
+    """The readable pairs of a split; each has `messages`, and `uncut`: its last question, which is
+    whole and without passages.
 
     Raises UserError if the file is missing or isn't the one that meta.json describes.
     """

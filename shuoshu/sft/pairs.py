@@ -30,11 +30,20 @@ class Pair:
     group: str | None = None
     extra: dict = field(default_factory=dict)  # the record's other texts, numbers and booleans
     uncut: str | None = None  # the last question, if its middle was cut and the answer is a label
+    reading: str | None = None  # passages of a book with the question, if the model reads them
 
     @property
     def question(self) -> str:
         """The text that the model reads before it answers."""
         return "\n".join(message["content"] for message in self.messages[:-1])
+
+    @property
+    def prompted(self) -> list[dict[str, str]]:
+        """The messages as the model reads them: with the passages of a book, if there are any."""
+        if self.reading is None:
+            return self.messages
+        *before, question, answer = self.messages
+        return [*before, {**question, "content": self.reading}, answer]
 
     @property
     def answer(self) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from shuoshu.core.command_settings import PrepareSftSettings
@@ -45,22 +45,28 @@ RECORDED_SETTINGS = (
     "folds",
     "fold",
     "seed",
+    "passages",
+    "book",
 )
+# From the settings, a function that puts passages of a book before a question.
+OpenBook = Callable[[PrepareSftSettings], Callable[[str], str]]
 
 
-def prepare_sft(settings: PrepareSftSettings) -> None:
-    """Runs prepare_sft.py.
+def prepare_sft(settings: PrepareSftSettings, open_book: OpenBook) -> None:
+    """Runs prepare_sft.py. `open_book` is called for --passages only.
 
     Raises UserError, and writes nothing, if a file or a setting is unusable.
     """
     began = time.perf_counter()
-    result = prepare_questions(settings)
+    result = prepare_questions(settings, open_book)
     print(questions_summary(result, settings, time.perf_counter() - began))
     if settings.show:
         show_rows(result.folder, settings.show)
 
 
-def prepare_questions(settings: PrepareSftSettings) -> Preparation:
+def prepare_questions(
+    settings: PrepareSftSettings, open_book: OpenBook | None = None
+) -> Preparation:
     """Writes the data folder; returns what the summary needs."""
     inputs = settings.inputs or (str(BUNDLED),)
     files = find_question_files(inputs)
@@ -88,10 +94,13 @@ def prepare_questions(settings: PrepareSftSettings) -> Preparation:
         n_cut = cut_long_questions(pairs, tokenizer, width, ends, labels or ())
     if n_cut:  # cutting can make questions equal
         pairs = drop_repeats(pairs, rejected, within_splits=has_given_splits)
+    if settings.passages and open_book:
+        add_passages(pairs, labels, settings, open_book)
     rendered = render_pairs(pairs, tokenizer, width, too_long, rejected)
     _require_training([pair for pair, _ in rendered], rejected)
     content = {
         **task_fields(rendered, labels),
+        "passages": settings.passages,
         "block_size": chosen.block_size,
         "sources": [str(file) for file in files],
         "read": rejected.read,
@@ -125,6 +134,30 @@ def split_rule(settings: PrepareSftSettings, has_labels: bool, ends: tuple[str, 
     if has_labels:
         rule = rule._replace(has_labels=True, key=lambda text: core_of(without_ends(text, ends)))
     return rule
+
+
+def add_passages(
+    pairs: Sequence[Pair],
+    labels: Sequence[str] | None,
+    settings: PrepareSftSettings,
+    open_book: OpenBook,
+) -> None:
+    """Puts passages of a book before each question.
+
+    Raises UserError if there is no book, or if the pairs are not single questions with answers.
+    """
+    passages = f"passages={settings.passages}"
+    if labels:
+        raise UserError(f"{passages}: these answers are labels, which are not read from a book")
+    for pair in pairs:
+        if sum(message["role"] == "user" for message in pair.messages) > 1:
+            raise UserError(
+                f"{passages}: {pair.source} is a conversation, but passages are put before single"
+                " questions only"
+            )
+    write_message = open_book(settings)
+    for pair in pairs:
+        pair.reading = write_message(pair.messages[-2]["content"])
 
 
 def _require_training(pairs: Sequence[Pair], rejected: RejectedRecords) -> None:

@@ -37,7 +37,7 @@ def render_pairs(
     rendered: list[RenderedPair] = []
     long: list[tuple[int, Pair]] = []  # (tokens, pair)
     for pair in pairs:
-        rows = tokenizer.render_rows(pair.messages)
+        rows = tokenizer.render_rows(pair.prompted)
         length = max(len(ids) for ids, _ in rows)
         if length > width:
             long.append((length, pair))
@@ -54,13 +54,16 @@ def render_pairs(
 def _too_long_message(long: list[tuple[int, Pair]], count: int, width: int) -> str:
     length, pair = max(long, key=lambda item: item[0])
     question = shorten(" ".join(pair.question.split()), 90)
+    shorter = "  --too_long=cut_question  removes the middle of their questions"
+    if pair.reading:
+        shorter = "  fewer --passages         leaves more room for the answers"
     return (
         f"{len(long):,} of {count:,} pairs are longer than the model's {width - 1:,} tokens."
         f" The longest, {pair.source}, has {length:,}:\n"
         f"  {question}\n"
         f"choose --block_size={length - 1} (and train with it), which fits all, or\n"
         "  --too_long=drop          leaves these pairs out\n"
-        "  --too_long=cut_question  removes the middle of their questions\n"
+        f"{shorter}\n"
         "  --too_long=window        splits their answers over several rows"
     )
 

@@ -81,6 +81,10 @@ def questions_summary(result: Preparation, settings: PrepareSftSettings, seconds
             f"system       {result.n_systems:,} different messages: the model will answer without"
             " one unless it is given (sample.py --system)"
         )
+    if passages := result.meta["passages"]:
+        lines.append(
+            f"passages     up to {counted(passages, 'passage')} of the book before each question"
+        )
     if separator := result.meta["separator"]:
         lines.append(f"answers      are lists separated by {separator}")
     lines += leak_lines(result)
@@ -216,6 +220,8 @@ def next_command(result: Preparation, settings: PrepareSftSettings, model: Path 
         # Labels seldom have questions whose words tell the answers apart, and conversations aren't
         # paraphrased.
         arguments += ["--paraphrases=0", "--batch_size=16", "--max_epochs=14"]
+    if result.meta["passages"]:
+        arguments += ["--question_drop=0", "--question_replace=0"]
     if result.labels:
         arguments.append("--min_iters=none")  # 900 steps of few reviews gained nothing: docs/log
     return training_command(result.folder, "config/sft.py", arguments)
@@ -223,6 +229,8 @@ def next_command(result: Preparation, settings: PrepareSftSettings, model: Path 
 
 def _can_be_paraphrased(result: Preparation) -> bool:
     """Whether the questions can be paraphrased, as config/sft.py does."""
+    if result.meta["passages"]:
+        return False
     try:
         QuestionDataset(result.folder, "train").add_paraphrases(load_tokenizer(result.folder), 1)
     except UserError:

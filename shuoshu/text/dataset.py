@@ -237,6 +237,7 @@ def _check_question_fields(meta: dict) -> dict[str, bool]:
         "turns": is_count(meta["turns"]) and meta["turns"] > 0,
         "system": isinstance(meta.get("system", ""), str),
         "block_size": is_count(meta.get("block_size", 1)) and meta.get("block_size") != 0,
+        "passages": is_count(meta.get("passages", 0)),
         "separator": isinstance(separator, str) and bool(separator.strip()),
         "labels": isinstance(labels, list) and all(isinstance(label, str) for label in labels),
     }

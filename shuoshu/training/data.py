@@ -30,6 +30,12 @@ from shuoshu.text.windows import text_windows
 MAX_ASKED, MAX_JUDGED = 200, 2000
 MIN_TOKENS_FOR_ADVICE = 16  # a shorter text is too short for any block_size
 
+# Why questions can't be changed in training, after the data's folder.
+FOREIGN_ROWS = (
+    "has another model's tokenizer, with which questions can't be changed in training: use"
+    " config/lora.py, or"
+)
+READ_ROWS = "has passages before its questions, which can't be changed in training:"
 
 # What select_by can name, by task, and its name in log.jsonl; the first one is the default.
 SELECTING_MEASURES = {
@@ -55,6 +61,7 @@ class RunData:
         self.task: str = meta["task"]
         self.turns: int = meta.get("turns", 0)  # turns of a conversation (questions only)
         self.system: str = meta.get("system", "")  # of every training conversation
+        self.passages: int = meta.get("passages", 0)  # of a book before each question
         self.labels: list[str] = meta.get("labels") or []  # the closed set of answers
         self.labelling: Labelling | None = None  # how the model labels texts
         # Longest row, which a new model's context equals: it labels texts cut to this length.
@@ -120,7 +127,7 @@ class RunData:
                 " use config/labels.py"
             )
         if isinstance(self.tokenizer, ForeignTokenizer):
-            _refuse_augmentation(settings, self.folder)
+            _refuse_augmentation(settings, self.folder, FOREIGN_ROWS)
         answers = [self.tokenizer.encode_answer(label) for label in self.labels]
         marks = label_marks(self.tokenizer, len(self.labels))
         rows = LabelDataset(self.folder, "train", answers, marks, self.rows_per_step)
@@ -133,7 +140,9 @@ class RunData:
     def _training_questions(self, settings: TrainSettings) -> QuestionDataset:
         noise = None
         if isinstance(self.tokenizer, ForeignTokenizer):
-            _refuse_augmentation(settings, self.folder)
+            _refuse_augmentation(settings, self.folder, FOREIGN_ROWS)
+        if self.passages:
+            _refuse_augmentation(settings, self.folder, READ_ROWS)
         if settings.question_drop or settings.question_replace:
             noise = QuestionNoise(self.tokenizer, settings.question_drop, settings.question_replace)
         rows = QuestionDataset(self.folder, "train", self.rows_per_step, noise)
@@ -149,7 +158,7 @@ class RunData:
     @property
     def purpose(self) -> Purpose:
         """What a model is good for that was trained on this data."""
-        return Purpose(self.task, self.turns, self.system, self.labelling)
+        return Purpose(self.task, self.turns, self.system, self.labelling, self.passages)
 
     @property
     def unit(self) -> str:
@@ -205,18 +214,15 @@ class RunData:
             )
 
 
-def _refuse_augmentation(settings: TrainSettings, folder: object) -> None:
-    """UserError if questions are to be changed, which needs rows with Shuoshu's chat tokens."""
+def _refuse_augmentation(settings: TrainSettings, folder: object, reason: str) -> None:
+    """UserError with the reason if questions are to be changed."""
     names = [
         name
         for name in ("question_drop", "question_replace", "paraphrases")
         if getattr(settings, name)
     ]
     if names:
-        raise UserError(
-            f"{folder} has another model's tokenizer, with which questions can't be changed in"
-            f" training: use config/lora.py, or set {' '.join(f'--{name}=0' for name in names)}"
-        )
+        raise UserError(f"{folder} {reason} set {' '.join(f'--{name}=0' for name in names)}")
 
 
 def _refuse_question_settings(settings: TrainSettings, folder: object) -> None:

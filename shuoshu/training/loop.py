@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from shuoshu.answering.knowledge import is_current
 from shuoshu.core.device import setup_process
 from shuoshu.core.distributed import Processes, StopFlag
 from shuoshu.core.errors import UserError
 from shuoshu.core.files import Lock, error_reason
+from shuoshu.core.out_dirs import weights_path
 from shuoshu.core.settings import TrainSettings
-from shuoshu.core.terminal import ProgressBar, duration
+from shuoshu.core.terminal import ProgressBar, duration, print_line
+from shuoshu.evaluation.model_knowledge import describe_knowledge, fit_knowledge
+from shuoshu.generation.chat_model import ChatModel
+from shuoshu.models.weights import load_model
 from shuoshu.training.console import (
     log_progress,
     out_of_memory_message,
@@ -45,6 +51,8 @@ def train(settings: TrainSettings, draws: bool = True, take_step: TakeStep = tra
         with Lock(Path(settings.out_dir)) as lock:
             run = build_run(settings, processes, device, lock, draws)
             code = dry_run(run) if settings.dry_run else training_loop(run, take_step)
+            if not code and not settings.dry_run and processes.is_rank_zero:
+                prepare_answers(run)
         failed = False
         return code
     except torch.OutOfMemoryError as error:
@@ -151,6 +159,34 @@ def training_loop(run: Run, take_step: TakeStep) -> int:
         run.out_dir.finish_pictures()
         print_result(run, signal, is_out_of_patience)
     return 128 + signal if signal else 0
+
+
+def prepare_answers(run: Run) -> None:
+    """Fits how the kept model's answers are chosen, after a run on questions; prints what came.
+
+    The run is finished and saved: a failure here is a line, not an error.
+    """
+    out_dir = run.out_dir.path
+    if run.data.task != "questions" or not weights_path(out_dir) or is_current(out_dir):
+        return
+    try:
+        model = ChatModel(load_model(out_dir, run.trainer.device))
+        fit = fit_knowledge(out_dir, model, run.trainer.answer_rows)
+    except (UserError, OSError) as error:
+        print_not_prepared(error_reason(error), out_dir)
+    except (MemoryError, torch.OutOfMemoryError):
+        print_not_prepared("out of memory", out_dir)
+    except KeyboardInterrupt:
+        print_not_prepared("interrupted", out_dir)
+        raise
+    else:
+        if fit:
+            print_line(f"answers    {describe_knowledge(fit)}")
+
+
+def print_not_prepared(reason: str, out_dir: Path) -> None:
+    command = shlex.join(["python", "eval_metrics.py", str(out_dir)])
+    print_line(f"answers    not prepared: {reason}. The run is saved; once more:\n  {command}")
 
 
 def due_work(run: Run, clock: RunClock) -> tuple[bool, bool]:

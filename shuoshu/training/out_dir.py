@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 
+from shuoshu.answering.knowledge import ANSWERS, TAUGHT
 from shuoshu.core.errors import UserError
 from shuoshu.core.files import (
     Lock,
@@ -57,6 +58,8 @@ OWN_FILES = (
     "eval.json",
     "eval_answers.jsonl",
     "report.html",
+    ANSWERS,
+    TAUGHT,
     "model.safetensors",
     "config.json",
     "generation_config.json",

@@ -20,9 +20,10 @@ MAY_IMPORT = {  # each package, and the packages that it may import besides itse
     "sft": {"core", "text"},
     "models": {"core", "text"},
     "generation": {"core", "text", "sft", "models"},
-    "evaluation": {"core", "text", "sft", "models", "generation"},
-    "training": {"core", "text", "sft", "models", "generation", "evaluation"},
-    "web": {"core", "text", "sft", "models", "generation", "evaluation"},
+    "answering": {"core", "text", "sft", "models", "generation"},
+    "evaluation": {"core", "text", "sft", "models", "generation", "answering"},
+    "training": {"core", "text", "sft", "models", "generation", "answering", "evaluation"},
+    "web": {"core", "text", "sft", "models", "generation", "answering", "evaluation"},
 }
 MAY_IMPORT["experiments"] = {"core", "text", "sft", "evaluation"}
 MAY_IMPORT["bench"] = {*MAY_IMPORT, "bench"}

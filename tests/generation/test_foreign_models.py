@@ -12,13 +12,11 @@ import torch
 from transformers import AutoTokenizer
 
 import sample
-from shuoshu.generation import sample_command
+from shuoshu.answering import sample_command
 from shuoshu.generation.chat_model import ChatModel
 from shuoshu.models.purpose import Purpose
 from shuoshu.models.weights import load_model
 from tests.models.adapter_folders import write_adapter, write_peft_adapter
-from tests.models.families import write_model
-from tests.text.foreign_helpers import CHATML
 
 QUICK = ["--max_new_tokens=12", "--threads=1", "--device=cpu"]
 TURNS = [
@@ -27,16 +25,6 @@ TURNS = [
     ("Why?", "It's dark."),
 ]
 QUESTION = "And then?"
-
-
-@pytest.fixture(scope="session")
-def chat_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model whose template writes a system message if a conversation has none."""
-    folder = write_model(tmp_path_factory.mktemp("chat") / "model", "llama", head_dim=16)
-    path = folder / "tokenizer_config.json"
-    config = json.loads(path.read_text(encoding="utf-8"))
-    path.write_text(json.dumps({**config, "chat_template": CHATML}), encoding="utf-8")
-    return folder
 
 
 @pytest.fixture(scope="session")

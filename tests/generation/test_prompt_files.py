@@ -123,9 +123,10 @@ def test_unanswerable_rows_keep_their_place_with_an_empty_answer(
     rows = [{"question": text, "n": [n]} for n, text in enumerate(questions)]
     path = file_of(tmp_path / "in.json", json.dumps(rows))
     argv = [f"--out_dir={tuned}", f"--in={path}", "--max_new_tokens=4", "--threads=1"]
+    argv.append("--answer_by=write")
     assert sample.main([*argv, f"--out={tmp_path / 'o.csv'}"]) == 0
     header, *written = csv_rows(tmp_path / "o.csv")
-    assert header == ["question", "n", "answer"]
+    assert header == ["question", "n", "answer", "answered_by", "probability"]
     assert [row[:2] for row in written] == [[text, f"[{n}]"] for n, text in enumerate(questions)]
     assert [bool(row[2]) for row in written] == [True, False, False, True]
     output = capsys.readouterr()
@@ -137,7 +138,8 @@ def test_unanswerable_rows_keep_their_place_with_an_empty_answer(
 def test_no_column_of_the_file_is_replaced(tuned: Path, tmp_path: Path) -> None:
     path = file_of(tmp_path / "in.csv", "question,answer,model_answer\n谁？,甲,乙\n")
     argv = [f"--out_dir={tuned}", f"--in={path}", "--max_new_tokens=4", "--threads=1"]
+    argv.append("--answer_by=write")
     assert sample.main([*argv, f"--out={tmp_path / 'o.csv'}"]) == 0
     header, row = csv_rows(tmp_path / "o.csv")
-    assert header == ["question", "answer", "model_answer", "model_model_answer"]
+    assert header[:4] == ["question", "answer", "model_answer", "model_model_answer"]
     assert row[:3] == ["谁？", "甲", "乙"] and row[3]

@@ -182,7 +182,7 @@ def test_the_linear_model_reads_whole_texts_even_if_their_middle_is_cut(label) -
     questions = read_questions(folder, "train", load_tokenizer(folder))
     read = LabelledTexts(questions, ["0", "1"], TEMPLATES[0].removeprefix("--question=")).texts
     assert set(read) < {text for text, _ in rows}
-    assert sum("…" in question.text for question in questions) > 50
+    assert sum("…" in question.whole_text for question in questions) > 50
     assert read_split(folder, "train", template_ends("评论：{review}。是正面吗？")).texts == read
 
 

@@ -76,7 +76,8 @@ def test_out_of_memory_the_questions_are_answered_in_smaller_batches(
     assert train_model([*command, f"--out_dir={tmp_path / 'whole'}"]) == 0
     tried = small_memory(monkeypatch, 10)
     assert train_model([*command, f"--out_dir={tmp_path / 'halved'}"]) == 0
-    assert tried == [24, 24, 16, *[8, 8, 8] * 3]  # all 24; then batches of 16, of 8
+    # All 24; then batches of 16, of 8, in three evaluations and in the fit after the run.
+    assert tried == [24, 24, 16, *[8, 8, 8] * 4]
     message = "out of memory: from step 0 on, up to 8 questions are answered at once"
     assert message in capsys.readouterr().out
     whole, halved = (

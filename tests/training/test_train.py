@@ -42,7 +42,9 @@ def test_a_run_writes_all_its_files(pretrained):
     assert names == {*OWN_FILES, ".lock"} - {
         "eval.json",
         "eval_answers.jsonl",
-        "report.html",  # up to here by eval_metrics.py; the rest only for models of others
+        "report.html",  # up to here by eval_metrics.py
+        "answers.json",
+        "taught.jsonl",  # these two only after a run on questions; the rest for models of others
         "adapter_config.json",
         "adapter_model.safetensors",
         "chat_template.jinja",

@@ -152,7 +152,7 @@ def test_a_damaged_first_model_is_an_error_until_it_is_replaced(folder, pretrain
 def test_two_folders_are_two_models(tuned, pretrained):
     server = new_server(tuned, pretrained)
     models = [(server.model(name).step, *server.purpose(name)) for name in server.folders]
-    assert models == [(120, "questions", 1, "", None), (150, "text", 0, "", None)]
+    assert models == [(120, "questions", 1, "", None, 0), (150, "text", 0, "", None, 0)]
 
 
 def test_only_the_last_used_models_stay_in_memory(pretrained, tmp_path):

@@ -11,9 +11,10 @@ from types import SimpleNamespace
 import pytest
 
 import sample
+from shuoshu.answering import sample_command, terminal_chat
 from shuoshu.core.command_settings import SampleSettings
 from shuoshu.core.errors import UserError
-from shuoshu.generation import prompt_files, sample_command
+from shuoshu.generation import prompt_files
 from shuoshu.generation.sampling import TextGenerator
 from shuoshu.models import weights as models_weights
 from shuoshu.models.purpose import Purpose
@@ -286,16 +287,16 @@ def test_a_chat_answers_question_after_question_and_ends_with_an_empty_line(
     assert ask_tuned("--chat").count(first) == 1
 
 
-class Recorder(sample_command.TerminalChat):
+class Recorder(terminal_chat.TerminalChat):
     """A TerminalChat with a block of 64 that records the prompts and answers with their number."""
 
     def __init__(self, tokenizer, turns):
         self.tokenizer, self.block, self.prompts = tokenizer, 64, []
         self.purpose, self.is_answering, self.system = Purpose("questions", turns), True, None
-        self.settings = SimpleNamespace(seed=1)
+        self.settings, self.way = SimpleNamespace(seed=1), "write"
 
-    def print_text(self, ids, seed, stop):
-        self.prompts.append(self.tokenizer.decode(ids))
+    def reply(self, text, history, seed, stop):
+        self.prompts.append(self.tokenizer.decode(self.prompt(text, history).ids))
         return f"{len(self.prompts)}。"
 
 
@@ -326,7 +327,7 @@ def test_a_chat_drops_its_oldest_turns_when_half_the_block_is_full(tokenizer, mo
 def test_the_system_message_of_the_training_begins_each_conversation(tokenizer, monkeypatch):
     terminal = Recorder(tokenizer, 2)
     terminal.purpose = Purpose("questions", 2, "你是老船夫。")
-    ids = terminal.prompt_ids("渡口？")
+    ids = terminal.prompt("渡口？").ids
     messages = [("system", "你是老船夫。"), ("user", "渡口？"), ("assistant", None)]
     assert ids == tokenizer.render([{"role": r, "content": c} for r, c in messages])[0]
     assert terminal.question_ids("渡口？", system="你是柳青禾。") != ids
@@ -343,9 +344,9 @@ def test_the_system_message_of_the_training_begins_each_conversation(tokenizer, 
 def test_a_rows_own_system_message_counts_unless_one_is_given(tokenizer):
     terminal = Recorder(tokenizer, 1)
     own = terminal.question_ids("渡口？", system="你是老船夫。")
-    assert terminal.prompt_ids("渡口？", system="你是老船夫。") == own
+    assert terminal.prompt("渡口？", system="你是老船夫。").ids == own
     terminal.system = ""
-    assert terminal.prompt_ids("渡口？", system="你是老船夫。") != own
+    assert terminal.prompt("渡口？", system="你是老船夫。").ids != own
 
 
 @pytest.mark.parametrize(
@@ -354,7 +355,7 @@ def test_a_rows_own_system_message_counts_unless_one_is_given(tokenizer):
 def test_the_system_message_may_be_given(tuned, given, expected):
     settings = SampleSettings(system=given)
     loaded = models_weights.load_model(tuned)
-    assert sample_command.TerminalChat(settings, loaded).system == expected
+    assert terminal_chat.TerminalChat(settings, loaded, tuned).system == expected
 
 
 def test_a_model_that_continues_text_takes_no_system_message(pretrained, capsys):
@@ -399,7 +400,13 @@ def test_a_truncated_answer_is_reported(tuned, known, tmp_path, capsys):
     question = next(iter(known))
     assert (
         sample.main(
-            [f"--out_dir={tuned}", f"--start={question}", "--max_new_tokens=2", "--threads=1"]
+            [
+                f"--out_dir={tuned}",
+                f"--start={question}",
+                "--answer_by=write",
+                "--max_new_tokens=2",
+                "--threads=1",
+            ]
         )
         == 0
     )
@@ -412,6 +419,7 @@ def test_a_truncated_answer_is_reported(tuned, known, tmp_path, capsys):
                 f"--out_dir={tuned}",
                 f"--in={tmp_path / 'questions.txt'}",
                 f"--out={tmp_path / 'answers.csv'}",
+                "--answer_by=write",
                 "--max_new_tokens=2",
                 "--threads=1",
             ]

@@ -1,0 +1,1 @@
+"""Answers from the book: finds the passages that speak of a question."""
