@@ -40,7 +40,14 @@ QUICK = [
     "--dtype=float32",
     "--threads=1",
 ]
-NAMES = ("prompts.csv", "questions.csv", "reviews.csv", "unlabelled.csv")
+NAMES = (
+    "prompts.csv",
+    "questions.csv",
+    "reviews.csv",
+    "unlabelled.csv",
+    "aesop.txt",
+    "三国演义.txt",
+)
 SMALL = [
     "--n_layer=1",
     "--n_head=2",
@@ -141,6 +148,8 @@ def user_folder(tmp_path_factory, text):
     folder = tmp_path_factory.mktemp("reader")
     (folder / "my_novels").mkdir()
     (folder / "my_novels" / "book.txt").write_text(text, encoding="utf-8")
+    for name in ("aesop.txt", "三国演义.txt"):
+        (folder / name).write_text(text, encoding="utf-8")
     (folder / "prompts.csv").write_text("prompt\n阿迟\n信\n", encoding="utf-8")
     (folder / "questions.csv").write_text("question\n阿迟是谁？\n信在哪里？\n", encoding="utf-8")
     pairs = [
@@ -166,6 +175,7 @@ def test_every_command_runs(user_folder, monkeypatch, capsys):
         Path(name).symlink_to(user_folder / name)
     Path("data/reviews").mkdir(parents=True)
     shutil.copy(REPO_ROOT / "data/reviews/reviews.csv", "data/reviews")
+    Path("out-sft").symlink_to("out-mine-sft")  # the quickstart's model
     for line in dict.fromkeys(line for name in DOCUMENTS for line in commands(name)):
         if line.startswith("python -m venv"):
             subprocess.run(
@@ -183,7 +193,9 @@ def test_every_command_runs(user_folder, monkeypatch, capsys):
             pass  # tested below
         elif line.startswith("hf download"):  # a small model with random weights in its place
             folder = Path(line.rpartition("--local-dir=")[2])
-            write_model(folder, "llama", tie_word_embeddings=True)
+            write_model(
+                folder, "llama", tie_word_embeddings=True, max_position_embeddings=4096
+            )  # a passage has a token for each byte here
         elif line.endswith("--help"):
             with pytest.raises(SystemExit):
                 python_command(line)
