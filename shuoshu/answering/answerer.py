@@ -17,6 +17,7 @@ from shuoshu.answering.confidence import accepted, choose, write_signals
 from shuoshu.answering.knowledge import Knowledge, read_knowledge
 from shuoshu.answering.likelihood import mean_log_probability
 from shuoshu.answering.passages import Passage, PassageIndex
+from shuoshu.answering.quoting import best_sentence
 from shuoshu.answering.reading import has_chinese
 from shuoshu.answering.recall import find_candidates, with_likelihoods
 from shuoshu.generation.sampling import Completion, TextGenerator
@@ -73,6 +74,10 @@ class Answerer:
             return []
         return self.passages.search(question, "" if answer.way == "decline" else answer.text)
 
+    def quote(self, question: str, answer: Answer, passages: Sequence[Passage]) -> str:
+        """The sentence of the book nearest to a declined question; "" for any other."""
+        return best_sentence(question, passages) if answer.way == "decline" else ""
+
     @property
     def default_way(self) -> str:
         return self.knowledge.fit.default if self.knowledge else "write"
@@ -88,7 +93,7 @@ class Answerer:
         """An answer to each question, whose ids are in `prompts`; None for one that was stopped.
 
         precision: the share of right answers among those given; auto declines the others. Without
-        knowledge the only way is write, and nothing is known of its probability.
+        knowledge every answer is written, and nothing is known of its probability.
         """
         if not self.knowledge:
             completions = write(range(len(questions)))

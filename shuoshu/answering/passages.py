@@ -24,6 +24,7 @@ import numpy as np
 from shuoshu.answering.sections import BookSection, book_sections, folder_sections
 from shuoshu.core.errors import UserError
 from shuoshu.text.behind import find_text_folder
+from shuoshu.text.dataset import read_meta
 
 # A term's unit: a word, a number, or a single character where words aren't separated by spaces.
 TERM_UNIT = re.compile(r"[^\W\d_\u2e80-\U0003ffff]+|\d+|[^\W_]")
@@ -37,6 +38,7 @@ PASSAGE_WIDTH = 250
 MARGINS = (0, 250, 600)  # on both sides, within the chapter
 K1 = 1.2  # BM25's saturation; its b is 0, because passages are equally long
 PAIR_WEIGHT = 0.7  # of two units in a row; both count by themselves, too
+MAX_CHARACTERS = 5_000_000  # of the text behind a model: two indexes take 230 bytes for each
 MAX_TERMS = 200  # of a question and its answer: the rarest ones
 
 
@@ -67,10 +69,11 @@ class PassageIndex:
     def find(cls, out_dir: Path) -> PassageIndex | None:
         """The index of the text behind a model, with its validation part.
 
-        None if the text is missing or has changed since.
+        None if the text is missing, has changed since, or is longer than MAX_CHARACTERS.
         """
         with suppress(UserError, OSError):  # the text can't be read any more
-            if folder := find_text_folder(out_dir):
+            folder = find_text_folder(out_dir)
+            if folder and _characters(folder) <= MAX_CHARACTERS:
                 return cls(folder_sections(folder))
         return None
 
@@ -208,6 +211,11 @@ class PassageIndex:
             lo = np.searchsorted(right, np.arange(n), side="right")
             hi = np.searchsorted(left, np.arange(n), side="right")
             self.ranges.append((lo.astype(np.int32), hi.astype(np.int32)))
+
+
+def _characters(folder: Path) -> int:
+    """How many characters of books a data folder holds."""
+    return sum(book.get("characters", 0) for book in read_meta(folder)["books"])
 
 
 def _step_function(lo: np.ndarray, hi: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -154,7 +154,10 @@ class TerminalChat(ChatModel):
             nearest = " / ".join(preview(question) for question in answer.nearest)
             notes.append(f"taught questions near it: {nearest}")
         if self.shows_sources or answer.way == "decline":
-            notes += numbered_passages(self.sources(prompt, answer))
+            passages = self.sources(prompt, answer)
+            if quote := self.answerer.quote(prompt.text, answer, passages):
+                notes.append(f"the book's nearest sentence: {quote}")
+            notes += numbered_passages(passages)
         return notes
 
     def reading_note(self, prompt: Prompt) -> str:

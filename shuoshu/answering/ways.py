@@ -6,10 +6,11 @@ from pathlib import Path
 
 from shuoshu.answering.answerer import Answerer
 from shuoshu.answering.knowledge import ANSWERS
-from shuoshu.answering.passages import PassageIndex
+from shuoshu.answering.passages import MAX_CHARACTERS, PassageIndex
 from shuoshu.core.command_settings import TRAINED, SampleSettings
 from shuoshu.core.errors import UserError
 from shuoshu.generation.chat_model import ChatModel
+from shuoshu.models.purpose import Purpose
 
 QUESTION_SETTINGS = ("answer_by", "precision", "sources", "book")
 # Settings of written texts. With them an answer is not one of those whose rightness was measured.
@@ -19,6 +20,19 @@ WRITING_SETTINGS = ("num_samples", "temperature", "repetition_penalty", "stop")
 def given_system(settings: SampleSettings) -> str | None:
     """The system message of the settings; None: the one of the training, "": none."""
     return {TRAINED: None, "none": ""}.get(settings.system, settings.system)
+
+
+def changed_settings(settings: SampleSettings, system: str | None, purpose: Purpose) -> list[str]:
+    """The settings by which an answer is not of the kind that was measured.
+
+    system: the system message; None: the one of the training.
+    """
+    changed = [
+        name
+        for name in WRITING_SETTINGS
+        if getattr(settings, name) not in (getattr(SampleSettings, name), 0)
+    ]
+    return changed if system in (None, purpose.system) else [*changed, "system"]
 
 
 def question_flags(settings: SampleSettings) -> str:
@@ -59,7 +73,10 @@ def open_answerer(
         raise UserError(f"{_asking_flag(settings)} needs {_missing_knowledge(model, out_dir)}")
     if not answerer.passages and (way == "read" or settings.sources):
         flag = "--answer_by=read" if way == "read" else "--sources"
-        raise UserError(f"{flag}: the text behind {out_dir} is not there: name one by --book=FILE")
+        raise UserError(
+            f"{flag}: the text behind {out_dir} is not there, or is longer than"
+            f" {MAX_CHARACTERS:,} characters: name one by --book=FILE"
+        )
     return way or answerer.default_way, answerer
 
 
@@ -83,12 +100,8 @@ def _may_recall(model: ChatModel, settings: SampleSettings, out_dir: Path, way: 
     UserError if they aren't and the way needs it.
     """
     changed = [
-        f"--{name}"
-        for name in WRITING_SETTINGS
-        if getattr(settings, name) not in (getattr(SampleSettings, name), 0)
+        f"--{name}" for name in changed_settings(settings, given_system(settings), model.purpose)
     ]
-    if given_system(settings) not in (None, model.purpose.system):
-        changed.append("--system")
     if changed and way in ("recall", "auto"):
         raise UserError(
             f"{_asking_flag(settings)} chooses among taught answers, which doesn't go with"

@@ -7,8 +7,9 @@ from collections.abc import Iterator, Sequence
 import gradio as gr
 import numpy as np
 
+from shuoshu.answering.answerer import Answer
 from shuoshu.web.components import errors_to_gradio, setting_values
-from shuoshu.web.service import GenerationRequest, PageService
+from shuoshu.web.service import GeneratedText, GenerationRequest, PageService
 from shuoshu.web.validation import parse_history
 
 
@@ -20,6 +21,7 @@ class Api:
         """Adds the endpoints to the page that is being built."""
         for function, name in (
             (self.ask, "ask"),
+            (self.answer, "answer"),
             (self.continue_text, "continue"),
             (self.inside, "inside"),
             (self.judge, "judge"),
@@ -45,7 +47,7 @@ class Api:
         seed: int | None = None,
         system: str | None = None,
     ) -> Iterator[str]:
-        """Streams the answer to a question: each item is the whole answer so far.
+        """Streams the answer that the model writes: each item is the whole answer so far.
 
         history: [[question, answer], …]. system: the system message, "" for none. A setting that
         is None has its default; that of `system` is the message of the model's training.
@@ -53,9 +55,29 @@ class Api:
         settings = setting_values(
             (temperature, top_p, top_k, max_new_tokens, repetition_penalty, seed)
         )
+        settings["answer_by"] = "write"
         yield from self._stream(
             self.service.question(model, question, settings, parse_history(history), system)
         )
+
+    def answer(
+        self,
+        question: str,
+        model: str | None = None,
+        answer_by: str | None = None,
+        precision: float | None = None,
+        max_new_tokens: int | None = None,
+    ) -> dict:
+        """The answer to a single question, how probably it is right, and passages of the book.
+
+        answer_by: "auto", "write", "recall", "read", or None for the model's own way. precision:
+        of auto. The answer is None if it was declined.
+        """
+        settings = {"temperature": 0, "max_new_tokens": max_new_tokens}
+        settings |= {"answer_by": answer_by, "precision": precision}
+        *_, last = self.service.generate(self.service.question(model, question, settings))
+        [text] = last.texts
+        return answer_record(text)
 
     def continue_text(
         self,
@@ -108,6 +130,19 @@ class Api:
             }
             for name, purpose in self.service.purposes.items()
         ]
+
+
+def answer_record(text: GeneratedText) -> dict:
+    """An answer; `answer` is None if it was declined, `quote` a sentence of the book then."""
+    answer = text.answer or Answer(text.text, "write")  # cut at the time limit
+    return {
+        "answer": None if answer.way == "decline" else text.text,
+        "answered_by": answer.way,
+        "probability": answer.probability,
+        "nearest": answer.nearest,
+        "quote": text.quote or None,
+        "sources": [{"source": p.source, "text": p.text} for p in text.sources],
+    }
 
 
 def judgement_record(labels: Sequence[str], scores: np.ndarray) -> dict:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import gradio as gr
 
+from shuoshu.core.command_settings import PRECISION
 from shuoshu.core.errors import UserError
 from shuoshu.core.run_log import read_settings
 from shuoshu.evaluation.html import escape_html
 from shuoshu.sft.dataset import read_pairs
+from shuoshu.web.answer_view import chat_messages
 from shuoshu.web.components import (
     AT_ONCE,
     FILE_QUEUE,
@@ -31,13 +33,20 @@ from shuoshu.web.service import (
     GeneratedText,
     GenerationRequest,
     PageService,
-    chat_messages,
     messages,
 )
 
 EXAMPLES = 4
 MAX_EXAMPLE_CHARS = 60
 RETRY_TEMPERATURE = 0.8  # instead of 0, at which the answer would be the same
+# Both languages: Gradio translates no choices.
+WAY_NAMES = {
+    "": "默认 Default",
+    "auto": "自动 Auto",
+    "write": "写 Write",
+    "recall": "选 Recall",
+    "read": "读 Read",
+}
 
 
 class AskTab:
@@ -74,15 +83,7 @@ class AskTab:
                 buttons("stop", "retry", "undo", "clear", "inspect")
             )
         self.inspection = gr.HTML(elem_id="ask-inside")
-        with gr.Accordion(I18N("settings"), open=False):
-            self.system = gr.Textbox(
-                service.purposes[service.question_models[0]].system,
-                label=I18N("system"),
-                info=I18N("system_help"),
-                max_lines=4,
-                elem_id="system",
-            )
-            self.settings = settings_fields(service, temperature=0.0)
+        self._add_settings()
         connect_stop(stop, service)
         self._connect_answers()
         self._connect_inspection()
@@ -90,8 +91,42 @@ class AskTab:
             errors_to_gradio(self.change_model), self.model, [self.chat, self.system], **FILE_QUEUE
         )
 
+    def _add_settings(self) -> None:
+        with gr.Accordion(I18N("settings"), open=False):
+            self.system = gr.Textbox(
+                self.service.purposes[self.service.question_models[0]].system,
+                label=I18N("system"),
+                info=I18N("system_help"),
+                max_lines=4,
+                elem_id="system",
+            )
+            self.answer_by = gr.Dropdown(
+                [(WAY_NAMES[way], way) for way in WAY_NAMES],
+                value="",
+                label=I18N("answer_by"),
+                info=I18N("answer_by_help"),
+                filterable=False,
+                elem_id="answer-by",
+            )
+            self.precision = gr.Slider(
+                0,
+                0.99,
+                PRECISION,
+                step=0.01,
+                label=I18N("precision"),
+                info=I18N("precision_help"),
+            )
+            self.settings = settings_fields(self.service, temperature=0.0)
+
     def _connect_answers(self) -> None:
-        inputs = [self.turns, self.model, self.system, *self.settings]
+        inputs = [
+            self.turns,
+            self.model,
+            self.system,
+            self.answer_by,
+            self.precision,
+            *self.settings,
+        ]
         outputs = [self.question, self.chat, self.turns, self.status, self.inspection]
         for event, handler, handler_inputs in (
             (self.question.submit, self.ask, [self.question, *inputs]),
@@ -139,7 +174,7 @@ class AskTab:
         Changes nothing if the reader stopped the request while it waited.
         """
         asked = self.service.question(
-            model, question, setting_values(settings), messages(turns), system
+            model, question, answer_values(settings), messages(turns), system
         )
         reader = self.service.reader(request)
         if reader.is_cancelled:
@@ -166,7 +201,7 @@ class AskTab:
     ) -> Iterator[Update]:
         """Answers an example. The box keeps what the reader typed."""
         asked = self.service.question(
-            model, example, setting_values(settings), messages(turns), system
+            model, example, answer_values(settings), messages(turns), system
         )
         yield from self._answer(asked, turns, self.service.reader(request))
 
@@ -182,7 +217,7 @@ class AskTab:
         if not turns:
             raise UserError(error_text("empty_question"))
         *before, last = turns
-        values = setting_values(settings)
+        values = answer_values(settings)
         asked = self.service.question(
             model, last.prompt, retry_values(values), messages(before), system
         )
@@ -274,10 +309,17 @@ class AskTab:
         }
 
 
+def answer_values(values: Sequence[object]) -> dict[str, object]:
+    """The values of the tab's settings by name."""
+    answer_by, precision, *others = values
+    return {**setting_values(others), "answer_by": answer_by, "precision": precision}
+
+
 def retry_values(values: dict[str, object]) -> dict[str, object]:
-    """The settings for another answer: a new seed, and a temperature above 0."""
+    """The settings for another answer: written, with a new seed and a temperature above 0."""
     temperature = values["temperature"] or RETRY_TEMPERATURE
-    return {**values, "temperature": temperature, "seed": None}
+    way = "read" if values["answer_by"] == "read" else "write"
+    return {**values, "temperature": temperature, "seed": None, "answer_by": way}
 
 
 def example_questions(service: PageService, model: str) -> list[dict[str, str]]:

@@ -111,7 +111,7 @@ class CompareTab:
     def _request(self, model: object, text: str, values: dict[str, object]) -> GenerationRequest:
         name = self.service.find_model(model, "write")
         if self.service.purposes[name].task == "questions" and text.strip():
-            return self.service.question(name, text, values)
+            return self.service.question(name, text, {**values, "answer_by": "write"})
         return self.service.continuation(name, text, values)
 
     def _show(self, generated: list[GeneratedText | None], status: str = "") -> Update:

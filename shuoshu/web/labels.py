@@ -60,6 +60,18 @@ LABELS: dict[str, Text] = {
         "comes before each question; at first the one of the model's training;"
         " empty: none, but the model's chat template may still write its default",
     ),
+    "answer_by": ("怎样回答", "How to answer"),
+    "answer_by_help": (
+        "自动：有把握就从教过的回答里选，不然自己写，再没把握就不答；读：先读书里的段落再写；"
+        "默认：验证问题上更好的那一种",
+        "Auto: chooses a taught answer if that is sure, else writes, else declines; Read: writes"
+        " after reading passages of the book; Default: what was better on validation questions",
+    ),
+    "precision": ("准确率", "Precision"),
+    "precision_help": (
+        "自动：给出的回答里至少有这么多是对的，其余不答；0：都答",
+        "Auto: the share of right answers among those it gives; it declines the others; 0: none",
+    ),
     "temperature": ("温度", "Temperature"),
     "temperature_help": (
         "0：总是取最可能的词元；越高越出人意料",
@@ -110,6 +122,15 @@ TEXTS: dict[str, Text] = {
         "这个模型学的是一问一答：每个问题单独作答，不看前面的。",
         "This model learned single questions: it does not see the earlier ones.",
     ),
+    "recalled": ("可能对 · 从教过的回答里选的", "likely right · chosen among the taught answers"),
+    "written": ("可能对 · 模型写的", "likely right · written by the model"),
+    "declined": (
+        "是最接近的回答正确的可能性：太低，所以不答",
+        "is how likely the nearest answer is right: too little",
+    ),
+    "nearest_questions": ("教过的相近问题：", "Taught questions near it:"),
+    "nearest_sentence": ("书里最接近的一句：", "The book's nearest sentence:"),
+    "passages": ("书里说到它的地方（{0} 段）", "Where the book speaks of it ({0} passages)"),
     "raised_temperature": (
         "温度为 0 时，重答会一字不差，所以这次用了 0.8。",
         "At temperature 0 the answer would be the same, so 0.8 was used.",
@@ -220,6 +241,26 @@ ERRORS: dict[str, Text] = {
     "writes_nothing": (
         "这个模型只判断文字是哪一类，不会写文字。会写的模型：{0}",
         "This model labels texts and writes none. Models that write: {0}",
+    ),
+    "unknown_way": (
+        "没有这种回答方式；可用的有：{0}",
+        "Unknown answer_by. Available: {0}",
+    ),
+    "recall_with_settings": (
+        "从教过的回答里选时，不能改这些设置：{0}。",
+        "Choosing among taught answers doesn't go with these settings: {0}.",
+    ),
+    "nothing_taught": (
+        "这个模型旁边没有教过的回答；eval_metrics.py 可以重新准备。",
+        "No taught answers are beside this model; eval_metrics.py makes them.",
+    ),
+    "no_book": (
+        "这里没有它的训练文本，没有段落可读。",
+        "The training text is not here, so there are no passages to read.",
+    ),
+    "declined_text": (
+        "这个问题模型没有回答，没有可看的。",
+        "The model declined this question: there is nothing to look into.",
     ),
     "not_texts": ("texts 应为文字的列表。", "texts must be a list of texts."),
     "too_many_texts": (

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import torch
 
+from shuoshu.answering.answerer import Answerer
+from shuoshu.answering.knowledge import ANSWERS
 from shuoshu.core.command_settings import AppSettings
 from shuoshu.core.errors import UserError
 from shuoshu.core.out_dirs import adapter_base, holds_adapter
@@ -28,6 +30,8 @@ class CachedModel:
     generator: ChatModel
     base: CachedModel | None = None  # of an adapter: the model whose weights it shares
     judge: Judge | None = None  # made at first use
+    answerer: Answerer | None = None  # likewise
+    answers_stamp: Stamp = ()  # of the file of its answers
 
 
 class ModelCache:
@@ -51,6 +55,18 @@ class ModelCache:
             known.judge = Judge(known.loaded, known.generator)
             known.judge.block = known.generator.block
         return known.judge
+
+    def load_answerer(self, folder: Path) -> Answerer:
+        """The same of a model that answers questions, with the answers that it was taught.
+
+        UserError if what is kept beside the model is damaged.
+        """
+        known = self._newest(folder)
+        stamp = stamp_of(folder, ANSWERS)
+        if known.answerer is None or known.answers_stamp != stamp:
+            known.answerer = Answerer.open(folder, known.generator)
+            known.answers_stamp = stamp
+        return known.answerer
 
     def _newest(self, folder: Path) -> CachedModel:
         """Training replaces the files of a model one by one. Until they fit together, the model
@@ -107,7 +123,7 @@ class ModelCache:
             self._cached = {path: each for path, each in cached if each.base is not dropped}
 
 
-def stamp_of(folder: Path) -> Stamp:
-    """Another one means that the folder's weights were replaced. OSError if they just were."""
-    stats = [(path.name, path.stat()) for path in sorted(folder.glob(WEIGHTS_GLOB))]
+def stamp_of(folder: Path, pattern: str = WEIGHTS_GLOB) -> Stamp:
+    """Another one means that the files were replaced. OSError if they just were."""
+    stats = [(path.name, path.stat()) for path in sorted(folder.glob(pattern))]
     return tuple((name, stat.st_mtime_ns, stat.st_size, stat.st_ino) for name, stat in stats)

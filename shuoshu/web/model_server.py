@@ -15,6 +15,8 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
+from shuoshu.answering.answerer import Answer, Answerer
+from shuoshu.answering.passages import Passage
 from shuoshu.core.command_settings import AppSettings
 from shuoshu.core.device import pick_device
 from shuoshu.core.errors import UserError
@@ -38,6 +40,7 @@ T = TypeVar("T")
 Prepare = Callable[[ChatModel], tuple[list[int], SamplingParams]]
 # Gets the model, a function that says when to stop, and one that publishes a state.
 JudgeWork = Callable[[Judge, Callable[[], bool], Callable[[object], None]], None]
+AnswerWork = Callable[[Answerer, Callable[[], bool], Callable[[object], None]], None]
 
 
 class ModelVersion(NamedTuple):
@@ -56,6 +59,9 @@ class GenerationState:
     texts: list[str]
     ids: list[list[int]] = field(default_factory=list)  # only when finished
     reason: str = ""  # why they ended: "length", "time", "stop" or "end"; empty while they grow
+    answer: Answer | None = None  # of a question, only when finished
+    sources: Sequence[Passage] = ()  # passages of the book that speak of it
+    quote: str = ""  # the nearest sentence of the book, if the question was declined
 
 
 @dataclass
@@ -210,6 +216,17 @@ class ModelServer:
         def run(job: Job) -> None:
             judge = self._cache.load_judge(self.folders[name])
             work(judge, self._stop_check(job), job.publish)
+
+        return self._states(run, reader)
+
+    def answer(
+        self, name: str, work: AnswerWork, reader: ReaderState | None = None
+    ) -> Iterator[GenerationState]:
+        """The same with a model that answers questions, and what is kept beside it."""
+
+        def run(job: Job) -> None:
+            answerer = self._cache.load_answerer(self.folders[name])
+            work(answerer, self._stop_check(job), job.publish)
 
         return self._states(run, reader)
 

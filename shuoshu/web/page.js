@@ -32,6 +32,13 @@
     location.reload();
   }
 
+  // ---------------------------------------------------------------- answers
+
+  // A click that opens the passages under an answer must not also look inside it.
+  addEventListener("click", (event) => {
+    if (event.target.closest?.("#conversation details")) event.stopPropagation();
+  }, true);
+
   // ---------------------------------------------------------------- look inside
 
   function percent(p) { // two digits, three below 10%

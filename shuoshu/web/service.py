@@ -6,19 +6,21 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from html import escape
 
 import gradio as gr
 
+from shuoshu.answering.answerer import Answer
+from shuoshu.answering.passages import Passage
 from shuoshu.core.command_settings import SampleSettings
 from shuoshu.core.errors import UserError
 from shuoshu.evaluation.html import escape_html
 from shuoshu.generation.chat_model import ChatModel
 from shuoshu.generation.sampling import SamplingParams
 from shuoshu.web import token_view
+from shuoshu.web.answering import PageQuestion, answer_question
 from shuoshu.web.judging import JudgedTexts, Judgement, judge_text, judge_texts
 from shuoshu.web.labels import error_text, text_html
-from shuoshu.web.model_server import ModelServer, ModelVersion, ReaderState
+from shuoshu.web.model_server import GenerationState, ModelServer, ModelVersion, ReaderState
 from shuoshu.web.validation import (
     MAX_INSPECTED_CHARS,
     parse_sampling_settings,
@@ -42,6 +44,9 @@ class GeneratedText:
     text: str = ""
     ids: list[int] = field(default_factory=list)  # only if it was not stopped
     version: ModelVersion | None = None  # None: no model wrote it
+    answer: Answer | None = None  # how it was found, if it answers a question
+    sources: Sequence[Passage] = ()  # of the book, that speak of it
+    quote: str = ""  # of the book, if the question was declined
 
 
 @dataclass
@@ -102,7 +107,10 @@ class PageService:
         history: Sequence[Message] = (),
         system: object = None,
     ) -> GenerationRequest:
-        """A request for an answer. Raises UserError if a value is wrong."""
+        """A request for an answer. settings: also answer_by and precision.
+
+        Raises UserError if a value is wrong.
+        """
         model, text = self.find_model(model, "answer"), parse_text(text)
         system = None if system is None else parse_text(system)
         if not text.strip():
@@ -127,22 +135,36 @@ class PageService:
         Raises UserError if a question is longer than the model's block.
         """
 
-        def prepare(model: ChatModel) -> tuple[list[int], SamplingParams]:
-            sampling = model.sampling_params(request.settings, request.is_question)
-            if not request.is_question:
-                return model.tokenizer.encode_prompt(request.text), sampling
-            try:
-                return model.question_ids(request.text, request.history, request.system), sampling
-            except UserError:
-                raise UserError(error_text("too_many_tokens", model.block)) from None
-
-        seeds = [request.settings.seed + n for n in range(request.copies)]
-        for state in self.models.generate(request.model, prepare, seeds, reader):
+        for state in self._states(request, reader):
             texts = [
-                GeneratedText(request.model, request.text, state.prompt, text, ids, state.version)
+                GeneratedText(
+                    request.model,
+                    request.text,
+                    state.prompt,
+                    text,
+                    ids,
+                    state.version,
+                    state.answer,
+                    state.sources,
+                    state.quote,
+                )
                 for text, ids in zip(state.texts, state.ids or [[]] * request.copies, strict=True)
             ]
             yield GenerationProgress(texts, state.reason)
+
+    def _states(
+        self, request: GenerationRequest, reader: ReaderState | None
+    ) -> Iterator[GenerationState]:
+        if request.is_question:
+            asked = PageQuestion(request.text, request.settings, request.history, request.system)
+            return self.models.answer(request.model, partial(answer_question, asked), reader)
+
+        def prepare(model: ChatModel) -> tuple[list[int], SamplingParams]:
+            sampling = model.sampling_params(request.settings, False)
+            return model.tokenizer.encode_prompt(request.text), sampling
+
+        seeds = [request.settings.seed + n for n in range(request.copies)]
+        return self.models.generate(request.model, prepare, seeds, reader)
 
     # ------------------------------------------------------------ look inside
 
@@ -153,6 +175,8 @@ class PageService:
         """
         if generated is None or not generated.text:
             raise UserError(error_text("no_text"))
+        if generated.answer and generated.answer.way == "decline":
+            raise UserError(error_text("declined_text"))
 
         def pieces(model: ChatModel) -> tuple[list[token_view.TokenPiece], bool]:
             tokenizer, version = model.tokenizer, generated.version
@@ -232,12 +256,4 @@ def messages(turns: Sequence[GeneratedText]) -> list[Message]:
         {"role": role, "content": text}
         for turn in turns
         for role, text in (("user", turn.prompt), ("assistant", turn.text))
-    ]
-
-
-def chat_messages(turns: Sequence[GeneratedText]) -> list[Message]:
-    """The conversation for Gradio's Chatbot, which takes messages as HTML."""
-    return [
-        {**message, "content": escape(message["content"], quote=False)}
-        for message in messages(turns)
     ]

@@ -20,6 +20,7 @@ MAX_JUDGED_CHARS = 200_000  # of these texts together
 MAX_JS_INTEGER = 2**53  # larger integers lose digits in JavaScript
 MAX_SEED_DIGITS = 19
 DEFAULT_NEW_TOKENS = 200
+ANSWER_WAYS = ("auto", "write", "recall", "read")
 
 # The order in which the page passes its settings.
 SETTING_NAMES = ("temperature", "top_p", "top_k", "max_new_tokens", "repetition_penalty", "seed")
@@ -65,6 +66,12 @@ def parse_sampling_settings(values: dict[str, object], max_new_tokens: int) -> S
             parsed[name] = _number(name, values[name], limits.low, limits.high, is_integer)
     if parsed.get("top_k") == 0:
         parsed["top_k"] = None
+    if values.get("precision") is not None:
+        parsed["precision"] = _number("precision", values["precision"], 0, 1, is_integer=False)
+    if way := values.get("answer_by"):
+        if way not in ANSWER_WAYS:
+            raise UserError(error_text("unknown_way", ", ".join(ANSWER_WAYS)))
+        parsed["answer_by"] = way
     return SampleSettings(**parsed, seed=_seed(values.get("seed")))
 
 

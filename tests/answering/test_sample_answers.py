@@ -83,11 +83,12 @@ def test_a_written_answer_is_rated(ask, taught):
 def test_an_unrelated_question_is_declined_with_the_nearest_ones(ask, qa):
     output = ask(f"--start={UNRELATED}", NEVER)
     assert output.out == f"{DECLINED}\n"
-    note, nearest, *passages = output.err.splitlines()
+    note, nearest, quote, *passages = output.err.splitlines()
     assert note.startswith("(declined: the nearest answer is 0.")
     questions = nearest.removeprefix("taught questions near it: ").split(" / ")
     assert set(questions) <= {record["question"] for record in read_pairs(qa, "train")}
     assert passages[0].startswith("[1] 《book》")  # of the text behind the model
+    assert quote.removeprefix("the book's nearest sentence: ") in "\n".join(passages)
 
 
 def test_without_a_precision_nothing_is_declined(ask):

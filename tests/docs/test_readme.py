@@ -324,7 +324,7 @@ def test_the_readmes_python_block_runs(pretrained, monkeypatch):
 
 
 def test_the_api_example_runs(tuned, pretrained):
-    """docs/web.md asks a question, then prints a growing continuation state by state.
+    """docs/web.md asks two questions, then prints a growing continuation state by state.
 
     How many states are seen depends on the machine's speed, so they are not counted.
     """
@@ -335,8 +335,8 @@ def test_the_api_example_runs(tuned, pretrained):
     printed = []
     with page_open([str(tuned), str(pretrained)]) as address:
         exec(block.replace("http://127.0.0.1:7860", address), {"print": printed.append})
-    answer, *states = printed
-    assert answer and states and states[-1]
+    answer, record, *states = printed
+    assert answer and record["answered_by"] and states and states[-1]
     assert all(after.startswith(before) for before, after in pairwise(states))
 
 

@@ -72,7 +72,7 @@ def wait_until_answered(page: Page, answer: str) -> None:
 
 
 def answers(page: Page) -> Locator:
-    return page.locator("#conversation [data-testid=bot]")
+    return page.locator("#conversation [data-testid=bot] .reply")
 
 
 def status(page: Page) -> Locator:

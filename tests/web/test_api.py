@@ -23,7 +23,7 @@ from tests.web.serving import TIMEOUT, Server, wait_for
 QUEUE, CLIENTS = 5, 200
 MAX_NEW_TOKENS = 1_000_000  # more than a test waits for
 MAX_SECONDS = 2
-ENDPOINTS = ("ask", "continue", "inside", "judge", "models")
+ENDPOINTS = ("ask", "answer", "continue", "inside", "judge", "models")
 
 # A sitecustomize.py that logs every address that its process connects to or looks up.
 CONNECTION_LOGGER = """
@@ -105,6 +105,43 @@ def test_a_known_question_is_answered_state_by_state(client, known, question):
 def test_a_system_message_counts_as_part_of_the_question(client):
     with pytest.raises(AppError, match="reads"):
         client.predict("谁？", system="长" * 100, api_name="/ask")
+
+
+def test_an_answer_says_how_it_was_found_and_where_the_book_speaks_of_it(client, known, question):
+    answer = client.predict(question, answer_by="auto", api_name="/answer")
+    assert answer["answer"] == known[question] and answer["answered_by"] == "recall"
+    assert answer["probability"] > 0.9 and answer["nearest"] == []
+    assert 1 <= len(answer["sources"]) <= 3
+    assert all(set(source) == {"source", "text"} for source in answer["sources"])
+
+
+@pytest.mark.parametrize("precision", [0, 0.9, 1])
+def test_only_a_declined_question_has_no_answer(client, precision):
+    answer = client.predict(
+        "zebra xylophone 42", answer_by="auto", precision=precision, api_name="/answer"
+    )
+    assert (answer["answer"] is None) == (answer["answered_by"] == "decline")
+    assert 0 <= answer["probability"] <= 1 and len(answer["nearest"]) == 3
+    if not precision:
+        assert answer["answer"]
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"answer_by": "guess"}, "Unknown answer_by. Available: auto, write, recall, read"),
+        ({"answer_by": ["auto"]}, "Unknown answer_by"),
+        ({"answer_by": 3}, "Unknown answer_by"),
+        ({"precision": 2}, "precision must be between 0 and 1"),
+        ({"precision": "0.9"}, "precision must be a number"),
+        ({"question": ""}, "The question is empty"),
+        ({"question": "好" * 200, "answer_by": "read"}, "is too long"),
+    ],
+)
+def test_a_wrong_value_of_an_answer_is_named(client, arguments, message):
+    with pytest.raises(AppError) as caught:
+        client.predict(**{"question": "谁？", **arguments}, api_name="/answer")
+    assert message in str(caught.value) and re.search("[一-鿿]", str(caught.value))
 
 
 def test_a_continuation_repeats_with_its_seed(client, pretrained):
@@ -323,7 +360,8 @@ async def continue_text(http: httpx.AsyncClient, url: str, number: int) -> str:
 
 async def continue_texts(url: str) -> list[str]:
     """The results of many clients at once."""
-    limits = httpx.Limits(max_connections=CLIENTS)
+    # No connection is used twice: the server may close one just then.
+    limits = httpx.Limits(max_connections=CLIENTS, max_keepalive_connections=0)
     async with httpx.AsyncClient(timeout=TIMEOUT * 3, limits=limits) as http:
         return await asyncio.gather(*(continue_text(http, url, n) for n in range(CLIENTS)))
 

@@ -245,7 +245,7 @@ def test_two_models_are_compared_side_by_side(visit, known, question):
 @pytest.mark.parametrize(
     "tab, box, output",
     [
-        ("问", "#question", "#conversation [data-testid=bot]"),
+        ("问", "#question", "#conversation [data-testid=bot] .reply"),
         ("对比", "#prompt", ".written textarea"),
     ],
 )
@@ -323,7 +323,7 @@ def test_a_phone_shows_all_tabs_without_scrolling_sideways(visit, question, sche
 def test_markup_in_an_answer_is_text_in_every_state(visit, markup_model):
     page = visit()
     choose_model(page, "模型", markup_model)
-    page.evaluate(COLLECT_STATES, "#conversation [data-testid=bot]")
+    page.evaluate(COLLECT_STATES, "#conversation [data-testid=bot] .reply")
     ask(page, MARKUP_QUESTION)
     expect(answers(page)).to_have_text(MARKUP)
     assert answers(page).inner_text().strip() == MARKUP

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import threading
 import time
@@ -14,9 +15,14 @@ from types import SimpleNamespace
 import gradio as gr
 import pytest
 
+from shuoshu.answering.answerer import Answer
+from shuoshu.answering.knowledge import Fit
+from shuoshu.answering.passages import Passage
 from shuoshu.core.command_settings import AppSettings
 from shuoshu.core.errors import UserError
+from shuoshu.evaluation.html import escape_html
 from shuoshu.models.purpose import Purpose
+from shuoshu.web.answer_view import chat_messages, reply_html
 from shuoshu.web.ask_tab import (
     EXAMPLES,
     RETRY_TEMPERATURE,
@@ -29,7 +35,7 @@ from shuoshu.web.components import errors_to_gradio
 from shuoshu.web.continue_tab import ContinueTab, Story
 from shuoshu.web.labels import text_html
 from shuoshu.web.model_server import ModelServer, ModelVersion
-from shuoshu.web.service import GeneratedText, PageService, messages
+from shuoshu.web.service import GeneratedText, PageService
 from shuoshu.web.validation import SETTING_NAMES
 
 WAIT_SECONDS = 5
@@ -82,6 +88,11 @@ def values(**given: object) -> list:
     return [given.get(name) for name in SETTING_NAMES]
 
 
+def ask_values(answer_by: str = "write", precision: float = 0.9, **given: object) -> list:
+    """The same of the tab Ask."""
+    return [answer_by, precision, *values(**given)]
+
+
 def final(updates: Iterable[dict]) -> dict:
     """The components after all updates."""
     components = {}
@@ -95,14 +106,15 @@ def final(updates: Iterable[dict]) -> dict:
 
 def test_a_known_question_is_answered_and_the_box_is_cleared(ask_tab, tuned_name, known, reader):
     question, answer = next(iter(known.items()))
-    settings = values(temperature=0)
+    settings = ask_values(temperature=0)
     first, *others = ask_tab.ask(reader, question, [], tuned_name, "", *settings)
     assert first == {ask_tab.question: ""} and len(others) > 2
-    assert others[0][ask_tab.chat] == messages([GeneratedText(tuned_name, question)])
+    assert others[0][ask_tab.chat] == chat_messages([GeneratedText(tuned_name, question)])
     # What the reader types meanwhile stays.
     assert not any(ask_tab.question in update for update in others)
     page = final(others)
-    assert page[ask_tab.chat][-1] == {"role": "assistant", "content": answer}
+    assert [turn.text for turn in page[ask_tab.turns]] == [answer]
+    assert f'<div class="reply">{answer}</div>' in page[ask_tab.chat][-1]["content"]
     assert page[ask_tab.status] == text_html("end")
 
     second = final(ask_tab.ask(reader, question, page[ask_tab.turns], tuned_name, "", *settings))
@@ -110,12 +122,77 @@ def test_a_known_question_is_answered_and_the_box_is_cleared(ask_tab, tuned_name
     assert second[ask_tab.status] == text_html("single_questions")
 
 
+def test_a_sure_answer_has_its_probability_and_passages(ask_tab, tuned_name, known, reader):
+    question, answer = next(iter(known.items()))
+    settings = ask_values("auto", temperature=0)
+    [turn] = final(ask_tab.ask(reader, question, [], tuned_name, "", *settings))[ask_tab.turns]
+    assert turn.text == answer and turn.answer.way == "recall" and len(turn.sources) == 3
+    html = chat_messages([turn])[-1]["content"]
+    assert '<span class="sureness sure">99%</span>' in html
+    assert html.count("<li>") == 3 and "<details" in html
+
+
+def test_a_declined_answer_names_taught_questions_and_is_not_looked_into(
+    ask_tab, tuned_name, reader, monkeypatch
+):
+    monkeypatch.setattr(Fit, "threshold", lambda fit, precision: precision + 0.1)
+    settings = ask_values("auto", precision=1, temperature=0)
+    update = final(ask_tab.ask(reader, "zebra <b> 42", [], tuned_name, "", *settings))
+    [turn] = update[ask_tab.turns]
+    assert turn.answer.way == "decline" and turn.text == "I was not taught this."
+    html = chat_messages([turn])[-1]["content"]
+    assert "sureness sure" not in html and len(turn.answer.nearest) == 3
+    assert all(f"<li>{escape_html(question)}</li>" in html for question in turn.answer.nearest)
+    with pytest.raises(UserError, match="declined"):
+        ask_tab.inspect_last([turn])
+
+
+@pytest.mark.parametrize("way", ["auto", "recall"])
+def test_choosing_among_taught_answers_refuses_a_temperature(ask_tab, tuned_name, reader, way):
+    settings = ask_values(way, temperature=0.8)
+    with pytest.raises(UserError, match="temperature"):
+        final(ask_tab.ask(reader, "谁？", [], tuned_name, "", *settings))
+
+
+def test_by_default_changed_settings_write_without_a_probability(ask_tab, tuned_name, reader):
+    settings = ask_values("", temperature=0.8, seed=1, max_new_tokens=5)
+    [turn] = final(ask_tab.ask(reader, "谁？", [], tuned_name, "", *settings))[ask_tab.turns]
+    assert turn.answer.way == "write" and turn.answer.probability is None
+
+
+def test_an_answer_after_reading_has_no_probability(ask_tab, tuned_name, reader):
+    settings = ask_values("read", temperature=0, max_new_tokens=5)
+    [turn] = final(ask_tab.ask(reader, "谁在渡口？", [], tuned_name, "", *settings))[ask_tab.turns]
+    assert turn.answer.way == "write" and turn.answer.probability is None
+
+
+def test_answers_that_were_made_anew_are_read_anew(service, tuned_name):
+    folder = service.models.folders[tuned_name]
+    cache = service.models._cache
+    before = cache.load_answerer(folder)
+    assert cache.load_answerer(folder) is before
+    os.utime(folder / "answers.json", ns=(1, time.time_ns()))
+    assert cache.load_answerer(folder) is not before
+    assert before.knowledge
+
+
+def test_html_in_a_question_an_answer_or_a_book_is_text():
+    answer = Answer("<b>", "decline", 0.2, ["<i>"])
+    passages = [Passage("<u>", "<s>", 0, 1.0)]
+    turn = GeneratedText("m", "?", text="<b>", answer=answer, sources=passages, quote="<a>")
+    html = reply_html(turn)
+    assert not any(f"<{tag}>" in html for tag in "abius")
+    assert all(f"&lt;{tag}&gt;" in html for tag in "abius")
+
+
 @pytest.mark.parametrize("system", ["你是老船夫。", ""])
 def test_the_system_message_in_its_box_begins_the_prompt(
     ask_tab, service, tuned_name, reader, system
 ):
     tokenizer = service.models.model(tuned_name).tokenizer
-    turn = final(ask_tab.ask(reader, "谁？", [], tuned_name, system, *values()))[ask_tab.turns][-1]
+    turn = final(ask_tab.ask(reader, "谁？", [], tuned_name, system, *ask_values()))[ask_tab.turns][
+        -1
+    ]
     first = [{"role": "system", "content": system}] if system else []
     asked = [*first, {"role": "user", "content": "谁？"}]
     assert turn.prompt_ids == [*tokenizer.render(asked)[0], tokenizer.assistant]
@@ -131,10 +208,10 @@ def test_a_question_that_is_too_long_returns_to_the_box(ask_tab, tuned_name, rea
     turns, question = [GeneratedText(tuned_name, "一？", text="甲")], "好" * 200
     page = {}
     with pytest.raises(UserError, match="too long"):
-        for update in ask_tab.ask(reader, question, turns, tuned_name, "", *values()):
+        for update in ask_tab.ask(reader, question, turns, tuned_name, "", *ask_values()):
             page |= update
     assert page[ask_tab.question] == question and page[ask_tab.turns] == turns
-    assert page[ask_tab.chat] == messages(turns)
+    assert page[ask_tab.chat] == chat_messages(turns)
 
 
 def test_undo_removes_the_last_turn_and_returns_its_question(ask_tab, tuned_name, reader):
@@ -144,7 +221,7 @@ def test_undo_removes_the_last_turn_and_returns_its_question(ask_tab, tuned_name
     ]
     page = ask_tab.undo(reader, turns)
     assert page[ask_tab.question] == "二？" and page[ask_tab.turns] == turns[:1]
-    assert page[ask_tab.chat] == messages(turns[:1])
+    assert page[ask_tab.chat] == chat_messages(turns[:1])
     assert ask_tab.undo(reader, []) == gr.skip()
 
 
@@ -154,9 +231,9 @@ def test_undo_cancels_a_waiting_request_and_changes_nothing_else(
     turns = [GeneratedText(tuned_name, "一？", text="甲")]
     service.note_request(reader)
     assert ask_tab.undo(reader, turns) == gr.skip()
-    assert list(ask_tab.ask(reader, "二？", turns, tuned_name, "", *values())) == []
+    assert list(ask_tab.ask(reader, "二？", turns, tuned_name, "", *ask_values())) == []
     service.note_request(reader)
-    assert list(ask_tab.ask(reader, "二？", turns, tuned_name, "", *values(max_new_tokens=3)))
+    assert list(ask_tab.ask(reader, "二？", turns, tuned_name, "", *ask_values(max_new_tokens=3)))
     assert ask_tab.undo(reader, turns)[ask_tab.question] == "一？"
 
 
@@ -166,7 +243,7 @@ def test_after_a_stop_no_update_arrives(
     ask_tab, service, tuned_name, known, reader, action, is_complete
 ):
     service.note_request(reader)
-    updates = ask_tab.ask(reader, next(iter(known)), [], tuned_name, "", *values(temperature=0))
+    updates = ask_tab.ask(reader, next(iter(known)), [], tuned_name, "", *ask_values(temperature=0))
     turns = [next(updates), next(updates), next(updates)][-1][ask_tab.turns]
     while is_complete and not turns[-1].ids:
         turns = next(updates)[ask_tab.turns]
@@ -186,15 +263,17 @@ def test_after_a_stop_no_update_arrives(
 
 
 def test_retry_has_a_new_seed_and_a_temperature_above_0():
-    given = {"temperature": 0, "top_p": 0.9, "seed": 7}
-    assert retry_values(given) == {"temperature": RETRY_TEMPERATURE, "top_p": 0.9, "seed": None}
-    assert retry_values({"temperature": 1.3, "seed": 7}) == {"temperature": 1.3, "seed": None}
+    given = {"temperature": 0, "top_p": 0.9, "seed": 7, "answer_by": "auto"}
+    written = {"temperature": RETRY_TEMPERATURE, "seed": None, "answer_by": "write"}
+    assert retry_values(given) == given | written
+    assert retry_values(given | {"temperature": 1.3})["temperature"] == 1.3
+    assert retry_values(given | {"answer_by": "read"})["answer_by"] == "read"
 
 
 @pytest.mark.parametrize("temperature", [0, 1.3])
 def test_retry_answers_the_last_question_again(ask_tab, tuned_name, known, reader, temperature):
     turns = [GeneratedText(tuned_name, next(iter(known)), text="甲")]
-    settings = values(temperature=temperature, seed=7, max_new_tokens=300)
+    settings = ask_values(temperature=temperature, seed=7, max_new_tokens=300)
     page = final(ask_tab.retry(reader, turns, tuned_name, "", *settings))
     [turn] = page[ask_tab.turns]
     assert turn.prompt == turns[0].prompt and turn.text and turn.version
@@ -204,15 +283,17 @@ def test_retry_answers_the_last_question_again(ask_tab, tuned_name, known, reade
 
 def test_retry_without_a_question_is_an_error(ask_tab, tuned_name, reader):
     with pytest.raises(UserError, match="The question is empty"):
-        final(ask_tab.retry(reader, [], tuned_name, "", *values()))
+        final(ask_tab.retry(reader, [], tuned_name, "", *ask_values()))
 
 
 def test_an_example_is_answered_and_the_box_is_unchanged(ask_tab, tuned_name, known, reader):
     question, answer = next(iter(known.items()))
     event = SimpleNamespace(value={"text": question})
     assert ask_tab.choose_example(reader, event) == question
-    page = final(ask_tab.ask_example(reader, question, [], tuned_name, "", *values(temperature=0)))
-    assert [message["content"] for message in page[ask_tab.chat]] == [question, answer]
+    page = final(
+        ask_tab.ask_example(reader, question, [], tuned_name, "", *ask_values(temperature=0))
+    )
+    assert [(turn.prompt, turn.text) for turn in page[ask_tab.turns]] == [(question, answer)]
     assert ask_tab.question not in page
 
 
@@ -239,7 +320,7 @@ def test_a_chosen_message_is_looked_into(ask_tab, tuned_name):
 
 def test_a_model_that_answers_no_questions_is_refused(ask_tab, base_name, reader):
     with pytest.raises(UserError, match="answers no questions"):
-        final(ask_tab.ask(reader, "谁？", [], base_name, "", *values()))
+        final(ask_tab.ask(reader, "谁？", [], base_name, "", *ask_values()))
 
 
 # ---------------------------------------------------------------- Continue
