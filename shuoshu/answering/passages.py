@@ -38,7 +38,7 @@ PASSAGE_WIDTH = 250
 MARGINS = (0, 250, 600)  # on both sides, within the chapter
 K1 = 1.2  # BM25's saturation; its b is 0, because passages are equally long
 PAIR_WEIGHT = 0.7  # of two units in a row; both count by themselves, too
-MAX_CHARACTERS = 5_000_000  # of the text behind a model: two indexes take 230 bytes for each
+MAX_BOOK_CHARACTERS = 5_000_000  # of the text behind a model: two indexes take 230 bytes for each
 MAX_TERMS = 200  # of a question and its answer: the rarest ones
 
 
@@ -69,11 +69,11 @@ class PassageIndex:
     def find(cls, out_dir: Path) -> PassageIndex | None:
         """The index of the text behind a model, with its validation part.
 
-        None if the text is missing, has changed since, or is longer than MAX_CHARACTERS.
+        None if the text is missing, has changed since, or is longer than MAX_BOOK_CHARACTERS.
         """
         with suppress(UserError, OSError):  # the text can't be read any more
             folder = find_text_folder(out_dir)
-            if folder and _characters(folder) <= MAX_CHARACTERS:
+            if folder and _characters(folder) <= MAX_BOOK_CHARACTERS:
                 return cls(folder_sections(folder))
         return None
 

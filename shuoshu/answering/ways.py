@@ -6,7 +6,7 @@ from pathlib import Path
 
 from shuoshu.answering.answerer import Answerer
 from shuoshu.answering.knowledge import ANSWERS
-from shuoshu.answering.passages import MAX_CHARACTERS, PassageIndex
+from shuoshu.answering.passages import MAX_BOOK_CHARACTERS, PassageIndex
 from shuoshu.core.command_settings import TRAINED, SampleSettings
 from shuoshu.core.errors import UserError
 from shuoshu.generation.chat_model import ChatModel
@@ -75,7 +75,7 @@ def open_answerer(
         flag = "--answer_by=read" if way == "read" else "--sources"
         raise UserError(
             f"{flag}: the text behind {out_dir} is not there, or is longer than"
-            f" {MAX_CHARACTERS:,} characters: name one by --book=FILE"
+            f" {MAX_BOOK_CHARACTERS:,} characters: name one by --book=FILE"
         )
     return way or answerer.default_way, answerer
 
