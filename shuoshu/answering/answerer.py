@@ -152,24 +152,27 @@ class Answerer:
     def rate(
         self, completion: Completion | None, prompt: Sequence[int], recalled: Answer
     ) -> Answer | None:
-        """A written answer with its probability."""
+        """A written answer with its probability.
+
+        One that repeats a taught answer has that of the recalled one if they are the same, else 0:
+        the others were found less probable.
+        """
         if completion is None:
             return None
-        if completion.text == recalled.text:
-            probability = recalled.probability
-        else:
+        copied = self.knowledge.taught.copied(completion.text)
+        if copied is None:
             probability = written_probability(self.generator, completion, prompt, self.knowledge)
+        else:
+            is_same = self.knowledge.taught.answers[copied] == recalled.text
+            probability = recalled.probability if is_same else 0.0
         return Answer(completion.text, "write", probability, recalled.nearest, completion)
 
 
 def written_probability(
     generator: TextGenerator, completion: Completion, prompt: Sequence[int], knowledge: Knowledge
 ) -> float:
-    """How probably a written answer that differs from the recalled one is right.
-
-    0 if it is empty, or another taught answer, which was found less probable.
-    """
-    if not completion.text.strip() or completion.text in knowledge.taught.answers:
+    """How probably a written answer that repeats no taught one is right; 0 if it is empty."""
+    if not completion.text.strip():
         return 0.0
     mean = mean_log_probability(generator, prompt, completion.ids)
     return float(accepted(write_signals(np.array([mean])), knowledge.fit.weights.write)[0])

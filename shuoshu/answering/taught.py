@@ -9,11 +9,14 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+from rapidfuzz import process
+from rapidfuzz.distance import LCSseq
 
 from shuoshu.core.errors import UserError
 from shuoshu.core.files import error_reason, read_text
 from shuoshu.text.encodings import MAX_FILE_BYTES
 
+COPIED = 0.85  # of the longer text's characters, in the same order: one repeats the other
 TAUGHT_FOLDS = 5  # each training question is compared with those outside its fold
 
 
@@ -44,6 +47,13 @@ class Taught:
     def exact(self, question: str) -> int | None:
         """The answer of the very question, if it was taught."""
         return self.by_question.get(squeezed(question))
+
+    def copied(self, text: str) -> int | None:
+        """The taught answer that a text repeats, nearly to the letter."""
+        found = process.extractOne(
+            text, self.answers, scorer=LCSseq.normalized_similarity, score_cutoff=COPIED
+        )
+        return found and found[2]
 
     def folds(self) -> np.ndarray:
         """The fold of each question; those of one answer are in different folds in turn."""

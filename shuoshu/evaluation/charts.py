@@ -6,8 +6,9 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+from shuoshu.core.parts import evenly
 from shuoshu.evaluation.html import finite_number
-from shuoshu.evaluation.measure_names import Bilingual
+from shuoshu.evaluation.measure_names import RIGHT, Bilingual, split_label
 
 MAX_POINTS = 400  # of a curve, roughly
 TICK_STEPS = 4  # on an axis, roughly
@@ -65,6 +66,37 @@ def run_charts(records: list[dict]) -> list[Chart]:
     titles = ("损失", "Loss"), ("验证集回答", "Validation answers")
     charts = [chart(title, curves) for title, curves in zip(titles, (losses, scores), strict=True)]
     return [drawn for drawn in charts if drawn]
+
+
+def sureness_charts(answers: list[dict]) -> list[Chart]:
+    """How many answers are right among the surest ones, by split; empty without probabilities."""
+    styles = {"test": "a", "val": "b", "untaught": "c", "train": "thin"}
+    curves = [
+        Curve(style, split_label(split), sureness_points(answers, split))
+        for split, style in styles.items()
+    ]
+    title = (
+        "横：作答的比例，最有把握的先答；纵：其中答对的比例",
+        "Share right (up) among the surest answers (across: share answered)",
+    )
+    drawn = chart(title, curves)
+    return [drawn] if drawn else []
+
+
+def sureness_points(answers: list[dict], split: str) -> list[Point]:
+    """(share answered, share right among these). Equally sure answers are given together."""
+    pairs = [
+        (finite_number(answer.get("probability")), finite_number(answer.get("auto_rouge_l")))
+        for answer in answers
+        if answer.get("split") == split
+    ]
+    pairs = sorted(((p, s >= RIGHT) for p, s in pairs if None not in (p, s)), reverse=True)
+    curve, right = [], 0
+    for number, (probability, is_right) in enumerate(pairs, 1):
+        right += is_right
+        if number == len(pairs) or pairs[number][0] < probability:
+            curve.append((number / len(pairs), right / number))
+    return [curve[n] for n in evenly(len(curve), MAX_POINTS)]
 
 
 def points(records: Iterable[dict], kind: str, name: str) -> list[Point]:

@@ -30,11 +30,11 @@ from shuoshu.answering.lookups import NAMES, AnswerLookups, BookIndex, held_out_
 from shuoshu.answering.recall import Candidates, find_candidates, joint_scores, with_likelihoods
 from shuoshu.answering.taught import Taught
 from shuoshu.core.parts import evenly
+from shuoshu.evaluation.measure_names import RIGHT
 from shuoshu.evaluation.metrics import rouge_l
 from shuoshu.generation.answers import Question, answer
 from shuoshu.generation.sampling import TextGenerator
 
-RIGHT = 0.5  # an answer counts as right from this ROUGE-L on
 MAX_QUESTIONS = 1_000  # training questions that fit the look-ups, evenly spaced
 MAX_FITTED = 300  # questions
 VALIDATION_FOLDS = 5  # of the validation questions
@@ -49,7 +49,8 @@ class Validation:
     answers: tuple[str, ...]  # all taught ones
     candidates: Candidates
     written: list[str]
-    mean_log_p: np.ndarray  # of each written answer that is not a taught one
+    is_new: np.ndarray  # whether each written answer repeats no taught one
+    mean_log_p: np.ndarray  # of each of these
 
     def __getitem__(self, rows: np.ndarray) -> Validation:
         return Validation(
@@ -58,6 +59,7 @@ class Validation:
             self.answers,
             self.candidates[rows],
             [self.written[n] for n in rows],
+            self.is_new[rows],
             self.mean_log_p[rows],
         )
 
@@ -106,9 +108,10 @@ def read_validation(
     candidates = find_candidates(lookups, [q.text for q in asked], weights)
     candidates = with_likelihoods(candidates, answers, generator, [q.ids for q in asked])
     written = [(c.text, c.ids) for c in answer(generator, asked, rows)]
+    is_new = np.array([lookups.taught.copied(text) is None for text, _ in written])
     means = [
-        0.0 if text in index else mean_log_probability(generator, question.ids, ids)
-        for question, (text, ids) in zip(asked, written, strict=True)
+        mean_log_probability(generator, question.ids, ids) if new else 0.0
+        for question, (_, ids), new in zip(asked, written, is_new, strict=True)
     ]
     return Validation(
         [q.reference for q in asked],
@@ -116,6 +119,7 @@ def read_validation(
         answers,
         candidates,
         [text for text, _ in written],
+        is_new,
         np.array(means),
     )
 
@@ -138,10 +142,9 @@ def fit_validation(data: Validation, lookups: tuple[float, ...]) -> AnswerWeight
     recall = fit_accepted(
         np.concatenate(signals), np.concatenate(is_right), RECALL_WEIGHTS, RECALL_DEVIATIONS
     )
-    new = new_texts(data)
     write = fit_accepted(
-        write_signals(data.mean_log_p[new]),
-        written_right(data)[new],
+        write_signals(data.mean_log_p[data.is_new]),
+        written_right(data)[data.is_new],
         WRITE_WEIGHTS,
         WRITE_DEVIATIONS,
     )
@@ -159,12 +162,6 @@ def written_right(data: Validation) -> np.ndarray:
     return np.array([rouge_l(text, reference)[2] >= RIGHT for text, reference in pairs])
 
 
-def new_texts(data: Validation) -> np.ndarray:
-    """Whether each written answer differs from all taught ones."""
-    taught = set(data.answers)
-    return np.array([text not in taught for text in data.written])
-
-
 def auto_answers(data: Validation, weights: AnswerWeights) -> tuple[list[str], np.ndarray]:
     """(the answers that auto would give if it never declined, how probably they are right)."""
     best, probabilities = choose(data.candidates, weights)
@@ -173,7 +170,7 @@ def auto_answers(data: Validation, weights: AnswerWeights) -> tuple[list[str], n
     probability = probabilities[rows, best].copy()
     texts = [data.answers[number] for number in recalled]
     written = accepted(write_signals(data.mean_log_p), weights.write)
-    for row in np.flatnonzero(new_texts(data) & (written > probability)):
+    for row in np.flatnonzero(data.is_new & (written > probability)):
         texts[row], probability[row] = data.written[row], written[row]
     return texts, probability
 

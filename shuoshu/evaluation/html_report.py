@@ -11,7 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from shuoshu.core.terminal import shorten
-from shuoshu.evaluation.charts import run_charts
+from shuoshu.evaluation.charts import run_charts, sureness_charts
 from shuoshu.evaluation.html import VISIBLE, bilingual, finite_number
 from shuoshu.evaluation.measure_names import Bilingual, split_label
 from shuoshu.evaluation.report_answers import answer_card, sampled_steps, worst_and_random
@@ -79,6 +79,7 @@ def report_html(
         measures=measure_rows(measures),
         comparisons=comparisons(evaluation, measures),
         charts=[(name, run_charts(records)) for name, records in runs],
+        sureness=sureness_charts(answers),
         confusions=confusions(evaluation),
         samples=sampled_steps(runs[0][1]) if runs else [],
         answer_split=split_label(answer_split),

@@ -14,6 +14,7 @@ class Measure(NamedTuple):
     note: Bilingual | None = None
 
 
+RIGHT = 0.5  # an answer counts as right from this ROUGE-L on
 CHARACTER_UNIT = ("字数", "characters")
 PAIRED = ("成对比较的差", "paired difference")
 MEASURES = {  # in the order of the report
@@ -96,6 +97,18 @@ MEASURES = {  # in the order of the report
             "chance that a right answer of test is surer than one to an untaught question",
         ),
     ),
+    "confidence_auroc": Measure(
+        ("分辨对错", "Tells right from wrong"),
+        ".3f",
+        1,
+        ("答对的比答错的更有把握的机会", "chance that a right answer is surer than a wrong one"),
+    ),
+    "mixed_calibration_error": Measure(
+        ("校准误差（与测试集合计）", "Calibration error, with test"),
+        ".3f",
+        -1,
+        ("测试集与未教过的各占一半", "test and untaught questions count half each"),
+    ),
     "untaught_declined": Measure(
         ("拒答率", "Declined"),
         "%",
@@ -176,11 +189,13 @@ MEASURES = {  # in the order of the report
 }
 REFERENCE_PREFIX, TOGETHER_PREFIX = "reference_", "together_"  # of what is no rival
 AUTO_PREFIX = "auto_"  # no rival, either: the same model's answers
+QUOTE_PREFIX = "quote_"  # likewise: what it shows when it declines
 BASELINES = {  # prefix of a measure's name: what was measured instead of the model
     "lookup_answers_": ("查表，问题与答案合并", "lookup, an answer and its questions joined"),
     "lookup_joined_": ("查表，同答案的问题合并", "lookup, an answer's questions joined"),
     "lookup_": ("查表，最近的问题", "lookup, nearest question"),
     AUTO_PREFIX: ("回想或写", "recalled or written"),
+    QUOTE_PREFIX: ("书里最接近的一句", "the nearest sentence of the book"),
     "majority_": ("总选最常见的一类", "always the most frequent class"),
     "linear_": ("最好的线性模型", "the best linear model"),
     TOGETHER_PREFIX: ("与线性模型合用", "together with the linear model"),

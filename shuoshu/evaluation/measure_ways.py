@@ -8,21 +8,23 @@ import numpy as np
 
 from shuoshu.answering.answerer import Answer, Answerer
 from shuoshu.answering.knowledge import is_current
+from shuoshu.answering.quoting import best_sentence
 from shuoshu.core.command_settings import PRECISION, EvalSettings
 from shuoshu.core.errors import UserError
 from shuoshu.core.files import error_reason
 from shuoshu.evaluation import metrics
 from shuoshu.evaluation.baselines import LOOKUPS
 from shuoshu.evaluation.evaluated_model import EvaluatedModel, SplitResult
-from shuoshu.evaluation.fit_answers import RIGHT
 from shuoshu.evaluation.intervals import paired_difference
 from shuoshu.evaluation.label_measures import N_BINS, roc_auc
+from shuoshu.evaluation.measure_names import RIGHT
 from shuoshu.evaluation.measure_set import MeasureSet
 from shuoshu.evaluation.model_knowledge import describe_knowledge, fit_knowledge, trained_questions
 from shuoshu.generation.answers import Question
 from shuoshu.generation.chat_model import ChatModel
 from shuoshu.generation.sampling import Completion
 
+MIN_OF_EACH = 5  # right answers and wrong ones, for the area under their curve
 ANSWERED_SHARE = 0.9  # of the test questions, when the untaught ones that it declines are counted
 
 
@@ -78,6 +80,13 @@ def add_ways(
     measures.add_interval("auto_above_lookups_rouge_l", above)
     probability = np.array([answer.probability for answer in answers])
     is_taught = [answerer.knowledge.taught.exact(q.text) is not None for q in asked]
+    if answerer.passages:
+        quotes = [best_sentence(q.text, answerer.passages.search(q.text)) for q in asked]
+        scores_quoted = [
+            metrics.rouge_l(quote, reference, settings.beta, is_chars)[2]
+            for quote, reference in zip(quotes, references, strict=True)
+        ]
+        measures.add_mean("quote_rouge_l", scores_quoted)
     is_right, is_given = np.array(scores) >= RIGHT, (probability >= threshold) | is_taught
     measures.add_mean("answered_rate", is_given)
     if is_given.any():
@@ -93,6 +102,12 @@ def add_ways(
         probability,
         lambda rows: probability_error(probability[rows], is_right[rows]),
     )
+    if min(is_right.sum(), (~is_right).sum()) >= MIN_OF_EACH:
+        measures.add_aggregate(
+            "confidence_auroc",
+            probability,
+            lambda rows: roc_auc(probability[rows], is_right[rows]),
+        )
     return [
         {
             "auto": answer.text,
@@ -129,11 +144,27 @@ def add_untaught(results: dict[str, SplitResult]) -> None:
     measures.add_aggregate(
         "untaught_auroc", probability, lambda rows: roc_auc(probability[rows], is_taught[rows])
     )
+    is_right = np.concatenate((right, [row["auto_rouge_l"] >= RIGHT for row in rows[1]]))
+    both = np.concatenate((test, untaught))
+    # Each of both splits counts half, as in the trials to which the probability was fitted.
+    share = np.repeat((0.5 / len(test), 0.5 / len(untaught)), (len(test), len(untaught)))
+    measures.add_aggregate(
+        "mixed_calibration_error",
+        both,
+        lambda rows: probability_error(both[rows], is_right[rows], share[rows]),
+    )
     limit = np.quantile(test, 1 - ANSWERED_SHARE, method="lower")
     measures.add_mean("untaught_declined", untaught < limit)
 
 
-def probability_error(probability: np.ndarray, is_right: np.ndarray) -> float:
-    """The expected calibration error of probabilities to be right, in N_BINS bins."""
+def probability_error(
+    probability: np.ndarray, is_right: np.ndarray, share: np.ndarray | None = None
+) -> float:
+    """The expected calibration error of probabilities to be right, in N_BINS bins.
+
+    share: how much each answer counts; None: all the same.
+    """
+    share = np.ones(len(is_right)) if share is None else share
     bins = np.minimum(N_BINS - 1, (probability * N_BINS).astype(int))
-    return float(np.abs(np.bincount(bins, probability - is_right)).sum() / max(1, len(is_right)))
+    gaps = np.bincount(bins, share * (probability - is_right))
+    return float(np.abs(gaps).sum() / max(share.sum(), 1e-9))

@@ -8,7 +8,13 @@ from dataclasses import dataclass, field
 
 from shuoshu.core.parts import evenly
 from shuoshu.evaluation.html import finite_number
-from shuoshu.evaluation.measure_names import MEASURES, STOP_REASONS, Bilingual
+from shuoshu.evaluation.measure_names import (
+    AUTO_PREFIX,
+    BASELINES,
+    MEASURES,
+    STOP_REASONS,
+    Bilingual,
+)
 from shuoshu.evaluation.report_tables import format_value
 
 MAX_ANSWERS = 20  # of the worst ones, and of the random ones
@@ -17,6 +23,11 @@ MAX_PROBABILITIES = 10  # labels
 QUESTION, REFERENCE = ("问题", "Question"), ("参考答案", "Reference")
 PROMPT, CONTINUATION = ("开头", "Prompt"), ("原文", "True continuation")
 MODEL_LABEL = ("模型", "Model")
+ANSWERED_BY = {  # with the probability that the answer is right
+    "recall": ("回想，把握", "recalled, likely right"),
+    "write": ("写出，把握", "written, likely right"),
+    "decline": ("不答，把握", "declined, likely right"),
+}
 
 
 @dataclass
@@ -87,6 +98,8 @@ def answer_card(answer: dict) -> Card:
         (REFERENCE if is_scored else CONTINUATION, unmarked(answer["reference"])),
         (MODEL_LABEL, mark_copies(answer["answer"], answer.get("copied") or [])),
     ]
+    if answer.get("auto", answer["answer"]) != answer["answer"]:
+        texts.append((BASELINES[AUTO_PREFIX], unmarked(answer["auto"])))
     closer_to = answer.get("closer_to")
     if closer_to and closer_to != answer["answer"]:
         texts.append((("更像另一个问题的答案", "Closer to another's"), unmarked(closer_to)))
@@ -110,6 +123,10 @@ def answer_signs(answer: dict) -> list[Bilingual]:
             zh, en = MEASURES[name].label
             value = format_value(answer[name], ".3f")
             signs.append((f"{zh} {value}", f"{en} {value}"))
+    if (probability := finite_number(answer.get("probability"))) is not None:
+        zh, en = ANSWERED_BY.get(answer.get("answered_by"), ("把握", "sure"))
+        value = format_value(probability, "%")
+        signs.append((f"{zh} {value}", f"{en} {value}"))
     if answer.get("exact"):
         signs.append(("✓ 完全一致", "✓ exact"))
     if stop := answer.get("stop"):

@@ -10,6 +10,7 @@ from shuoshu.evaluation.measure_names import (
     AUTO_PREFIX,
     BASELINES,
     MEASURES,
+    QUOTE_PREFIX,
     REFERENCE_PREFIX,
     TOGETHER_PREFIX,
     Bilingual,
@@ -153,7 +154,7 @@ def gap_to_baseline(measures: dict, name: str, form: str) -> Bilingual:
     baselines = [
         (baseline, prefix)
         for prefix in BASELINES
-        if prefix not in (REFERENCE_PREFIX, TOGETHER_PREFIX, AUTO_PREFIX)
+        if prefix not in (REFERENCE_PREFIX, TOGETHER_PREFIX, AUTO_PREFIX, QUOTE_PREFIX)
         and (baseline := finite_number(measures.get(prefix + name, {}).get("value"))) is not None
     ]
     if not baselines or value is None:

@@ -138,6 +138,8 @@ def test_a_written_answer_that_is_another_taught_answer_is_not_believed(answerer
     assert (written.text, written.way, written.probability) == (other, "write", 0)
     [agreed], _ = ask(answerer, [val[0].text], "write", written=recalled.text)
     assert agreed.probability == recalled.probability
+    [nearly], _ = ask(answerer, [val[0].text], "write", written=other[:-1])
+    assert (nearly.text, nearly.probability) == (other[:-1], 0)
     [new], _ = ask(answerer, [val[0].text], "write", written="没有人知道。")
     assert 0 < new.probability < 1
     [empty], _ = ask(answerer, [val[0].text], "write", written="")

@@ -5,7 +5,14 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shuoshu.evaluation.charts import MAX_POINTS, points, run_charts, ticks
+from shuoshu.evaluation.charts import (
+    MAX_POINTS,
+    points,
+    run_charts,
+    sureness_charts,
+    sureness_points,
+    ticks,
+)
 
 
 def test_values_that_are_no_finite_numbers_are_left_out_of_a_curve() -> None:
@@ -46,3 +53,15 @@ def test_an_untrained_model_is_never_the_best_at_labels():
     ]
     losses, scores = run_charts([*records, {"kind": "step", "step": 5, "reading_loss": 6.0}])
     assert losses.curves[-1].best == (20, 0.5) and scores.curves[-1].best == (20, 0.8)
+
+
+def test_the_surest_answers_come_first_and_equally_sure_ones_together() -> None:
+    rows = [
+        {"split": "test", "probability": p, "auto_rouge_l": score}
+        for p, score in ((0.2, 0.0), (0.9, 1.0), (0.5, 0.5), (0.5, 0.1))
+    ]
+    other = [{"split": "val", "probability": 1.0, "auto_rouge_l": 0.0}, {"split": "test"}]
+    assert sureness_points([*rows, *other], "test") == [(0.25, 1.0), (0.75, 2 / 3), (1.0, 0.5)]
+    [drawn] = sureness_charts(rows)
+    assert [curve.label[1] for curve in drawn.curves] == ["test"]
+    assert sureness_charts(other[1:]) == []

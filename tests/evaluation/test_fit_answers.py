@@ -60,6 +60,7 @@ def validation(count: int, taught_share: float = 1.0, seed: int = 0) -> Validati
             answers, similarities, similarities[:, :, 0] - 0.2, draw.normal(-9, 1, (count, 8))
         ),
         written,
+        np.array([text not in ANSWERS_TAUGHT for text in written]),
         np.where(is_right, -0.2, -2.0) + draw.normal(0, 0.3, count),
     )
 
