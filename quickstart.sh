@@ -29,7 +29,7 @@ if ! grep -qs '"kind": "end"' out-sft/log.jsonl; then
 fi
 if [ ! -f out-sft/eval.json ]; then
   say "Measuring its answers: to questions it was taught, to other wordings of them, and to other questions"
-  "$python" eval_metrics.py out-sft --split=all
+  "$python" eval_metrics.py out-sft --split=all --limit=360
 fi
 say "Two questions about the book:"
 "$python" sample.py --out_dir=out-sft --start="苗半帖是个什么样的人？" --start="墙倒的那一夜，阿迟得到了什么？"
